@@ -1,0 +1,37 @@
+"""Server-side sessions for ASGI: safe by default, fast, complete."""
+
+from __future__ import annotations
+
+from asgi_sessions._cookie import CookieConfig
+from asgi_sessions._errors import (
+    ConfigurationError,
+    ResponseStarted,
+    SessionDataError,
+    SessionError,
+    SessionWarning,
+    StoreError,
+)
+from asgi_sessions._middleware import SessionMiddleware
+from asgi_sessions._session import Session
+from asgi_sessions._timeouts import Timeouts
+from asgi_sessions._types import Event
+from asgi_sessions.stores.memory import MemoryStore
+from asgi_sessions.stores.redis import RedisStore
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigurationError",
+    "CookieConfig",
+    "Event",
+    "MemoryStore",
+    "RedisStore",
+    "ResponseStarted",
+    "Session",
+    "SessionDataError",
+    "SessionError",
+    "SessionMiddleware",
+    "SessionWarning",
+    "StoreError",
+    "Timeouts",
+]

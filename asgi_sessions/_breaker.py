@@ -1,0 +1,64 @@
+"""A circuit breaker, so that a dead store is not asked by everyone. Layer 1."""
+
+from __future__ import annotations
+
+import random
+
+FAILURES_TO_OPEN = 5
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 5.0
+
+
+class Breaker:
+    """Closed: everybody may ask. Open: nobody. Half open: one may, and its answer decides.
+
+    Counts failures in a row. Times are seconds of a monotonic clock, given by the caller.
+    """
+
+    __slots__ = ("_failures", "_pause", "_probing_since", "_retry_at")
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._pause = FIRST_PAUSE
+        self._retry_at = 0.0
+        self._probing_since: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._failures >= FAILURES_TO_OPEN
+
+    def allows(self, now: float) -> bool:
+        """Whether to ask the store. A ``True`` while open makes the caller the one that probes."""
+        if self._failures < FAILURES_TO_OPEN:
+            return True
+        if now < self._retry_at:
+            return False
+        # A probe whose caller vanished without reporting must not keep the breaker open for good.
+        if self._probing_since is not None and now - self._probing_since < LONGEST_PAUSE:
+            return False
+        self._probing_since = now
+        return True
+
+    def succeeded(self) -> bool:
+        """Note an answer; whether it closed the breaker."""
+        was_open = self.is_open
+        self._failures = 0
+        self._pause = FIRST_PAUSE
+        self._probing_since = None
+        return was_open
+
+    def failed(self, now: float) -> bool:
+        """Note a failure; whether it opened the breaker."""
+        self._probing_since = None
+        self._failures += 1
+        if self._failures < FAILURES_TO_OPEN:
+            return False
+        if self._failures > FAILURES_TO_OPEN:
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        # Jitter, so that many processes do not probe a recovering server in step.
+        self._retry_at = now + self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
+        return self._failures == FAILURES_TO_OPEN
+
+    def retry_after(self, now: float) -> int:
+        """Whole seconds until asking again is worth it, at least 1; for the Retry-After header."""
+        return max(1, round(self._retry_at - now + 0.5)) if self.is_open else 1

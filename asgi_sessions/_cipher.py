@@ -1,0 +1,125 @@
+"""Secrets: subkeys for every purpose, and records encrypted at rest. Layer 1.
+
+One secret serves several purposes and no two share a subkey: HKDF (RFC 5869) with a label for each. A record is sealed
+with AES-256-GCM under a subkey of its own, derived from the record's key, so that no AES key ever comes near the limit on
+random nonces (2^32 messages, NIST SP 800-38D, section 8.3). There is one path and no fallback: with secrets configured, what does
+not open is not read.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Sequence
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from asgi_sessions._errors import ConfigurationError
+
+MIN_SECRET_BYTES = 32
+SECRET_ID_BYTES = 4
+NONCE_BYTES = 12
+
+_MIN_DISTINCT_BYTES = 3
+"""Fewer than this is a character held down, not a secret."""
+
+# Published as examples, and so known to everybody. Compared without case and punctuation.
+_FAMOUS = (
+    "09d25e094faa6ca2556c818166b7a9563b93f7099f6f0f4caa6cf63b88e8d3e7",  # FastAPI's documentation
+    "thisismyscretkey",  # Superset's first default (CVE-2023-27524), spelled so
+    "thisisasecret1234",  # Superset's deployment template
+    "yourownrandomgeneratedsecretkey",  # Superset's documentation
+    "testnondevsecret",  # Superset's Docker Compose file
+    "djangoinsecure",  # what Django's startproject writes in front
+    "changeme",
+    "changethis",
+    "replaceme",
+)
+_PLAIN_FORM = str.maketrans("013457$@", "oleastsa")  # ch4ng3m3 is changeme
+
+
+class Secrets:
+    """The secrets of a deployment: the first one writes, all of them read, so that changing keys loses nobody."""
+
+    __slots__ = ("_by_id", "_roots", "_sealing")
+
+    def __init__(self, secret_keys: Sequence[str | bytes] = ()) -> None:
+        if isinstance(secret_keys, str | bytes):
+            raise ConfigurationError("secret_keys is a single string: give a list, newest first: secret_keys=[key]")
+        roots: list[bytes] = []
+        for number, secret in enumerate(secret_keys, start=1):
+            raw = _checked(secret, number)
+            # HKDF-Extract (RFC 5869, section 2.2), once per secret; every subkey is one HKDF-Expand block from here.
+            root = hmac.digest(b"asgi-sessions", raw, "sha256")
+            if root in roots:
+                raise ConfigurationError(f"secret_keys: number {number} is there twice")
+            roots.append(root)
+        self._roots = tuple(roots)
+        sealing = [(_expand(root, b"secret id")[:SECRET_ID_BYTES], _expand(root, b"seal records")) for root in roots]
+        self._sealing = sealing[0] if sealing else None
+        self._by_id: dict[bytes, list[bytes]] = {}
+        for secret_id, subkey in sealing:
+            self._by_id.setdefault(secret_id, []).append(subkey)
+
+    def __bool__(self) -> bool:
+        return bool(self._roots)
+
+    def __repr__(self) -> str:
+        return f"<Secrets: {len(self._roots)}>"
+
+    def subkeys(self, label: str) -> tuple[bytes, ...]:
+        """32 bytes for one purpose from each secret, in their order."""
+        return tuple(_expand(root, label.encode("utf-8")) for root in self._roots)
+
+    def seal(self, plain: bytes, *, key: str, associated: bytes) -> bytes:
+        """Encrypt ``plain`` for the record under ``key``: id of the secret, nonce, ciphertext with tag."""
+        if self._sealing is None:
+            raise ConfigurationError("nothing to seal with: no secret_keys")
+        secret_id, subkey = self._sealing
+        nonce = os.urandom(NONCE_BYTES)
+        return secret_id + nonce + _aes(subkey, key).encrypt(nonce, plain, associated)
+
+    def open(self, sealed: bytes, *, key: str, associated: bytes) -> bytes | None:
+        """What was sealed for this very record, or ``None``; which of the many reasons it was, nobody is told."""
+        nonce = sealed[SECRET_ID_BYTES : SECRET_ID_BYTES + NONCE_BYTES]
+        if len(nonce) < NONCE_BYTES:
+            return None
+        for subkey in self._by_id.get(sealed[:SECRET_ID_BYTES], ()):
+            try:
+                return _aes(subkey, key).decrypt(nonce, sealed[SECRET_ID_BYTES + NONCE_BYTES :], associated)
+            except InvalidTag:
+                continue
+        return None
+
+
+def _aes(subkey: bytes, key: str) -> AESGCM:
+    return AESGCM(_expand(subkey, b"record " + key.encode("utf-8")))
+
+
+def _expand(root: bytes, info: bytes) -> bytes:
+    """HKDF-Expand to 32 bytes, which is its first block (RFC 5869, section 2.3)."""
+    return hmac.digest(root, b"asgi-sessions " + info + b"\x01", "sha256")
+
+
+def _checked(secret: object, number: int) -> bytes:
+    advice = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+    if isinstance(secret, str):
+        try:
+            raw = secret.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ConfigurationError(f"secret_keys: number {number} is not valid text; {advice}") from None
+    elif isinstance(secret, bytes):
+        raw = secret
+    else:
+        raise ConfigurationError(f"secret_keys: number {number} is a {type(secret).__name__}; give str or bytes")
+    if len(raw) < MIN_SECRET_BYTES:
+        raise ConfigurationError(
+            f"secret_keys: number {number} has {len(raw)} bytes, at least {MIN_SECRET_BYTES} are needed; {advice}"
+        )
+    folded = raw.decode("latin-1").lower()
+    plain = "".join(c for c in folded if c.isascii() and c.isalnum())
+    dressed_down = "".join(c for c in folded.translate(_PLAIN_FORM) if c.isascii() and c.isalnum())
+    if any(famous in plain or famous in dressed_down for famous in _FAMOUS) or len(set(raw)) < _MIN_DISTINCT_BYTES:
+        raise ConfigurationError(f"secret_keys: number {number} is a well-known placeholder or a repetition; {advice}")
+    return raw

@@ -1,0 +1,204 @@
+"""The session cookie: read every Cookie header, write one Set-Cookie, keep the answer out of shared caches. Layer 1.
+
+All on bytes. A Cookie header is bytes from anywhere; decoding it and calling ``str.strip()`` would also remove U+00A0
+and U+0085, and with that let a subdomain pass off its own cookie as one with a ``__Host-`` prefix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from asgi_sessions._errors import ConfigurationError
+from asgi_sessions._types import Headers
+
+MAX_CANDIDATES = 4
+"""How many cookies of a plain name are tried; every one may cost a question to the store."""
+
+_TOKEN_CHARS = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
+_PATH_CHARS = re.compile(r"/[\x20-\x3a\x3c-\x7e]*")  # RFC 6265, section 4.1.1: no controls, no semicolon
+_DOMAIN_CHARS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.\-]*[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class CookieConfig:
+    """What the session cookie is called and where browsers send it. HttpOnly is always on.
+
+    Contradictions that a browser would punish by silently dropping the cookie are refused here.
+    """
+
+    name: str = "__Host-Http-session"
+    """The ``__Host-Http-`` prefix (draft-ietf-httpbis-rfc6265bis) makes browsers insist on Secure, HttpOnly, ``Path=/``
+    and no Domain, so that neither a script nor a subdomain can write it; older ones still enforce ``__Host-``."""
+    path: str = "/"
+    domain: str | None = None
+    """``None``: this host only. A domain hands the cookie to every subdomain; they must all be trusted."""
+    secure: bool = True
+    """Sent over https only. Does not depend on the scheme that a proxy shows us."""
+    samesite: Literal["lax", "strict", "none"] = "lax"
+    partitioned: bool = False
+    """A jar of its own per top-level site (CHIPS), for apps that live in other sites' frames."""
+
+    _name: bytes = field(init=False, repr=False, compare=False)
+    _attributes: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("name", "path", "samesite"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigurationError(f"CookieConfig({name}={getattr(self, name)!r}): give a str")
+        for name in ("secure", "partitioned"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(f"CookieConfig({name}={getattr(self, name)!r}): give True or False")
+        if not _TOKEN_CHARS.fullmatch(self.name):
+            raise ConfigurationError(
+                f"CookieConfig(name={self.name!r}): use letters, digits and !#$%&'*+-.^_`|~ only (RFC 9110, section 5.6.2)"
+            )
+        if not _PATH_CHARS.fullmatch(self.path):
+            raise ConfigurationError(
+                f"CookieConfig(path={self.path!r}): must begin with '/' and hold neither ';' nor control characters"
+            )
+        if self.domain is not None and not (
+            isinstance(self.domain, str) and _DOMAIN_CHARS.fullmatch(self.domain) and ".." not in self.domain
+        ):
+            raise ConfigurationError(
+                f"CookieConfig(domain={self.domain!r}): give a host name such as 'example.org', no scheme, port or leading dot"
+            )
+        samesite = self.samesite.lower()
+        if samesite not in ("lax", "strict", "none"):
+            raise ConfigurationError(f"CookieConfig(samesite={self.samesite!r}): use 'lax', 'strict' or 'none'")
+        if samesite == "none" and not self.secure:
+            raise ConfigurationError(
+                "CookieConfig(samesite='none', secure=False): browsers drop such a cookie. Use secure=True, or samesite='lax'."
+            )
+        if self.partitioned and not self.secure:
+            raise ConfigurationError(
+                "CookieConfig(partitioned=True, secure=False): browsers drop such a cookie. Use secure=True."
+            )
+        # Browsers compare the prefixes without regard to case (draft-ietf-httpbis-rfc6265bis, section 4.1.3).
+        folded = self.name.lower()
+        if folded.startswith(("__secure-", "__host-", "__http-")) and not self.secure:
+            raise ConfigurationError(
+                f"CookieConfig(name={self.name!r}, secure=False): the prefix demands Secure. Keep secure=True; for plain-http "
+                "development use CookieConfig.insecure_development()."
+            )
+        if folded.startswith("__host-") and (self.domain is not None or self.path != "/"):
+            raise ConfigurationError(
+                f"CookieConfig(name={self.name!r}, path={self.path!r}, domain={self.domain!r}): a __Host- cookie "
+                "has path='/' and no domain. Drop them, or choose a name with the prefix __Secure-."
+            )
+        put = object.__setattr__  # the way a frozen dataclass fills what it derives
+        put(self, "samesite", samesite)
+        put(self, "_name", self.name.encode("ascii"))
+        put(self, "_attributes", self._render_attributes())
+
+    @classmethod
+    def insecure_development(cls, name: str = "asgi-session-dev") -> CookieConfig:
+        """A cookie that also travels over plain http, for development on your own machine and nothing else."""
+        return cls(name=name, secure=False)
+
+    @property
+    def is_host_bound(self) -> bool:
+        """Whether browsers let nobody but this host set the cookie, so that a second one is an attack."""
+        return self.name.startswith("__Host-")
+
+    def read(self, headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+        """The values of all cookies of our name, in their order, as sent; mostly none or one.
+
+        Looks into every Cookie header, since HTTP/2 splits them (RFC 9113, section 8.2.3). Never raises.
+        """
+        values: list[bytes] = []
+        for name, value in headers:
+            if name == b"cookie" and self._name in value:
+                self._scan(value, values)
+        return values
+
+    def _scan(self, header: bytes, values: list[bytes]) -> None:
+        wanted = self._name + b"="
+        at = header.find(wanted)
+        while at >= 0:
+            end = header.find(b";", at)
+            if end < 0:
+                end = len(header)
+            # Ours only if nothing but SP and HTAB stands between it and the semicolon before (or the beginning).
+            before = at - 1
+            while before >= 0 and header[before] in b" \t":
+                before -= 1
+            if before < 0 or header[before] == 0x3B:
+                values.append(header[at + len(wanted) : end].strip(b" \t"))
+            at = header.find(wanted, end if before < 0 or header[before] == 0x3B else at + len(wanted))
+
+    def set(self, token: str, max_age: int | None = None) -> tuple[bytes, bytes]:
+        """The Set-Cookie header that puts ``token`` into the browser, for ``max_age`` seconds or until it is closed."""
+        age = b"" if max_age is None else b"; Max-Age=%d" % max_age
+        return b"set-cookie", self._name + b"=" + token.encode("ascii") + age + self._attributes
+
+    def delete(self) -> tuple[bytes, bytes]:
+        """The Set-Cookie header that removes the cookie: every attribute as when it was set, or browsers keep it.
+
+        Max-Age wins over Expires (RFC 6265, section 5.3); Expires is there for clients that only know that.
+        """
+        gone = b"=; Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT"
+        return b"set-cookie", self._name + gone + self._attributes
+
+    def _render_attributes(self) -> bytes:
+        parts = [f"; Path={self.path}"]
+        if self.domain is not None:
+            parts.append(f"; Domain={self.domain}")
+        if self.secure:
+            parts.append("; Secure")
+        parts.append("; HttpOnly; SameSite=" + self.samesite.capitalize())
+        if self.partitioned:
+            parts.append("; Partitioned")
+        return "".join(parts).encode("ascii")
+
+
+def vary_on_cookie(headers: Headers) -> None:
+    """Say ``Vary: Cookie``, merged into a Vary that is there (RFC 9110, section 12.5.5)."""
+    for i, (name, value) in enumerate(headers):
+        if name.lower() == b"vary":
+            members = [member.strip(b" \t").lower() for member in value.split(b",")]
+            if b"*" in members or b"cookie" in members:
+                return
+            headers[i] = (name, value + b", Cookie" if value.strip(b" \t") else b"Cookie")
+            return
+    headers.append((b"vary", b"Cookie"))
+
+
+def keep_out_of_shared_caches(headers: Headers) -> None:
+    """Make sure that no shared cache keeps a response with a Set-Cookie (RFC 9111, sections 5.2.2 and 7.3).
+
+    Where the app said nothing: ``no-store``. Where it said something: ``private, no-cache="Set-Cookie"`` joins it, and
+    what would contradict that goes: ``public``, ``s-maxage`` and the headers that address a CDN alone (RFC 9213).
+    """
+    said: list[bytes] = []
+    kept: Headers = []
+    for name, value in headers:
+        folded = name.lower()
+        if folded == b"cache-control":
+            said.extend(_directives(value))
+        elif folded != b"surrogate-control" and not folded.endswith(b"-cache-control"):
+            kept.append((name, value))
+    names = {directive.split(b"=", 1)[0].strip(b" \t").lower() for directive in said}
+    if not names:
+        said = [b"no-store"]
+    elif b"no-store" not in names:
+        said = [d for d in said if d.split(b"=", 1)[0].strip(b" \t").lower() not in (b"public", b"s-maxage")]
+        if b"private" not in (d.lower() for d in said):
+            said.append(b"private")
+        if b"no-cache" not in (d.lower() for d in said):
+            said.append(b'no-cache="Set-Cookie"')
+    kept.append((b"cache-control", b", ".join(said)))
+    headers[:] = kept
+
+
+def _directives(value: bytes) -> Sequence[bytes]:
+    """The comma-separated members of a Cache-Control value; a comma inside quotes does not separate."""
+    parts: list[bytes] = []
+    for piece in value.split(b","):
+        if parts and parts[-1].count(b'"') % 2:
+            parts[-1] += b"," + piece
+        else:
+            parts.append(piece)
+    return [part.strip(b" \t") for part in parts if part.strip(b" \t")]

@@ -1,0 +1,55 @@
+"""The tree of errors. Layer 0."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asgi_sessions._record import Record
+
+
+class SessionError(Exception):
+    """Everything this package raises on purpose is one of these."""
+
+
+class ConfigurationError(SessionError):
+    """The app was put together wrongly; raised while it is being built, with what to do about it."""
+
+
+class SessionDataError(SessionError):
+    """A value in the session cannot be kept faithfully; the message names its key."""
+
+
+class ResponseStarted(SessionError):
+    """A verb came too late: the response, and with it the cookie, was already on its way to the browser."""
+
+
+class StoreError(SessionError):
+    """The store could not do what it was asked; the driver's error, if there was one, is the cause."""
+
+
+class RecordExists(StoreError):
+    """``create`` or ``rename`` found a record where it was to put one."""
+
+
+class RecordGone(StoreError):
+    """``update`` or ``rename`` found no record: the session was ended by someone else meanwhile."""
+
+
+class RecordChanged(StoreError):
+    """``update``, ``rename`` or ``delete`` found another revision than the one it was told to expect.
+
+    ``current`` is the record as it is now, so that the caller can merge and try again without asking twice.
+    """
+
+    def __init__(self, current: Record) -> None:
+        super().__init__("the record was changed by someone else meanwhile")
+        self.current = current
+
+
+class RecordDamaged(StoreError):
+    """There is something under the key, but it is not a record this package can read."""
+
+
+class SessionWarning(UserWarning):
+    """The category of every Python warning of this package."""

@@ -1,0 +1,729 @@
+"""Load and commit: the only file that decides what is written. Layer 4; knows no HTTP.
+
+Everything a request can do to a session is one row of :data:`COMMIT_TABLE`. Everything that can happen meanwhile is one of
+two answers of the store: the record has changed (merge, and look at the table again) or it is gone (the session was ended
+by someone else: write nothing, say nothing to the browser).
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import logging
+import math
+import random
+import time
+import warnings
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
+
+import anyio
+
+from asgi_sessions._breaker import Breaker
+from asgi_sessions._cipher import Secrets
+from asgi_sessions._errors import (
+    RecordChanged,
+    RecordDamaged,
+    RecordExists,
+    RecordGone,
+    SessionDataError,
+    SessionWarning,
+    StoreError,
+)
+from asgi_sessions._record import ALIAS_REV, Body, MessagePackCodec, Record, merge, seal, unseal
+from asgi_sessions._session import Asked, Session
+from asgi_sessions._store import Store
+from asgi_sessions._timeouts import RENEWAL_GRACE, Timeouts
+from asgi_sessions._token import TokenMint, key_of, owner_of, place_of
+from asgi_sessions._types import Clock, Event, EventHook, instant
+
+logger = logging.getLogger("asgi_sessions")
+
+DEADLINE = 0.45
+"""Seconds that a load, or a whole commit, may take: one request does one of each and stays under a second."""
+
+MAX_ATTEMPTS = 24
+"""How often a commit is tried again because someone else was faster; each time somebody did get through."""
+
+MAX_HOPS = 3
+"""How many aliases in a row are followed. Timeouts allow a renewal every 30 s and an alias lives 30 s, so two is the most."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+# ── The commit table ──
+
+
+class Was(enum.Enum):
+    NONE = "none"
+    FOUND = "found"
+
+
+class Data(enum.Enum):
+    EMPTY = "empty"
+    """Nothing there, and nobody logged in."""
+    SOME = "not empty"
+    SAME = "same bytes"
+    CHANGED = "other bytes"
+    EMPTIED = "emptied, anonymous"
+    """Was not empty and now is, and nobody is logged in: no reason to keep a record."""
+
+
+class Step(enum.Enum):
+    NOTHING = "nothing"
+    CREATE = "create, fresh token"
+    TOUCH = "touch: two times only, never the payload"
+    UPDATE = "update if the revision still matches; else merge and retry"
+    RENAME = "rename, only if the old one is still there"
+    RENEW = "rename likewise; an alias stays for the grace"
+    LOG_IN = "create in the user's place, then delete the old"
+    DELETE = "delete"
+    DELETE_UNCHANGED = "delete if the revision still matches; else merge and retry"
+    DELETE_CREATE = "delete, then create"
+
+
+class Cookie(enum.Enum):
+    NOTHING = "nothing"
+    SET = "set"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    was: Was
+    data: tuple[Data, ...]
+    asked: tuple[Asked, ...]
+    store: Step
+    cookie: Cookie
+
+
+_FRESH = (Data.EMPTY, Data.SOME)
+_KNOWN = (Data.SAME, Data.CHANGED)
+_QUIET = (Asked.NOTHING, Asked.TOUCH, Asked.RENEWAL)
+
+COMMIT_TABLE: tuple[Row, ...] = (
+    #   record was  data now               asked                       store                   cookie
+    Row(Was.NONE, (Data.EMPTY,), (*_QUIET, Asked.REGENERATE), Step.NOTHING, Cookie.NOTHING),
+    Row(Was.NONE, (Data.SOME,), (*_QUIET, Asked.REGENERATE), Step.CREATE, Cookie.SET),
+    Row(Was.FOUND, (Data.SAME,), (Asked.NOTHING,), Step.NOTHING, Cookie.NOTHING),
+    Row(Was.FOUND, (Data.SAME,), (Asked.TOUCH,), Step.TOUCH, Cookie.NOTHING),
+    Row(Was.FOUND, (Data.CHANGED,), (Asked.NOTHING, Asked.TOUCH), Step.UPDATE, Cookie.NOTHING),
+    Row(Was.FOUND, (Data.EMPTIED,), (*_QUIET, Asked.REGENERATE), Step.DELETE_UNCHANGED, Cookie.DELETE),
+    Row(Was.FOUND, _KNOWN, (Asked.REGENERATE,), Step.RENAME, Cookie.SET),
+    Row(Was.FOUND, _KNOWN, (Asked.RENEWAL,), Step.RENEW, Cookie.SET),
+    Row(Was.NONE, _FRESH, (Asked.LOG_IN,), Step.LOG_IN, Cookie.SET),
+    Row(Was.FOUND, _FRESH, (Asked.LOG_IN,), Step.LOG_IN, Cookie.SET),
+    Row(Was.FOUND, (Data.EMPTY,), (Asked.DESTROY,), Step.DELETE, Cookie.DELETE),
+    Row(Was.FOUND, (Data.SOME,), (Asked.DESTROY,), Step.DELETE_CREATE, Cookie.SET),
+)
+"""A session found by its alias is *found*: every step then goes to the successor. A row whose record turns out to be gone
+ends with nothing stored and nothing said to the browser; that is logged at info."""
+
+_ROWS = {(row.was, data, asked): row for row in COMMIT_TABLE for data in row.data for asked in row.asked}
+
+
+class Manager:
+    """Keeps sessions in a store, by the rules."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        cookie_name: str = "",
+        timeouts: Timeouts | None = None,
+        secrets: Secrets | None = None,
+        clock: Clock = time.time,
+        on_event: EventHook | None = None,
+    ) -> None:
+        self.store = store
+        self.cookie_name = cookie_name
+        self.timeouts = timeouts if timeouts is not None else Timeouts()
+        self.clock = clock
+        self._secrets = secrets if secrets is not None else Secrets()
+        self._mint = TokenMint(self._secrets.subkeys("token signature"), cookie_name)
+        self._codec = MessagePackCodec()
+        self._namespace = str(getattr(store, "namespace", ""))
+        self._on_event = on_event
+        if hasattr(store, "notice"):
+            store.notice = self.tell
+        self._breaker = _breaker_of(store)
+
+    # ── Load ──
+
+    def begin(self) -> Session:
+        """An empty session, for a request that brought no token. No I/O."""
+        return Session(self, self.clock())
+
+    def recognise(self, values: Iterable[bytes]) -> list[str]:
+        """Which of the cookie values can be tokens of ours: form and signature, before any I/O."""
+        return [token for value in values if (token := self._mint.parse(value)) is not None]
+
+    async def load(self, tokens: Iterable[str]) -> Session:
+        """The session of the first token that has one; else an empty one.
+
+        Raises:
+            StoreError: the store failed, was too slow, or answered another question.
+        """
+        session = self.begin()
+        events: list[Event] = []
+        try:
+            with anyio.move_on_after(DEADLINE) as scope:
+                for token in tokens:
+                    if await self._find(session, key_of(token), events):
+                        break
+            if scope.cancelled_caught:
+                raise self._too_slow()
+        finally:
+            await self._tell(events)
+        return session
+
+    def degraded(self) -> Session:
+        """An empty stand-in for a session that could not be loaded; nothing of it will be written."""
+        session = self.begin()
+        session._degraded = True
+        return session
+
+    async def _find(self, session: Session, key: str, events: list[Event]) -> bool:
+        now = session._now
+        for _ in range(MAX_HOPS + 1):
+            record = await self._load(key, events)
+            if record is None:
+                return False
+            try:
+                body = unseal(record, self._secrets, self._namespace)
+                if body.kind == "alias":
+                    if not self.timeouts.in_grace(renewed_at=body.minted_at, now=now):
+                        await self._ask(self.store.delete, key)
+                        return False
+                    key = _successor(body)
+                    continue
+                data = self._codec.decode(body.payload)
+            except RecordDamaged as damage:
+                events.append(self._event("session.damaged", session_id=record.id, reason=str(damage)))
+                return False
+            reason = self.timeouts.over(
+                created_at=body.created_at,
+                seen_at=record.seen_at,
+                expires_at=record.expires_at,
+                remembered=body.remembered,
+                now=now,
+            )
+            if reason is not None:
+                # At once, so that setting the clock back does not revive it.
+                await self._ask(self.store.delete, key)
+                events.append(self._event("session.ended", session_id=record.id, user_id=body.user_id, reason=reason))
+                return False
+            _take(session, record, body)
+            dict.update(session, data)
+            return True
+        return False
+
+    async def _load(self, key: str, events: list[Event]) -> Record | None:
+        try:
+            record = await self._ask(self.store.load, key)
+        except RecordDamaged:
+            # Once more: a reply that strayed to us is different the second time, a damaged record is not.
+            try:
+                record = await self._ask(self.store.load, key)
+            except RecordDamaged as damage:
+                events.append(self._event("session.damaged", reason=str(damage)))
+                return None
+        if record is None:
+            return None
+        if not isinstance(record, Record) or record.key != key:
+            raise StoreError("the store answered with something other than the record that was asked for")
+        return record
+
+    # ── Commit ──
+
+    async def save(self, session: Session) -> None:
+        """Commit in the middle of a request; what the browser must be told is kept for the response."""
+        await self.commit(session)
+
+    async def commit(self, session: Session, *, failed: bool = False) -> None:
+        """Carry out what was asked of the session and save what changed, by the commit table.
+
+        Is not cancelled half-way. What the browser is to be told stands in ``session._cookie`` afterwards.
+
+        Args:
+            failed: the request crashed or answered 5xx: only ``destroy()`` counts, and that there was activity.
+        Raises:
+            SessionDataError: a value cannot be kept faithfully; nothing was written.
+            StoreError: the store failed, or was too slow; what was written is not known.
+        """
+        if not self._anything_to_do(session):
+            return
+        events: list[Event] = []
+        try:
+            with anyio.move_on_after(DEADLINE, shield=True) as scope:
+                await self._commit(session, events, failed=failed)
+            if scope.cancelled_caught:
+                raise self._too_slow()
+        finally:
+            await self._tell(events)
+
+    def _anything_to_do(self, session: Session) -> bool:
+        if session._record is None:
+            return session._leaving is not None or dict.__len__(session) > 0 or session._user_id is not None
+        return session._accessed or session._touch_due() or self._renewal_due(session)
+
+    async def _commit(self, session: Session, events: list[Event], *, failed: bool) -> None:
+        if session._over:
+            return
+        if session._degraded:
+            self._refuse_degraded(session, events, failed=failed)
+            return
+        for attempt in range(MAX_ATTEMPTS):
+            if attempt > 1:
+                # Several writers at once: spread them out, or they meet again.
+                await anyio.sleep(random.uniform(0, 0.001 * attempt))  # noqa: S311 - spreads load, guards nothing
+            try:
+                row, payload = self._decide(session, failed=failed)
+            except SessionDataError:
+                # What was written after destroy() cannot be kept. That must not undo the destroy().
+                if session._asked is Asked.DESTROY:
+                    await self._commit(session, events, failed=True)
+                raise
+            if row.store is Step.CREATE and session._started:
+                self._warn_unsaveable(session, events)
+                return
+            try:
+                token = await self._steps[row.store](self, session, payload, events)
+            except RecordChanged as conflict:
+                try:
+                    await self._absorb(session, conflict.current, events)
+                except RecordGone:
+                    self._lose(session, events)
+                    return
+                continue
+            except RecordGone:
+                self._lose(session, events)
+                return
+            if row.cookie is Cookie.SET and token is not None:
+                session._cookie = (token, self._max_age(session))
+            elif row.cookie is Cookie.DELETE:
+                session._cookie = True
+            return
+        raise StoreError(f"the session was changed by others {MAX_ATTEMPTS} times while it was being saved")
+
+    def _decide(self, session: Session, *, failed: bool) -> tuple[Row, bytes]:
+        """The row of the table for this session now, and its payload where the row writes one."""
+        asked = session._asked
+        payload = b""
+        if failed and asked is not Asked.DESTROY:
+            # The log-in, the regeneration and the data of a failed request do not count. That somebody was here does.
+            found = session._record is not None
+            asked = Asked.TOUCH if found and session._touch_due() else Asked.NOTHING
+            return _ROWS[Was.FOUND if found else Was.NONE, Data.SAME if found else Data.EMPTY, asked], payload
+        if session._record is None:
+            was = Was.FOUND if session._leaving is not None else Was.NONE
+            some = not failed and (dict.__len__(session) > 0 or session._user_id is not None)
+            if some:
+                payload = self._codec.encode(dict.copy(session))
+            return _ROWS[was, Data.SOME if some else Data.EMPTY, asked], payload
+        data, payload = self._compare(session)
+        if asked is Asked.NOTHING:
+            if self._renewal_due(session) and not session._started:
+                asked = Asked.RENEWAL
+            elif session._touch_due():
+                asked = Asked.TOUCH
+        return _ROWS[Was.FOUND, data, asked], payload
+
+    def _compare(self, session: Session) -> tuple[Data, bytes]:
+        if not session._accessed:
+            return Data.SAME, session._loaded
+        if dict.__len__(session) == 0 and session._user_id is None:
+            return Data.EMPTIED, b""
+        plain = dict.copy(session)
+        if self._codec.quick(plain) == session._loaded:
+            return Data.SAME, session._loaded
+        payload = self._codec.encode(plain)
+        return (Data.SAME if payload == session._loaded else Data.CHANGED), payload
+
+    def _renewal_due(self, session: Session) -> bool:
+        return (
+            session._active
+            and session._stored is not None
+            and self.timeouts.renewal_due(minted_at=session._stored.minted_at, now=session._now)
+        )
+
+    # ── The steps: each returns the fresh token, if it made one ──
+
+    async def _nothing(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+        return None
+
+    async def _create(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+        token, record, body = self._next(session, payload, fresh_token=True)
+        await self._ask(self.store.create, record)
+        _take(session, record, body)
+        session._asked = Asked.NOTHING
+        name = "session.created" if body.user_id is None else "session.logged_in"
+        events.append(self._event(name, session_id=record.id, user_id=body.user_id, remembered=body.remembered))
+        return token
+
+    async def _touch(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+        record = _known(session)
+        seen_at = session._now
+        expires_at = self.timeouts.expires_at(
+            created_at=session._created_at, seen_at=seen_at, remembered=session._remembered
+        )
+        # To lose a touch shortens the idle time by a minute; not worth an error page.
+        try:
+            with anyio.move_on_after(DEADLINE / 2) as scope:
+                found = await self._ask(self.store.touch, record.key, seen_at=seen_at, expires_at=expires_at)
+            if scope.cancelled_caught:
+                raise self._too_slow()
+        except StoreError as failure:
+            events.append(self._event("store.failed", session_id=record.id, reason=str(failure), step="touch"))
+            return None
+        if not found:
+            raise RecordGone("the session was ended by someone else meanwhile")
+        session._record = replace(record, seen_at=seen_at, expires_at=expires_at)
+        return None
+
+    async def _update(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+        _, record, body = self._next(session, payload)
+        await self._ask(self.store.update, record, rev=_known(session).rev)
+        _take(session, record, body)
+        return None
+
+    async def _rename(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+        return await self._move(session, payload, events, grace=False)
+
+    async def _renew(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+        return await self._move(session, payload, events, grace=True)
+
+    async def _move(self, session: Session, payload: bytes, events: list[Event], *, grace: bool) -> str:
+        old = _known(session)
+        token, record, body = self._next(session, payload, fresh_token=True)
+        alias = self._alias(old, record.key, body.minted_at) if grace else None
+        await self._ask(self.store.rename, old.key, record, rev=old.rev, alias=alias)
+        confirmed = session._stored is not None and session._stored.authenticated_at != body.authenticated_at
+        _take(session, record, body)
+        session._asked = Asked.NOTHING
+        name = "session.confirmed" if confirmed else "session.renewed" if grace else "session.regenerated"
+        events.append(self._event(name, session_id=record.id, user_id=body.user_id))
+        return token
+
+    async def _log_in(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+        leaving, loaded = session._leaving, session._leaving_payload
+        token = await self._create(session, payload, events)
+        if leaving is not None:
+            # Not over yet: the old token must be dead before anybody hears of the new one.
+            try:
+                gone = await self._end(leaving)
+            except BaseException:
+                # Should the app try again, it starts anew. The record just made stays behind, and nobody has its token.
+                session._record, session._asked = None, Asked.LOG_IN
+                raise
+            if gone is not None and gone.rev != leaving.rev and loaded is not None:
+                await self._bring_along(session, gone, loaded)
+        session._leaving = session._leaving_payload = None
+        return token
+
+    async def _bring_along(self, session: Session, gone: Record, loaded: bytes) -> None:
+        """Another request changed the old session while this one was logging in: its keys come along."""
+        try:
+            theirs = self._codec.decode(unseal(gone, self._secrets, self._namespace).payload)
+        except RecordDamaged:
+            return
+        merged = merge(self._codec.decode(loaded) if loaded else {}, dict.copy(session), theirs, self._codec)
+        payload = self._codec.encode(merged)
+        if payload != session._loaded:
+            _, record, body = self._next(session, payload)
+            await self._ask(self.store.update, record, rev=_known(session).rev)
+            _take(session, record, body)
+            _refill(session, merged)
+
+    async def _delete(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+        leaving = session._leaving
+        if leaving is not None:
+            gone = await self._end(leaving)
+            session._leaving = session._leaving_payload = None
+            session._asked = Asked.NOTHING
+            if gone is None:
+                raise RecordGone("the session was ended by someone else meanwhile")
+            events.append(self._event("session.ended", session_id=leaving.id, reason="destroyed"))
+        return None
+
+    async def _delete_unchanged(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+        record = _known(session)
+        gone = await self._ask(self.store.delete, record.key, rev=record.rev)
+        if gone is None:
+            raise RecordGone("the session was ended by someone else meanwhile")
+        session._asked = Asked.NOTHING
+        session._begin(session._now)
+        events.append(self._event("session.ended", session_id=record.id, reason="emptied"))
+        return None
+
+    async def _delete_create(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+        try:
+            await self._delete(session, payload, events)
+        except RecordGone:
+            pass  # ended twice; what was written afterwards is a session of its own all the same
+        if session._started:
+            session._cookie = False
+            self._warn_unsaveable(session, events)
+            return None
+        return await self._create(session, payload, events)
+
+    _steps: Mapping[Step, Callable[[Manager, Session, bytes, list[Event]], Awaitable[str | None]]] = {
+        Step.NOTHING: _nothing,
+        Step.CREATE: _create,
+        Step.TOUCH: _touch,
+        Step.UPDATE: _update,
+        Step.RENAME: _rename,
+        Step.RENEW: _renew,
+        Step.LOG_IN: _log_in,
+        Step.DELETE: _delete,
+        Step.DELETE_UNCHANGED: _delete_unchanged,
+        Step.DELETE_CREATE: _delete_create,
+    }
+
+    # ── What they are made of ──
+
+    def _next(self, session: Session, payload: bytes, *, fresh_token: bool = False) -> tuple[str, Record, Body]:
+        """The record as it shall be; under a fresh token or where it is."""
+        now = self.clock()
+        old = session._record
+        owner = None if session._user_id is None else owner_of(session._user_id)
+        token = ""
+        if fresh_token:
+            # Renaming keeps the place, so that it is one atomic step in one slot; a log-in moves to the user's.
+            token = self._mint.mint(None if (near := old.key if old is not None else owner) is None else place_of(near))
+            key, minted_at = key_of(token), now
+        else:
+            key = _known(session).key
+            minted_at = session._stored.minted_at if session._stored is not None else now
+        body = Body(
+            kind="session",
+            user_id=session._user_id,
+            created_at=session._created_at,
+            authenticated_at=session._authenticated_at,
+            minted_at=minted_at,
+            remembered=session._remembered,
+            payload=payload,
+        )
+        seen_at = now if session._active or old is None else old.seen_at
+        if old is not None:
+            seen_at = max(seen_at, old.seen_at)
+        id = session._handle()
+        record = Record(
+            key=key,
+            rev=1 if old is None else old.rev + 1,
+            seen_at=seen_at,
+            expires_at=self.timeouts.expires_at(
+                created_at=body.created_at, seen_at=seen_at, remembered=body.remembered
+            ),
+            id=id,
+            owner=owner,
+            body=seal(key, id, owner, body, self._secrets, self._namespace),
+        )
+        return token, record, body
+
+    def _alias(self, old: Record, successor: str, now: float) -> Record:
+        body = Body("alias", None, now, None, now, False, successor.encode("ascii"))
+        sealed = seal(old.key, old.id, None, body, self._secrets, self._namespace)
+        return Record(old.key, ALIAS_REV, now, now + RENEWAL_GRACE, old.id, None, sealed)
+
+    async def _end(self, record: Record) -> Record | None:
+        """Delete a session's record wherever it is now: where it was, where its alias leads, where the index says.
+
+        Somebody may renew or regenerate the token while this request logs out. The log-out still means this session.
+        """
+        key = record.key
+        for _ in range(MAX_HOPS + 1):
+            gone = await self._ask(self.store.delete, key)
+            if isinstance(gone, Record) and gone.rev == ALIAS_REV:
+                try:
+                    key = _successor(unseal(gone, self._secrets, self._namespace))
+                except RecordDamaged:
+                    break
+            elif gone is not None:
+                return gone
+            elif record.owner is not None:
+                moved_to = (await self._ask(self.store.index, record.owner)).get(record.id)
+                if moved_to is None or moved_to == key:
+                    break
+                key = moved_to
+            else:
+                break
+        return None
+
+    async def _absorb(self, session: Session, current: Record, events: list[Event]) -> None:
+        """Someone else was faster: what they wrote is the ground now, and what this request changed comes on top."""
+        known = _known(session)
+        for _ in range(MAX_HOPS + 1):
+            try:
+                body = unseal(current, self._secrets, self._namespace)
+                if body.kind == "alias":
+                    moved = await self._load(_successor(body), events)
+                    if moved is None:
+                        raise RecordGone("the session was ended by someone else meanwhile")
+                    current = moved
+                    continue
+                theirs = self._codec.decode(body.payload)
+            except RecordDamaged as damage:
+                events.append(self._event("session.damaged", session_id=known.id, reason=str(damage)))
+                raise RecordGone("the session's record was damaged meanwhile") from damage
+            break
+        else:
+            raise RecordGone("the session was renewed too often meanwhile")
+        if current.id != known.id:
+            raise StoreError("the store answered with something other than the record that was asked for")
+        if session._accessed:
+            loaded = self._codec.decode(session._loaded) if session._loaded else {}
+            theirs = merge(loaded, dict.copy(session), theirs, self._codec)
+        _refill(session, theirs)
+        confirmed_here = session._stored is not None and session._stored.authenticated_at != session._authenticated_at
+        authenticated_at = session._authenticated_at
+        _take(session, current, body)
+        if confirmed_here:
+            session._authenticated_at = authenticated_at
+
+    def _lose(self, session: Session, events: list[Event]) -> None:
+        """The session was ended while this request was under way. That is nobody's fault: a normal response, no cookie."""
+        session._over = True
+        session._asked = Asked.NOTHING
+        session._cookie = False
+        events.append(self._event("session.lost", session_id=session._id or None, user_id=session._user_id))
+
+    def _refuse_degraded(self, session: Session, events: list[Event], *, failed: bool) -> None:
+        if failed or (session._user_id is None and dict.__len__(session) == 0):
+            return
+        if session._user_id is not None:
+            raise StoreError("nobody can log in while the store cannot be asked")
+        self._warn_unsaveable(session, events)
+
+    def _warn_unsaveable(self, session: Session, events: list[Event]) -> None:
+        why = "the store could not be asked" if session._degraded else "its cookie can no longer reach the browser"
+        events.append(self._event("session.not_saved", session_id=session._handle(), reason=why))
+        session._over = True
+        warnings.warn(
+            f"a new session was written to and cannot be saved: {why}. Write to it before the response starts.",
+            SessionWarning,
+            stacklevel=2,
+        )
+
+    def _max_age(self, session: Session) -> int | None:
+        """Seconds the cookie shall live: only a remembered one outlives the browser (OWASP: prefer non-persistent ones)."""
+        if not session._remembered:
+            return None
+        ends_at = self.timeouts.ends_at(created_at=session._created_at, remembered=True)
+        return max(1, math.ceil(ends_at - self.clock()))
+
+    # ── Asking the store ──
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which asking again is worth it."""
+        return self._breaker.retry_after(time.monotonic())
+
+    async def _ask(self, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """One question to the store. Whatever goes wrong with it becomes one clear StoreError."""
+        if not self._breaker.allows(time.monotonic()):
+            raise StoreError("the store failed several times in a row and is left alone for a moment")
+        try:
+            answer = await method(*args, **kwargs)
+        except (RecordExists, RecordGone, RecordChanged, RecordDamaged):
+            self._breaker.succeeded()
+            raise
+        except StoreError as failure:
+            self._note_failure(failure)
+            raise
+        except SessionDataError:
+            raise
+        except Exception as error:
+            wrapped = StoreError(f"the store failed: {type(error).__name__}")
+            self._note_failure(wrapped)
+            raise wrapped from error
+        if self._breaker.succeeded():
+            logger.warning("store.recovered")
+        return answer
+
+    def _too_slow(self) -> StoreError:
+        failure = StoreError(f"the store did not answer within {DEADLINE:.2f} s")
+        self._note_failure(failure)
+        return failure
+
+    def _note_failure(self, failure: StoreError) -> None:
+        if self._breaker.failed(time.monotonic()):
+            logger.error("store.failing: it is left alone for a moment (%s)", failure)
+
+    # ── Events ──
+
+    def _event(
+        self, name: str, *, session_id: str | None = None, user_id: str | None = None, **details: object
+    ) -> Event:
+        return Event(name, instant(self.clock()), session_id, user_id, details)
+
+    async def tell(self, name: str, *, session: Session | None = None, **details: object) -> None:
+        """Log an event and hand it to the app's hook."""
+        id = None if session is None else session._id or None
+        await self._tell([Event(name, instant(self.clock()), id, None, details)])
+
+    async def _tell(self, events: list[Event]) -> None:
+        for event in events:
+            # Ids only: a user's id may be an address, and details are for the hook.
+            logger.log(_LEVELS.get(event.name, logging.INFO), "%s session=%s", event.name, event.session_id)
+            if self._on_event is None:
+                continue
+            try:
+                result = self._on_event(event)
+                if inspect.isawaitable(result):
+                    await result
+            except Exception:
+                logger.exception("the on_event hook failed on %s", event.name)
+
+
+_LEVELS = {
+    "session.created": logging.DEBUG,
+    "session.damaged": logging.WARNING,
+    "session.not_saved": logging.WARNING,
+    "cookie.duplicated": logging.WARNING,
+    "store.failed": logging.ERROR,
+}
+
+
+def _take(session: Session, record: Record, body: Body) -> None:
+    """Make a stored record the ground on which the session stands."""
+    session._record = record
+    session._stored = body
+    session._loaded = body.payload
+    session._id = record.id
+    session._user_id = body.user_id
+    session._created_at = body.created_at
+    session._authenticated_at = body.authenticated_at
+    session._remembered = body.remembered
+
+
+def _refill(session: Session, data: Mapping[str, Any]) -> None:
+    dict.clear(session)
+    dict.update(session, data)
+
+
+def _known(session: Session) -> Record:
+    if session._record is None:
+        raise StoreError("a step that needs a record was asked for a session without one")
+    return session._record
+
+
+def _successor(alias: Body) -> str:
+    try:
+        return alias.payload.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise RecordDamaged("an alias does not hold a key") from error
+
+
+_breakers: WeakKeyDictionary[Store, Breaker] = WeakKeyDictionary()
+
+
+def _breaker_of(store: Store) -> Breaker:
+    """One breaker per store: some frameworks build the middleware once per route."""
+    try:
+        return _breakers.setdefault(store, Breaker())
+    except TypeError:  # a store that cannot be hashed or weakly referenced
+        return Breaker()

@@ -1,0 +1,359 @@
+"""Records: what a store keeps, the bytes inside, and the three-way merge. Layer 1.
+
+Three shells, each knowing only what it must::
+
+    Record    what a store sees: where it lives, its revision, two clocks, whose index it is in, and an opaque body
+    Body      what the manager sees: the user, the times, the payload; sealed when there are secret keys
+    payload   what the app sees: its dict, as bytes of the codec
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from typing import Any, Final, Protocol
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import msgspec
+
+from asgi_sessions._cipher import Secrets
+from asgi_sessions._errors import RecordDamaged, SessionDataError
+from asgi_sessions._token import ID_CHARS, OWNER_CHARS, PLACE_CHARS, owner_of
+
+MAX_PAYLOAD = 1024 * 1024
+"""Bytes. A session is loaded with every request; what is larger than this belongs into a database."""
+
+MAX_DEPTH = 100
+"""How deep lists and dicts may nest, well below where a decoder or a debugger gives up."""
+
+ALIAS_REV: Final = 0
+"""The revision of every alias; records begin at 1. So a store can tell them apart without opening the body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a store keeps under a key, and all it needs to know."""
+
+    key: str
+    """Where it lives: 46 URL-safe characters; the first three are its place."""
+    rev: int
+    """Its revision, from 1, one more with every payload write; 0 for an alias."""
+    seen_at: float
+    """The first clock: last recorded activity, in seconds since the epoch."""
+    expires_at: float
+    """The second clock: when it ends if nothing more is heard. A store may forget it some time later, never earlier."""
+    id: str
+    """The session's public id: 16 URL-safe characters; what the index of a user maps to the key."""
+    owner: str | None
+    """Whose index it belongs to: 22 URL-safe characters, a hash of the user's id; ``None``: nobody's."""
+    body: bytes
+    """Everything else. Opaque: a store keeps it and gives it back, to the byte."""
+
+
+class Body(msgspec.Struct, frozen=True, array_like=True):
+    """The opaque part of a record, for those who may open it.
+
+    Later versions may append fields; this one ignores them, so that servers can be updated one by one.
+    """
+
+    kind: str
+    """``session``, or ``alias``: then the payload is the key of the successor and nothing else counts."""
+    user_id: str | None
+    created_at: float
+    authenticated_at: float | None
+    minted_at: float
+    """When its present token was made; of an alias: when the renewal happened."""
+    remembered: bool
+    payload: bytes
+
+
+_encode_body = msgspec.msgpack.Encoder().encode
+_decode_body = msgspec.msgpack.Decoder(Body).decode
+
+_PLAIN = b"P"
+_SEALED = b"S"
+
+
+def seal(record_key: str, id: str, owner: str | None, body: Body, secrets: Secrets, namespace: str) -> bytes:
+    """The bytes of a body, sealed for this one record if there are secrets."""
+    plain = _encode_body(body)
+    if not secrets:
+        return _PLAIN + plain
+    return _SEALED + secrets.seal(plain, key=record_key, associated=_associated(record_key, id, owner, namespace))
+
+
+def unseal(record: Record, secrets: Secrets, namespace: str) -> Body:
+    """What :func:`seal` put in.
+
+    Raises:
+        RecordDamaged: it does not open, does not decode, or makes no sense. With secrets there is no way around the seal.
+    """
+    marker, content = record.body[:1], record.body[1:]
+    if secrets and marker == _SEALED:
+        associated = _associated(record.key, record.id, record.owner, namespace)
+        opened = secrets.open(content, key=record.key, associated=associated)
+        if opened is None:
+            raise RecordDamaged(
+                "a sealed record does not open: altered, moved, or sealed with a secret that is not in secret_keys"
+            )
+        content = opened
+    elif secrets or marker != _PLAIN:
+        raise RecordDamaged("a record is sealed and there are no secret_keys, or it is not sealed and there are")
+    try:
+        body = _decode_body(content)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise RecordDamaged("a record does not decode") from error
+    if not _makes_sense(record, body):
+        raise RecordDamaged("a record decodes but makes no sense")
+    return body
+
+
+def _associated(key: str, id: str, owner: str | None, namespace: str) -> bytes:
+    """What a sealed body is bound to: format, deployment, key, and the two facts that stand outside of it.
+
+    The fields cannot run into each other: none of them holds NUL, except the namespace, which comes last.
+    """
+    return "\0".join(("asgi-sessions record 1", key, id, owner or "", namespace)).encode("utf-8", "surrogatepass")
+
+
+def _makes_sense(record: Record, body: Body) -> bool:
+    times = (record.seen_at, record.expires_at, body.created_at, body.minted_at, body.authenticated_at or 0.0)
+    if not all(math.isfinite(time) for time in times) or record.rev < 0:
+        return False
+    if body.kind == "alias":
+        return record.rev == ALIAS_REV
+    if body.kind != "session" or record.rev == ALIAS_REV:
+        return False
+    if body.user_id is None:
+        return record.owner is None and body.authenticated_at is None
+    return body.authenticated_at is not None and record.owner == owner_of(body.user_id)
+
+
+# ── The bytes of a whole record, for stores that keep one string per key ──
+
+_HEADER_CHARS = 1 + 13 + 13 + 8 + ID_CHARS + OWNER_CHARS + 16
+_ID_AT = 1 + 13 + 13 + 8
+_OWNER_AT = _ID_AT + ID_CHARS
+_NOBODY = "." * OWNER_CHARS
+_REVS = 10**8  # compared for equality only, so it may wrap around
+
+
+def pack(record: Record) -> bytes:
+    """A record as one string: a header of fixed width, legible in ``redis-cli``, then the body.
+
+    ``1`` (the version), ``seen_at`` and ``expires_at`` in milliseconds (13 digits each), ``rev`` (8 digits), ``id`` (16),
+    ``owner`` (22, dots for nobody), the first 16 characters of the key after its place (so that a reply to another
+    question is noticed), body.
+    """
+    header = (
+        "1",
+        pack_clocks(record.seen_at, record.expires_at),
+        pack_rev(record.rev),
+        record.id,
+        record.owner or _NOBODY,
+        record.key[PLACE_CHARS : PLACE_CHARS + 16],
+    )
+    return "".join(header).encode("ascii") + record.body
+
+
+def pack_rev(rev: int) -> str:
+    return f"{(rev - 1) % (_REVS - 1) + 1 if rev != ALIAS_REV else ALIAS_REV:08d}"
+
+
+def pack_clocks(seen_at: float, expires_at: float) -> str:
+    return f"{_milliseconds(seen_at):013d}{_milliseconds(expires_at):013d}"
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(max(round(seconds * 1000), 0), 10**13 - 1)
+
+
+def unpack(key: str, data: bytes) -> Record:
+    """The record that :func:`pack` made, asked for under ``key``.
+
+    Raises:
+        RecordDamaged: it is nothing of ours, of another version, cut short, or belongs to another key.
+    """
+    header = data[:_HEADER_CHARS]
+    if len(header) < _HEADER_CHARS or header[:1] != b"1":
+        raise RecordDamaged("what lies under the key is not a record of this version")
+    try:
+        text = header.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise RecordDamaged("the header of a record is damaged") from error
+    if text[-16:] != key[PLACE_CHARS : PLACE_CHARS + 16]:
+        raise RecordDamaged("the record under the key belongs to another key")
+    digits = text[1:_ID_AT]
+    if not digits.isdigit():
+        raise RecordDamaged("the header of a record is damaged")
+    owner = text[_OWNER_AT:-16]
+    return Record(
+        key=key,
+        rev=int(digits[26:]),
+        seen_at=int(digits[:13]) / 1000,
+        expires_at=int(digits[13:26]) / 1000,
+        id=text[_ID_AT:_OWNER_AT],
+        owner=None if owner == _NOBODY else owner,
+        body=data[_HEADER_CHARS:],
+    )
+
+
+# ── The payload ──
+
+
+class Codec(Protocol):
+    """Turns the app's dict into bytes and back. What ``decode`` returns must equal what ``encode`` was given."""
+
+    def encode(self, data: dict[str, Any]) -> bytes:
+        """Raises SessionDataError, naming the key, for a value that would not come back as it is."""
+
+    def decode(self, payload: bytes) -> dict[str, Any]:
+        """Raises RecordDamaged for what ``encode`` did not make."""
+
+
+class MessagePackCodec:
+    """The JSON types, ``bytes`` and aware ``datetime`` as MessagePack; anything else is refused.
+
+    An aware ``datetime`` comes back at the same instant with the same offset, and in the same zone where it was a
+    ``ZoneInfo``. Integers have 64 bits.
+    """
+
+    _ZONED = 1  # our one extension type: a datetime that is not UTC, see _pack_zoned
+
+    def __init__(self) -> None:
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=self._ext_hook).decode
+
+    def encode(self, data: dict[str, Any]) -> bytes:
+        for key in data:
+            if type(key) is not str:
+                raise SessionDataError(f"session key {key!r} is a {type(key).__name__}; session keys are str")
+        plain = {key: self._faithful(value, key, 0) for key, value in data.items()}
+        try:
+            payload = self._encode(plain)
+        except (UnicodeEncodeError, OverflowError, ValueError, TypeError, RecursionError) as error:
+            raise SessionDataError(f"session[{self._culprit(plain)!r}] cannot be kept: {error}") from error
+        if len(payload) > MAX_PAYLOAD:
+            sizes = {key: len(self._encode(value)) for key, value in plain.items()}
+            largest = max(sizes, key=sizes.__getitem__)
+            raise SessionDataError(
+                f"the session has {len(payload):,} bytes, the limit is {MAX_PAYLOAD:,}; session[{largest!r}] alone has "
+                f"{sizes[largest]:,}. Keep large things in a database and their ids in the session."
+            )
+        return payload
+
+    def quick(self, data: dict[str, Any]) -> bytes | None:
+        """The same bytes as :meth:`encode` or others, without its checks; ``None`` where it cannot say.
+
+        For finding out whether anything changed: bytes equal to those loaded hold nothing that needs checking.
+        """
+        try:
+            return self._encode(data)
+        except (UnicodeEncodeError, OverflowError, ValueError, TypeError, RecursionError):
+            return None
+
+    def decode(self, payload: bytes) -> dict[str, Any]:
+        try:
+            return self._decode(payload)
+        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+            raise RecordDamaged("the payload of a record does not decode") from error
+
+    def _culprit(self, data: dict[str, Any]) -> str:
+        for key, value in data.items():
+            if self.quick({key: value}) is None:
+                return key
+        return next(iter(data), "")
+
+    def _faithful(self, value: Any, key: str, depth: int) -> Any:
+        """``value`` in a form that msgspec carries to the last bit; mostly ``value`` itself."""
+        kind = type(value)
+        if kind is str or kind is int or kind is bool or kind is float or kind is bytes or value is None:
+            return value
+        if depth >= MAX_DEPTH:
+            raise SessionDataError(f"session[{key!r}] nests deeper than {MAX_DEPTH} levels, or holds itself")
+        if kind is list:
+            return [self._faithful(item, key, depth + 1) for item in value]
+        if kind is dict:
+            for inner in value:
+                if type(inner) is not str:
+                    raise SessionDataError(
+                        f"session[{key!r}] holds a dict with the key {inner!r}, a {type(inner).__name__}; use str keys"
+                    )
+            return {inner: self._faithful(item, key, depth + 1) for inner, item in value.items()}
+        if kind is datetime:
+            return self._faithful_datetime(value, key)
+        raise SessionDataError(
+            f"session[{key!r}] holds a {kind.__module__}.{kind.__qualname__}, which would come back as something else. "
+            "Sessions carry str, int, float, bool, None, list, dict, bytes and aware datetimes: convert it first."
+        )
+
+    def _faithful_datetime(self, value: datetime, key: str) -> Any:
+        if value.tzinfo is UTC:
+            return value
+        try:
+            zoned = _pack_zoned(value)
+        except (OverflowError, ValueError) as error:
+            raise SessionDataError(
+                f"session[{key!r}] holds {value!r}, which cannot be kept ({error}); "
+                "use an aware datetime, for example .astimezone(UTC)"
+            ) from error
+        return msgspec.msgpack.Ext(self._ZONED, zoned)
+
+    def _ext_hook(self, code: int, data: memoryview) -> Any:
+        if code != self._ZONED:
+            raise ValueError("unknown extension type")
+        return _unpack_zoned(bytes(data))
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def _pack_zoned(value: datetime) -> bytes:
+    """Microseconds since the epoch (8 bytes), offset in microseconds (8 bytes), name of the zone if it is a ZoneInfo."""
+    offset = value.utcoffset()
+    if offset is None:
+        raise ValueError("it has no time zone")
+    name = (value.tzinfo.key or "") if isinstance(value.tzinfo, ZoneInfo) else ""
+    numbers = ((value - _EPOCH) // _MICROSECOND, offset // _MICROSECOND)
+    packed = b"".join(number.to_bytes(8, "big", signed=True) for number in numbers) + name.encode("utf-8")
+    if _unpack_zoned(packed).replace(tzinfo=None) != value.replace(tzinfo=None):
+        raise ValueError("there is no such time in its zone")
+    return packed
+
+
+def _unpack_zoned(packed: bytes) -> datetime:
+    since = int.from_bytes(packed[:8], "big", signed=True)
+    offset = int.from_bytes(packed[8:16], "big", signed=True)
+    zone: tzinfo = timezone(timedelta(microseconds=offset))
+    if len(packed) > 16:
+        try:
+            zone = ZoneInfo(packed[16:].decode("utf-8"))
+        except (ZoneInfoNotFoundError, OSError):
+            pass  # this machine does not know the zone: the instant and the offset still hold
+    return (_EPOCH + timedelta(microseconds=since)).astimezone(zone)
+
+
+# ── The merge ──
+
+_MISSING: Any = object()
+
+
+def merge(
+    loaded: Mapping[str, Any], mine: Mapping[str, Any], current: Mapping[str, Any], codec: Codec
+) -> dict[str, Any]:
+    """Three-way merge of top-level keys: what this request changed since ``loaded`` goes on top of ``current``.
+
+    A key that only one side changed keeps that change; where both changed it, mine wins, being the later commit.
+    Values are compared as bytes, since to Python ``1 == True`` and a NaN differs from itself.
+    """
+    merged = dict(current)
+    for key in {**loaded, **mine}:
+        before, after = loaded.get(key, _MISSING), mine.get(key, _MISSING)
+        if after is _MISSING:
+            merged.pop(key, None)
+        elif before is _MISSING or codec.encode({"": before}) != codec.encode({"": after}):
+            merged[key] = after
+    return merged

@@ -1,0 +1,397 @@
+"""Session: a dict that remembers what was asked of it. Layer 3.
+
+It does no I/O. Verbs are marks, carried out at the commit, so one mental model serves async handlers, sync handlers in a
+thread pool, streams and sockets.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from copy import deepcopy
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
+
+from asgi_sessions._errors import ResponseStarted, SessionDataError, SessionError
+from asgi_sessions._record import Body, Record
+from asgi_sessions._timeouts import Timeouts, duration
+from asgi_sessions._token import new_id
+from asgi_sessions._types import Clock, instant
+
+
+class Keeper(Protocol):
+    """What a session needs from the manager that keeps it."""
+
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def timeouts(self) -> Timeouts: ...
+    async def save(self, session: Session) -> None: ...
+
+
+class Asked(enum.Enum):
+    """The strongest thing that was asked of a session in this request."""
+
+    NOTHING = "–"
+    TOUCH = "touch due"
+    RENEWAL = "renewal due"
+    REGENERATE = "regenerate"
+    LOG_IN = "log in"
+    DESTROY = "destroy"
+
+
+class Session(dict[str, Any]):
+    """What ``scope["session"]`` holds: a ``dict`` with a few verbs.
+
+    Put in it what JSON can carry, ``bytes`` and aware ``datetime``s. Everything that is in it when the response starts is saved,
+    nested changes included; nothing else has to be called. Reading is noted, for ``Vary: Cookie``, and writes nothing.
+    """
+
+    __slots__ = (
+        "_accessed",
+        "_active",
+        "_asked",
+        "_authenticated_at",
+        "_cookie",
+        "_created_at",
+        "_degraded",
+        "_id",
+        "_keeper",
+        "_leaving",
+        "_leaving_payload",
+        "_loaded",
+        "_now",
+        "_over",
+        "_record",
+        "_remembered",
+        "_started",
+        "_stored",
+        "_user_id",
+    )
+
+    if TYPE_CHECKING:
+        _accessed: bool  # was the app interested at all?
+        _active: bool  # does this request count as activity?
+        _asked: Asked  # NOTHING, REGENERATE, LOG_IN or DESTROY
+        _authenticated_at: float | None
+        _cookie: (
+            tuple[str, int | None] | bool
+        )  # what the response is to say: (token, max_age), True: delete, False: nothing
+        _created_at: float
+        _degraded: bool
+        _id: str  # empty until somebody asks
+        _keeper: Keeper
+        _leaving: Record | None  # the record that a verb of this request is to end
+        _leaving_payload: bytes | None  # what was loaded from it, if the data moved on to the new session
+        _loaded: bytes  # the payload as it is in the store
+        _now: float  # the clock when the request came
+        _over: bool  # did someone else end it while this request was under way?
+        _record: Record | None  # the record as it is in the store
+        _remembered: bool
+        _started: bool  # can the cookie no longer be sent?
+        _stored: Body | None
+        _user_id: str | None
+
+    def __init__(self, keeper: Keeper, now: float) -> None:
+        """An empty session; the manager fills it. Apps find theirs in the scope and never make one."""
+        self._keeper = keeper
+        self._now = now
+        self._accessed = False
+        self._active = True
+        self._asked = Asked.NOTHING
+        self._cookie = False
+        self._degraded = False
+        self._started = False
+        self._leaving = None
+        self._leaving_payload = None
+        self._begin(now)
+
+    def _begin(self, now: float) -> None:
+        """Become a session of which nothing is stored yet."""
+        self._over = False
+        self._record = None
+        self._stored = None
+        self._loaded = b""
+        self._id = ""
+        self._user_id = None
+        self._created_at = now
+        self._authenticated_at = None
+        self._remembered = False
+
+    # ── Attributes ──
+
+    @property
+    def id(self) -> str:
+        """The public handle of this session: 16 URL-safe characters, safe in logs and URLs, useless for logging in.
+
+        Survives ``regenerate()``; a log-in begins a new session and so a new id.
+        """
+        self._accessed = True
+        return self._handle()
+
+    def _handle(self) -> str:
+        if not self._id:
+            self._id = new_id()
+        return self._id
+
+    @property
+    def user_id(self) -> str | None:
+        """Who is logged in; ``None``: nobody."""
+        self._accessed = True
+        return self._user_id
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this session began with this request and nothing of it is stored yet."""
+        self._accessed = True
+        return self._record is None
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether the store could not be asked and this is an empty stand-in (``on_store_failure="anonymous"``)."""
+        return self._degraded
+
+    @property
+    def created_at(self) -> datetime:
+        """When this session began; aware, UTC. The absolute timeout counts from here."""
+        self._accessed = True
+        return instant(self._created_at)
+
+    @property
+    def authenticated_at(self) -> datetime | None:
+        """When the user last proved who they are; aware, UTC; ``None`` for an anonymous session."""
+        self._accessed = True
+        return None if self._authenticated_at is None else instant(self._authenticated_at)
+
+    @property
+    def expires_at(self) -> datetime:
+        """When this session ends if nothing more is heard from it; aware, UTC."""
+        self._accessed = True
+        timeouts = self._keeper.timeouts
+        seen_at = self._now if self._record is None or self._touch_due() else self._record.seen_at
+        return instant(timeouts.expires_at(created_at=self._created_at, seen_at=seen_at, remembered=self._remembered))
+
+    def _touch_due(self) -> bool:
+        """Whether this request is activity that should be written down."""
+        return (
+            self._active
+            and self._record is not None
+            and self._keeper.timeouts.touch_due(
+                seen_at=self._record.seen_at, remembered=self._remembered, now=self._now
+            )
+        )
+
+    def is_fresh(self, within: timedelta) -> bool:
+        """Whether the user proved who they are less than ``within`` ago; for asking again before something grave (step-up)."""
+        self._accessed = True
+        seconds = duration("is_fresh(within)", within).total_seconds()
+        return self._keeper.timeouts.fresh(
+            authenticated_at=self._authenticated_at, within=seconds, now=self._keeper.clock()
+        )
+
+    # ── Verbs ──
+
+    def log_in(self, user_id: str, *, remember: bool = False) -> None:
+        """Give the session a user: a new session with a new token and new clocks; the token before it is dead at once.
+
+        The data stays, so that a basket survives the log-in; unless somebody else was logged in: then it is dropped now, and
+        what is written after this call belongs to the new user. ``remember=True``: the longer timeouts, and a cookie that
+        survives the browser's restart.
+
+        Raises:
+            SessionDataError: ``user_id`` is not a non-empty ``str`` of valid Unicode.
+            ResponseStarted: the cookie can no longer be sent.
+        """
+        if not isinstance(user_id, str):
+            raise SessionDataError(f"log_in(): a user id is a str, not {type(user_id).__name__}; pass str(user.id)")
+        if not user_id:
+            raise SessionDataError("log_in(): the user id is empty")
+        try:
+            user_id.encode("utf-8")
+        except UnicodeEncodeError:
+            raise SessionDataError("log_in(): the user id is not valid Unicode: it holds a lone surrogate") from None
+        self._verb("log_in()")
+        kept = self._user_id is None or self._user_id == user_id
+        if not kept:
+            dict.clear(self)
+        self._leave(keep_data=kept)
+        if self._asked is not Asked.DESTROY:
+            self._asked = Asked.LOG_IN
+        now = self._keeper.clock()
+        self._begin(now)
+        self._user_id = str(user_id)
+        self._authenticated_at = now
+        self._remembered = bool(remember)
+
+    def regenerate(self) -> None:
+        """A new token for the same session: same id, same data, same clocks. Call it whenever privileges change.
+
+        Raises:
+            ResponseStarted: the cookie can no longer be sent.
+        """
+        self._verb("regenerate()")
+        if self._asked is Asked.NOTHING:
+            self._asked = Asked.REGENERATE
+
+    def confirm(self) -> None:
+        """Note that the user has just proved again who they are: ``authenticated_at`` is now, and the token is new.
+
+        Raises:
+            SessionError: nobody is logged in.
+            ResponseStarted: the cookie can no longer be sent.
+        """
+        if self._user_id is None:
+            raise SessionError("confirm(): nobody is logged in; call log_in(user_id) after checking who it is")
+        self.regenerate()
+        self._authenticated_at = self._keeper.clock()
+
+    def destroy(self) -> None:
+        """End this session. It is gone from the store when the response starts, even if the handler crashes after this.
+
+        The dict is empty afterwards; what is written to it then begins a new anonymous session. Also works after the
+        response has started: then the session ends in the store when the app returns, and only the cookie stays behind.
+        """
+        self._accessed = True
+        dict.clear(self)
+        self._leave(keep_data=False)
+        self._asked = Asked.DESTROY if self._leaving is not None else Asked.NOTHING
+        self._begin(self._keeper.clock())
+
+    async def save(self) -> None:
+        """Save now instead of when the response starts; useful in streams, sockets and background tasks.
+
+        Raises:
+            SessionDataError: a value cannot be kept faithfully.
+            StoreError: the store failed; nothing is known to be saved.
+        """
+        await self._keeper.save(self)
+
+    def mark_accessed(self) -> None:
+        """Note that the session was read. Starlette calls this in ``request.session``; every reading method does it by itself."""
+        self._accessed = True
+
+    def _verb(self, name: str) -> None:
+        if self._started:
+            raise ResponseStarted(
+                f"{name}: the response has already started, so its cookie cannot reach the browser. "
+                "Call it before the first byte is sent or the WebSocket is accepted."
+            )
+        self._accessed = True
+
+    def _leave(self, *, keep_data: bool) -> None:
+        """The record at hand is to end. The first one of a request counts: what comes later in it was never stored."""
+        if self._leaving is None:
+            self._leaving = self._record
+            self._leaving_payload = self._loaded if keep_data else None
+        elif not keep_data:
+            self._leaving_payload = None
+
+    # ── The dict: every way of reading or writing is noted ──
+
+    def __getitem__(self, key: str) -> Any:
+        self._accessed = True
+        return dict.__getitem__(self, key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._accessed = True
+        dict.__setitem__(self, key, value)
+
+    def __delitem__(self, key: str) -> None:
+        self._accessed = True
+        dict.__delitem__(self, key)
+
+    def __contains__(self, key: object) -> bool:
+        self._accessed = True
+        return dict.__contains__(self, key)
+
+    def __len__(self) -> int:
+        self._accessed = True
+        return dict.__len__(self)
+
+    def __iter__(self) -> Iterator[str]:
+        self._accessed = True
+        return dict.__iter__(self)
+
+    def __reversed__(self) -> Iterator[str]:
+        self._accessed = True
+        return dict.__reversed__(self)
+
+    def __eq__(self, other: object) -> bool:
+        self._accessed = True
+        return dict.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        self._accessed = True
+        return dict.__ne__(self, other)
+
+    __hash__ = None
+
+    def __or__(self, other: Any) -> Any:
+        self._accessed = True
+        return dict.copy(self) | other
+
+    def __ror__(self, other: Any) -> Any:
+        self._accessed = True
+        return other | dict.copy(self)
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override]  # ours stays a session
+        self.update(other)
+        return self
+
+    def __repr__(self) -> str:
+        who = "anonymous" if self._user_id is None else "logged in"
+        return f"<Session {self._handle()}: {who}, {dict.__len__(self)} keys>"
+
+    __str__ = __repr__
+
+    def get(self, key: str, default: Any = None, /) -> Any:
+        self._accessed = True
+        return dict.get(self, key, default)
+
+    def keys(self) -> KeysView[str]:  # type: ignore[override]  # dict's own view type cannot be named
+        self._accessed = True
+        return dict.keys(self)
+
+    def values(self) -> ValuesView[Any]:  # type: ignore[override]  # dict's own view type cannot be named
+        self._accessed = True
+        return dict.values(self)
+
+    def items(self) -> ItemsView[str, Any]:  # type: ignore[override]  # dict's own view type cannot be named
+        self._accessed = True
+        return dict.items(self)
+
+    def copy(self) -> dict[str, Any]:
+        """A plain dict with the same items; it is not a session and is not saved."""
+        self._accessed = True
+        return dict.copy(self)
+
+    def clear(self) -> None:
+        """Remove all data. That ends an anonymous session; a logged-in one stays logged in (see :meth:`destroy`)."""
+        self._accessed = True
+        dict.clear(self)
+
+    def pop(self, key: str, /, *default: Any) -> Any:
+        self._accessed = True
+        return dict.pop(self, key, *default)
+
+    def popitem(self) -> tuple[str, Any]:
+        self._accessed = True
+        return dict.popitem(self)
+
+    def setdefault(self, key: str, default: Any = None, /) -> Any:
+        self._accessed = True
+        return dict.setdefault(self, key, default)
+
+    def update(  # type: ignore[override]  # five overloads in typeshed, one method here
+        self, other: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any
+    ) -> None:
+        self._accessed = True
+        dict.update(self, other, **more)
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return deepcopy(self.copy(), memo)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a session cannot be pickled; use dict(session)")

@@ -1,0 +1,112 @@
+"""Tokens: mint them, refuse the rest before any I/O, and turn one into the key its record lives under. Layer 1.
+
+A token is what the browser keeps and nobody else::
+
+    Zk3                   its place: where the record lives (three base64url characters)
+    q0T4…43 characters    256 random bits
+    8yQb…22 characters    only with secret keys: HMAC-SHA-256, cut to 128 bits
+
+OWASP asks for at least 64 bits of entropy in a session identifier, NIST SP 800-63B-4 (section 5.1) for 64 bits; we use
+256 so that nobody has to think about it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from base64 import urlsafe_b64encode
+from collections.abc import Sequence
+from hashlib import sha256
+
+PLACE_CHARS = 3
+"""18 bits: 262,144 places spread well over the 16,384 slots of a Redis Cluster."""
+
+RANDOM_BYTES = 32
+BARE_CHARS = PLACE_CHARS + 43
+"""A token without signature: its place and 32 bytes as unpadded base64url."""
+
+SIGNATURE_BYTES = 16
+"""128 bits: an attacker has one guess per request, so a forgery stays out of reach (RFC 2104, section 5)."""
+SIGNED_CHARS = BARE_CHARS + 22
+
+ID_BYTES = 12
+"""An id is a handle, not a secret: 96 bits are enough that two never meet."""
+ID_CHARS = 16
+
+OWNER_CHARS = 22
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
+def _base64url(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def new_id() -> str:
+    """A fresh public id: 16 base64url characters."""
+    return secrets.token_urlsafe(ID_BYTES)
+
+
+def owner_of(user_id: str) -> str:
+    """The name under which a store keeps the index of one user's sessions: 22 base64url characters.
+
+    A hash, so that any user id will do (braces, colons, NUL, ten kilobytes) and none stands in a key name.
+    """
+    return _base64url(sha256(b"asgi-sessions owner\0" + user_id.encode("utf-8")).digest()[:16])
+
+
+def place_of(name: str) -> str:
+    """The place that a token, a key or an owner names: its first three characters."""
+    return name[:PLACE_CHARS]
+
+
+def key_of(token: str) -> str:
+    """The key of a token's record: its place, then SHA-256 of the token as base64url; 46 characters.
+
+    Knowing a key does not help to log in, so a store, a backup or a slow-query log may hold it.
+    """
+    bare = token[:BARE_CHARS]
+    return bare[:PLACE_CHARS] + _base64url(sha256(bare.encode("ascii")).digest())
+
+
+class TokenMint:
+    """Makes tokens and recognises its own.
+
+    ``keys``: subkeys for signing, the one that signs first; none means that tokens are not signed. ``purpose`` goes into
+    every signature, so that the token of one cookie is worthless under another name.
+    """
+
+    __slots__ = ("_keys", "_purpose", "_size")
+
+    def __init__(self, keys: Sequence[bytes] = (), purpose: str = "") -> None:
+        self._keys = tuple(keys)
+        self._purpose = b"asgi-sessions token\0" + purpose.encode("utf-8") + b"\0"
+        self._size = SIGNED_CHARS if self._keys else BARE_CHARS
+
+    def mint(self, place: str | None = None) -> str:
+        """A fresh token in that place, or anywhere: one user's sessions live together, anonymous ones are spread out."""
+        if place is None:
+            place = place_of(secrets.token_urlsafe(PLACE_CHARS))
+        bare = place + secrets.token_urlsafe(RANDOM_BYTES)
+        if not self._keys:
+            return bare
+        return bare + self._signature(self._keys[0], bare.encode("ascii"))
+
+    def parse(self, raw: bytes) -> str | None:
+        """The token in ``raw``, or ``None`` unless it has our form and, with secret keys, our signature.
+
+        Never raises, whatever the bytes; costs a microsecond and no I/O.
+        """
+        if len(raw) != self._size or raw.translate(None, _ALPHABET):
+            return None
+        if self._keys:
+            bare, presented = raw[:BARE_CHARS], raw[BARE_CHARS:].decode("ascii")
+            # Every key is tried even after a hit: there are two or three, and time then says nothing about which.
+            good = False
+            for key in self._keys:
+                good |= hmac.compare_digest(self._signature(key, bare), presented)
+            if not good:
+                return None
+        return raw.decode("ascii")
+
+    def _signature(self, key: bytes, bare: bytes) -> str:
+        return _base64url(hmac.digest(key, self._purpose + bare, "sha256")[:SIGNATURE_BYTES])

@@ -1,0 +1,231 @@
+"""RedisStore: records in Redis (6.2 or newer) or Valkey (7.2 or newer).
+
+What lies in the server, for operators (``docs/stores.md`` has the ACL and how to read a record)::
+
+    asgi-sessions:{Zk3}:s:q0T4…    string   one record; legible header, then the body
+    asgi-sessions:{Zk3}:u:Xb1q…    hash     the index of one user: session id → the end of the record's key
+
+``{Zk3}`` is the place. All records of one user share it, and with it a slot of a Redis Cluster. Every key carries a TTL, which is
+housekeeping only: when a session ends is judged by the app's clock.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import warnings
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Self
+
+from redis.exceptions import ResponseError
+
+from asgi_sessions._errors import (
+    ConfigurationError,
+    RecordChanged,
+    RecordDamaged,
+    RecordExists,
+    RecordGone,
+    SessionWarning,
+    StoreError,
+)
+from asgi_sessions._record import Record, pack, pack_clocks, pack_rev, unpack
+from asgi_sessions._token import PLACE_CHARS, place_of
+from asgi_sessions.stores.redis._client import Clients, refused
+from asgi_sessions.stores.redis._scripts import CREATE, DELETE, INDEX, RENAME, TOUCH, UPDATE
+
+TTL_MARGIN = 60.0
+"""Seconds for which the server keeps a record beyond its end, so that it is the app's clock that ends it."""
+
+_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,99}")
+
+
+class RedisStore:
+    """Keeps records in Redis or Valkey, through redis-py.
+
+    ``RedisStore.from_url("redis://localhost:6379/0")`` opens its own connections, lazily, in the event loop that uses them, and
+    closes them when the app's lifespan ends. ``RedisStore(client)`` uses a ``redis.asyncio`` client of yours and leaves its
+    care to you.
+    """
+
+    notice: Callable[..., Awaitable[None]] | None = None
+    """Where to report what is no error; the middleware puts its event hook here."""
+
+    def __init__(self, client: Any, *, prefix: str = "asgi-sessions") -> None:
+        execute = getattr(client, "execute_command", None)
+        if isinstance(client, type) or not inspect.iscoroutinefunction(execute):
+            raise ConfigurationError(
+                f"RedisStore({type(client).__name__}): give a client from redis.asyncio, or use RedisStore.from_url('redis://…')"
+            )
+        if client.get_encoder().decode_responses:
+            raise ConfigurationError(
+                "RedisStore(client): the client has decode_responses=True; records are bytes, make one without"
+            )
+        self._set_up(Clients(given=client), prefix)
+
+    @classmethod
+    def from_url(cls, url: str, *, prefix: str = "asgi-sessions", **options: Any) -> Self:
+        """A store with its own connections.
+
+        Args:
+            url: ``redis://[[user]:password@]host[:port][/db]``, ``rediss://…`` (TLS) or ``unix://path``.
+            prefix: what every key begins with; letters, digits and ``_.:/-``. One prefix per app.
+            options: passed to redis-py's connections, for example ``ssl_ca_certs=…`` or ``max_connections=…``.
+        """
+        if not isinstance(url, str):
+            raise ConfigurationError(
+                f"RedisStore.from_url({type(url).__name__}): give a str such as 'redis://localhost:6379/0'"
+            )
+        store = cls.__new__(cls)
+        store._set_up(Clients(url=url, options=options), prefix)
+        return store
+
+    def _set_up(self, clients: Clients, prefix: str) -> None:
+        if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
+            raise ConfigurationError(
+                f"RedisStore(prefix={prefix!r}): use letters, digits and _.:/- only; braces would break Redis Cluster"
+            )
+        self._clients = clients
+        self._prefix = prefix
+        self._policy_known = False
+
+    @property
+    def namespace(self) -> str:
+        return self._prefix
+
+    def __repr__(self) -> str:
+        return f"<RedisStore {self._prefix}>"
+
+    async def load(self, key: str) -> Record | None:
+        if not self._policy_known:
+            await self._look_at_policy()
+        try:
+            data = await self._clients.call("GET", self._name(key))
+        except ResponseError as error:
+            if str(error).startswith("WRONGTYPE"):
+                raise RecordDamaged("what lies under the key is not a string") from error
+            raise refused(error) from error
+        if data is None:
+            return None
+        return unpack(key, _bytes(data))
+
+    async def create(self, record: Record) -> None:
+        if not self._policy_known:
+            await self._look_at_policy()
+        key = record.key
+        done = await self._clients.run(
+            CREATE,
+            [self._name(key)],
+            pack(record),
+            _ttl(record.seen_at, record.expires_at),
+            self._stem(key),
+            _suffix(key),
+        )
+        if done == 0:
+            raise RecordExists("there is a record under this key already")
+
+    async def update(self, record: Record, *, rev: int) -> None:
+        key = record.key
+        ttl = _ttl(record.seen_at, record.expires_at)
+        answer = await self._clients.run(UPDATE, [self._name(key)], pack(record), ttl, self._stem(key), pack_rev(rev))
+        _raise_unless_done(answer, key)
+
+    async def touch(self, key: str, *, seen_at: float, expires_at: float) -> bool:
+        clocks, ttl = pack_clocks(seen_at, expires_at), _ttl(seen_at, expires_at)
+        return bool(await self._clients.run(TOUCH, [self._name(key)], clocks, ttl, self._stem(key)))
+
+    async def rename(self, key: str, record: Record, *, rev: int, alias: Record | None = None) -> None:
+        answer = await self._clients.run(
+            RENAME,
+            [self._name(key), self._name(record.key)],
+            pack(record),
+            _ttl(record.seen_at, record.expires_at),
+            self._stem(key),
+            pack_rev(rev),
+            _suffix(record.key),
+            b"" if alias is None else pack(alias),
+            0 if alias is None else _ttl(alias.seen_at, alias.expires_at),
+        )
+        if answer == -1:
+            raise RecordExists("there is a record under the new key already")
+        _raise_unless_done(answer, key)
+
+    async def delete(self, key: str, *, rev: int | None = None) -> Record | None:
+        expected = "" if rev is None else pack_rev(rev)
+        answer = await self._clients.run(DELETE, [self._name(key)], expected, self._stem(key), _suffix(key))
+        if isinstance(answer, list):
+            raise RecordChanged(unpack(key, _bytes(answer[0])))
+        try:
+            return None if answer is None else unpack(key, _bytes(answer))
+        except RecordDamaged:
+            return None
+
+    async def index(self, owner: str) -> Mapping[str, str]:
+        place = place_of(owner)
+        flat = await self._clients.run(INDEX, [f"{self._stem(owner)}u:{owner}"], self._stem(owner))
+        texts = [_bytes(item).decode("ascii") for item in flat]
+        return {id: place + suffix for id, suffix in zip(texts[::2], texts[1::2], strict=True)}
+
+    async def aclose(self) -> None:
+        await self._clients.aclose()
+
+    def _stem(self, key: str) -> str:
+        return f"{self._prefix}:{{{key[:PLACE_CHARS]}}}:"
+
+    def _name(self, key: str) -> str:
+        return f"{self._prefix}:{{{key[:PLACE_CHARS]}}}:s:{key[PLACE_CHARS:]}"
+
+    async def _look_at_policy(self) -> None:
+        """Say so, once, if the server would throw sessions away when memory runs short."""
+        self._policy_known = True
+        try:
+            answer = await self._clients.call("INFO", "memory")
+        except ResponseError:
+            return  # an ACL without INFO; nothing can be said
+        except StoreError:
+            self._policy_known = False
+            return
+        policy = _policy_in(answer)
+        if policy in (None, "noeviction"):
+            return
+        if self.notice is not None:
+            await self.notice("store.evicts", policy=policy)
+        warnings.warn(
+            f"Redis has maxmemory-policy {policy}: when memory runs short it logs users out without a word. Every record "
+            "carries a TTL, so 'noeviction' is the right policy; give sessions a server of their own.",
+            SessionWarning,
+            stacklevel=2,
+        )
+
+
+def _policy_in(info: Any) -> str | None:
+    if isinstance(info, dict):
+        policy = info.get("maxmemory_policy")
+        return policy if isinstance(policy, str) else None
+    if isinstance(info, bytes | str):
+        text = info.decode("utf-8", "replace") if isinstance(info, bytes) else info
+        found = re.search(r"^maxmemory_policy:(\S+)", text, re.MULTILINE)
+        return found.group(1) if found else None
+    return None
+
+
+def _suffix(key: str) -> str:
+    return key[PLACE_CHARS:]
+
+
+def _ttl(seen_at: float, expires_at: float) -> int:
+    """Milliseconds. A difference, not a date: the server's clock need not agree with ours."""
+    return math.ceil((max(expires_at - seen_at, 0.0) + TTL_MARGIN) * 1000)
+
+
+def _bytes(answer: Any) -> bytes:
+    if not isinstance(answer, bytes):
+        raise StoreError(f"Redis answered with a {type(answer).__name__} where a string was due")
+    return answer
+
+
+def _raise_unless_done(answer: Any, key: str) -> None:
+    if answer == 0:
+        raise RecordGone("there is no record under this key")
+    if answer != 1:
+        raise RecordChanged(unpack(key, _bytes(answer)))

@@ -1,0 +1,9 @@
+"""Every store, against the one contract."""
+
+from __future__ import annotations
+
+from asgi_sessions.testing import StoreContract
+
+
+class TestEveryStore(StoreContract):
+    """Runs once per store: the fixture ``store`` is parametrized."""
