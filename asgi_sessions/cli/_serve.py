@@ -1,0 +1,186 @@
+"""Serving the shop: a store, a socket, a throwaway certificate, and uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from os import environ
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from asgi_sessions import CookieConfig, Event, MemoryStore, RedisStore
+from asgi_sessions.cli._shop import PASSWORDS, USERS, create_shop
+from asgi_sessions.stores import Store
+
+
+def run_shop(*, host: str, port: int, https: bool) -> int:
+    """Serve the shop until Ctrl-C or SIGTERM."""
+    cookie = CookieConfig() if https else CookieConfig.insecure_development()
+    store, where = open_store(environ)
+    try:
+        listener = listen(host, port)
+    except OSError as error:
+        hint = "; try --port 0" if error.errno == errno.EADDRINUSE else ""
+        print(f"asgi-sessions: cannot listen on {host}, port {port}: {_reason(error)}{hint}", file=sys.stderr)
+        return 1
+    print(f"The shop is open at {url_of(listener, https=https)} (Ctrl-C closes it)")
+    print(f"Sessions are kept {where}.")
+    if https:
+        print(f"The cookie is {cookie.name}. The certificate was made a moment ago: your browser will ask about it.")
+    else:
+        print(f"The cookie is {cookie.name}, over plain http: for development only. --https shows the real one.")
+    if not _is_loopback(listener):
+        print("Other machines may reach this address, and the passwords are no secret: do not leave it open.")
+    print(f"Log in as {_either(USERS)}; the password is {_either(PASSWORDS)}.", end="\n\n", flush=True)
+    # What the log would say is said by the event hook, or stands above.
+    logging.getLogger("asgi_sessions").setLevel(logging.ERROR)
+    shop = create_shop(store, cookie=cookie, on_event=_show)
+    try:
+        asyncio.run(_until_stopped(shop, listener, https=https))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("\nThe shop is closed.", flush=True)
+    return 0
+
+
+async def _until_stopped(shop: Any, listener: socket.socket, *, https: bool) -> None:
+    this = asyncio.current_task()
+    if this is not None:
+        with suppress(NotImplementedError):  # Windows has no such signals
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
+    async with serving(shop, listener, pem=certificate() if https else None) as server:
+        await asyncio.wait({server})
+
+
+def open_store(environment: Mapping[str, str], *, prefix: str = "asgi-sessions-demo") -> tuple[Store, str]:
+    """The store that ``REDIS_URL`` names, or one in memory; and in words where that is, without the password."""
+    url = environment.get("REDIS_URL")
+    if not url:
+        return MemoryStore(), "in memory, and gone when this ends; set REDIS_URL to keep them in Redis or Valkey"
+    store = RedisStore.from_url(url, prefix=prefix)
+    parts = urlsplit(url)
+    where = parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
+    return store, f"in Redis at {where}, every key beginning with {prefix}"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 picks a free one."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    made = socket.create_server(address[:2], family=family, backlog=128)
+    # asyncio switches Nagle's algorithm off only where a socket says that it is TCP. Left on, each page takes 40 ms.
+    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=made.detach())
+
+
+def url_of(listener: socket.socket, *, https: bool) -> str:
+    host, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(host).is_unspecified:  # it listens everywhere; that is no address to go to
+        host = "::1" if listener.family == socket.AF_INET6 else "127.0.0.1"
+    return f"{'https' if https else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def certificate() -> tuple[bytes, bytes]:
+    """A self-signed certificate for this machine and one day, and its private key, both as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "asgi-sessions demo")])
+    now = datetime.now(UTC)
+    addresses = [x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", "::1")]
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost"), *addresses]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return made.public_bytes(serialization.Encoding.PEM), private
+
+
+@asynccontextmanager
+async def serving(
+    app: Any, listener: socket.socket, *, pem: tuple[bytes, bytes] | None = None
+) -> AsyncIterator[asyncio.Task[None]]:
+    """uvicorn in a task of this event loop, ready when the block begins and stopped when it ends, however it ends.
+
+    Args:
+        pem: certificate and private key, for https.
+    """
+    options: dict[str, Any] = {"lifespan": "on", "ws": "none", "log_config": None, "access_log": False}
+    options.update(log_level="warning", timeout_graceful_shutdown=3, server_header=False)
+    with tempfile.TemporaryDirectory(prefix="asgi-sessions-") as directory:
+        if pem is not None:
+            paths = Path(directory, "certificate.pem"), Path(directory, "key.pem")
+            for path, text in zip(paths, pem, strict=True):
+                path.write_bytes(text)
+            options.update(ssl_certfile=paths[0], ssl_keyfile=paths[1])
+        config = uvicorn.Config(app, **options)
+        config.load()  # reads the files: the key need not stay on disk
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        ready = asyncio.create_task(server.ready.wait())
+        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        yield task
+    finally:
+        server.should_exit = True
+        await task
+
+
+class _Server(uvicorn.Server):
+    """Says when it is ready, and leaves the signals to the program around it."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).split(" (", 1)[0]
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+def _either(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}"
+
+
+def _show(event: Event) -> None:
+    facts = {"id": event.session_id, "user": event.user_id, "reason": event.details.get("reason")}
+    known = "".join(f" {name}={value}" for name, value in facts.items() if value is not None)
+    print(f"{event.at:%H:%M:%S} {event.name}{known}", flush=True)

@@ -1,0 +1,404 @@
+"""The tour: the life of a session, played over real HTTP with a real cookie jar, and checked while it is shown.
+
+Shop and visitors live in one event loop and talk through TLS sockets, so that what is printed is what travelled. Every claim is
+checked at once; the first that does not hold ends the tour.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import ssl
+import sys
+from collections.abc import Mapping
+from os import environ
+from secrets import token_hex
+from typing import Any, Self, cast
+
+import httpx
+from redis.asyncio import Redis
+
+from asgi_sessions import CookieConfig, StoreError
+from asgi_sessions._errors import RecordChanged
+from asgi_sessions._record import Record
+from asgi_sessions.cli._serve import certificate, listen, open_store, serving, url_of
+from asgi_sessions.cli._shop import Gate, create_shop
+from asgi_sessions.stores import Store
+
+TIME_LIMIT = 20.0
+"""Seconds for all of it; it takes about one."""
+
+_COOKIE = CookieConfig()  # the default one, as in production
+_ATTRIBUTES = {"Path=/", "Secure", "HttpOnly", "SameSite=Lax"}
+_SHOWN = ("set-cookie", "location", "vary", "cache-control")
+_CONFLICT = "update (changed meanwhile)"
+
+
+class Mismatch(Exception):
+    """Something was not as announced."""
+
+
+def run() -> int:
+    """Play the tour: 0 if all was as announced, else 1."""
+    url, prefix = environ.get("REDIS_URL"), f"asgi-sessions-tour-{token_hex(4)}"
+    store, where = open_store(environ, prefix=prefix)
+    try:
+        things = asyncio.run(_tour(Watched(store), where, redis=(url, prefix) if url else None))
+    except Mismatch as mismatch:
+        print(f"\n{mismatch}\nThe tour ends here.", flush=True)
+        return 1
+    except (httpx.HTTPError, StoreError, OSError, TimeoutError) as error:
+        print(f"\nThe tour could not go on: {type(error).__name__}: {error}", flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print("\nThe tour was ended by hand.", flush=True)
+        return 1
+    print(f"\nAll {things} things were as announced.", flush=True)
+    return 0
+
+
+async def _tour(store: Watched, where: str, *, redis: tuple[str, str] | None) -> int:
+    gate = Gate()
+    shop = create_shop(store, cookie=_COOKIE, gate=gate)
+    pem = certificate()
+    listener = listen("127.0.0.1", 0)
+    async with asyncio.timeout(TIME_LIMIT), serving(shop, listener, pem=pem):
+        url = url_of(listener, https=True)
+        print(f"{_bold('The life of a session')}, at {url}\nSessions are kept {where}.")
+        print("Tokens are this tour's own, and shortened all the same.", flush=True)
+        try:
+            return await Tour(url, pem[0].decode(), store, gate, redis).play()
+        finally:
+            await store.clean_up()
+
+
+class Tour:
+    def __init__(self, url: str, trusted: str, store: Watched, gate: Gate, redis: tuple[str, str] | None) -> None:
+        self._url = url
+        self._tls = ssl.create_default_context(cadata=trusted)  # this very certificate, and no other
+        self._store = store
+        self._gate = gate
+        self._redis = redis
+        self._steps = 0
+        self._things = 0
+
+    async def play(self) -> int:
+        """All steps in their order; how many things were checked."""
+        async with self._visitor("visitor") as visitor, self._visitor("thief") as thief:
+            await self._first_visit(visitor)
+            await self._basket(visitor)
+            await self._log_in(visitor, thief)
+            await self._parallel_writes(visitor)
+            await self._read(visitor)
+            await self._log_out(visitor, thief)
+        return self._things
+
+    # ── The life of a session ──
+
+    async def _first_visit(self, visitor: Visitor) -> None:
+        self._announce("First visit: whoever only looks gets no cookie, and the store is not even asked.")
+        response = await visitor.get("/")
+        self._check("the shelf is shown", response.status_code, 200)
+        self._check("no cookie is set", _set_cookies(response), [])
+        self._check("nothing is stored or asked", self._store.asked(), [])
+
+    async def _basket(self, visitor: Visitor) -> None:
+        self._announce("Into the basket: there is something to keep now, so a session begins and a cookie is set.")
+        response = await visitor.post("/basket/add", item="earl-grey")
+        self._check("the shop leads back to the shelf", _leads_to(response), "/")
+        self._check_new_cookie(response)
+        self._check("the store was asked once, to create", self._store.asked(), ["create"])
+        await self._look_into_redis()
+        self._check("the basket holds it", (await self._session(visitor))["data"], {"basket": {"earl-grey": 1}})
+
+    async def _log_in(self, visitor: Visitor, thief: Visitor) -> None:
+        self._announce("Log-in: a new token, the basket comes along, and the token from before is dead at once.")
+        before = visitor.token
+        response = await visitor.post("/login", user="ada", password="teapot", next="account")  # noqa: S106 - printed on the page
+        self._check("the shop leads to the account", _leads_to(response), "/account")
+        self._check_new_cookie(response)
+        self._check("it is another token", visitor.token != before, True)
+        self._check("created anew, then the old one deleted", self._store.asked(), ["load", "create", "delete"])
+        session = await self._session(visitor)
+        self._check("the session is Ada's", session["user_id"], "ada")
+        self._check("the basket came along", session["data"], {"basket": {"earl-grey": 1}})
+        self._say("Somebody kept the token from before, and presents it now.")
+        await self._check_dead(thief, before)
+
+    async def _parallel_writes(self, visitor: Visitor) -> None:
+        self._announce(
+            "Two requests at once: the slow one changes the basket, the fast one the theme. Both changes survive."
+        )
+        self._store.forget()
+        slow = asyncio.create_task(visitor.tab("slow").post("/basket/add-slowly", item="honey"))
+        try:
+            await self._held(slow)
+            fast = await visitor.tab("fast").post("/theme", theme="night")
+            self._check(
+                "the fast one is answered while the slow one waits", (_leads_to(fast), slow.done()), ("/", False)
+            )
+        finally:
+            self._gate.opened.set()  # also on errors, or the server would wait for it
+            response = await slow
+        self._check("the slow one is answered too", _leads_to(response), "/")
+        self._check("neither sets a cookie", _set_cookies(fast) + _set_cookies(response), [])
+        expected = ["load", "load", "update", _CONFLICT, "update"]
+        self._check("the slow one found another's change, and merged", self._store.asked(), expected)
+        both = {"basket": {"earl-grey": 1, "honey": 1}, "theme": "night"}
+        self._check("both changes are there", (await self._session(visitor))["data"], both)
+
+    async def _held(self, slow: asyncio.Task[httpx.Response]) -> None:
+        arrived = asyncio.create_task(self._gate.arrived.wait())
+        await asyncio.wait({slow, arrived}, return_when=asyncio.FIRST_COMPLETED)
+        arrived.cancel()
+        self._check("the slow one is under way", (self._gate.arrived.is_set(), slow.done()), (True, False))
+
+    async def _read(self, visitor: Visitor) -> None:
+        self._announce(
+            "Reading: one question to the store, no write, no cookie; caches hear that the answer depends on it."
+        )
+        self._store.forget()
+        response = await visitor.get("/")
+        self._check("the shelf is shown", response.status_code, 200)
+        self._check("in Ada's theme", '<html lang="en" class="night">' in response.text, True)
+        self._check("no cookie is set", _set_cookies(response), [])
+        self._check("Vary says so", response.headers.get("vary"), "Cookie")
+        self._check("the store was asked once", self._store.asked(), ["load"])
+
+    async def _log_out(self, visitor: Visitor, thief: Visitor) -> None:
+        self._announce(
+            "Log-out: gone from the store before the browser hears of it; the cookie is removed, a replay refused."
+        )
+        response = await visitor.get("/account")
+        self._check("the account is shown before", response.status_code, 200)
+        before = visitor.token
+        self._store.forget()
+        response = await visitor.post("/logout")
+        self._check("the shop leads back to the shelf", _leads_to(response), "/")
+        self._check("it is deleted from the store", self._store.asked(), ["load", "delete"])
+        said = _set_cookies(response)
+        self._check("the cookie is set once", len(said), 1)
+        _, value, attributes = _parts(said[0])
+        self._check("to nothing", _cut(value), "")
+        self._check("with every attribute it had", attributes >= _ATTRIBUTES, True)
+        self._check("for no time at all", "Max-Age=0" in attributes, True)
+        self._check_uncacheable(response)
+        self._check("the jar is empty", _cut(visitor.token), None)
+        self._say("Somebody kept the token, and presents it now.")
+        await self._check_dead(thief, before)
+        self._check("nothing of this tour is left in the store", await self._store.left(), 0)
+
+    # ── Claims that come more than once ──
+
+    def _check_new_cookie(self, response: httpx.Response) -> None:
+        said = _set_cookies(response)
+        self._check("the cookie is set once", len(said), 1)
+        name, value, attributes = _parts(said[0])
+        self._check("its name is the one that browsers guard", name, "__Host-Http-session")
+        self._check("its value is long enough for 256 random bits", len(value) >= 43, True)
+        self._check("its attributes are the strict ones", attributes, _ATTRIBUTES)
+        self._check_uncacheable(response)
+
+    def _check_uncacheable(self, response: httpx.Response) -> None:
+        self._check("no cache keeps this answer", response.headers.get("cache-control"), "no-store")
+
+    async def _check_dead(self, thief: Visitor, token: str | None) -> None:
+        thief.present(token)
+        response = await thief.get("/account")
+        self._check("the account is not shown", _leads_to(response), "/login?next=account")
+        self._check("and the cookie is left alone", _set_cookies(response), [])
+        session = await self._session(thief)
+        self._check("it is nobody, with nothing", (session["user_id"], session["data"]), (None, {}))
+
+    async def _look_into_redis(self) -> None:
+        """For operators: what the record is called there, and when the server itself would drop it."""
+        if self._redis is None:
+            return
+        url, prefix = self._redis
+        key = self._store.newest
+        async with Redis.from_url(url, protocol=2) as client:
+            seconds = await client.ttl(f"{prefix}:{{{key[:3]}}}:s:{key[3:]}")
+        print(f"    Redis: {prefix}:{{{key[:3]}}}:s:{key[3:8]}… lives for another {seconds} s")
+        self._check("60 minutes, and a minute of margin for its own clock", 3600 < seconds <= 3660, True)
+
+    # ── Showing ──
+
+    def _visitor(self, name: str) -> Visitor:
+        # Proxies and certificates of the environment are not asked: the way to the shop is a straight one.
+        return Visitor(name, httpx.AsyncClient(base_url=self._url, verify=self._tls, trust_env=False))
+
+    async def _session(self, visitor: Visitor) -> dict[str, Any]:
+        """What the shop says is in the session. The questions that this puts to the store do not count."""
+        response = await visitor.get("/session.json")
+        self._store.forget()
+        if response.status_code != 200:
+            raise Mismatch(f"  ✗ the session is shown\n    expected: 200\n    seen:     {response.status_code}")
+        return cast("dict[str, Any]", response.json())
+
+    def _announce(self, sentence: str) -> None:
+        self._steps += 1
+        print(_bold(f"\n{self._steps}. {sentence}"), flush=True)
+
+    def _say(self, sentence: str) -> None:
+        print(f"  {sentence}", flush=True)
+
+    def _check(self, claim: str, seen: object, expected: object) -> None:
+        if seen != expected:
+            raise Mismatch(f"  ✗ {claim}\n    expected: {_short(repr(expected))}\n    seen:     {_short(repr(seen))}")
+        self._things += 1
+        print(f"  ✓ {claim}", flush=True)
+
+
+class Visitor:
+    """A browser of the poor: a cookie jar, and everything that goes in or out is printed."""
+
+    def __init__(self, name: str, client: httpx.AsyncClient) -> None:
+        self._name = name
+        self._client = client
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._client.aclose()
+
+    @property
+    def token(self) -> str | None:
+        return self._client.cookies.get(_COOKIE.name)
+
+    def tab(self, name: str) -> Visitor:
+        """The same browser, the same jar; another name in front of what is printed."""
+        return Visitor(name, self._client)
+
+    def present(self, token: str | None) -> None:
+        """Hold this token and no other."""
+        self._client.cookies.clear()
+        self._client.cookies.set(_COOKIE.name, token or "")
+
+    async def get(self, path: str) -> httpx.Response:
+        return await self._send("GET", path)
+
+    async def post(self, path: str, **form: str) -> httpx.Response:
+        return await self._send("POST", path, form)
+
+    async def _send(self, method: str, path: str, form: Mapping[str, str] | None = None) -> httpx.Response:
+        request = self._client.build_request(method, path, data=form)
+        said = "".join(f"  {name}={value}" for name, value in (form or {}).items() if name != "password")
+        cookies = request.headers.get_list("cookie") or ["(none)"]
+        lines = [f"{method} {path} HTTP/1.1{said}", *(f"Cookie: {cookie}" for cookie in cookies)]
+        self._print("→", lines)
+        response = await self._client.send(request)
+        lines = [f"{response.http_version} {response.status_code} {response.reason_phrase}"]
+        for name, value in response.headers.multi_items():
+            if name in _SHOWN:
+                lines.append(f"{name.title()}: {value}")
+        if response.headers.get("content-type") == "application/json":
+            lines.append(response.text)
+        self._print("←", lines)
+        return response
+
+    def _print(self, arrow: str, lines: list[str]) -> None:
+        who = "" if self._name == "visitor" else f"{self._name} "
+        for line in lines:
+            print(f"    {who}{arrow} {_short(line)}", flush=True)
+
+
+class Watched:
+    """A store that remembers what it was asked, and hands every question on."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._asked: list[str] = []
+        self._made: list[str] = []
+        self.namespace: str = getattr(store, "namespace", "")
+
+    @property
+    def newest(self) -> str:
+        """The key of the record that was made last."""
+        return self._made[-1]
+
+    def asked(self) -> list[str]:
+        """What it was asked since the last time."""
+        asked, self._asked = self._asked, []
+        return asked
+
+    def forget(self) -> None:
+        self._asked = []
+
+    async def load(self, key: str) -> Record | None:
+        self._asked.append("load")
+        return await self._store.load(key)
+
+    async def create(self, record: Record) -> None:
+        self._asked.append("create")
+        self._made.append(record.key)
+        await self._store.create(record)
+
+    async def update(self, record: Record, *, rev: int) -> None:
+        self._asked.append("update")
+        try:
+            await self._store.update(record, rev=rev)
+        except RecordChanged:
+            self._asked[-1:] = [_CONFLICT]
+            raise
+
+    async def touch(self, key: str, *, seen_at: float, expires_at: float) -> bool:
+        self._asked.append("touch")
+        return await self._store.touch(key, seen_at=seen_at, expires_at=expires_at)
+
+    async def rename(self, key: str, record: Record, *, rev: int, alias: Record | None = None) -> None:
+        self._asked.append("rename")
+        self._made.append(record.key)
+        await self._store.rename(key, record, rev=rev, alias=alias)
+
+    async def delete(self, key: str, *, rev: int | None = None) -> Record | None:
+        self._asked.append("delete")
+        return await self._store.delete(key, rev=rev)
+
+    async def index(self, owner: str) -> Mapping[str, str]:
+        self._asked.append("index")
+        return await self._store.index(owner)
+
+    async def aclose(self) -> None:
+        await self._store.aclose()
+
+    async def left(self) -> int:
+        """How many of the records that were ever made are still there."""
+        return len([key for key in self._made if await self._store.load(key) is not None])
+
+    async def clean_up(self) -> None:
+        """Leave nothing behind in a store that outlives the tour, whatever happened."""
+        with contextlib.suppress(StoreError):
+            for key in self._made:
+                await self._store.delete(key)
+
+
+def _set_cookies(response: httpx.Response) -> list[str]:
+    return response.headers.get_list("set-cookie")
+
+
+def _parts(set_cookie: str) -> tuple[str, str, set[str]]:
+    """Name, value and attributes."""
+    pair, *attributes = set_cookie.split("; ")
+    name, _, value = pair.partition("=")
+    return name, value, set(attributes)
+
+
+def _leads_to(response: httpx.Response) -> str:
+    """Where a redirect leads; of any other answer the status."""
+    return response.headers.get("location", "") if response.status_code == 303 else f"status {response.status_code}"
+
+
+def _short(text: str) -> str:
+    """The text with every token in it cut."""
+    return re.sub(rf"(?<={re.escape(_COOKIE.name)}=)[^;,\s'\"]+", lambda found: _cut(found[0]) or "", text)
+
+
+def _cut(token: str | None) -> str | None:
+    """Enough of a token to tell it from another, and too little to use it."""
+    return token if token is None or len(token) <= 8 else f"{token[:8]}…"
+
+
+def _bold(text: str) -> str:
+    return f"\x1b[1m{text}\x1b[0m" if sys.stdout.isatty() and "NO_COLOR" not in environ else text
