@@ -1,0 +1,39 @@
+"""Every threat, with and without secrets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from asgi_sessions.stores import Store
+from asgi_sessions.testing import FakeClock
+from tests.conftest import a_store
+from tests.threats.hostile import SECRET, Events
+
+
+@pytest.fixture
+def events() -> Events:
+    return Events()
+
+
+@pytest.fixture(params=["plain", "sealed"])
+def options(request: pytest.FixtureRequest, clock: FakeClock, events: Events) -> dict[str, Any]:
+    """What the middleware is given: the test's clock and hook; without secrets and with one in turn."""
+    options: dict[str, Any] = {"clock": clock, "on_event": events}
+    if request.param == "sealed":
+        options["secret_keys"] = [SECRET]
+    return options
+
+
+@pytest.fixture
+def sealed(clock: FakeClock, events: Events) -> dict[str, Any]:
+    return {"clock": clock, "on_event": events, "secret_keys": [SECRET]}
+
+
+@pytest.fixture(params=["valkey", "redis"])
+async def server(request: pytest.FixtureRequest, anyio_backend: Any) -> AsyncIterator[Store]:
+    """The stores whose keys can hold anything: a list, an empty string, half a record."""
+    async with a_store(request, request.param) as made:
+        yield made
