@@ -15,13 +15,9 @@ from tests.threats.hostile import CONNECT, cookie_header, exchange, http_scope, 
 
 Handler = Callable[[Session], Any]
 
-LATE_COMMIT = pytest.mark.xfail(
-    strict=True,
-    reason="the commit at the end of the request does not know that the answer was a 5xx, and carries out what the "
-    "commit at its start had left undone",
-)
 NO_ANSWER = pytest.mark.xfail(
-    strict=True, reason="a verb is carried out though its cookie cannot be sent any more; the old token dies with nothing after it"
+    strict=True,
+    reason="a verb is carried out though its cookie cannot be sent any more; the old token dies with nothing after it",
 )
 
 
@@ -30,7 +26,6 @@ async def state(browser: Browser) -> tuple[Any, Any]:
     return found["user_id"], found["data"]
 
 
-@LATE_COMMIT
 @pytest.mark.parametrize("status", [500, 503])
 async def test_an_answer_of_5xx_does_not_save_what_its_handler_changed(
     store: Store, options: dict[str, Any], status: int
@@ -44,7 +39,6 @@ async def test_an_answer_of_5xx_does_not_save_what_its_handler_changed(
     assert await state(browser) == (None, {"paid": False})
 
 
-@LATE_COMMIT
 @pytest.mark.parametrize("before", [put(basket=1), log_in("bob")], ids=["anonymous", "another user"])
 async def test_an_answer_of_5xx_does_not_log_in(store: Store, options: dict[str, Any], before: Handler) -> None:
     """The log-in of a failed request does not count; nor may it cost the session that was there."""
@@ -59,7 +53,6 @@ async def test_an_answer_of_5xx_does_not_log_in(store: Store, options: dict[str,
     assert await state(browser) == found
 
 
-@LATE_COMMIT
 @pytest.mark.parametrize("verb", [regenerate, lambda session: session.confirm()], ids=["regenerate", "confirm"])
 async def test_an_answer_of_5xx_does_not_log_out_by_changing_the_token(
     store: Store, options: dict[str, Any], verb: Handler
