@@ -1,0 +1,1 @@
+"""One small module per framework: ``fastapi``, ``litestar``, ``quart``. Plain Starlette needs none."""

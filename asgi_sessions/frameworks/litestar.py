@@ -1,0 +1,102 @@
+"""Litestar: ``plugins=[SessionPlugin(store)]`` brings the middleware, a dependency and the cookie for the OpenAPI document.
+
+A handler has the session with ``session: CurrentSession``, under this name; ``request.session`` is the same object.
+``request.clear_session()`` ends the session as ``session.destroy()`` does, ``request.set_session({…})`` replaces its data.
+Install no other session middleware beside it. ``guards=[require_user]`` and ``guards=[require_fresh(timedelta(minutes=5))]``
+answer 401; a WebSocket that they refuse is closed before it is accepted. What needs the cookie is shown in the OpenAPI
+document by ``security=[{"SessionCookie": []}]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from copy import copy
+from datetime import timedelta
+from typing import Annotated, Any
+
+from litestar import Request, di
+from litestar.config.app import AppConfig
+from litestar.connection import ASGIConnection
+from litestar.exceptions import NotAuthorizedException
+from litestar.handlers import BaseRouteHandler
+from litestar.middleware import DefineMiddleware
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.plugins import InitPlugin
+from litestar.types import Scope
+
+from asgi_sessions import ConfigurationError, CookieConfig, Session, SessionMiddleware
+from asgi_sessions._timeouts import duration
+from asgi_sessions.stores import Store
+
+Connection = ASGIConnection[Any, Any, Any, Any]
+Guard = Callable[[Connection, BaseRouteHandler], Awaitable[None]]
+
+CurrentSession = Annotated[Session, getattr(di, "Dependency", dict)(kind="named")]
+"""Litestar's own ``NamedDependency[Session]``; before 2.23 a dependency needed no mark."""
+
+
+class SessionPlugin(InitPlugin):
+    """Everything that sessions need, for one app; options as those of :class:`SessionMiddleware`."""
+
+    def __init__(self, store: Store, *, cookie: CookieConfig = CookieConfig(), **options: Any) -> None:  # noqa: B008 - frozen
+        middleware: Any = SessionMiddleware  # their types of ASGI are narrower than ours
+        self.middleware = DefineMiddleware(middleware, store=store, cookie=cookie, **options)
+        self.close = store.aclose
+        self.scheme = SecurityScheme(type="apiKey", security_scheme_in="cookie", name=cookie.name)
+
+    def on_app_init(self, app_config: AppConfig) -> AppConfig:
+        # First is outermost: middleware that authenticates finds the session, and the response cache never sees our cookie.
+        app_config.middleware.insert(0, self.middleware)
+        app_config.dependencies.setdefault("session", di.Provide(_find, sync_to_thread=False))
+        app_config.on_shutdown.append(self.close)  # the middleware of routes does not hear of the lifespan
+        app_config.request_class = _noting_access(app_config.request_class or Request)
+        if app_config.openapi_config is not None:
+            app_config.openapi_config = config = copy(
+                app_config.openapi_config
+            )  # the default one is shared by all apps
+            others = config.components if isinstance(config.components, list) else [config.components]
+            config.components = [*others, Components(security_schemes={"SessionCookie": self.scheme})]
+        return app_config
+
+
+async def require_user(connection: Connection, handler: BaseRouteHandler) -> None:
+    """A guard: 401 if nobody is logged in."""
+    # A 401 must carry a challenge (RFC 9110, section 11.6.1), and no scheme is registered for cookies. At this one no browser
+    # opens its password dialog. The parameters that tell "confirm" from "log in" are those of RFC 9470.
+    if _find(connection.scope).user_id is None:
+        raise NotAuthorizedException("Not logged in", headers={"WWW-Authenticate": "Cookie"})
+
+
+def require_fresh(within: timedelta) -> Guard:
+    """A guard: 401 unless they logged in, or ``session.confirm()`` was called, less than ``within`` ago."""
+    seconds = duration("require_fresh(within)", within).total_seconds()
+    challenge = f"Cookie error=insufficient_user_authentication, max_age={seconds:.0f}"
+
+    async def guard(connection: Connection, handler: BaseRouteHandler) -> None:
+        await require_user(connection, handler)
+        if not _find(connection.scope).is_fresh(within):
+            raise NotAuthorizedException("Confirm who you are", headers={"WWW-Authenticate": challenge})
+
+    return guard
+
+
+def _find(scope: Scope) -> Session:
+    if not isinstance(session := scope.get("session"), Session):
+        raise ConfigurationError(
+            "this request has no session: give the app plugins=[SessionPlugin(store)]; does skip= leave its path out, or has "
+            "another session middleware or set_session() replaced it?"
+        )
+    session.mark_accessed()
+    return session
+
+
+def _noting_access(base: type[Request[Any, Any, Any]]) -> type[Request[Any, Any, Any]]:
+    class NotingRequest(base):  # type: ignore[valid-type, misc]  # known at runtime only
+        @property
+        def session(self) -> Any:
+            session = super().session
+            if isinstance(session, Session):
+                session.mark_accessed()  # msgspec reads a dict without calling its methods
+            return session
+
+    return NotingRequest

@@ -1,0 +1,302 @@
+"""What a session does, the same in every framework."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from asgi_sessions import MemoryStore
+from asgi_sessions.stores import Store
+from asgi_sessions.testing import FakeClock
+from tests.frameworks.apps import BUILDERS, App
+from tests.frameworks.client import Client
+
+Build = Callable[..., App]
+
+# Litestar closes a WebSocket that it refuses; the others answer the handshake with a whole response.
+DENIES_WITH_A_RESPONSE = {"starlette", "fastapi", "quart"}
+
+
+@pytest.fixture(params=sorted(BUILDERS))
+def framework(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def build(framework: str) -> Build:
+    return BUILDERS[framework]
+
+
+def set_cookies(response: Any) -> list[str]:
+    return [str(line) for line in response.headers.get_list("set-cookie")]
+
+
+# ── Reading and writing ──
+
+
+async def test_a_request_that_leaves_the_session_alone_gets_nothing_from_us(build: Build, memory: MemoryStore) -> None:
+    response = await Client(build(memory).asgi).get("/untouched")
+
+    assert response.status_code == 200
+    assert {"set-cookie", "vary", "cache-control"}.isdisjoint(response.headers)
+
+
+async def test_reading_an_anonymous_session_sets_no_cookie_and_varies(build: Build, memory: MemoryStore) -> None:
+    response = await Client(build(memory).asgi).get("/session")
+
+    assert response.json() == {}
+    assert set_cookies(response) == []
+    assert response.headers["vary"] == "Cookie"
+
+
+async def test_the_whole_session_read_as_json_varies_even_though_no_method_of_it_is_called(
+    build: Build, memory: MemoryStore
+) -> None:
+    """Serializers in Rust and C read a dict from inside; that must not pass for "not read"."""
+    client = Client(build(memory).asgi)
+    await client.post("/basket/apple")
+
+    response = await client.get("/session")
+
+    assert response.json() == {"basket": ["apple"]}
+    assert response.headers["vary"] == "Cookie"
+
+
+async def test_a_nested_change_is_saved_without_a_flag(build: Build, store: Store) -> None:
+    client = Client(build(store).asgi)
+
+    first = await client.post("/basket/apple")
+    second = await client.post("/basket/pear")
+
+    assert len(set_cookies(first)) == 1
+    assert set_cookies(second) == []
+    assert await client.session() == {"basket": ["apple", "pear"]}
+
+
+async def test_a_response_that_sets_the_cookie_is_kept_out_of_shared_caches(build: Build, memory: MemoryStore) -> None:
+    response = await Client(build(memory).asgi).post("/basket/apple")
+
+    (cookie,) = set_cookies(response)
+    assert cookie.endswith("; Path=/; Secure; HttpOnly; SameSite=Lax")
+    assert response.headers["cache-control"] == "no-store"
+
+
+# ── Logging in and out ──
+
+
+@pytest.mark.parametrize("path", ["/login/alice", "/sync/alice"], ids=["async", "in a thread"])
+async def test_logging_in_keeps_the_basket_under_a_new_token_and_kills_the_old(
+    build: Build, store: Store, path: str
+) -> None:
+    client = Client(build(store).asgi)
+    await client.post("/basket/apple")
+    thief = client.another()
+
+    response = await client.post(path)
+
+    assert response.is_success
+    assert client.token != thief.token
+    assert await client.session() == {"basket": ["apple"]}
+    assert (await client.get("/account")).json() == {"user": "alice"}
+    assert await thief.session() == {}
+    assert (await thief.get("/account")).status_code == 401
+
+
+async def test_logging_out_removes_the_cookie_and_a_replay_is_refused(build: Build, store: Store) -> None:
+    client = Client(build(store).asgi)
+    await client.post("/login/alice")
+    thief = client.another()
+
+    response = await client.post("/logout")
+
+    assert [line for line in set_cookies(response) if "Max-Age=0" in line] == set_cookies(response) != []
+    assert client.token is None
+    assert (await thief.get("/account")).status_code == 401
+
+
+async def test_without_a_user_an_account_is_401_with_a_challenge(build: Build, memory: MemoryStore) -> None:
+    response = await Client(build(memory).asgi).get("/account")
+
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Cookie"
+    assert set_cookies(response) == []
+
+
+async def test_what_needs_a_fresh_log_in_is_401_after_a_while_until_the_user_confirms(
+    build: Build, memory: MemoryStore, clock: FakeClock
+) -> None:
+    client = Client(build(memory, clock=clock).asgi)
+    await client.post("/login/alice")
+    assert (await client.get("/grave")).json() == {"user": "alice"}
+
+    clock.advance(timedelta(minutes=5))
+    stale = await client.get("/grave")
+    account = await client.get("/account")
+    await client.post("/confirm")
+    confirmed = await client.get("/grave")
+
+    assert stale.status_code == 401
+    assert stale.headers["www-authenticate"] == "Cookie error=insufficient_user_authentication, max_age=300"
+    assert account.json() == {"user": "alice"}
+    assert confirmed.json() == {"user": "alice"}
+
+
+async def test_without_a_user_what_needs_a_fresh_log_in_asks_to_log_in(build: Build, memory: MemoryStore) -> None:
+    response = await Client(build(memory).asgi).get("/grave")
+
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Cookie"
+
+
+# ── Crashes ──
+
+
+async def test_a_crash_discards_the_changes_of_its_request(build: Build, store: Store) -> None:
+    client = Client(build(store).asgi)
+    await client.post("/basket/apple")
+
+    response = await client.post("/crash/data")
+
+    assert response.status_code == 500
+    assert await client.session() == {"basket": ["apple"]}
+
+
+async def test_a_crash_discards_a_log_in(build: Build, memory: MemoryStore) -> None:
+    client = Client(build(memory).asgi)
+    await client.post("/basket/apple")
+    token = client.token
+
+    response = await client.post("/crash/login")
+
+    assert response.status_code == 500
+    assert set_cookies(response) == []
+    assert client.token == token
+    assert (await client.get("/account")).status_code == 401
+    assert await client.session() == {"basket": ["apple"]}
+
+
+async def test_a_log_out_counts_even_if_the_handler_then_crashes(build: Build, store: Store) -> None:
+    client = Client(build(store).asgi)
+    await client.post("/login/alice")
+    thief = client.another()
+
+    response = await client.post("/crash/logout")
+
+    assert response.status_code == 500
+    assert (await thief.get("/account")).status_code == 401
+
+
+# ── Late changes ──
+
+
+async def test_a_change_in_the_middle_of_a_stream_is_saved(build: Build, store: Store) -> None:
+    client = Client(build(store).asgi)
+    await client.post("/basket/apple")
+
+    response = await client.get("/stream")
+
+    assert response.text == "first, last"
+    assert await client.session() == {"basket": ["apple"], "late": "stream"}
+
+
+async def test_a_change_in_a_background_task_is_saved(build: Build, memory: MemoryStore) -> None:
+    app = build(memory)
+    client = Client(app.asgi)
+    await client.post("/basket/apple")
+
+    response = await client.post("/background")
+    await app.settle()
+
+    assert response.is_success
+    assert await client.session() == {"basket": ["apple"], "late": "background"}
+
+
+# ── WebSockets ──
+
+
+async def test_a_websocket_reads_the_session_and_its_changes_are_there_when_the_client_has_gone(
+    build: Build, store: Store
+) -> None:
+    client = Client(build(store).asgi)
+    await client.post("/basket/apple")
+
+    async with client.websocket("/ws") as socket:
+        heard = await socket.say("hello")
+
+    assert socket.accepted
+    assert socket.headers("set-cookie") == []
+    assert json.loads(heard["text"]) == {"basket": ["apple"], "sockets": 1, "heard": ["hello"]}
+    assert await client.session() == {"basket": ["apple"], "sockets": 1, "heard": ["hello"], "left": True}
+
+
+async def test_a_websocket_that_begins_a_session_sets_its_cookie_on_accept(build: Build, memory: MemoryStore) -> None:
+    client = Client(build(memory).asgi)
+
+    async with client.websocket("/ws") as socket:
+        assert len(socket.headers("set-cookie")) == 1
+        assert await client.session() == {"sockets": 1}
+        await socket.say("hello")
+
+    assert await client.session() == {"sockets": 1, "heard": ["hello"], "left": True}
+
+
+async def test_changes_are_saved_before_the_app_closes_a_websocket(build: Build, memory: MemoryStore) -> None:
+    client = Client(build(memory).asgi)
+
+    async with client.websocket("/ws") as socket:
+        closed = await socket.say("bye")
+
+        assert closed["type"] == "websocket.close"
+        assert await client.session() == {"sockets": 1, "heard": ["bye"]}
+
+
+async def test_a_websocket_that_needs_a_user_is_refused_without_one(
+    build: Build, framework: str, memory: MemoryStore
+) -> None:
+    async with Client(build(memory).asgi).websocket("/ws/account") as socket:
+        assert not socket.accepted
+
+    if framework in DENIES_WITH_A_RESPONSE:
+        assert socket.answer["status"] == 401
+        assert socket.headers("www-authenticate") == ["Cookie"]
+    else:
+        assert socket.answer["type"] == "websocket.close"
+
+
+async def test_a_websocket_that_needs_a_user_is_accepted_with_one(build: Build, memory: MemoryStore) -> None:
+    client = Client(build(memory).asgi)
+    await client.post("/login/alice")
+
+    async with client.websocket("/ws/account") as socket:
+        assert socket.accepted
+        assert json.loads((await socket.next())["text"]) == "alice"
+
+
+# ── The end of the app ──
+
+
+async def test_the_store_is_closed_when_the_app_shuts_down(build: Build) -> None:
+    closed = []
+
+    class Watched(MemoryStore):
+        async def aclose(self) -> None:
+            closed.append(True)
+
+    app = build(Watched())
+    incoming = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+    said = []
+
+    async def receive() -> Any:
+        return next(incoming)
+
+    async def send(message: Any) -> None:
+        said.append(message["type"])
+
+    await app.asgi({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+
+    assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert closed

@@ -1,0 +1,188 @@
+"""FastAPI: what only FastAPI has."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from typing import Annotated, Any
+
+import pytest
+from fastapi import Depends, FastAPI
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from asgi_sessions import ConfigurationError, MemoryStore, Session, SessionMiddleware
+from asgi_sessions.frameworks.fastapi import (
+    CurrentSession,
+    CurrentUser,
+    RequireUser,
+    SessionCookie,
+    require_fresh,
+    require_user,
+)
+from tests.frameworks.client import NAME, Client
+
+# Dependencies stand at the top of the module, where FastAPI finds what their annotations name.
+
+
+async def late(session: CurrentSession) -> AsyncIterator[None]:
+    yield
+    session["late"] = "yield"
+
+
+def late_in_a_thread(session: CurrentSession) -> Iterator[None]:
+    yield
+    session["late"] = "yield in a thread"
+
+
+OtherSession = Annotated[Session, Depends(SessionCookie("sid"))]
+OtherUser = Annotated[str, Depends(RequireUser("sid"))]
+OtherFreshUser = Annotated[str, Depends(require_fresh(timedelta(minutes=5), name="sid"))]
+
+
+def app_with(store: MemoryStore, **options: Any) -> FastAPI:
+    app = FastAPI()
+    app.add_middleware(SessionMiddleware, store=store, **options)
+
+    @app.get("/session")
+    async def session(session: CurrentSession) -> dict[str, Any]:
+        return session
+
+    @app.post("/basket")
+    async def basket(session: CurrentSession) -> None:
+        session["basket"] = ["apple"]
+
+    return app
+
+
+@pytest.mark.parametrize("dependency", [late, late_in_a_thread])
+async def test_a_change_after_the_yield_of_a_dependency_is_saved(memory: MemoryStore, dependency: Any) -> None:
+    app = app_with(memory)
+
+    @app.get("/late", dependencies=[Depends(dependency)])
+    async def read() -> None: ...
+
+    client = Client(app)
+    await client.post("/basket")
+    await client.get("/late")
+
+    assert (await client.session())["late"].startswith("yield")
+
+
+async def test_the_dependency_is_the_very_session_of_the_request(memory: MemoryStore) -> None:
+    app = app_with(memory)
+    seen = []
+
+    @app.get("/two")
+    async def two(one: CurrentSession, other: OtherSession) -> None:
+        seen.append(one is other)
+
+    await Client(app).get("/two")
+
+    assert seen == [True]
+
+
+async def test_a_plain_function_may_change_the_session_and_needs_a_user_alike(memory: MemoryStore) -> None:
+    app = app_with(memory)
+
+    @app.post("/login")
+    def log_in(session: CurrentSession) -> None:
+        session.log_in("alice", remember=True)
+
+    @app.get("/account")
+    def account(user: CurrentUser) -> str:
+        return user
+
+    client = Client(app)
+    refused = await client.get("/account")
+    await client.post("/login")
+
+    assert refused.status_code == 401
+    assert (await client.get("/account")).json() == "alice"
+
+
+async def test_a_requirement_for_a_whole_router_works(memory: MemoryStore) -> None:
+    app = app_with(memory)
+
+    @app.get("/account", dependencies=[Depends(require_user)])
+    async def account() -> None: ...
+
+    assert (await Client(app).get("/account")).status_code == 401
+
+
+def test_openapi_shows_the_cookie_and_where_it_is_needed(memory: MemoryStore) -> None:
+    app = app_with(memory)
+
+    @app.get("/account")
+    async def account(session: CurrentSession, user: CurrentUser) -> None: ...
+
+    @app.get("/public")
+    async def public() -> None: ...
+
+    document = app.openapi()
+
+    assert document["components"]["securitySchemes"] == {
+        "SessionCookie": {"type": "apiKey", "in": "cookie", "name": NAME}
+    }
+    assert {"SessionCookie": []} in document["paths"]["/account"]["get"]["security"]
+    assert "security" not in document["paths"]["/public"]["get"]
+    assert "parameters" not in document["paths"]["/account"]["get"]
+
+
+@pytest.mark.parametrize("annotation", [OtherSession, OtherUser, OtherFreshUser], ids=["session", "user", "fresh"])
+def test_openapi_shows_another_name_of_the_cookie(annotation: Any) -> None:
+    app = FastAPI()
+
+    async def read(found: Any) -> None: ...
+
+    read.__annotations__["found"] = annotation
+    app.get("/")(read)
+
+    assert app.openapi()["components"]["securitySchemes"]["SessionCookie"]["name"] == "sid"
+
+
+@pytest.mark.parametrize("path", ["/session", "/account"])
+async def test_without_the_middleware_the_error_says_what_to_do(path: str) -> None:
+    app = FastAPI()
+
+    @app.get("/session")
+    async def session(session: CurrentSession) -> None: ...
+
+    @app.get("/account")
+    async def account(user: CurrentUser) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"app\.add_middleware\(SessionMiddleware, store=…\)"):
+        await _get(app, path)
+
+
+async def test_a_path_without_a_session_says_so(memory: MemoryStore) -> None:
+    app = app_with(memory, skip=lambda scope: scope["path"] == "/session")
+
+    with pytest.raises(ConfigurationError, match="skip="):
+        await _get(app, "/session")
+
+
+async def test_the_session_of_another_middleware_is_not_taken_for_ours(memory: MemoryStore) -> None:
+    class Other:
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await self.app({**scope, "session": {}}, receive, send)
+
+    app = app_with(memory)
+    app.user_middleware.append(Middleware(Other))
+
+    with pytest.raises(ConfigurationError, match="another session middleware"):
+        await _get(app, "/session")
+
+
+def test_a_bare_number_is_no_duration() -> None:
+    with pytest.raises(ConfigurationError, match="timedelta"):
+        require_fresh(300)  # type: ignore[arg-type]  # the point
+
+
+async def _get(app: FastAPI, path: str) -> None:
+    """One request, with the error that the app raised instead of its page."""
+    client = Client(app, raise_app_exceptions=True)
+    await client.get(path)
