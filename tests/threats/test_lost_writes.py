@@ -1,0 +1,275 @@
+"""What one request wrote is lost: to a parallel one, to a merge that knows too little, to nobody having noticed it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+
+from asgi_sessions import Session, SessionMiddleware, SessionWarning
+from asgi_sessions.stores import Store
+from tests.support import Browser, app_with, log_in, put, read
+from tests.threats.hostile import Between, Events, cookie_header, exchange, http_scope
+
+Handler = Callable[[Session], Any]
+
+
+def remove(*keys: str) -> Handler:
+    def handler(session: Session) -> None:
+        for key in keys:
+            del session[key]
+
+    return handler
+
+
+async def at_once(browser: Browser, handlers: Sequence[Handler]) -> None:
+    """Requests that have all loaded the session before the first of them commits."""
+    loaded, everybody = anyio.Semaphore(0), anyio.Event()
+
+    async def before() -> None:
+        loaded.release()
+        await everybody.wait()
+
+    async with anyio.create_task_group() as tasks:
+        for handler in handlers:
+            tasks.start_soon(partial(browser.another().do, handler, before=before))
+        for _ in handlers:
+            await loaded.acquire()
+        everybody.set()
+
+
+# ── Two parallel writers, one is lost ──
+
+
+async def test_of_two_parallel_writers_neither_is_lost(store: Store, options: dict[str, Any]) -> None:
+    """The whole session is read, changed and written back by both; the second must not undo the first."""
+    browser = Browser(app_with(store, **options))
+    await browser.do(put(start=1))
+
+    async with browser.paused(put(slow=1)):
+        await browser.do(put(fast=1))
+
+    assert (await read(browser))["data"] == {"start": 1, "slow": 1, "fast": 1}
+
+
+async def test_of_many_parallel_writers_none_is_lost(store: Store, options: dict[str, Any]) -> None:
+    """A page that loads sends twenty requests at once, and every one of them may write."""
+    browser = Browser(app_with(store, **options))
+    await browser.do(put(start=1))
+
+    await at_once(browser, [put(**{f"k{number}": number}) for number in range(20)])
+
+    assert (await read(browser))["data"] == {"start": 1, **{f"k{number}": number for number in range(20)}}
+
+
+async def test_where_both_change_one_key_the_later_commit_wins(store: Store, options: dict[str, Any]) -> None:
+    """And the earlier one's other keys stay."""
+    browser = Browser(app_with(store, **options))
+    await browser.do(put(both=0))
+
+    async with browser.paused(put(both="later", mine=1)):
+        await browser.do(put(both="earlier", theirs=1))
+
+    assert (await read(browser))["data"] == {"both": "later", "mine": 1, "theirs": 1}
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="waiting for one's turn behind other writers of the same session counts as a failure of the store: the "
+    "breaker opens, and every user of the app gets 503",
+)
+async def test_one_visitor_who_writes_a_lot_does_not_take_the_sessions_of_all_others_away(
+    store: Store, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """alkem-io/server #6332 as a weapon: a few hundred parallel writes to one's own session, and everybody gets 503."""
+    monkeypatch.setattr("asgi_sessions._manager.DEADLINE", 0.2)
+    watched = Between(store)
+    app = app_with(watched, **options)
+    alice, mallory = Browser(app), Browser(app)
+    await alice.do(log_in("alice"))
+    await mallory.do(put(start=1))
+
+    async def at_some_distance(real: Any, *args: Any, **kwargs: Any) -> Any:
+        await anyio.sleep(0.01)
+        return await real(*args, **kwargs)
+
+    watched.instead["update"] = at_some_distance
+    await at_once(mallory, [put(**{f"k{number}": number}) for number in range(60)])
+
+    assert (await alice.do(lambda session: session.user_id)).status == 200
+
+
+# ── A store that merges without knowing what changed loses data ──
+
+
+async def test_a_merge_knows_what_was_removed(store: Store, options: dict[str, Any]) -> None:
+    """connect-redis PR 347: a merge of two states, without what both started from, cannot tell "removed" from "new"."""
+    browser = Browser(app_with(store, **options))
+    await browser.do(put(a=1, b=1, c=1))
+
+    async with browser.paused(remove("a")):
+        await browser.do(remove("b"))
+
+    assert (await read(browser))["data"] == {"c": 1}
+
+
+async def test_a_merge_does_not_bring_back_what_the_other_side_removed(store: Store, options: dict[str, Any]) -> None:
+    """connect-redis PR 347: what this request merely still had from loading is no change of its."""
+    browser = Browser(app_with(store, **options))
+    await browser.do(put(flash="welcome", n=0))
+
+    async with browser.paused(put(n=1)):
+        await browser.do(remove("flash"))
+
+    assert (await read(browser))["data"] == {"n": 1}
+
+
+async def test_a_merge_does_not_undo_the_other_sides_change_of_a_key_only_read_here(
+    store: Store, options: dict[str, Any]
+) -> None:
+    """connect-redis PR 347, the other half: an old value that was only looked at must not win over a new one."""
+
+    def handler(session: Session) -> None:
+        assert session["balance"] == 100
+        session["seen"] = True
+
+    browser = Browser(app_with(store, **options))
+    await browser.do(put(balance=100))
+
+    async with browser.paused(handler):
+        await browser.do(put(balance=0))
+
+    assert (await read(browser))["data"] == {"balance": 0, "seen": True}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(1, True, id="1 to True"),
+        pytest.param(0, False, id="0 to False"),
+        pytest.param(1, 1.0, id="1 to 1.0"),
+        pytest.param(0.0, -0.0, id="0.0 to -0.0"),
+        pytest.param(b"x", "x", id="bytes to str"),
+        pytest.param([1], [True], id="1 to True in a list"),
+        pytest.param({"a": 1, "b": 2}, {"b": 2, "a": 1}, id="the order of a dict"),
+        pytest.param(None, False, id="None to False"),
+    ],
+)
+async def test_a_change_that_python_calls_equal_is_a_change(
+    store: Store, options: dict[str, Any], before: Any, after: Any
+) -> None:
+    """Compared as Python values, these would be lost: on their own, and in a merge."""
+    browser = Browser(app_with(store, **options))
+    await browser.do(put(value=before))
+    await browser.do(put(value=after))
+    assert repr((await read(browser))["data"]["value"]) == repr(after)
+
+    await browser.do(put(value=before))
+    async with browser.paused(put(value=after)):
+        await browser.do(put(other=1))
+
+    assert repr((await read(browser))["data"]["value"]) == repr(after)
+
+
+# ── Nested changes are not noticed ──
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda s: s["cart"].append("milk"), id="append"),
+        pytest.param(lambda s: s["user"]["prefs"].update(dark=True), id="deep update"),
+        pytest.param(lambda s: s["cart"].reverse(), id="reverse"),
+        pytest.param(lambda s: s["user"].pop("prefs"), id="pop"),
+        pytest.param(lambda s: next(iter(s.values())).clear(), id="through values()"),
+        pytest.param(lambda s: dict(s.items())["cart"].append("milk"), id="through items()"),
+        pytest.param(lambda s: s.get("cart").append("milk"), id="through get()"),
+        pytest.param(lambda s: s.setdefault("cart", []).append("milk"), id="through setdefault()"),
+        pytest.param(lambda s: s.copy()["cart"].append("milk"), id="through a copy"),
+        pytest.param(lambda s: (s | {})["cart"].append("milk"), id="through a union"),
+        pytest.param(lambda s: (s["user"], s["cart"].append("milk"))[0]["prefs"].clear(), id="two at once"),
+    ],
+)
+async def test_a_nested_change_is_noticed(store: Store, options: dict[str, Any], change: Handler) -> None:
+    """A flag that is set on assignment does not see it; the bytes do."""
+    browser = Browser(app_with(store, **options))
+    await browser.do(put(cart=["tea", "bread"], user={"prefs": {"dark": False}}))
+    expected: dict[str, Any] = {}
+
+    def handler(session: Session) -> None:
+        change(session)
+        expected.update(dict(session))
+
+    response = await browser.do(handler)
+
+    assert response.set_cookie is None
+    assert (await read(browser))["data"] == expected != {"cart": ["tea", "bread"], "user": {"prefs": {"dark": False}}}
+
+
+async def test_two_parallel_nested_changes_of_different_keys_both_survive(
+    store: Store, options: dict[str, Any]
+) -> None:
+    """Noticed is not enough: the merge must see them too."""
+    browser = Browser(app_with(store, **options))
+    await browser.do(put(cart=["tea"], seen=["home"]))
+
+    async with browser.paused(lambda session: session["cart"].append("milk")):
+        await browser.do(lambda session: session["seen"].append("shop"))
+
+    assert (await read(browser))["data"] == {"cart": ["tea", "milk"], "seen": ["home", "shop"]}
+
+
+# ── Changes after the response has begun ──
+
+
+async def test_changes_in_a_stream_do_not_vanish(store: Store, options: dict[str, Any]) -> None:
+    """FastAPI #658, Flask #1348: the session had been saved when the first byte left, and nobody looked again."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number in range(3):
+            scope["session"]["sent"] = number
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        scope["session"]["after"] = "background task"
+
+    browser = Browser(app_with(store, **options))
+    await browser.do(put(start=1))
+    streaming = SessionMiddleware(app, store, **options)
+
+    await exchange(streaming, http_scope(cookie_header(streaming, str(browser.token))))
+
+    assert (await read(browser))["data"] == {"start": 1, "sent": 2, "after": "background task"}
+
+
+async def test_what_cannot_be_saved_any_more_does_not_vanish_silently(
+    store: Store, options: dict[str, Any], events: Events
+) -> None:
+    """FastAPI #658, Flask #1348 for a brand-new session: its cookie is too late, and somebody must hear of it."""
+    browser = Browser(app_with(store, **options))
+
+    with pytest.warns(SessionWarning, match="cannot be saved"):
+        response = await browser.do(after=put(late=1))
+
+    assert response.set_cookie is None
+    assert "session.not_saved" in events.names
+
+
+async def test_a_stream_saves_at_once_where_it_asks_for_it(store: Store, options: dict[str, Any]) -> None:
+    """``await session.save()`` in the middle of a stream: seen by others while it still goes on."""
+    browser = Browser(app_with(store, **options))
+    await browser.do(put(start=1))
+    other = browser.another()
+    seen: list[Any] = []
+
+    async def after(session: Session) -> None:
+        session["progress"] = 50
+        await session.save()
+        seen.append((await read(other))["data"])
+
+    await browser.do(after=after)
+
+    assert seen == [{"start": 1, "progress": 50}]
