@@ -12,12 +12,13 @@ import inspect
 import logging
 import math
 import random
+import threading
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import anyio
 
@@ -147,6 +148,7 @@ class Manager:
         self._codec = MessagePackCodec()
         self._namespace = str(getattr(store, "namespace", ""))
         self._on_event = on_event
+        self._queues: WeakValueDictionary[tuple[str, int], anyio.Lock] = WeakValueDictionary()
         if hasattr(store, "notice"):
             store.notice = self.tell
         self._breaker = _breaker_of(store)
@@ -276,38 +278,49 @@ class Manager:
         if session._degraded:
             self._refuse_degraded(session, events, failed=failed)
             return
-        for attempt in range(MAX_ATTEMPTS):
-            if attempt > 1:
-                # Several writers at once: spread them out, or they meet again.
-                await anyio.sleep(random.uniform(0, 0.001 * attempt))  # noqa: S311 - spreads load, guards nothing
-            try:
-                row, payload = self._decide(session, failed=failed)
-            except SessionDataError:
-                # What was written after destroy() cannot be kept. That must not undo the destroy().
-                if session._asked is Asked.DESTROY:
-                    await self._commit(session, events, failed=True)
-                raise
-            if row.store is Step.CREATE and session._started:
-                self._warn_unsaveable(session, events)
-                return
-            try:
-                token = await self._steps[row.store](self, session, payload, events)
-            except RecordChanged as conflict:
-                try:
-                    await self._absorb(session, conflict.current, events)
-                except RecordGone:
-                    self._lose(session, events)
+        if await self._attempt(session, events, failed=failed):
+            return
+        # Someone else was faster. Queue up with the others of this process, or everybody meets again at every attempt.
+        async with self._queue(session._id):
+            for attempt in range(MAX_ATTEMPTS):
+                if await self._attempt(session, events, failed=failed):
                     return
-                continue
+                await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
+        raise StoreError(f"the session was changed by others {MAX_ATTEMPTS} times while it was being saved")
+
+    async def _attempt(self, session: Session, events: list[Event], *, failed: bool) -> bool:
+        """One look at the table and one step; ``False``: someone else was faster, their changes are taken in, try again."""
+        try:
+            row, payload = self._decide(session, failed=failed)
+        except SessionDataError:
+            # What was written after destroy() cannot be kept. That must not undo the destroy().
+            if session._asked is Asked.DESTROY:
+                await self._attempt(session, events, failed=True)
+            raise
+        if row.store is Step.CREATE and session._started:
+            self._warn_unsaveable(session, events)
+            return True
+        try:
+            token = await self._steps[row.store](self, session, payload, events)
+        except RecordChanged as conflict:
+            try:
+                await self._absorb(session, conflict.current, events)
             except RecordGone:
                 self._lose(session, events)
-                return
-            if row.cookie is Cookie.SET and token is not None:
-                session._cookie = (token, self._max_age(session))
-            elif row.cookie is Cookie.DELETE:
-                session._cookie = True
-            return
-        raise StoreError(f"the session was changed by others {MAX_ATTEMPTS} times while it was being saved")
+                return True
+            return False
+        except RecordGone:
+            self._lose(session, events)
+            return True
+        if row.cookie is Cookie.SET and token is not None:
+            session._cookie = (token, self._max_age(session))
+        elif row.cookie is Cookie.DELETE:
+            session._cookie = True
+        return True
+
+    def _queue(self, session_id: str) -> anyio.Lock:
+        # A lock belongs to one event loop, and a loop to one thread.
+        return self._queues.setdefault((session_id, threading.get_ident()), anyio.Lock())
 
     def _decide(self, session: Session, *, failed: bool) -> tuple[Row, bytes]:
         """The row of the table for this session now, and its payload where the row writes one."""

@@ -141,7 +141,7 @@ class SessionMiddleware:
 class _Exchange:
     """One request on its way: what an HTTP request and a WebSocket have in common."""
 
-    __slots__ = ("_failure", "_middleware", "_receive", "_scope", "_send", "_session", "_started")
+    __slots__ = ("_failed", "_failure", "_middleware", "_receive", "_scope", "_send", "_session", "_started")
 
     def __init__(self, middleware: SessionMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
         self._middleware = middleware
@@ -149,6 +149,7 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._started = False  # has the answer, and with it the cookie, left?
+        self._failed = False  # did the app answer 5xx? Then nothing it did to the session counts, then or later
         self._failure: StoreError | None = None  # we answered in the app's place; whatever it still sends is dropped
         self._session: Session
 
@@ -203,15 +204,16 @@ class _Exchange:
             )
         return session
 
-    async def _commit_or_answer(self, *, failed: bool = False) -> None:
+    async def _commit_or_answer(self, status: object = None) -> None:
         """Commit before the answer leaves. If the store fails, the client is told so instead, and the app as well.
 
         Raises:
             StoreError: in the app's ``await send(…)``, so that it does not go on as if all were well.
         """
         manager = self._middleware.manager
+        self._failed = isinstance(status, int) and status >= 500
         try:
-            await manager.commit(self.session(), failed=failed)
+            await manager.commit(self.session(), failed=self._failed)
         except StoreError as failure:
             await manager.tell("store.failed", session=self._session, step="commit", reason=str(failure))
             if self._middleware.on_store_failure != "raise":
@@ -224,7 +226,7 @@ class _Exchange:
         """Save what changed after the answer had left. Nobody can be told any more, so failures are logged."""
         manager = self._middleware.manager
         try:
-            await manager.commit(self.session())
+            await manager.commit(self.session(), failed=self._failed)
         except StoreError as failure:
             await manager.tell("store.failed", session=self._session, step="late commit", reason=str(failure))
             if self._middleware.on_store_failure == "raise":
@@ -261,8 +263,7 @@ class _Request(_Exchange):
         if self._failure is not None:
             return
         if not self._started and message["type"] == "http.response.start":
-            status = message.get("status")
-            await self._commit_or_answer(failed=isinstance(status, int) and status >= 500)
+            await self._commit_or_answer(message.get("status"))
             message = with_session_headers(message, self._session, self._middleware.cookie)
         await self._send(message)
 
@@ -298,8 +299,7 @@ class _Socket(_Exchange):
             self._accepted = True
             message = with_session_headers(message, self._session, self._middleware.cookie, cacheable=False)
         elif not self._started and kind == "websocket.http.response.start":
-            status = message.get("status")
-            await self._commit_or_answer(failed=isinstance(status, int) and status >= 500)
+            await self._commit_or_answer(message.get("status"))
             message = with_session_headers(message, self._session, self._middleware.cookie)
         elif kind == "websocket.close":
             message = await self._closing(message)

@@ -31,6 +31,9 @@ Headers = list[tuple[bytes, bytes]]
 
 async def inner_app(scope: Any, receive: Any, send: Any) -> None:
     """Runs the handler that the test put into the scope, then answers as the scope says."""
+    if "play" in scope:  # a WebSocket, see tests.websockets
+        await scope["play"](scope, receive, send)
+        return
     plan: Plan = scope["plan"]
     if plan.before is not None:
         await plan.before()

@@ -1,0 +1,105 @@
+"""The shape of the house: imports go down, the public names are the public names, and nothing heavy is imported for nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import asgi_sessions
+
+PACKAGE = Path(asgi_sessions.__file__).parent
+LAYERS = {
+    "_errors": 0,
+    "_types": 0,
+    "_breaker": 1,
+    "_token": 1,
+    "_cookie": 1,
+    "_timeouts": 1,
+    "_cipher": 1,
+    "_record": 1.5,  # a record is sealed by the cipher and names its owner as tokens do
+    "_store": 2,
+    "_session": 3,
+    "_manager": 4,
+    "_middleware": 5,
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of this package that a file imports when it runs."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text())
+    for node in tree.body:  # what stands under TYPE_CHECKING or inside a function does not count
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("asgi_sessions"):
+            found.add(node.module.removeprefix("asgi_sessions").removeprefix("."))
+        elif isinstance(node, ast.Import):
+            found.update(
+                alias.name.removeprefix("asgi_sessions.")
+                for alias in node.names
+                if alias.name.startswith("asgi_sessions")
+            )
+    return found
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_core_imports_only_lower_layers(name: str) -> None:
+    for imported in imports_of(PACKAGE / f"{name}.py"):
+        assert imported in LAYERS, f"{name} imports {imported}, which is not of the core"
+        assert LAYERS[imported] < LAYERS[name], f"{name} imports {imported}, which is not lower"
+
+
+def test_every_file_of_the_core_has_its_layer() -> None:
+    assert {path.stem for path in PACKAGE.glob("_*.py")} - {"__init__", "__main__"} == set(LAYERS)
+
+
+@pytest.mark.parametrize("room", ["frameworks", "cli", "stores"])
+def test_no_room_imports_another(room: str) -> None:
+    others = {"frameworks", "cli"} - {room}
+    for path in (PACKAGE / room).rglob("*.py"):
+        for imported in imports_of(path):
+            assert imported.split(".")[0] not in others, f"{path.name} imports {imported}"
+
+
+def test_a_store_needs_two_imports() -> None:
+    """Record and the errors: that is what MemoryStore has."""
+    assert imports_of(PACKAGE / "stores" / "memory.py") == {"_errors", "_record"}
+
+
+def test_the_public_names_are_the_public_names() -> None:
+    for name in asgi_sessions.__all__:
+        assert getattr(asgi_sessions, name, None) is not None
+    assert sorted(asgi_sessions.__all__) == [
+        "ConfigurationError",
+        "CookieConfig",
+        "Event",
+        "MemoryStore",
+        "RedisStore",
+        "ResponseStarted",
+        "Session",
+        "SessionDataError",
+        "SessionError",
+        "SessionMiddleware",
+        "SessionWarning",
+        "StoreError",
+        "Timeouts",
+    ]
+
+
+def test_importing_the_package_imports_no_framework_and_no_server() -> None:
+    program = (
+        "import sys, asgi_sessions; "
+        "print(sorted(m for m in ('fastapi', 'litestar', 'quart', 'uvicorn', 'httpx', 'pytest', 'trio') if m in sys.modules))"
+    )
+
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert answer.stdout.strip() == "[]"
+
+
+def test_the_version_is_the_distributions() -> None:
+    from importlib.metadata import version
+
+    assert asgi_sessions.__version__ == version("asgi-server-sessions")

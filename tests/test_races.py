@@ -1,0 +1,338 @@
+"""Two requests of one session at the same time. One is held between load and commit; the other runs through meanwhile.
+
+Also the narrower ones, where the second request runs while the first is in the middle of its commit, before a given
+question to the store.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from asgi_sessions import Session, Timeouts
+from asgi_sessions._token import owner_of
+from asgi_sessions.stores import Store
+from asgi_sessions.testing import FakeClock
+from tests.support import Browser, Handler, Response, app_with, destroy, log_in, put, read, regenerate
+from tests.wrapped import Wrapped
+
+RENEWING = Timeouts(renew=timedelta(minutes=10))
+
+
+@pytest.fixture
+def browser(store: Store, clock: FakeClock) -> Browser:
+    return Browser(app_with(store, clock=clock, timeouts=RENEWING))
+
+
+def was_a_normal_answer_without_cookie(response: Response) -> bool:
+    return response.status == 200 and response.set_cookie is None
+
+
+async def gone(store: Store, *browsers: Browser) -> bool:
+    """Nobody's token leads anywhere, and alice's index is empty."""
+    found = [await store.load(browser.key) for browser in browsers]
+    return not any(found) and await store.index(owner_of("alice")) == {}
+
+
+# ── Against an end ──
+
+LOSERS: dict[str, Handler] = {
+    "update": put(a=1),
+    "touch": lambda session: None,
+    "regenerate": regenerate,
+    "update and regenerate": lambda session: (session.update(a=1), session.regenerate()),
+    "confirm": lambda session: session.confirm(),
+    "clear": lambda session: session.clear(),
+    "destroy": destroy,
+}
+
+
+@pytest.mark.parametrize("loser", LOSERS.values(), ids=LOSERS.keys())
+async def test_an_end_that_comes_first_is_final(
+    browser: Browser, store: Store, clock: FakeClock, loser: Handler
+) -> None:
+    """The loser gets a normal response and no cookie, and brings nothing back."""
+    await browser.do(log_in("alice"))
+    clock.advance(timedelta(minutes=2))
+    slow = browser.another()
+
+    async with slow.paused(loser) as request:
+        await browser.another().do(destroy)
+
+    assert was_a_normal_answer_without_cookie(request.response)
+    assert await gone(store, slow, browser)
+
+
+async def test_an_end_that_comes_first_beats_a_renewal(browser: Browser, store: Store, clock: FakeClock) -> None:
+    await browser.do(log_in("alice"))
+    clock.advance(timedelta(minutes=11))
+    slow = browser.another()
+
+    async with slow.paused() as request:
+        await browser.another().do(destroy)
+
+    assert was_a_normal_answer_without_cookie(request.response)
+    assert await gone(store, slow, browser)
+
+
+@pytest.mark.parametrize(
+    "first", [regenerate, lambda s: s.confirm(), put(a=1)], ids=["regenerate", "confirm", "update"]
+)
+async def test_a_log_out_means_the_session_wherever_its_token_has_gone(
+    browser: Browser, store: Store, first: Handler
+) -> None:
+    """The token is replaced while the log-out is on its way. What the user ended is the session, not that token."""
+    await browser.do(log_in("alice"))
+    slow = browser.another()
+
+    async with slow.paused(destroy) as request:
+        await browser.do(first)
+
+    assert "Max-Age=0" in (request.response.set_cookie or "")
+    assert await gone(store, browser)
+
+
+async def test_a_log_out_also_ends_a_session_that_was_renewed_meanwhile(
+    browser: Browser, store: Store, clock: FakeClock
+) -> None:
+    await browser.do(log_in("alice"))
+    clock.advance(timedelta(minutes=11))
+    slow = browser.another()
+
+    async with slow.paused(destroy, method="OPTIONS") as request:
+        await browser.do()
+        assert browser.token != slow.token
+
+    assert "Max-Age=0" in (request.response.set_cookie or "")
+    assert await gone(store, browser)
+
+
+async def test_a_log_in_as_somebody_else_and_a_log_out_both_count(browser: Browser, store: Store) -> None:
+    await browser.do(log_in("alice"))
+    slow = browser.another()
+
+    async with slow.paused(destroy) as request:
+        await browser.do(log_in("bob"))
+
+    assert was_a_normal_answer_without_cookie(request.response)
+    assert (await read(browser))["user_id"] == "bob"
+    assert await store.index(owner_of("alice")) == {}
+
+
+# ── Two that change the token ──
+
+
+async def test_of_two_regenerations_one_wins_and_the_other_says_nothing(browser: Browser, store: Store) -> None:
+    await browser.do(log_in("alice"))
+    slow = browser.another()
+
+    async with slow.paused(regenerate) as request:
+        await browser.do(regenerate)
+
+    assert was_a_normal_answer_without_cookie(request.response)
+    assert (await read(browser))["user_id"] == "alice"
+    assert len(await store.index(owner_of("alice"))) == 1
+
+
+async def test_of_two_renewals_one_wins_and_the_other_is_led_by_the_alias(
+    browser: Browser, store: Store, clock: FakeClock
+) -> None:
+    await browser.do(log_in("alice"))
+    clock.advance(timedelta(minutes=11))
+    slow = browser.another()
+
+    async with slow.paused(put(slow=1)) as request:
+        await browser.do(put(fast=1))
+
+    assert was_a_normal_answer_without_cookie(request.response)
+    assert (await read(browser))["data"] == {"fast": 1, "slow": 1}
+    assert len(await store.index(owner_of("alice"))) == 1
+
+
+async def test_a_regeneration_after_a_renewal_leaves_no_way_back(
+    browser: Browser, store: Store, clock: FakeClock
+) -> None:
+    """The renewal's alias leads to a token that the regeneration has ended, and so nowhere."""
+    await browser.do(log_in("alice"))
+    clock.advance(timedelta(minutes=11))
+    slow, stale = browser.another(), browser.another()
+
+    async with slow.paused(regenerate) as request:
+        await browser.do()
+    slow.hear(request.response)
+
+    assert (await read(slow))["user_id"] == "alice"
+    assert (await read(browser))["user_id"] is None
+    assert (await read(stale))["user_id"] is None
+
+
+async def test_two_log_ins_from_one_anonymous_session_are_two_sessions(browser: Browser, store: Store) -> None:
+    await browser.do(put(basket=1))
+    slow = browser.another()
+
+    async with slow.paused(log_in("alice")):
+        await browser.do(log_in("alice"))
+
+    assert (await read(slow))["user_id"] == (await read(browser))["user_id"] == "alice"
+    assert len(await store.index(owner_of("alice"))) == 2
+
+
+# ── Data ──
+
+
+async def test_what_is_put_into_the_basket_during_the_log_in_comes_along(browser: Browser) -> None:
+    await browser.do(put(basket=1, kept=1))
+    slow = browser.another()
+
+    async with slow.paused(lambda s: (s.log_in("alice"), s.update(kept="by the log-in"))):
+        await browser.another().do(put(wish=2, kept="by the other"))
+
+    assert (await read(slow))["data"] == {"basket": 1, "wish": 2, "kept": "by the log-in"}
+
+
+async def test_what_somebody_else_left_behind_does_not_come_along(browser: Browser) -> None:
+    await browser.do(log_in("alice"))
+    await browser.do(put(mine=1))
+    slow = browser.another()
+
+    async with slow.paused(log_in("bob")):
+        await browser.another().do(put(more_of_mine=2))
+
+    assert (await read(slow))["data"] == {}
+
+
+async def test_emptying_a_session_does_not_take_along_what_another_request_has_just_put_in(browser: Browser) -> None:
+    await browser.do(put(a=1))
+    slow = browser.another()
+
+    async with slow.paused(lambda s: s.clear()) as request:
+        await browser.do(put(b=2))
+
+    assert was_a_normal_answer_without_cookie(request.response)
+    assert (await read(browser))["data"] == {"b": 2}
+
+
+async def test_after_a_merge_the_app_sees_the_merged_data_and_the_last_commit_keeps_it(browser: Browser) -> None:
+    await browser.do(put(a=1, b=1))
+    seen: list[Any] = []
+    slow = browser.another()
+
+    def late(session: Session) -> None:
+        seen.append(dict(session))
+        session["c"] = 3
+
+    async with slow.paused(put(a=2), after=late):
+        await browser.do(put(b=2))
+
+    assert seen == [{"a": 2, "b": 2}]
+    assert (await read(browser))["data"] == {"a": 2, "b": 2, "c": 3}
+
+
+async def test_a_regeneration_keeps_what_another_request_wrote_meanwhile(browser: Browser) -> None:
+    await browser.do(put(a=1))
+    slow = browser.another()
+
+    async with slow.paused(lambda s: (s.regenerate(), s.update(b=2))):
+        await browser.another().do(put(a=2))
+
+    assert (await read(slow))["data"] == {"a": 2, "b": 2}
+
+
+async def test_a_confirmation_survives_a_merge_with_a_request_that_knew_nothing_of_it(
+    browser: Browser, clock: FakeClock
+) -> None:
+    await browser.do(log_in("alice"))
+    clock.advance(600)
+    slow = browser.another()
+    before = await browser.another().do(lambda s: s.authenticated_at)
+
+    async with slow.paused(lambda s: (s.confirm(), s.update(a=1))):
+        await browser.another().do(put(b=2))
+    after = await slow.do(lambda s: s.authenticated_at)
+
+    assert before.body != after.body
+    assert (await read(slow))["data"] == {"a": 1, "b": 2}
+
+
+# ── In the middle of a commit ──
+
+
+async def test_a_revocation_between_the_two_steps_of_a_log_in_leaves_the_log_in_whole(
+    store: Store, clock: FakeClock
+) -> None:
+    """The new record is there, the old one not yet gone; somebody deletes the old one just then."""
+    wrapped = Wrapped(store)
+    browser = Browser(app_with(wrapped, clock=clock))
+    await browser.do(put(a=1))
+    old = browser.key
+
+    async def somebody_else() -> None:
+        await store.delete(old)
+
+    wrapped.before["delete"] = somebody_else
+    await browser.do(log_in("alice"))
+    del wrapped.before["delete"]
+
+    assert (await read(browser))["user_id"] == "alice"
+    assert (await read(browser))["data"] == {"a": 1}
+
+
+async def test_a_log_in_that_fails_half_way_is_a_503_and_the_old_session_lives_on(
+    store: Store, clock: FakeClock
+) -> None:
+    wrapped = Wrapped(store)
+    browser = Browser(app_with(wrapped, clock=clock))
+    await browser.do(put(a=1))
+    before = browser.token
+    wrapped.fail["delete"] = ConnectionError("gone away")
+
+    response = await browser.do(log_in("alice"))
+    wrapped.fail.clear()
+
+    assert response.status == 503
+    assert browser.token == before
+    assert (await read(browser))["data"] == {"a": 1}
+    assert (await read(browser))["user_id"] is None
+
+
+async def test_a_log_in_that_failed_half_way_can_be_repeated_in_the_same_request(
+    store: Store, clock: FakeClock
+) -> None:
+    wrapped = Wrapped(store)
+    browser = Browser(app_with(wrapped, clock=clock))
+    await browser.do(put(a=1))
+    before = browser.another()
+
+    async def handler(session: Session) -> None:
+        session.log_in("alice")
+        wrapped.fail["delete"] = ConnectionError("gone away")
+        with pytest.raises(Exception, match="store"):
+            await session.save()
+        wrapped.fail.clear()
+
+    response = await browser.do(handler)
+
+    assert response.status == 200
+    assert (await read(browser))["user_id"] == "alice"
+    assert (await read(browser))["data"] == {"a": 1}
+    assert (await read(before))["is_new"] is True
+
+
+@pytest.mark.parametrize("method", ["create", "update", "rename"])
+async def test_an_answer_that_was_lost_after_the_store_had_done_it_is_a_503_and_nothing_breaks(
+    store: Store, clock: FakeClock, method: str
+) -> None:
+    wrapped = Wrapped(store)
+    browser = Browser(app_with(wrapped, clock=clock))
+    await browser.do(log_in("alice"))
+    wrapped.fail_after[method] = ConnectionError("the answer was lost")
+
+    handler = {"create": log_in("alice"), "update": put(a=1), "rename": regenerate}[method]
+    response = await browser.do(handler)
+    wrapped.fail_after.clear()
+
+    assert response.status == 503
+    assert response.set_cookie is None
+    assert (await browser.do(lambda s: s.get("a"))).status == 200
