@@ -1,0 +1,342 @@
+"""The documents say what is so: their programs run, what they claim to print is printed, their tables agree with the code."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import inspect
+import io
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import types
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import pytest
+
+import asgi_sessions
+from asgi_sessions import Timeouts, _errors
+from asgi_sessions._manager import COMMIT_TABLE
+from tests.markdown import DOCS, ROOT, Block, agrees, anchors, blocks, links, name_of, pages, prose, rows
+from tests.test_layers import LAYERS
+
+README = ROOT / "README.md"
+DESIGN = DOCS / "design.md"
+
+each_page = pytest.mark.parametrize("page", pages(), ids=name_of)
+
+
+def of_language(page: Path, language: str) -> list[Block]:
+    return [block for block in blocks(page) if block.language == language]
+
+
+WITH_PYTHON = [page for page in pages() if of_language(page, "python")]
+
+
+# ── Programs ──
+
+
+def compiled(block: Block) -> Any:
+    """The code of a block, which may await at its top level, with the line numbers of its page."""
+    return compile(
+        "\n" * (block.line - 1) + block.text,
+        name_of(block.page),
+        "exec",
+        flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
+        dont_inherit=True,
+    )
+
+
+async def run(block: Block, names: dict[str, Any]) -> str:
+    """Execute a block among ``names``; what it printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        waiting = eval(compiled(block), names)
+        if inspect.iscoroutine(waiting):
+            await waiting
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
+async def test_the_programs_of_a_page_run_and_print_what_it_says(
+    page: Path, monkeypatch: pytest.MonkeyPatch, valkey_url: str
+) -> None:
+    """Top to bottom, as one program. A ``fragment`` is only compiled; a ``pytest`` block is run by pytest, see below."""
+    monkeypatch.setenv("REDIS_URL", valkey_url)
+    module = types.ModuleType("a_page")  # a real one: frameworks look up where a function came from
+    module.__file__ = str(page)
+    monkeypatch.setitem(sys.modules, "a_page", module)
+    names = vars(module)
+    printed: str | None = None
+
+    for block in blocks(page):
+        if block.language == "python" and not block.marks:
+            assert not printed, f"{block.where}: something was printed before this, and the page does not say so"
+            printed = await run(block, names)
+        elif block.language == "python":
+            assert block.marks <= {"fragment", "pytest"}, block.where
+            compiled(block)
+        elif "output" in block.marks:
+            assert printed is not None, f"{block.where}: the output of nothing"
+            assert agrees(block.text, printed), f"{block.where} claims\n{block.text}\nbut there came\n{printed}"
+            printed = None
+    assert not printed, f"{name_of(page)}: something was printed that the page does not tell of:\n{printed}"
+
+
+def test_the_tests_that_pages_show_pass(tmp_path: Path) -> None:
+    """All in one go, as their reader would run them: pytest with anyio's plugin, and warnings are errors."""
+    for page in WITH_PYTHON:
+        tests = [block.text for block in of_language(page, "python") if "pytest" in block.marks]
+        if tests:
+            (tmp_path / f"test_{page.stem}.py").write_text("\n\n".join(tests), encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\nanyio_mode = auto\nfilterwarnings =\n"
+        "    error\n"
+        # Starlette's TestClient prefers another client now; which one a reader has is no matter of ours.
+        "    ignore:Using .httpx. with .starlette.testclient. is deprecated\n",
+        encoding="utf-8",
+    )
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "anyio.pytest_plugin", str(tmp_path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        check=False,
+    )
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert {path.stem for path in tmp_path.glob("test_*.py")} == {"test_stores", "test_testing"}
+
+
+# ── What README shows ──
+
+
+class Served:
+    """A program of a page behind uvicorn, as its reader would start it."""
+
+    def __init__(self, program: str, directory: Path, env: dict[str, str]) -> None:
+        (directory / "app.py").write_text(program, encoding="utf-8")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "app:app", "--port", str(self.port), "--log-level", "warning"],
+            cwd=directory,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        )
+
+    def __enter__(self) -> Self:
+        give_up = time.monotonic() + 20
+        while time.monotonic() < give_up:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return self
+            time.sleep(0.02)
+        raise RuntimeError("uvicorn did not start")
+
+    def __exit__(self, *error: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def ask(self, path: str, cookie: str = "") -> str:
+        """The response as ``curl -i`` shows it."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection.request("GET", path, headers={"Cookie": cookie} if cookie else {})
+        response = connection.getresponse()
+        head = "".join(f"{name}: {value}\n" for name, value in response.getheaders())
+        body = response.read().decode("utf-8")
+        connection.close()
+        return f"HTTP/1.1 {response.status} {response.reason}\n{head}\n{body}"
+
+
+TOKEN = re.compile(r"(?<==)[A-Za-z0-9_-]{46}(?=;)")
+
+
+def unlike(text: str) -> str:
+    """What differs from one run to the next, made alike."""
+    return re.sub(r"^date: .*$", "date: now", TOKEN.sub("token", text), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("kept_in", ["memory", "valkey"])
+def test_readme_shows_what_its_program_really_sends(
+    kept_in: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    env = {"REDIS_URL": request.getfixturevalue("valkey_url") if kept_in == "valkey" else ""}
+    program = of_language(README, "python")[0].text
+    (shown,) = of_language(README, "console")
+    command, claimed = shown.text.split("\n", 1)
+    url = urlsplit(command.removeprefix("$ curl -i "))
+
+    with Served(program, tmp_path, env) as server:
+        first = server.ask(url.path)
+        cookie = re.findall(r"^set-cookie: ([^;]+)", first, flags=re.MULTILINE)[0]
+        second = server.ask(url.path, cookie)
+
+    assert unlike(first) == unlike(claimed)
+    assert "set-cookie" not in second
+    assert second.endswith("\n2 × tea\n")
+
+
+def test_readme_begins_with_its_program() -> None:
+    """The first screen is a program that runs: some 40 lines, of which the program has most."""
+    first = blocks(README)[0]
+
+    assert first.language == "python"
+    assert first.line + first.text.count("\n") < 40
+
+
+# ── Links and names ──
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in links(page):
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name_of(page)}: {link}"
+        assert not anchor or anchor in anchors(target), f"{name_of(page)}: {link}"
+
+
+def test_every_page_can_be_reached_from_readme() -> None:
+    linked = {(README.parent / link.partition("#")[0]).resolve() for link in links(README)}
+
+    assert {page for page in pages() if page.parent == DOCS} <= linked
+
+
+def test_every_public_name_is_documented() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
+
+    for name in (*asgi_sessions.__all__, *importlib.import_module("asgi_sessions.testing").__all__):
+        assert re.search(rf"\b{name}\b", text), name
+
+
+@each_page
+def test_commands_that_are_shown_exist(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8") if (ROOT / "Makefile").exists() else ""
+    text = page.read_text(encoding="utf-8")
+
+    for target in re.findall(r"\bmake ([a-z]+)\b(?=`|\s+#|$)", text, flags=re.MULTILINE):
+        assert not makefile or re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+# ── Tables that repeat what the code says ──
+
+
+def test_the_commit_table_of_the_design_is_that_of_the_code() -> None:
+    expected = [
+        [
+            row.was.value,
+            ", ".join(data.value for data in row.data),
+            ", ".join(asked.value for asked in row.asked),
+            row.store.value,
+            row.cookie.value,
+        ]
+        for row in COMMIT_TABLE
+    ]
+
+    assert rows(DESIGN, "The commit table") == expected
+
+
+def test_the_house_is_that_of_the_code() -> None:
+    package = Path(asgi_sessions.__file__).parent
+    real = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+
+    told = {cells[0].strip("`"): cells[1] for cells in rows(DESIGN, "The house")}
+
+    assert set(told) == real
+    for name, layer in LAYERS.items():
+        assert told[f"{name}.py"] == str(int(layer)), name
+
+
+def test_the_numbers_of_the_design_are_those_of_the_code() -> None:
+    for name, said, *_ in rows(DESIGN, "Numbers"):
+        module, _, constant = name.strip("`").rpartition(".")
+        real = getattr(importlib.import_module(f"asgi_sessions.{module}"), constant)
+        assert float(said.split(" ")[0].replace(",", "")) == float(real), name
+
+
+def promises() -> list[tuple[int, str]]:
+    """Number and text of each promise in the design."""
+    text = DESIGN.read_text(encoding="utf-8").partition("## The promises")[2].partition("\n## ")[0]
+    return [
+        (int(number), said)
+        for number, said in re.findall(r"^(\d+)\. (.*?)(?=^\d+\. |^### |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    ]
+
+
+def functions(path: Path) -> set[str]:
+    """The names of all tests in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def test_every_promise_is_stated_once_and_names_the_tests_that_hold_it() -> None:
+    held = functions(ROOT / "tests" / "test_promises.py")
+
+    assert [number for number, _ in promises()] == list(range(1, 22))
+    for number, said in promises():
+        named = re.findall(r"`(test_\w+)`", said)
+        assert named, f"promise {number} names no test"
+        assert all(name.startswith(f"test_promise_{number:02d}_") for name in named), named
+        assert set(named) <= held, set(named) - held
+
+
+def test_every_threat_names_its_promise_its_file_and_its_test() -> None:
+    named: set[str] = set()
+    for _, promise, where, test in rows(DOCS / "security.md", "Threats"):
+        assert all(1 <= int(number) <= 21 for number in promise.split(", ")), promise
+        for file in re.findall(r"`([^`]+)`", where):
+            assert (ROOT / "asgi_sessions" / file).exists(), file
+        for held in re.findall(r"`([^`]+)`", test):
+            file, _, name = held.partition("::")
+            assert name in functions(ROOT / "tests" / file), held
+            named.add(file)
+
+    assert {f"threats/{path.name}" for path in (ROOT / "tests" / "threats").glob("test_*.py")} <= named
+
+
+def test_every_error_is_explained() -> None:
+    real = {
+        name
+        for name, kind in vars(_errors).items()
+        if isinstance(kind, type) and issubclass(kind, Exception) and kind.__module__ == _errors.__name__
+    }
+    explained = re.findall(r"^### `(\w+)`$", prose(DOCS / "errors.md"), flags=re.MULTILINE)
+
+    assert sorted(explained) == sorted(real)
+
+
+def test_every_event_is_explained() -> None:
+    package = Path(asgi_sessions.__file__).parent
+    real: set[str] = set()
+    for path in package.rglob("*.py"):
+        if "cli" not in path.parts:
+            real |= set(re.findall(r'"((?:session|cookie|store)\.[a-z_]+)', path.read_text(encoding="utf-8")))
+    explained = {cells[0].strip("`") for cells in rows(DOCS / "errors.md", "Events")}
+    explained |= {cells[0].strip("`") for cells in rows(DOCS / "errors.md", "Log lines that are no events")}
+
+    assert explained == real
+
+
+def test_the_timeouts_page_has_the_figures_of_the_code() -> None:
+    for cells in rows(DOCS / "timeouts.md", "Profiles"):
+        made: Timeouts = eval(cells[0].strip("`"), {"Timeouts": Timeouts})
+        said = (made.idle, made.absolute, made.remember_idle, made.remember_absolute)
+        assert [in_words(value.total_seconds()) for value in said] == cells[1:5], cells[0]
+
+
+def in_words(seconds: float) -> str:
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds % size == 0 and (seconds > size or size == 60):
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
