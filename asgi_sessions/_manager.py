@@ -459,7 +459,8 @@ class Manager:
             session._asked = Asked.NOTHING
             if gone is None:
                 raise RecordGone("the session was ended by someone else meanwhile")
-            events.append(self._event("session.ended", session_id=leaving.id, reason="destroyed"))
+            user_id = session._leaving_user
+            events.append(self._event("session.ended", session_id=leaving.id, user_id=user_id, reason="destroyed"))
         return None
 
     async def _delete_unchanged(self, session: Session, payload: bytes, events: list[Event]) -> str | None:

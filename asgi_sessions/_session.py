@@ -59,6 +59,7 @@ class Session(dict[str, Any]):
         "_keeper",
         "_leaving",
         "_leaving_payload",
+        "_leaving_user",
         "_loaded",
         "_now",
         "_over",
@@ -83,6 +84,7 @@ class Session(dict[str, Any]):
         _keeper: Keeper
         _leaving: Record | None  # the record that a verb of this request is to end
         _leaving_payload: bytes | None  # what was loaded from it, if the data moved on to the new session
+        _leaving_user: str | None
         _loaded: bytes  # the payload as it is in the store
         _now: float  # the clock when the request came
         _over: bool  # did someone else end it while this request was under way?
@@ -104,6 +106,7 @@ class Session(dict[str, Any]):
         self._started = False
         self._leaving = None
         self._leaving_payload = None
+        self._leaving_user = None
         self._begin(now)
 
     def _begin(self, now: float) -> None:
@@ -283,6 +286,7 @@ class Session(dict[str, Any]):
         if self._leaving is None:
             self._leaving = self._record
             self._leaving_payload = self._loaded if keep_data else None
+            self._leaving_user = self._user_id
         elif not keep_data:
             self._leaving_payload = None
 

@@ -153,5 +153,5 @@ class a_store:  # noqa: N801 - used like a function
 
 
 @pytest.fixture
-async def memory(anyio_backend: Any) -> MemoryStore:
+def memory() -> MemoryStore:
     return MemoryStore()

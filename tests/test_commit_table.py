@@ -87,7 +87,9 @@ def test_every_case_stands_in_one_row_only() -> None:
 def test_every_case_that_can_arise_has_a_row() -> None:
     there = {(row.was, data, asked) for row, data, asked in CASES}
     fresh, known = (Data.EMPTY, Data.SOME), (Data.SAME, Data.CHANGED, Data.EMPTIED)
-    can_arise: set[tuple[Was, Data, Asked]] = {(Was.NONE, data, asked) for data in fresh for asked in Asked if asked is not Asked.DESTROY}
+    can_arise: set[tuple[Was, Data, Asked]] = {
+        (Was.NONE, data, asked) for data in fresh for asked in Asked if asked is not Asked.DESTROY
+    }
     can_arise |= {
         (Was.FOUND, data, asked) for data in known for asked in Asked if asked not in (Asked.LOG_IN, Asked.DESTROY)
     }

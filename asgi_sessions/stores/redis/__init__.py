@@ -18,8 +18,6 @@ import warnings
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Self
 
-from redis.exceptions import ResponseError
-
 from asgi_sessions._errors import (
     ConfigurationError,
     RecordChanged,
@@ -31,7 +29,7 @@ from asgi_sessions._errors import (
 )
 from asgi_sessions._record import Record, pack, pack_clocks, pack_rev, unpack
 from asgi_sessions._token import PLACE_CHARS, place_of
-from asgi_sessions.stores.redis._client import Clients, refused
+from asgi_sessions.stores.redis._client import GivenClient, OwnClient, Refused, run
 from asgi_sessions.stores.redis._scripts import CREATE, DELETE, INDEX, RENAME, TOUCH, UPDATE
 
 TTL_MARGIN = 60.0
@@ -61,7 +59,7 @@ class RedisStore:
             raise ConfigurationError(
                 "RedisStore(client): the client has decode_responses=True; records are bytes, make one without"
             )
-        self._set_up(Clients(given=client), prefix)
+        self._set_up(GivenClient(client), prefix)
 
     @classmethod
     def from_url(cls, url: str, *, prefix: str = "asgi-sessions", **options: Any) -> Self:
@@ -77,15 +75,15 @@ class RedisStore:
                 f"RedisStore.from_url({type(url).__name__}): give a str such as 'redis://localhost:6379/0'"
             )
         store = cls.__new__(cls)
-        store._set_up(Clients(url=url, options=options), prefix)
+        store._set_up(OwnClient(url, options), prefix)
         return store
 
-    def _set_up(self, clients: Clients, prefix: str) -> None:
+    def _set_up(self, client: OwnClient | GivenClient, prefix: str) -> None:
         if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
             raise ConfigurationError(
                 f"RedisStore(prefix={prefix!r}): use letters, digits and _.:/- only; braces would break Redis Cluster"
             )
-        self._clients = clients
+        self._client = client
         self._prefix = prefix
         self._policy_known = False
 
@@ -100,11 +98,11 @@ class RedisStore:
         if not self._policy_known:
             await self._look_at_policy()
         try:
-            data = await self._clients.call("GET", self._name(key))
-        except ResponseError as error:
-            if str(error).startswith("WRONGTYPE"):
-                raise RecordDamaged("what lies under the key is not a string") from error
-            raise refused(error) from error
+            data = await self._client.call("GET", self._name(key))
+        except Refused as refused:
+            if refused.code == "WRONGTYPE":
+                raise RecordDamaged("what lies under the key is not a string") from refused
+            raise refused.as_store_error() from refused
         if data is None:
             return None
         return unpack(key, _bytes(data))
@@ -113,9 +111,10 @@ class RedisStore:
         if not self._policy_known:
             await self._look_at_policy()
         key = record.key
-        done = await self._clients.run(
+        done = await run(
+            self._client,
             CREATE,
-            [self._name(key)],
+            (self._name(key),),
             pack(record),
             _ttl(record.seen_at, record.expires_at),
             self._stem(key),
@@ -127,17 +126,21 @@ class RedisStore:
     async def update(self, record: Record, *, rev: int) -> None:
         key = record.key
         ttl = _ttl(record.seen_at, record.expires_at)
-        answer = await self._clients.run(UPDATE, [self._name(key)], pack(record), ttl, self._stem(key), pack_rev(rev))
+        answer = await run(self._client, UPDATE, (self._name(key),), pack(record), ttl, self._stem(key), pack_rev(rev))
         _raise_unless_done(answer, key)
 
     async def touch(self, key: str, *, seen_at: float, expires_at: float) -> bool:
         clocks, ttl = pack_clocks(seen_at, expires_at), _ttl(seen_at, expires_at)
-        return bool(await self._clients.run(TOUCH, [self._name(key)], clocks, ttl, self._stem(key)))
+        return bool(await run(self._client, TOUCH, (self._name(key),), clocks, ttl, self._stem(key)))
 
     async def rename(self, key: str, record: Record, *, rev: int, alias: Record | None = None) -> None:
-        answer = await self._clients.run(
+        answer = await run(
+            self._client,
             RENAME,
-            [self._name(key), self._name(record.key)],
+            (
+                self._name(key),
+                self._name(record.key),
+            ),
             pack(record),
             _ttl(record.seen_at, record.expires_at),
             self._stem(key),
@@ -152,7 +155,7 @@ class RedisStore:
 
     async def delete(self, key: str, *, rev: int | None = None) -> Record | None:
         expected = "" if rev is None else pack_rev(rev)
-        answer = await self._clients.run(DELETE, [self._name(key)], expected, self._stem(key), _suffix(key))
+        answer = await run(self._client, DELETE, (self._name(key),), expected, self._stem(key), _suffix(key))
         if isinstance(answer, list):
             raise RecordChanged(unpack(key, _bytes(answer[0])))
         try:
@@ -162,12 +165,12 @@ class RedisStore:
 
     async def index(self, owner: str) -> Mapping[str, str]:
         place = place_of(owner)
-        flat = await self._clients.run(INDEX, [f"{self._stem(owner)}u:{owner}"], self._stem(owner))
+        flat = await run(self._client, INDEX, (f"{self._stem(owner)}u:{owner}",), self._stem(owner))
         texts = [_bytes(item).decode("ascii") for item in flat]
         return {id: place + suffix for id, suffix in zip(texts[::2], texts[1::2], strict=True)}
 
     async def aclose(self) -> None:
-        await self._clients.aclose()
+        await self._client.aclose()
 
     def _stem(self, key: str) -> str:
         return f"{self._prefix}:{{{key[:PLACE_CHARS]}}}:"
@@ -179,8 +182,8 @@ class RedisStore:
         """Say so, once, if the server would throw sessions away when memory runs short."""
         self._policy_known = True
         try:
-            answer = await self._clients.call("INFO", "memory")
-        except ResponseError:
+            answer = await self._client.call("INFO", "memory")
+        except Refused:
             return  # an ACL without INFO; nothing can be said
         except StoreError:
             self._policy_known = False

@@ -1,114 +1,221 @@
-"""How commands reach the server: one redis-py client per event loop, opened when first needed.
+"""How commands reach the server: the seam between the store and redis-py.
 
-The seam between the store and the driver. Everything above sees one coroutine, :meth:`Clients.call`.
+Two ways, one face. Our own: one :class:`Link` per event loop, opened when first needed and again when it was lost. The app's: a
+client that it passed in, used as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import os
+import random
+import weakref
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
+import hiredis
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from asgi_sessions._errors import ConfigurationError, StoreError
+from asgi_sessions.stores.redis._link import ConnectionLost, Link, open_link
 from asgi_sessions.stores.redis._scripts import Script
 
-logger = logging.getLogger("asgi_sessions")
-
-# RESP2: nothing is pushed, so the pool's check for unread data on a connection works, and a stray reply is noticed
-# before the next caller gets it (with RESP3 and maintenance notifications redis-py 8 leaves that check out). No retries
-# in the driver: it would also repeat commands that timed out; we repeat once, after a lost connection.
+# RESP2: nothing is pushed, so every reply belongs to a question. No retries in the driver: they are ours.
 _OPTIONS: dict[str, Any] = {
     "protocol": 2,
     "decode_responses": False,
     "socket_connect_timeout": 0.4,
-    "socket_timeout": 2.0,
-    "health_check_interval": 0,
-    "max_connections": 64,
-    "timeout": 0.4,  # how long to wait for a free connection
+    "socket_timeout": 0.4,  # of the handshake; after that the link keeps the time
 }
 
+FIRST_PAUSE = 0.02
+LONGEST_PAUSE = 1.0
+"""Seconds for which a server that could not be reached is not tried again: doubled each time, with jitter."""
 
-class Clients:
-    """The client of the running event loop; or always the one that the app passed in."""
 
-    def __init__(self, *, url: str = "", options: dict[str, Any] | None = None, given: Any = None) -> None:
-        self._url = url
-        self._options = {**_OPTIONS, **(options or {})}
-        self._given = given
-        # Sockets belong to the loop and the process that opened them; a forked worker must not share them.
-        self._own: dict[tuple[int, int], tuple[asyncio.AbstractEventLoop, Redis]] = {}
-        if given is None:
-            self._new()  # so that a bad URL fails when the app is built; opens nothing
+class Refused(Exception):
+    """The server answered with an error."""
 
-    def get(self) -> Any:
-        """The client to use right here."""
-        if self._given is not None:
-            return self._given
-        loop = asyncio.get_running_loop()
-        entry = self._own.get((os.getpid(), id(loop)))
-        if entry is not None and entry[0] is loop:
-            return entry[1]
-        for key in [key for key, (other, _) in self._own.items() if other.is_closed()]:
-            del self._own[key]
-        client = self._new()
-        self._own[os.getpid(), id(loop)] = (loop, client)
-        return client
+    @property
+    def code(self) -> str:
+        """Its first word: OOM, READONLY, NOPERM … The text may quote the command, so it is shown to nobody."""
+        words = str(self).split(None, 1)
+        return words[0] if words and words[0].isupper() else "ERR"
 
-    def _new(self) -> Redis:
+    def as_store_error(self) -> StoreError:
+        return StoreError(f"Redis refused: {self.code}")
+
+
+class OwnClient:
+    """Our own connections: one per event loop."""
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        self.url = url
         try:
-            pool = BlockingConnectionPool.from_url(self._url, retry=Retry(NoBackoff(), 0), **self._options)
-            return Redis(connection_pool=pool)
+            # Opens nothing; knows how to.
+            self._pool = ConnectionPool.from_url(url, **{**_OPTIONS, **options, "retry": Retry(NoBackoff(), 0)})
+            new_connection(self._pool)
         except (ValueError, TypeError, RedisError) as error:
             # The URL may hold a password: say what is wrong with it, not what it is.
             raise ConfigurationError(
                 f"RedisStore.from_url(): the URL or an option is not understood ({type(error).__name__}); "
                 "use redis://host:6379/0, rediss://… for TLS, or unix://path"
             ) from error
+        self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Line] = weakref.WeakKeyDictionary()
+        _after_fork.add(self)
 
     async def call(self, *command: Any) -> Any:
-        """Send one command, repeat it once if the connection was lost, and return the answer.
+        """Send one command and return its reply; once more if the connection broke.
 
         Raises:
-            ResponseError: the server refused it. StoreError: anything else.
+            Refused: the server answered with an error. StoreError: there was no answer.
         """
-        client = self.get()
+        loop = asyncio.get_running_loop()
+        line = self._lines.get(loop)
+        if line is None:
+            line = self._lines[loop] = Line(self._pool)
         try:
+            link = line.link
+            if link is None or link.lost is not None or link.is_full:
+                link = await line.ready()
             try:
-                return await client.execute_command(*command)
-            except RedisConnectionError:
-                return await client.execute_command(*command)
-        except ResponseError:
+                reply = await link.ask(command)
+            except ConnectionLost:
+                # Every command we send is harmless to repeat; see the scripts.
+                link = await line.ready()
+                reply = await link.ask(command)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreError(f"Redis cannot be asked: {type(error).__name__}") from error
+        if isinstance(reply, hiredis.ReplyError):
+            raise Refused(str(reply))
+        return reply
+
+    async def aclose(self) -> None:
+        """Close the connection of this loop."""
+        line = self._lines.pop(asyncio.get_running_loop(), None)
+        if line is not None:
+            await line.aclose()
+
+    def forget(self) -> None:
+        """In a forked child: the sockets are the parent's."""
+        self._lines = weakref.WeakKeyDictionary()
+
+
+def new_connection(pool: ConnectionPool) -> AbstractConnection:
+    """A connection as the pool would make one, not yet opened and not known to the pool."""
+    connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]  # of redis-py
+    return connection
+
+
+class Line:
+    """The way to the server in one event loop: the link, or the attempt to open one."""
+
+    __slots__ = ("_error", "_opening", "_pause", "_pool", "_retry_at", "link")
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+        self._opening: asyncio.Task[Link] | None = None
+        self._error: BaseException | None = None
+        self._pause = 0.0
+        self._retry_at = 0.0
+        self.link: Link | None = None
+
+    async def ready(self) -> Link:
+        """A link with room for a command; all who ask at once wait for the same one.
+
+        Raises:
+            RedisError, OSError: there is none, and there was none a moment ago.
+        """
+        link = self.link
+        while link is None or link.lost is not None or link.is_full:
+            if link is not None and link.lost is None:
+                await link.room()
+                continue
+            if self._opening is None:
+                self._raise_if_pausing()
+                # A task of its own: whoever asked first may be cancelled, and the others still want the connection.
+                self._opening = asyncio.ensure_future(self._open())
+                self._opening.add_done_callback(_retrieve)
+            link = await asyncio.shield(self._opening)
+        return link
+
+    async def _open(self) -> Link:
+        try:
+            link = await open_link(new_connection(self._pool))
+        except BaseException as error:
+            self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+            pause = self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
+            self._retry_at = asyncio.get_running_loop().time() + pause
+            self._error = error
             raise
+        else:
+            self._pause = 0.0
+            self._error = None
+            self.link = link
+            return link
+        finally:
+            self._opening = None
+
+    def _raise_if_pausing(self) -> None:
+        if self._error is not None and asyncio.get_running_loop().time() < self._retry_at:
+            raise RedisConnectionError("the server could not be reached a moment ago") from self._error
+
+    async def aclose(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+        if self.link is not None:
+            await self.link.aclose()
+
+
+def _retrieve(task: asyncio.Task[Link]) -> None:
+    """Look at the outcome, so that asyncio does not complain when nobody is left to do so."""
+    if not task.cancelled():
+        task.exception()
+
+
+_after_fork: weakref.WeakSet[OwnClient] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for client in list(_after_fork):
+        client.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+
+
+class GivenClient:
+    """A ``redis.asyncio`` client of the app: its pool, its retries, its care."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    async def call(self, *command: Any) -> Any:
+        try:
+            return await self._client.execute_command(*command)
+        except ResponseError as error:
+            # redis-py takes NOSCRIPT off the text and makes a class of it.
+            raise Refused("NOSCRIPT" if isinstance(error, NoScriptError) else str(error)) from error
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreError(f"Redis cannot be asked: {type(error).__name__}") from error
 
-    async def run(self, script: Script, keys: list[str], *args: Any) -> Any:
-        """Run a script: by its name, or with its text where the server does not know it (yet, or any more)."""
-        try:
-            try:
-                return await self.call("EVALSHA", script.sha, len(keys), *keys, *args)
-            except NoScriptError:
-                return await self.call("EVAL", script.text, len(keys), *keys, *args)
-        except ResponseError as error:
-            raise refused(error) from error
-
     async def aclose(self) -> None:
-        """Close our own client of this loop; one that was passed in is the app's."""
-        with contextlib.suppress(KeyError):
-            _, client = self._own.pop((os.getpid(), id(asyncio.get_running_loop())))
-            await client.connection_pool.disconnect()
+        """Not ours to close."""
 
 
-def refused(error: ResponseError) -> StoreError:
-    """The server's refusal as a StoreError: its code only (OOM, READONLY, NOPERM …), since the text may quote the command."""
-    words = str(error).split(None, 1)
-    code = words[0] if words and words[0].isupper() else type(error).__name__
-    return StoreError(f"Redis refused: {code}")
+async def run(client: OwnClient | GivenClient, script: Script, keys: tuple[str, ...], *args: Any) -> Any:
+    """Run a script: by its name, or with its text where the server does not know it (yet, or any more)."""
+    try:
+        try:
+            return await client.call("EVALSHA", script.sha, len(keys), *keys, *args)
+        except Refused as refused:
+            if refused.code != "NOSCRIPT":
+                raise
+            return await client.call("EVAL", script.text, len(keys), *keys, *args)
+    except Refused as refused:
+        raise refused.as_store_error() from refused

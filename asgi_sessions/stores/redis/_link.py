@@ -1,0 +1,207 @@
+"""One connection, many commands in flight: what is asked in one turn of the event loop leaves as one write.
+
+redis-py opens the connection, authenticates and encrypts it; from then on this file owns the bytes. hiredis packs and
+parses. Replies are matched to questions in order by one reader, so a caller that is cancelled abandons its future and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from typing import Any, Final
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+MAX_IN_FLIGHT: Final = 4096
+"""Commands without a reply, per connection. Whoever comes then waits until half of them are answered."""
+
+STALL_AFTER: Final = 1.0
+"""Seconds without any reply, with commands waiting, after which a connection is given up: checked once a second by one timer."""
+
+_NOT_YET: Final = object()
+
+
+class ConnectionLost(RedisConnectionError):
+    """The connection broke while a command was under way; whether the server has carried it out is not known."""
+
+
+class Link(asyncio.Protocol):
+    """A connection to the server. Made by :func:`open_link`; dead once ``lost`` is set."""
+
+    __slots__ = (
+        "_answered",
+        "_answered_before",
+        "_farewell",
+        "_flushing",
+        "_loop",
+        "_out",
+        "_paused",
+        "_reader",
+        "_room",
+        "_timer",
+        "_transport",
+        "_waiting",
+        "_writer",
+        "lost",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, writer: asyncio.StreamWriter) -> None:
+        self._loop = loop
+        # Kept only because a StreamWriter that is collected closes its transport, which is ours now.
+        self._writer = writer
+        self._transport = writer.transport
+        self._reader = hiredis.Reader(notEnoughData=_NOT_YET)
+        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._out: list[bytes] = []
+        self._flushing = False
+        self._paused = False
+        self._room: list[asyncio.Future[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._answered = self._answered_before = 0
+        self._farewell: AsyncGenerator[None, None] | None = None
+        self.lost: Exception | None = None
+        self._transport.set_protocol(self)
+
+    def ask(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
+        """Send a command; the future holds the reply, an error reply included, or raises ConnectionLost."""
+        future = self._loop.create_future()
+        if self.lost is not None:
+            future.set_exception(ConnectionLost(str(self.lost)))
+            return future
+        self._out.append(hiredis.pack_command(command))
+        self._waiting.append(future)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+        if self._timer is None:
+            self._answered_before = self._answered
+            self._timer = self._loop.call_later(STALL_AFTER, self._check)
+        return future
+
+    @property
+    def is_full(self) -> bool:
+        """Whether to wait for :meth:`room` before asking more."""
+        return self._paused or len(self._waiting) >= MAX_IN_FLIGHT
+
+    async def room(self) -> None:
+        """Wait until there is room again, or the connection is lost."""
+        future = self._loop.create_future()
+        self._room.append(future)
+        await future
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self.lost is None:
+            self._transport.write(b"".join(self._out))
+        self._out.clear()
+
+    def _make_room(self) -> None:
+        room, self._room = self._room, []
+        for future in room:
+            if not future.done():
+                future.set_result(None)
+
+    def _check(self) -> None:
+        self._timer = None
+        if not self._waiting or self.lost is not None:
+            return
+        if self._answered == self._answered_before:
+            self.abort(ConnectionLost(f"no reply for {STALL_AFTER:.0f} s"))
+            return
+        self._answered_before = self._answered
+        self._timer = self._loop.call_later(STALL_AFTER, self._check)
+
+    # ── asyncio.Protocol ──
+
+    def data_received(self, data: bytes) -> None:
+        reader, waiting = self._reader, self._waiting
+        reader.feed(data)
+        try:
+            while (reply := reader.gets()) is not _NOT_YET:
+                future = waiting.popleft()
+                self._answered += 1
+                if not future.done():
+                    future.set_result(reply)
+        except IndexError:
+            self.abort(ConnectionLost("a reply came to no question"))
+        except hiredis.ProtocolError:
+            self.abort(ConnectionLost("the server does not speak the Redis protocol"))
+        if self._room and not self._paused and len(waiting) <= MAX_IN_FLIGHT // 2:
+            self._make_room()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._make_room()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._die(error or ConnectionLost("the server closed the connection"))
+
+    # ── The end ──
+
+    def abort(self, error: Exception) -> None:
+        """Give the connection up at once; everybody who waits hears of it."""
+        self._die(error)
+        self._transport.abort()
+
+    def _die(self, error: Exception) -> None:
+        if self.lost is not None:
+            return
+        self.lost = error
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting, self._waiting = self._waiting, deque()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(ConnectionLost(str(error)))
+        self._make_room()
+
+    async def aclose(self) -> None:
+        """Close the connection; what is still waiting fails."""
+        self.abort(ConnectionLost("the store was closed"))
+        if self._farewell is not None:
+            farewell, self._farewell = self._farewell, None
+            await farewell.aclose()
+        await asyncio.sleep(0)  # the transport closes its socket in the next turn
+
+    async def say_farewell(self) -> None:
+        """Have the connection closed when its event loop ends, even if nobody closes the store.
+
+        Loops close the asynchronous generators that are left over when they shut down (``shutdown_asyncgens``, which
+        ``asyncio.run`` and anyio call), so one that waits in its first step is a hook for that moment.
+        """
+
+        async def hook() -> AsyncGenerator[None, None]:
+            try:
+                yield
+            finally:
+                self.abort(ConnectionLost("the event loop ended"))
+                await asyncio.sleep(0)
+
+        self._farewell = hook()
+        await anext(self._farewell)
+
+
+async def open_link(connection: AbstractConnection) -> Link:
+    """Have redis-py open and authenticate ``connection``, then take over its streams.
+
+    Raises:
+        RedisError: the server cannot be reached, or refuses us.
+    """
+    await connection.connect()  # type: ignore[no-untyped-call]  # of redis-py
+    # Two private names of redis-py; tests/test_redis_link.py pins them over the supported versions.
+    writer = connection._writer
+    connection._reader = connection._writer = None
+    if writer is None:
+        raise RedisError("the connection was closed while it was being opened")
+    link = Link(asyncio.get_running_loop(), writer)
+    await link.say_farewell()
+    return link

@@ -1,0 +1,1 @@
+"""Checked by pyright as users would; see program.py."""
