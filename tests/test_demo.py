@@ -36,7 +36,7 @@ from asgi_sessions.testing import session_cookie
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python with these arguments, without a REDIS_URL unless one is given, and every warning an error."""
     return subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", *command],
+        [sys.executable, "-W", "error", *command],
         env=without_redis() | environment,
         capture_output=True,
         text=True,
@@ -272,7 +272,7 @@ class Running:
 
     def __init__(self, *options: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-X", "dev", "-W", "error", "-m", "asgi_sessions", "demo", "--port", "0", *options],
+            [sys.executable, "-W", "error", "-m", "asgi_sessions", "demo", "--port", "0", *options],
             env=without_redis(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -61,8 +61,9 @@ def run_shop(*, host: str, port: int, https: bool) -> int:
 async def _until_stopped(shop: Any, listener: socket.socket, *, https: bool) -> None:
     this = asyncio.current_task()
     if this is not None:
-        with suppress(NotImplementedError):  # Windows has no such signals
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
+        with suppress(NotImplementedError):  # on Windows; there Ctrl-C comes as a KeyboardInterrupt
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, this.cancel)
     async with serving(shop, listener, pem=certificate() if https else None) as server:
         await asyncio.wait({server})
 
