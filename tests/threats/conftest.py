@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
-from tests.conftest import a_store
-from tests.threats.hostile import SECRET, Events
+from tests.conftest import STORES, a_store
+from tests.threats.hostile import SECRET, URLS, Events, hang_up
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _connections() -> Iterator[None]:
+    yield
+    hang_up()
 
 
 @pytest.fixture
@@ -28,12 +35,34 @@ def options(request: pytest.FixtureRequest, clock: FakeClock, events: Events) ->
 
 
 @pytest.fixture
+def plain(clock: FakeClock, events: Events) -> dict[str, Any]:
+    """For what has nothing to do with secrets."""
+    return {"clock": clock, "on_event": events}
+
+
+@pytest.fixture
 def sealed(clock: FakeClock, events: Events) -> dict[str, Any]:
     return {"clock": clock, "on_event": events, "secret_keys": [SECRET]}
+
+
+@pytest.fixture(params=STORES)
+async def store(request: pytest.FixtureRequest, anyio_backend: Any) -> AsyncIterator[Store]:
+    """Each store in turn, empty, and its server known to :class:`WriteAccess`."""
+    async with reachable(a_store(request, request.param)) as made:
+        yield made
 
 
 @pytest.fixture(params=["valkey", "redis"])
 async def server(request: pytest.FixtureRequest, anyio_backend: Any) -> AsyncIterator[Store]:
     """The stores whose keys can hold anything: a list, an empty string, half a record."""
-    async with a_store(request, request.param) as made:
+    async with reachable(a_store(request, request.param)) as made:
         yield made
+
+
+@asynccontextmanager
+async def reachable(kept: a_store) -> AsyncIterator[Store]:
+    async with kept as made:
+        if kept.url is not None:
+            URLS[made.namespace] = kept.url
+        yield made
+        URLS.pop(made.namespace, None)

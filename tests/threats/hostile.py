@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import anyio
+import redis
 
 from asgi_sessions import Event, MemoryStore, RedisStore, SessionMiddleware
 from asgi_sessions._record import Record, pack, unpack
@@ -15,6 +16,11 @@ from asgi_sessions.stores import Store
 
 SECRET = "correct-horse-battery-staple-0123456789"
 OTHER_SECRET = "wrong-donkey-solar-paperclip-9876543210"
+
+URLS: dict[str, str] = {}
+"""Where the server of a store is, by the store's namespace."""
+
+_CLIENTS: dict[str, Any] = {}
 
 METHODS = ("load", "create", "update", "touch", "rename", "delete", "index")
 
@@ -113,33 +119,45 @@ class WriteAccess:
             store = store.inner
         self.store = store
 
-    async def take(self, key: str) -> Record:
+    def take(self, key: str) -> Record:
         """The record under a key."""
         if isinstance(self.store, RedisStore):
-            return unpack(key, await self.redis("GET", key))
+            return unpack(key, self.redis("GET", key))
         return self._memory[key]
 
-    async def put(self, key: str, record: Record) -> None:
+    def put(self, key: str, record: Record) -> None:
         """Put a record there, with the key of that place written into its header."""
         record = replace(record, key=key)
         if isinstance(self.store, RedisStore):
-            await self.redis("SET", key, pack(record))
+            self.redis("SET", key, pack(record))
         else:
             self._memory[key] = record
 
-    async def change(self, key: str, **fields: Any) -> None:
-        await self.put(key, replace(await self.take(key), **fields))
+    def change(self, key: str, **fields: Any) -> None:
+        self.put(key, replace(self.take(key), **fields))
 
-    async def redis(self, command: str, key: str, *args: Any) -> Any:
+    def redis(self, command: str, key: str, *args: Any) -> Any:
         """A raw command on the server's key of a record; for what only a server can hold."""
-        assert isinstance(self.store, RedisStore)
-        return await self.store._clients.call(command, self.store._name(key), *args)
+        return self.command(command, f"{self.store.namespace}:{{{key[:3]}}}:s:{key[3:]}", *args)
 
-    async def redirect(self, owner: str, id: str, key: str) -> None:
+    def index(self, owner: str) -> str:
+        """The server's key of a user's index."""
+        return f"{self.store.namespace}:{{{owner[:3]}}}:u:{owner}"
+
+    def keys(self) -> list[bytes]:
+        """All that this store has in the server."""
+        return list(self.command("KEYS", f"{self.store.namespace}:*"))
+
+    def command(self, *words: Any) -> Any:
+        url = URLS[self.store.namespace]
+        if url not in _CLIENTS:
+            _CLIENTS[url] = redis.Redis.from_url(url)
+        return _CLIENTS[url].execute_command(*words)
+
+    def redirect(self, owner: str, id: str, key: str) -> None:
         """Let an entry of a user's index lead to another key."""
         if isinstance(self.store, RedisStore):
-            name = f"{self.store._stem(owner)}u:{owner}"
-            await self.store._clients.call("HSET", name, id, key[3:])
+            self.command("HSET", self.index(owner), id, key[3:])
         else:
             assert isinstance(self.store, MemoryStore)
             self.store._index.setdefault(owner, {})[id] = key
@@ -148,6 +166,19 @@ class WriteAccess:
     def _memory(self) -> dict[str, Record]:
         assert isinstance(self.store, MemoryStore)
         return self.store._records
+
+
+def hang_up() -> None:
+    """Close what :class:`WriteAccess` opened."""
+    while _CLIENTS:
+        _CLIENTS.popitem()[1].close()
+
+
+def neighbour(store: Store) -> RedisStore:
+    """Another app's store on the same server, with a prefix of its own."""
+    prefix = f"{store.namespace}:other"
+    URLS[prefix] = URLS[store.namespace]
+    return RedisStore.from_url(URLS[prefix], prefix=prefix)
 
 
 class Events(list[Event]):

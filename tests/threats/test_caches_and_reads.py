@@ -121,10 +121,10 @@ NOT_SEEN: list[Any] = [
     "verb", [put(a=1), log_in("alice"), regenerate, destroy], ids=["new", "login", "regen", "logout"]
 )
 async def test_a_response_that_sets_the_cookie_stays_out_of_shared_caches(
-    memory: Store, options: dict[str, Any], said: list[bytes], allowed: set[bytes], verb: Handler
+    memory: Store, plain: dict[str, Any], said: list[bytes], allowed: set[bytes], verb: Handler
 ) -> None:
     """CVE-2023-30861: a proxy kept the response with its Set-Cookie and logged other people in with it."""
-    browser = Browser(app_with(memory, **options))
+    browser = Browser(app_with(memory, **plain))
     if verb in (regenerate, destroy):
         await browser.do(log_in("bob"))
 
@@ -162,10 +162,10 @@ def split_outside_quotes(value: str) -> list[str]:
     ],
 )
 async def test_what_speaks_to_a_cdn_alone_does_not_let_it_keep_the_cookie(
-    memory: Store, options: dict[str, Any], name: bytes
+    memory: Store, plain: dict[str, Any], name: bytes
 ) -> None:
     """CVE-2023-30861 at the edge: such a header wins over Cache-Control there (RFC 9213)."""
-    browser = Browser(app_with(memory, **options))
+    browser = Browser(app_with(memory, **plain))
 
     response = await browser.do(put(a=1), headers=[(name, b"public, max-age=600"), (b"cache-control", b"max-age=1")])
 
@@ -174,11 +174,11 @@ async def test_what_speaks_to_a_cdn_alone_does_not_let_it_keep_the_cookie(
 
 
 async def test_a_response_without_our_cookie_keeps_the_caching_that_the_app_chose(
-    store: Store, options: dict[str, Any], clock: FakeClock
+    store: Store, plain: dict[str, Any], clock: FakeClock
 ) -> None:
     """Neither a read nor a write that sends no cookie touches Cache-Control; a session that was left alone adds nothing."""
     headers = [(b"cache-control", b"public, max-age=600"), (b"cdn-cache-control", b"max-age=60")]
-    browser = Browser(app_with(store, **options))
+    browser = Browser(app_with(store, **plain))
     await browser.do(put(a=1))
     clock.advance(120)
 
@@ -192,7 +192,7 @@ async def test_a_response_without_our_cookie_keeps_the_caching_that_the_app_chos
 @pytest.mark.parametrize("verb", [put(a=1), lambda session: session.get("a")], ids=["sets a cookie", "only reads"])
 @pytest.mark.parametrize("shape", ["list", "tuple", "lists in a list"])
 async def test_the_message_that_a_cache_may_have_kept_is_never_changed(
-    memory: Store, options: dict[str, Any], verb: Handler, shape: str
+    memory: Store, plain: dict[str, Any], verb: Handler, shape: str
 ) -> None:
     """CVE-2023-30861 inside the process: response caches keep the very message object, and replay it to everybody."""
     shapes: dict[str, Any] = {
@@ -208,7 +208,7 @@ async def test_the_message_that_a_cache_may_have_kept_is_never_changed(
         await send(message)
         await send({"type": "http.response.body", "body": b""})
 
-    middleware = SessionMiddleware(app, memory, **options)
+    middleware = SessionMiddleware(app, memory, **plain)
     first = await exchange(middleware, http_scope())
     second = await exchange(middleware, http_scope())
 
@@ -221,11 +221,9 @@ async def test_the_message_that_a_cache_may_have_kept_is_never_changed(
     ] == []
 
 
-async def test_cookies_and_headers_of_others_are_neither_lost_nor_doubled(
-    memory: Store, options: dict[str, Any]
-) -> None:
+async def test_cookies_and_headers_of_others_are_neither_lost_nor_doubled(memory: Store, plain: dict[str, Any]) -> None:
     """Set-Cookie is appended; whoever wrote one before keeps theirs, in their order."""
-    browser = Browser(app_with(memory, **options))
+    browser = Browser(app_with(memory, **plain))
     theirs: list[Header] = [
         (b"Set-Cookie", b"theme=dark; Path=/"),
         (b"set-cookie", b"theme=dark; Path=/"),
@@ -256,9 +254,9 @@ async def test_cookies_and_headers_of_others_are_neither_lost_nor_doubled(
         pytest.param([(b"Vary", b"X-Cookie-Consent")], [b"X-Cookie-Consent, Cookie"], id="one that only looks like it"),
     ],
 )
-async def test_vary_is_merged(memory: Store, options: dict[str, Any], said: list[Header], then: list[bytes]) -> None:
+async def test_vary_is_merged(memory: Store, plain: dict[str, Any], said: list[Header], then: list[bytes]) -> None:
     """CVE-2026-27205: without it a cache answers everybody with what one person was shown."""
-    browser = Browser(app_with(memory, **options))
+    browser = Browser(app_with(memory, **plain))
 
     response = await browser.do(lambda session: session.get("a"), headers=said)
 
@@ -270,9 +268,9 @@ async def test_vary_is_merged(memory: Store, options: dict[str, Any], said: list
     [[b"Accept", b"Origin"], [b"Accept", b"Cookie"], [b"Cookie", b"Accept"], [b"Accept", b"*"], [b"", b"Accept"]],
     ids=str,
 )
-async def test_two_vary_headers_are_merged(memory: Store, options: dict[str, Any], two: list[bytes]) -> None:
+async def test_two_vary_headers_are_merged(memory: Store, plain: dict[str, Any], two: list[bytes]) -> None:
     """CVE-2026-27205 with an app that repeats the header: whatever is done to them, together they must say Cookie."""
-    browser = Browser(app_with(memory, **options))
+    browser = Browser(app_with(memory, **plain))
 
     response = await browser.do(lambda session: session.get("a"), headers=[(b"vary", value) for value in two])
 
@@ -283,10 +281,10 @@ async def test_two_vary_headers_are_merged(memory: Store, options: dict[str, Any
 
 @pytest.mark.parametrize("look", [*READS, JSON_IN_C, *NOT_SEEN])
 async def test_every_way_of_reading_says_vary(
-    memory: Store, options: dict[str, Any], clock: FakeClock, look: Handler
+    memory: Store, plain: dict[str, Any], clock: FakeClock, look: Handler
 ) -> None:
     """CVE-2026-27205: ``in`` and ``len`` were forgotten; so may be whatever stands in no list."""
-    browser = Browser(app_with(memory, **options))
+    browser = Browser(app_with(memory, **plain))
     await browser.do(put(a=1))
 
     response = await browser.do(look)
@@ -296,19 +294,19 @@ async def test_every_way_of_reading_says_vary(
 
 @pytest.mark.parametrize("look", [*READS, pytest.param(json.dumps, id="JSON, in C", marks=C_LEVEL), *NOT_SEEN])
 async def test_every_way_of_reading_an_empty_session_says_vary(
-    memory: Store, options: dict[str, Any], look: Handler
+    memory: Store, plain: dict[str, Any], look: Handler
 ) -> None:
     """CVE-2026-27205: "nobody is logged in" is an answer too, and no other visitor's."""
-    response = await Browser(app_with(memory, **options)).do(look)
+    response = await Browser(app_with(memory, **plain)).do(look)
 
     assert response.get("vary") == "Cookie"
 
 
 async def test_a_session_that_was_left_alone_adds_nothing(
-    store: Store, options: dict[str, Any], clock: FakeClock
+    store: Store, plain: dict[str, Any], clock: FakeClock
 ) -> None:
     """And a page without a session may be cached by everybody, cookie or not."""
-    browser = Browser(app_with(store, **options))
+    browser = Browser(app_with(store, **plain))
     await browser.do(put(a=1))
     clock.advance(120)
 
@@ -321,10 +319,10 @@ async def test_a_session_that_was_left_alone_adds_nothing(
 
 
 @pytest.mark.parametrize("look", [*READS, JSON_IN_C, pytest.param(repr, id="repr")])
-async def test_reading_never_writes(memory: Store, options: dict[str, Any], clock: FakeClock, look: Handler) -> None:
+async def test_reading_never_writes(memory: Store, plain: dict[str, Any], clock: FakeClock, look: Handler) -> None:
     """No write to the store, and no cookie: neither with a session nor without."""
     watched = Between(memory)
-    browser = Browser(app_with(watched, **options))
+    browser = Browser(app_with(watched, **plain))
     await browser.do(put(a=1, nested={"b": [1, 2.5, None, "x"]}))
     watched.calls.clear()
 
@@ -337,14 +335,14 @@ async def test_reading_never_writes(memory: Store, options: dict[str, Any], cloc
 
 
 async def test_reading_never_writes_the_payload_not_even_when_a_touch_is_due(
-    store: Store, options: dict[str, Any], clock: FakeClock
+    store: Store, plain: dict[str, Any], clock: FakeClock
 ) -> None:
     """Activity moves two clocks. A reader that also wrote what it had loaded would undo a newer write."""
     watched = Between(store)
-    browser = Browser(app_with(watched, **options))
+    browser = Browser(app_with(watched, **plain))
     await browser.do(put(a=1))
     access = WriteAccess(store)
-    body = (await access.take(browser.key)).body
+    body = (access.take(browser.key)).body
     clock.advance(61)
     watched.calls.clear()
 
@@ -352,7 +350,7 @@ async def test_reading_never_writes_the_payload_not_even_when_a_touch_is_due(
 
     assert watched.calls == ["load", "touch"]
     assert response.set_cookie is None
-    assert (await access.take(browser.key)).body == body
+    assert (access.take(browser.key)).body == body
 
 
 @pytest.mark.parametrize(
@@ -367,11 +365,11 @@ async def test_reading_never_writes_the_payload_not_even_when_a_touch_is_due(
     ],
 )
 async def test_writing_what_is_there_already_writes_nothing(
-    store: Store, options: dict[str, Any], handler: Handler
+    store: Store, plain: dict[str, Any], handler: Handler
 ) -> None:
     """The bytes decide, and not how often somebody assigned."""
     watched = Between(store)
-    browser = Browser(app_with(watched, **options))
+    browser = Browser(app_with(watched, **plain))
     await browser.do(put(a=1))
     watched.calls.clear()
 
@@ -411,10 +409,10 @@ async def test_a_visitor_who_leaves_nothing_is_not_stored(
     assert response.set_cookie is None
 
 
-async def test_a_visitor_without_a_cookie_costs_no_question(memory: Store, options: dict[str, Any]) -> None:
+async def test_a_visitor_without_a_cookie_costs_no_question(memory: Store, plain: dict[str, Any]) -> None:
     """CVE-2015-5143, the cheaper half: not even a read."""
     watched = Between(memory)
-    browser = Browser(app_with(watched, **options))
+    browser = Browser(app_with(watched, **plain))
 
     for handler in (dict, lambda session: None, regenerate, destroy):
         await browser.do(handler)
@@ -422,10 +420,10 @@ async def test_a_visitor_without_a_cookie_costs_no_question(memory: Store, optio
     assert watched.calls == []
 
 
-async def test_a_log_out_leaves_no_empty_session_behind(store: Store, options: dict[str, Any], events: Events) -> None:
+async def test_a_log_out_leaves_no_empty_session_behind(store: Store, plain: dict[str, Any], events: Events) -> None:
     """CVE-2015-5143, the second way to it: ``logout()`` made a new, empty session each time it was called."""
     watched = Between(store)
-    alice = Browser(app_with(watched, **options))
+    alice = Browser(app_with(watched, **plain))
     await alice.do(log_in("alice"))
     watched.calls.clear()
 
@@ -437,10 +435,10 @@ async def test_a_log_out_leaves_no_empty_session_behind(store: Store, options: d
     assert (await read(alice))["is_new"] is True
 
 
-async def test_a_mistyped_cookie_header_does_not_make_sessions(store: Store, options: dict[str, Any]) -> None:
+async def test_a_mistyped_cookie_header_does_not_make_sessions(store: Store, plain: dict[str, Any]) -> None:
     """peeringdb #1213: clients that never keep a cookie come back without one forever."""
     watched = Between(store)
-    middleware = app_with(watched, **options)
+    middleware = app_with(watched, **plain)
     browser = Browser(middleware)
 
     for _ in range(20):

@@ -57,10 +57,10 @@ DISGUISES = [
 
 @pytest.mark.parametrize("disguise", DISGUISES)
 async def test_a_subdomain_cannot_disguise_its_cookie_as_ours(
-    memory: Store, options: dict[str, Any], events: Events, disguise: bytes
+    memory: Store, plain: dict[str, Any], events: Events, disguise: bytes
 ) -> None:
     """Parsers that decode and ``strip()`` take away what made the browser accept it as a cookie of another name."""
-    mallory, alice = Browser(app_with(memory, **options)), Browser(app_with(memory, **options))
+    mallory, alice = Browser(app_with(memory, **plain)), Browser(app_with(memory, **plain))
     await mallory.do(log_in("mallory"))
     await alice.do(log_in("alice"))
     theirs = disguise + f"{NAME}={mallory.token}".encode()
@@ -85,19 +85,19 @@ async def test_a_subdomain_cannot_disguise_its_cookie_as_ours(
     ],
 )
 async def test_a_name_that_only_looks_like_ours_is_another_cookie(
-    memory: Store, options: dict[str, Any], name: str
+    memory: Store, plain: dict[str, Any], name: str
 ) -> None:
     """Names are compared to the byte: what a browser guards under one spelling, it does not under another."""
-    mallory = Browser(app_with(memory, **options))
+    mallory = Browser(app_with(memory, **plain))
     await mallory.do(log_in("mallory"))
 
     assert await user_of(mallory, f"{name}={mallory.token}".encode()) is None
 
 
 @pytest.mark.parametrize("space", [b"", b" ", b"\t", b" \t \t "], ids=repr)
-async def test_space_and_tab_are_what_may_stand_there(memory: Store, options: dict[str, Any], space: bytes) -> None:
+async def test_space_and_tab_are_what_may_stand_there(memory: Store, plain: dict[str, Any], space: bytes) -> None:
     """The honest form of the same, so that the tests above are known to be able to fail."""
-    alice = Browser(app_with(memory, **options))
+    alice = Browser(app_with(memory, **plain))
     await alice.do(log_in("alice"))
     cookie = f"{NAME}={alice.token}".encode()
 
@@ -106,10 +106,10 @@ async def test_space_and_tab_are_what_may_stand_there(memory: Store, options: di
     assert await user_of(alice, b"a=b", cookie, b"c=d") == "alice"
 
 
-async def test_quotes_do_not_swallow_the_cookies_between_them(memory: Store, options: dict[str, Any]) -> None:
+async def test_quotes_do_not_swallow_the_cookies_between_them(memory: Store, plain: dict[str, Any]) -> None:
     """The cookie sandwich: with an opening quote before and a closing one after, old parsers make one value of three
     cookies, which a page then reflects. Here a semicolon always ends a value."""
-    alice = Browser(app_with(memory, **options))
+    alice = Browser(app_with(memory, **plain))
     await alice.do(log_in("alice"))
     ours = f"{NAME}={alice.token}".encode()
 
@@ -124,11 +124,11 @@ async def test_quotes_do_not_swallow_the_cookies_between_them(memory: Store, opt
 @pytest.mark.parametrize("split", [False, True], ids=["one header", "two headers"])
 @pytest.mark.parametrize("other", ["of another session", "malformed", "the same again", "empty"])
 async def test_of_two_cookies_under_a_host_name_neither_is_used(
-    store: Store, options: dict[str, Any], events: Events, split: bool, other: str
+    store: Store, plain: dict[str, Any], events: Events, split: bool, other: str
 ) -> None:
     """A browser sends one. The second was smuggled in, and nobody can say which of them."""
     watched = Between(store)
-    alice, mallory = Browser(app_with(watched, **options)), Browser(app_with(watched, **options))
+    alice, mallory = Browser(app_with(watched, **plain)), Browser(app_with(watched, **plain))
     await alice.do(log_in("alice"))
     await mallory.do(log_in("mallory"))
     smuggled = {"of another session": mallory.token, "malformed": "x", "the same again": alice.token, "empty": ""}[
@@ -147,11 +147,9 @@ async def test_of_two_cookies_under_a_host_name_neither_is_used(
     assert (await read(alice))["user_id"] == "alice"
 
 
-async def test_what_is_written_beside_two_cookies_is_neither_sessions_data(
-    store: Store, options: dict[str, Any]
-) -> None:
+async def test_what_is_written_beside_two_cookies_is_neither_sessions_data(store: Store, plain: dict[str, Any]) -> None:
     """Such a request gets a session of its own; it cannot write into one of the two."""
-    alice, mallory = Browser(app_with(store, **options)), Browser(app_with(store, **options))
+    alice, mallory = Browser(app_with(store, **plain)), Browser(app_with(store, **plain))
     await alice.do(log_in("alice"))
     await mallory.do(log_in("mallory"))
     both = [(b"cookie", f"{NAME}={mallory.token}; {NAME}={alice.token}".encode())]
@@ -164,11 +162,11 @@ async def test_what_is_written_beside_two_cookies_is_neither_sessions_data(
 
 @pytest.mark.parametrize("place", range(6))
 async def test_of_cookies_under_a_plain_name_each_is_tried_in_order_and_four_at_most(
-    store: Store, options: dict[str, Any], place: int
+    store: Store, plain: dict[str, Any], place: int
 ) -> None:
     """Somebody who can set 5,000 cookies must not make us ask the store 5,000 times."""
     watched = Between(store)
-    app = app_with(watched, cookie=PLAIN, **options)
+    app = app_with(watched, cookie=PLAIN, **plain)
     alice = Browser(app)
     await alice.do(log_in("alice"))
     ended: list[str] = []
@@ -187,11 +185,11 @@ async def test_of_cookies_under_a_plain_name_each_is_tried_in_order_and_four_at_
 
 
 async def test_malformed_cookies_of_a_plain_name_are_refused_before_they_count(
-    store: Store, options: dict[str, Any]
+    store: Store, plain: dict[str, Any]
 ) -> None:
     """What can be no token of ours costs no question, and does not use up the four."""
     watched = Between(store)
-    alice = Browser(app_with(watched, cookie=PLAIN, **options))
+    alice = Browser(app_with(watched, cookie=PLAIN, **plain))
     await alice.do(log_in("alice"))
     watched.calls.clear()
     rubbish = b"; ".join(PLAIN.name.encode() + b"=" + value for value in (b"", b"x", b"\xff", b'""', b"A" * 5000) * 50)
@@ -203,14 +201,14 @@ async def test_malformed_cookies_of_a_plain_name_are_refused_before_they_count(
 
 
 async def test_a_cookie_of_a_plain_name_that_was_damaged_does_not_hide_the_next(
-    store: Store, options: dict[str, Any], events: Events
+    store: Store, plain: dict[str, Any], events: Events
 ) -> None:
     """One session that cannot be opened is no session; the one behind it still is."""
-    app = app_with(store, cookie=PLAIN, **options)
+    app = app_with(store, cookie=PLAIN, **plain)
     alice, broken = Browser(app), Browser(app)
     await alice.do(log_in("alice"))
     await broken.do(put(a=1))
-    await WriteAccess(store).change(broken.key, body=b"P\x00")
+    WriteAccess(store).change(broken.key, body=b"P\x00")
 
     found = await user_of(alice, f"{PLAIN.name}={broken.token}; {PLAIN.name}={alice.token}".encode())
 
@@ -233,11 +231,11 @@ async def test_a_cookie_of_a_plain_name_that_was_damaged_does_not_hide_the_next(
 )
 @pytest.mark.parametrize("remember", [False, True], ids=["session cookie", "remembered"])
 async def test_deleting_the_cookie_deletes_it(
-    memory: Store, options: dict[str, Any], config: CookieConfig, remember: bool
+    memory: Store, plain: dict[str, Any], config: CookieConfig, remember: bool
 ) -> None:
     """A deletion that differs in one attribute makes a second cookie; one with Expires in the past and a Max-Age left
     over from before lives on, since Max-Age wins (RFC 6265, section 5.3)."""
-    browser = Browser(app_with(memory, cookie=config, **options))
+    browser = Browser(app_with(memory, cookie=config, **plain))
     set_cookie = (await browser.do(log_in("alice", remember=remember))).set_cookie
 
     deletion = (await browser.do(destroy)).set_cookie
@@ -258,7 +256,7 @@ async def test_deleting_the_cookie_deletes_it(
 # ── What is around the app does not change the cookie ──
 
 
-async def test_a_mount_does_not_change_the_path_of_the_cookie(memory: Store, options: dict[str, Any]) -> None:
+async def test_a_mount_does_not_change_the_path_of_the_cookie(memory: Store, plain: dict[str, Any]) -> None:
     """Mounts change ``root_path`` while the request is under way; a path taken from there loses the cookie elsewhere."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -269,7 +267,7 @@ async def test_a_mount_does_not_change_the_path_of_the_cookie(memory: Store, opt
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    middleware = SessionMiddleware(app, memory, **options)
+    middleware = SessionMiddleware(app, memory, **plain)
     start, _ = await exchange(middleware, http_scope(root_path="/mounted", path="/mounted/shop/cart"))
 
     cookies = [value for name, value in start["headers"] if name == b"set-cookie"]
@@ -279,7 +277,7 @@ async def test_a_mount_does_not_change_the_path_of_the_cookie(memory: Store, opt
 
 @pytest.mark.parametrize("scheme", ["http", "https", "", "ftp"])
 async def test_no_scheme_and_no_forwarded_header_takes_secure_away(
-    memory: Store, options: dict[str, Any], scheme: str
+    memory: Store, plain: dict[str, Any], scheme: str
 ) -> None:
     """Forwarded headers are believed: whoever may say ``X-Forwarded-Proto: http`` would get the cookie over plain http."""
 
@@ -287,7 +285,7 @@ async def test_no_scheme_and_no_forwarded_header_takes_secure_away(
         scope["session"]["a"] = 1
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    middleware = SessionMiddleware(app, memory, **options)
+    middleware = SessionMiddleware(app, memory, **plain)
     forged = [
         (b"x-forwarded-proto", b"http"),
         (b"forwarded", b"proto=http;host=evil.example"),
@@ -302,10 +300,10 @@ async def test_no_scheme_and_no_forwarded_header_takes_secure_away(
 
 
 async def test_a_websocket_reads_the_cookie_by_the_same_rules(
-    memory: Store, options: dict[str, Any], events: Events
+    memory: Store, plain: dict[str, Any], events: Events
 ) -> None:
     """A second door with a weaker lock is the one that is used."""
-    alice = Browser(app_with(memory, **options))
+    alice = Browser(app_with(memory, **plain))
     await alice.do(log_in("alice"))
     users: list[Any] = []
 
@@ -316,7 +314,7 @@ async def test_a_websocket_reads_the_cookie_by_the_same_rules(
         await send({"type": "websocket.close"})
 
     ours = f"{NAME}={alice.token}".encode()
-    middleware = SessionMiddleware(app, memory, **options)
+    middleware = SessionMiddleware(app, memory, **plain)
     for header in (ours, b"\xc2\xa0" + ours, ours + b"; " + ours, b"x" + ours):
         await exchange(middleware, websocket_scope(header), [CONNECT])
 
@@ -325,10 +323,10 @@ async def test_a_websocket_reads_the_cookie_by_the_same_rules(
 
 
 async def test_a_preflight_or_a_prefetch_does_not_keep_a_session_alive(
-    store: Store, options: dict[str, Any], clock: FakeClock
+    store: Store, plain: dict[str, Any], clock: FakeClock
 ) -> None:
     """A page of somebody else's that preloads ours in a loop would hold every visitor's session open."""
-    alice = Browser(app_with(store, **options))
+    alice = Browser(app_with(store, **plain))
     await alice.do(log_in("alice"))
 
     for _ in range(2):

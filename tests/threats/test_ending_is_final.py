@@ -350,10 +350,10 @@ async def test_an_alias_put_back_after_its_grace_leads_nowhere(
     clock.advance(301)
     await alice.do()
     access = WriteAccess(store)
-    alias = await access.take(old.key)
+    alias = access.take(old.key)
     clock.advance(31)
 
-    await access.put(old.key, alias)
+    access.put(old.key, alias)
 
     assert (await read(old))["user_id"] is None
     assert (await read(alice))["user_id"] == "alice"

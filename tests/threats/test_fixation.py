@@ -13,7 +13,7 @@ from asgi_sessions._token import BARE_CHARS, key_of, owner_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
-from tests.threats.hostile import OTHER_SECRET, SECRET, Between, Events, Held
+from tests.threats.hostile import OTHER_SECRET, SECRET, Between, Events, Held, neighbour
 
 ANONYMOUS: dict[str, Any] = {"data": {}, "user_id": None}
 
@@ -250,7 +250,7 @@ async def test_a_token_of_another_prefix_opens_nothing(server: RedisStore, optio
     """Two apps on one Redis, told apart by their prefix alone."""
     elsewhere = Browser(app_with(server, **options))
     await elsewhere.do(log_in("alice"))
-    other = RedisStore.from_url(server._clients._url, prefix=f"{server.namespace}:other")
+    other = neighbour(server)
 
     assert await seen(Browser(app_with(other, **options), elsewhere.token)) == ANONYMOUS
 
