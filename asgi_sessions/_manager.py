@@ -24,6 +24,7 @@ import anyio
 
 from asgi_sessions._breaker import Breaker
 from asgi_sessions._cipher import Secrets
+from asgi_sessions._deadline import Deadlines
 from asgi_sessions._errors import (
     RecordChanged,
     RecordDamaged,
@@ -148,6 +149,7 @@ class Manager:
         self._codec = MessagePackCodec()
         self._namespace = str(getattr(store, "namespace", ""))
         self._on_event = on_event
+        self._deadlines = Deadlines(DEADLINE)
         self._queues: WeakValueDictionary[tuple[str, int], anyio.Lock] = WeakValueDictionary()
         if hasattr(store, "notice"):
             store.notice = self.tell
@@ -172,14 +174,15 @@ class Manager:
         session = self.begin()
         events: list[Event] = []
         try:
-            with anyio.move_on_after(DEADLINE) as scope:
+            with self._deadlines.limit():
                 for token in tokens:
                     if await self._find(session, key_of(token), events):
                         break
-            if scope.cancelled_caught:
-                raise self._too_slow()
+        except TimeoutError as error:
+            raise self._too_slow() from error
         finally:
-            await self._tell(events)
+            if events:
+                await self._tell(events)
         return session
 
     def degraded(self) -> Session:
@@ -256,21 +259,28 @@ class Manager:
             SessionDataError: a value cannot be kept faithfully; nothing was written.
             StoreError: the store failed, or was too slow; what was written is not known.
         """
-        if not self._anything_to_do(session):
+        if self._is_settled(session, failed=failed):
             return
         events: list[Event] = []
         try:
-            with anyio.move_on_after(DEADLINE, shield=True) as scope:
+            with anyio.CancelScope(shield=True), self._deadlines.limit():
                 await self._commit(session, events, failed=failed)
-            if scope.cancelled_caught:
-                raise self._too_slow()
+        except TimeoutError as error:
+            raise self._too_slow() from error
         finally:
-            await self._tell(events)
+            if events:
+                await self._tell(events)
 
-    def _anything_to_do(self, session: Session) -> bool:
-        if session._record is None:
-            return session._leaving is not None or dict.__len__(session) > 0 or session._user_id is not None
-        return session._accessed or session._touch_due() or self._renewal_due(session)
+    def _is_settled(self, session: Session, *, failed: bool) -> bool:
+        """Whether there is nothing to ask the store: most requests end here, so it comes before anything costly."""
+        record = session._record
+        if record is None:
+            return session._leaving is None and dict.__len__(session) == 0 and session._user_id is None
+        if session._asked is not Asked.NOTHING:
+            return failed and session._asked is not Asked.DESTROY and not session._touch_due()
+        if session._accessed and not failed and self._codec.quick(session) != session._loaded:
+            return False
+        return not session._touch_due() and (failed or session._started or not self._renewal_due(session))
 
     async def _commit(self, session: Session, events: list[Event], *, failed: bool) -> None:
         if session._over:
@@ -350,10 +360,9 @@ class Manager:
             return Data.SAME, session._loaded
         if dict.__len__(session) == 0 and session._user_id is None:
             return Data.EMPTIED, b""
-        plain = dict.copy(session)
-        if self._codec.quick(plain) == session._loaded:
+        if self._codec.quick(session) == session._loaded:
             return Data.SAME, session._loaded
-        payload = self._codec.encode(plain)
+        payload = self._codec.encode(dict.copy(session))
         return (Data.SAME if payload == session._loaded else Data.CHANGED), payload
 
     def _renewal_due(self, session: Session) -> bool:
@@ -380,6 +389,7 @@ class Manager:
     async def _touch(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
         record = _known(session)
         seen_at = session._now
+        session._active = False  # once is enough, whatever comes of it
         expires_at = self.timeouts.expires_at(
             created_at=session._created_at, seen_at=seen_at, remembered=session._remembered
         )

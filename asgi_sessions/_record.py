@@ -119,8 +119,9 @@ def _associated(key: str, id: str, owner: str | None, namespace: str) -> bytes:
 
 
 def _makes_sense(record: Record, body: Body) -> bool:
-    times = (record.seen_at, record.expires_at, body.created_at, body.minted_at, body.authenticated_at or 0.0)
-    if not all(math.isfinite(time) for time in times) or record.rev < 0:
+    # A sum is finite only if every part of it is: one look instead of five.
+    times = record.seen_at + record.expires_at + body.created_at + body.minted_at + (body.authenticated_at or 0.0)
+    if not math.isfinite(times) or record.rev < 0:
         return False
     if body.kind == "alias":
         return record.rev == ALIAS_REV

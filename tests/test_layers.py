@@ -16,6 +16,7 @@ LAYERS = {
     "_errors": 0,
     "_types": 0,
     "_breaker": 1,
+    "_deadline": 1,
     "_token": 1,
     "_cookie": 1,
     "_timeouts": 1,

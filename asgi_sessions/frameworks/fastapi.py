@@ -35,8 +35,7 @@ from asgi_sessions._timeouts import duration
 
 NAME: Final = CookieConfig().name
 
-# A 401 must carry a challenge (RFC 9110, section 11.6.1), and no scheme is registered for cookies. At this one no browser
-# opens its password dialog. The parameters that tell "confirm" from "log in" are those of RFC 9470.
+# The reasons for these stand in the package's docstring.
 LOG_IN: Final = "Cookie"
 CONFIRM: Final = "Cookie error=insufficient_user_authentication, max_age={:.0f}"
 

@@ -31,7 +31,7 @@ from asgi_sessions.stores import Store
 Connection = ASGIConnection[Any, Any, Any, Any]
 Guard = Callable[[Connection, BaseRouteHandler], Awaitable[None]]
 
-CurrentSession = Annotated[Session, getattr(di, "Dependency", dict)(kind="named")]
+CurrentSession = Annotated[Session, getattr(di, "Dependency", lambda kind: kind)(kind="named")]
 """Litestar's own ``NamedDependency[Session]``; before 2.23 a dependency needed no mark."""
 
 
@@ -40,6 +40,7 @@ class SessionPlugin(InitPlugin):
 
     def __init__(self, store: Store, *, cookie: CookieConfig = CookieConfig(), **options: Any) -> None:  # noqa: B008 - frozen
         middleware: Any = SessionMiddleware  # their types of ASGI are narrower than ours
+        middleware(print, store, cookie=cookie, **options)  # in place of an app: mistakes are to show here
         self.middleware = DefineMiddleware(middleware, store=store, cookie=cookie, **options)
         self.close = store.aclose
         self.scheme = SecurityScheme(type="apiKey", security_scheme_in="cookie", name=cookie.name)
@@ -51,18 +52,15 @@ class SessionPlugin(InitPlugin):
         app_config.on_shutdown.append(self.close)  # the middleware of routes does not hear of the lifespan
         app_config.request_class = _noting_access(app_config.request_class or Request)
         if app_config.openapi_config is not None:
-            app_config.openapi_config = config = copy(
-                app_config.openapi_config
-            )  # the default one is shared by all apps
+            config = copy(app_config.openapi_config)  # the default one is shared by all apps
             others = config.components if isinstance(config.components, list) else [config.components]
             config.components = [*others, Components(security_schemes={"SessionCookie": self.scheme})]
+            app_config.openapi_config = config
         return app_config
 
 
 async def require_user(connection: Connection, handler: BaseRouteHandler) -> None:
     """A guard: 401 if nobody is logged in."""
-    # A 401 must carry a challenge (RFC 9110, section 11.6.1), and no scheme is registered for cookies. At this one no browser
-    # opens its password dialog. The parameters that tell "confirm" from "log in" are those of RFC 9470.
     if _find(connection.scope).user_id is None:
         raise NotAuthorizedException("Not logged in", headers={"WWW-Authenticate": "Cookie"})
 
@@ -94,8 +92,7 @@ def _noting_access(base: type[Request[Any, Any, Any]]) -> type[Request[Any, Any,
     class NotingRequest(base):  # type: ignore[valid-type, misc]  # known at runtime only
         @property
         def session(self) -> Any:
-            session = super().session
-            if isinstance(session, Session):
+            if isinstance(session := super().session, Session):
                 session.mark_accessed()  # msgspec reads a dict without calling its methods
             return session
 

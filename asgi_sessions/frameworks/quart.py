@@ -1,8 +1,6 @@
 """Quart: after ``init_app(app, store)``, ``quart.session``, ``flash()`` and the rest work on a session of ours.
 
-``current_session()`` is that session with its type, for ``log_in()`` and the other verbs. ``@require_user`` and
-``@require_fresh(timedelta(minutes=5))``, written below the route, answer 401. How long the cookie lives is said at log-in
-(``remember=True``); ``quart.session.permanent`` is a key in the data and nothing more.
+``current_session()`` is that session with its type, for the verbs; ``session.permanent`` is nothing but a key in the data.
 """
 
 from __future__ import annotations
@@ -22,8 +20,6 @@ from asgi_sessions import ConfigurationError, Session, SessionMiddleware
 from asgi_sessions._timeouts import duration
 from asgi_sessions.stores import Store
 
-View = Callable[..., Any]
-
 
 def init_app(app: Quart, store: Store, **options: Any) -> None:
     """Wrap the app in :class:`SessionMiddleware`, with its options, and put its session behind ``quart.session``."""
@@ -37,19 +33,17 @@ def current_session() -> Session:
     return _find((request if has_request_context() else websocket).scope)
 
 
-def require_fresh(within: timedelta) -> Callable[[View], View]:
+def require_fresh(within: timedelta) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator for views: 401 unless they logged in, or ``session.confirm()`` was called, less than ``within`` ago."""
     return partial(require_user, within=duration("require_fresh(within)", within))
 
 
-def require_user(view: View, *, within: timedelta | None = None) -> View:
-    """A decorator for views: 401 if nobody is logged in."""
+def require_user(view: Callable[..., Any], *, within: timedelta | None = None) -> Callable[..., Any]:
+    """A decorator for views, to stand below the route: 401 if nobody is logged in."""
 
     @wraps(view)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
         session = current_session()
-        # A 401 must carry a challenge (RFC 9110, section 11.6.1), and no scheme is registered for cookies. At this one no
-        # browser opens its password dialog. The parameters that tell "confirm" from "log in" are those of RFC 9470.
         if session.user_id is None:
             raise Unauthorized("Not logged in", www_authenticate=WWWAuthenticate("cookie"))
         if within is not None and not session.is_fresh(within):
@@ -61,13 +55,11 @@ def require_user(view: View, *, within: timedelta | None = None) -> View:
 
 
 class ScopeSessionInterface(SessionInterface):
-    """Shows Quart the session in the scope. Saving is the middleware's business."""
-
     async def open_session(self, app: Quart, request: Any) -> ScopeSession:
         return ScopeSession(request.scope)
 
     async def save_session(self, app: Quart, session: SessionMixin, response: Any) -> None:
-        pass
+        """Nothing to do: the middleware saves."""
 
 
 class ScopeSession(SessionMixin):
@@ -102,7 +94,6 @@ class ScopeSession(SessionMixin):
 
 def _find(scope: Any) -> Session:
     if not isinstance(session := scope.get("session"), Session):  # said at the first use: skip= may leave a path out
-        raise ConfigurationError(
-            "this request has no session: call init_app(app, store); does skip= leave its path out?"
-        )
+        raise ConfigurationError("this request has no session: call init_app(app, store); does skip= leave it out?")
+    session.mark_accessed()  # an empty dict is read as JSON without calling a method of it
     return session

@@ -372,8 +372,8 @@ def quart_app(store: Store, **options: Any) -> App:
         return "ok"
 
     @app.get("/session")
-    async def session() -> quart.Response:
-        return quart.jsonify(dict(quart.session))
+    async def session() -> Any:
+        return for_quart.current_session()
 
     @app.post("/basket/<item>")
     async def basket(item: str) -> str:

@@ -16,25 +16,27 @@ NAME = CookieConfig().name
 
 
 class Client(httpx.AsyncClient):
-    def __init__(self, app: Any, *, token: str | None = None, raise_app_exceptions: bool = False) -> None:
+    def __init__(self, app: Any, *, cookie: str = NAME, raise_app_exceptions: bool = False) -> None:
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=raise_app_exceptions)
         super().__init__(transport=transport, base_url="https://testserver")
         self.app = app
-        self.token = token
+        self.cookie = cookie
 
     @property
     def token(self) -> str | None:
         """The session's token in the jar."""
-        return self.cookies.get(NAME)
+        return self.cookies.get(self.cookie)
 
-    @token.setter
-    def token(self, token: str | None) -> None:
+    def hold(self, token: str | None) -> None:
+        """Put a token into the jar."""
         if token is not None:
-            self.cookies.set(NAME, token, domain="testserver.local")
+            self.cookies.set(self.cookie, token, domain="testserver.local")
 
     def another(self) -> Client:
         """A second browser that holds the same cookie; its jar goes its own way."""
-        return Client(self.app, token=self.token)
+        other = Client(self.app, cookie=self.cookie)
+        other.hold(self.token)
+        return other
 
     async def session(self) -> Any:
         response = await self.get("/session")
@@ -46,7 +48,7 @@ class Client(httpx.AsyncClient):
         """A WebSocket after its handshake; when the block is left, the client goes away and the app has returned."""
         headers = [(b"host", b"testserver")]
         if self.token is not None:
-            headers.append((b"cookie", f"{NAME}={self.token}".encode()))
+            headers.append((b"cookie", f"{self.cookie}={self.token}".encode()))
         scope = {
             "type": "websocket",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -71,7 +73,7 @@ class Client(httpx.AsyncClient):
             socket = Socket(to_app, from_app, await from_app.receive())
             for key, value in socket.answer.get("headers", ()):
                 if key == b"set-cookie" and b"Max-Age=0" not in value:
-                    self.token = value.decode().split(";")[0].split("=", 1)[1]
+                    self.hold(value.decode().split(";")[0].split("=", 1)[1])
             yield socket
             await to_app.send({"type": "websocket.disconnect", "code": 1000})
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import pytest
 from fastapi import Depends, FastAPI
+from pydantic import BaseModel
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -33,6 +34,10 @@ async def late(session: CurrentSession) -> AsyncIterator[None]:
 def late_in_a_thread(session: CurrentSession) -> Iterator[None]:
     yield
     session["late"] = "yield in a thread"
+
+
+class Basket(BaseModel):
+    basket: list[str] = []
 
 
 OtherSession = Annotated[Session, Depends(SessionCookie("sid"))]
@@ -80,6 +85,22 @@ async def test_the_dependency_is_the_very_session_of_the_request(memory: MemoryS
     await Client(app).get("/two")
 
     assert seen == [True]
+
+
+async def test_a_session_that_only_a_response_model_reads_counts_as_read(memory: MemoryStore) -> None:
+    """pydantic takes what it needs from a dict without calling its methods."""
+    app = app_with(memory)
+
+    @app.get("/basket", response_model=Basket)
+    async def basket(session: CurrentSession) -> Any:
+        return session
+
+    client = Client(app)
+    await client.post("/basket")
+    response = await client.get("/basket")
+
+    assert response.json() == {"basket": ["apple"]}
+    assert response.headers["vary"] == "Cookie"
 
 
 async def test_a_plain_function_may_change_the_session_and_needs_a_user_alike(memory: MemoryStore) -> None:

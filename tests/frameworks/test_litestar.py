@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -190,6 +189,21 @@ async def test_a_request_class_of_the_app_is_kept(memory: MemoryStore) -> None:
     assert response.text == "hello 0"
 
 
+async def test_the_apps_own_middleware_finds_the_session(memory: MemoryStore) -> None:
+    seen = []
+
+    def middleware(app: Any) -> Any:
+        async def around(scope: Any, receive: Any, send: Any) -> None:
+            seen.append(type(scope["session"]))
+            await app(scope, receive, send)
+
+        return around
+
+    await Client(app_with(memory, middleware=[middleware])).get("/session")
+
+    assert seen == [Session]
+
+
 # ── Set up wrongly ──
 
 
@@ -205,9 +219,11 @@ async def test_without_the_plugin_the_error_says_what_to_do() -> None:
     assert "plugins=[SessionPlugin(store)]" in response.text
 
 
-def test_a_wrong_option_fails_when_the_app_is_built(memory: MemoryStore) -> None:
+def test_a_mistake_shows_when_the_plugin_is_made(memory: MemoryStore) -> None:
     with pytest.raises(ConfigurationError, match="on_store_failure"):
-        Litestar([read], plugins=[SessionPlugin(memory, on_store_failure="hope")], logging_config=None)
+        SessionPlugin(memory, on_store_failure="hope")
+    with pytest.raises(ConfigurationError, match="give a store"):
+        SessionPlugin("redis://localhost")  # type: ignore[arg-type]  # the point
 
 
 def test_a_bare_number_is_no_duration() -> None:
@@ -249,7 +265,3 @@ def test_the_apps_own_components_stay(memory: MemoryStore, as_list: bool) -> Non
 
 def test_an_app_without_openapi_is_fine(memory: MemoryStore) -> None:
     assert app_with(memory, openapi_config=None).openapi_config is None
-
-
-def test_a_fresh_requirement_takes_any_duration() -> None:
-    assert callable(require_fresh(timedelta(days=1)))
