@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import os
 import re
@@ -15,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from html.parser import HTMLParser
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 import redis
@@ -26,7 +28,7 @@ import asgi_sessions._manager
 import asgi_sessions._middleware
 from asgi_sessions import CookieConfig, MemoryStore, Session
 from asgi_sessions._record import Record
-from asgi_sessions.cli import _shop, _tour, main
+from asgi_sessions.cli import _serve, _shop, _tour, main
 from asgi_sessions.testing import log_in as make_logged_in
 from asgi_sessions.testing import session_cookie
 
@@ -226,10 +228,16 @@ def test_a_failed_tour_leaves_no_server_behind(
 
     assert main(["demo", "--tour"]) == 1
 
-    found = re.search(r"https://127\.0\.0\.1:(\d+)/", capsys.readouterr().out)
+    assert nobody_listens(capsys.readouterr().out)
+
+
+def nobody_listens(said: str) -> bool:
+    """Whether the server whose address stands there is gone."""
+    found = re.search(r"https://127\.0\.0\.1:(\d+)/", said)
     assert found is not None
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", int(found[1])), timeout=5)
+    with socket.socket() as client:
+        client.settimeout(5)
+        return client.connect_ex(("127.0.0.1", int(found[1]))) == errno.ECONNREFUSED
 
 
 def test_a_failed_tour_leaves_nothing_in_redis(
@@ -252,6 +260,26 @@ def test_a_tour_that_takes_too_long_ends(monkeypatch: pytest.MonkeyPatch, capsys
     assert main(["demo", "--tour"]) == 1
 
     assert "The tour could not go on: TimeoutError" in capsys.readouterr().out
+
+
+def test_a_tour_that_is_interrupted_ends_with_its_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def interrupted(self: _tour.Tour, visitor: _tour.Visitor) -> None:
+        signal.raise_signal(signal.SIGINT)
+        await anyio.sleep_forever()
+
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.setattr(_tour.Tour, "_first_visit", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background may ignore it
+    try:
+        assert main(["demo", "--tour"]) == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    said = capsys.readouterr().out
+    assert "The tour was ended by hand." in said
+    assert nobody_listens(said)
 
 
 def test_a_tour_whose_store_is_down_says_what_it_saw() -> None:
@@ -347,6 +375,29 @@ def test_a_port_that_is_taken_is_said_so(capsys: pytest.CaptureFixture[str]) -> 
 
     said = capsys.readouterr().err
     assert said == f"asgi-sessions: cannot listen on 127.0.0.1, port {port}: Address already in use; try --port 0\n"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_the_address_shown_is_one_to_go_to(host: str) -> None:
+    with _serve.listen(host, 0) as listener:
+        port = listener.getsockname()[1]
+
+        assert _serve.url_of(listener, https=False).replace("[::1]", "127.0.0.1") == f"http://127.0.0.1:{port}/"
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("redis://someone:hush@redis.example:6380/0", "redis.example:6380"),
+        ("rediss://redis.example", "redis.example:6379"),
+        ("unix:///run/redis.sock", "/run/redis.sock"),
+        ("redis:///0", "localhost:6379"),
+    ],
+)
+def test_the_store_is_named_without_its_password(url: str, where: str) -> None:
+    _, said = _serve.open_store({"REDIS_URL": url})
+
+    assert said == f"in Redis at {where}, every key beginning with asgi-sessions-demo"
 
 
 @pytest.mark.parametrize("port", ["65536", "-1", "http", "¹", ""])
@@ -588,11 +639,12 @@ FORM = {"content-type": "application/x-www-form-urlencoded"}
     ("body", "headers", "status"),
     [
         (b"\xff\xfe\x00", FORM, 400),
-        (b"item=%FF%FE", FORM, 400),
-        (b"item", FORM, 400),
+        (b"item=mug&more=\xff", FORM, 400),
+        (b"item=mug&more=%FF", FORM, 400),
+        (b"item=mug&more", FORM, 400),
         (b"item=mug&item=cake", FORM, 400),
-        (b"&".join(b"f%d=1" % number for number in range(50)), FORM, 400),
-        (b"item=" + b"m" * 100_000, FORM, 413),
+        (b"item=mug" + b"".join(b"&more%d=1" % number for number in range(50)), FORM, 400),
+        (b"item=mug&more=" + b"m" * 100_000, FORM, 413),
         (b'{"item": "mug"}', {"content-type": "application/json"}, 415),
         (b"item=mug", {"content-type": "multipart/form-data; boundary=item=mug"}, 415),
         (b"item=mug", {"content-type": "text/plain"}, 415),
@@ -603,6 +655,7 @@ FORM = {"content-type": "application/x-www-form-urlencoded"}
     ],
     ids=[
         "bytes",
+        "a byte",
         "no UTF-8 behind the percent signs",
         "no value",
         "something twice",
