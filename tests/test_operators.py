@@ -202,10 +202,12 @@ def test_the_header_is_where_the_page_says(clock: FakeClock) -> None:
 
 
 async def test_a_full_server_still_reads_and_logs_out(own_server: Server, clock: FakeClock) -> None:
+    """And says once per request what it could not do."""
     own_server.options = ("--maxmemory-policy", "noeviction")
     own_server.start()
     store = RedisStore.from_url(own_server.url)
-    app = app_with(store, clock=clock)
+    events: list[Event] = []
+    app = app_with(store, clock=clock, on_event=events.append)
     alice, bob = Browser(app), Browser(app)
     await alice.do(log_in("alice"))
     with redis.Redis.from_url(own_server.url) as admin:
@@ -221,6 +223,7 @@ async def test_a_full_server_still_reads_and_logs_out(own_server: Server, clock:
     assert (read.status, read.body) == (touched.status, touched.body) == (200, b"'alice'")
     assert refused.status == changed.status == 503
     assert (ended.status, alice.token) == (200, None)
+    assert [event.details["step"] for event in events if event.name == "store.failed"] == ["touch", "commit", "commit"]
     await store.aclose()
 
 
