@@ -1,11 +1,10 @@
-"""Faults that are known and not mended yet. Each is strict: whoever mends one hears of it here, and moves the test."""
+"""What comes later than one would think: a save after hours, an error that was answered already, a test's second request."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import httpx
-import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -19,7 +18,6 @@ from tests.support import Browser, app_with, log_in
 from tests.wrapped import Wrapped
 
 
-@pytest.mark.xfail(strict=True, reason="testing.log_in() puts its cookie beside that of the app, and two are an attack")
 async def test_a_client_made_logged_in_stays_so_when_the_app_changes_the_token(memory: MemoryStore) -> None:
     async def regenerate(request: Request) -> Response:
         request.scope["session"].regenerate()
@@ -39,7 +37,6 @@ async def test_a_client_made_logged_in_stays_so_when_the_app_changes_the_token(m
         assert (await client.get("/")).text == "alice"
 
 
-@pytest.mark.xfail(strict=True, reason="an update does not ask whether the session is over")
 async def test_a_late_save_does_not_revive_a_session_that_was_idle_for_too_long(
     memory: MemoryStore, clock: FakeClock
 ) -> None:
@@ -57,7 +54,6 @@ async def test_a_late_save_does_not_revive_a_session_that_was_idle_for_too_long(
     assert (await browser.do(lambda session: session.user_id)).body == b"None"
 
 
-@pytest.mark.xfail(strict=True, reason="only the very error that was raised is known again, not one that wraps it")
 async def test_an_answered_failure_is_not_reported_once_more_when_the_framework_wraps_it(memory: MemoryStore) -> None:
     """Starlette does, for an app that has a handler for StoreError: the 503 has left, and the server logs a crash."""
     store = Wrapped(memory)
