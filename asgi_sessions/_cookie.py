@@ -187,7 +187,7 @@ def keep_out_of_shared_caches(headers: Headers) -> None:
         said = [d for d in said if d.split(b"=", 1)[0].strip(b" \t").lower() not in (b"public", b"s-maxage")]
         if b"private" not in (d.lower() for d in said):
             said.append(b"private")
-        if b"no-cache" not in (d.lower() for d in said):
+        if not {b"no-cache", b'no-cache="set-cookie"'} & {d.lower() for d in said}:
             said.append(b'no-cache="Set-Cookie"')
     kept.append((b"cache-control", b", ".join(said)))
     headers[:] = kept

@@ -7,6 +7,7 @@ by someone else: write nothing, say nothing to the browser).
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import inspect
 import logging
@@ -45,6 +46,9 @@ logger = logging.getLogger("asgi_sessions")
 
 DEADLINE = 0.45
 """Seconds that a load, or a whole commit, may take: one request does one of each and stays under a second."""
+
+HOOK_GRACE = 0.1
+"""Seconds for which a request waits for a coroutine that was given as ``on_event``."""
 
 MAX_ATTEMPTS = 24
 """How often a commit is tried again because someone else was faster; each time somebody did get through."""
@@ -149,6 +153,7 @@ class Manager:
         self._codec = MessagePackCodec()
         self._namespace = str(getattr(store, "namespace", ""))
         self._on_event = on_event
+        self._hooks: set[asyncio.Future[Any]] = set()
         self._deadlines = Deadlines(DEADLINE)
         self._queues: WeakValueDictionary[tuple[str, int], anyio.Lock] = WeakValueDictionary()
         if hasattr(store, "notice"):
@@ -207,7 +212,8 @@ class Manager:
                     continue
                 data = self._codec.decode(body.payload)
             except RecordDamaged as damage:
-                events.append(self._event("session.damaged", session_id=record.id, reason=str(damage)))
+                # Not even its id is to be believed.
+                events.append(self._event("session.damaged", reason=str(damage)))
                 return False
             reason = self.timeouts.over(
                 created_at=body.created_at,
@@ -236,11 +242,7 @@ class Manager:
             except RecordDamaged as damage:
                 events.append(self._event("session.damaged", reason=str(damage)))
                 return None
-        if record is None:
-            return None
-        if not isinstance(record, Record) or record.key != key:
-            raise StoreError("the store answered with something other than the record that was asked for")
-        return record
+        return None if record is None else _checked(record, key)
 
     # ── Commit ──
 
@@ -274,11 +276,13 @@ class Manager:
     def _is_settled(self, session: Session, *, failed: bool) -> bool:
         """Whether there is nothing to ask the store: most requests end here, so it comes before anything costly."""
         record = session._record
+        if session._asked is Asked.DESTROY:
+            return False
         if record is None:
-            return session._leaving is None and dict.__len__(session) == 0 and session._user_id is None
-        if session._asked is not Asked.NOTHING:
-            return failed and session._asked is not Asked.DESTROY and not session._touch_due()
-        if session._accessed and not failed and self._codec.quick(session) != session._loaded:
+            return failed or (session._leaving is None and dict.__len__(session) == 0 and session._user_id is None)
+        if session._asked is not Asked.NOTHING and not failed:
+            return False
+        if session._accessed and not failed and not self._codec.is_same(session, session._loaded):
             return False
         return not session._touch_due() and (failed or session._started or not self._renewal_due(session))
 
@@ -287,6 +291,11 @@ class Manager:
             return
         if session._degraded:
             self._refuse_degraded(session, events, failed=failed)
+            return
+        if session._started and not failed and not self._drop_late_verb(session, events):
+            return
+        if session._record is not None and not await self._still_lives(session, events):
+            self._lose(session, events)
             return
         if await self._attempt(session, events, failed=failed):
             return
@@ -297,6 +306,48 @@ class Manager:
                     return
                 await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
         raise StoreError(f"the session was changed by others {MAX_ATTEMPTS} times while it was being saved")
+
+    def _drop_late_verb(self, session: Session, events: list[Event]) -> bool:
+        """A verb whose cookie will never leave must not be carried out: the old token would die with nothing after it.
+
+        Such a thing happens when a handshake is refused without an answer of the app's. Whether there is anything left to do.
+        """
+        if session._asked is Asked.LOG_IN:
+            self._warn_unsaveable(session, events)
+            return False
+        if session._asked is Asked.REGENERATE:
+            session._asked = Asked.NOTHING
+            if session._stored is not None:
+                session._authenticated_at = session._stored.authenticated_at
+        return True
+
+    async def _still_lives(self, session: Session, events: list[Event]) -> bool:
+        """Whether the session is still within its limits; a stream or a socket may have been open for hours."""
+        record = _known(session)
+        if self._over(session, record) is None:
+            return True
+        # By what this request knows. Others may have been heard from meanwhile.
+        current = await self._load(record.key, events)
+        if current is None or current.rev == ALIAS_REV:
+            return current is not None
+        reason = self._over(session, current)
+        if reason is None:
+            session._record = replace(record, seen_at=current.seen_at, expires_at=current.expires_at)
+            return True
+        await self._ask(self.store.delete, record.key)
+        events.append(self._event("session.ended", session_id=record.id, user_id=session._user_id, reason=reason))
+        return False
+
+    def _over(self, session: Session, record: Record) -> str | None:
+        if session._stored is None:
+            return None
+        return self.timeouts.over(
+            created_at=session._stored.created_at,
+            seen_at=record.seen_at,
+            expires_at=record.expires_at,
+            remembered=session._stored.remembered,
+            now=self.clock(),
+        )
 
     async def _attempt(self, session: Session, events: list[Event], *, failed: bool) -> bool:
         """One look at the table and one step; ``False``: someone else was faster, their changes are taken in, try again."""
@@ -310,6 +361,7 @@ class Manager:
         if row.store is Step.CREATE and session._started:
             self._warn_unsaveable(session, events)
             return True
+        epoch = session._epoch
         try:
             token = await self._steps[row.store](self, session, payload, events)
         except RecordChanged as conflict:
@@ -322,8 +374,10 @@ class Manager:
         except RecordGone:
             self._lose(session, events)
             return True
-        if row.cookie is Cookie.SET and token is not None:
-            session._cookie = (token, self._max_age(session))
+        if row.cookie is Cookie.SET:
+            # No token, or another session by now: a verb of another task of this request came in between.
+            if token is not None and (session._epoch == epoch or row.store is Step.DELETE_CREATE):
+                session._cookie = (token, self._max_age(session))
         elif row.cookie is Cookie.DELETE:
             session._cookie = True
         return True
@@ -360,7 +414,7 @@ class Manager:
             return Data.SAME, session._loaded
         if dict.__len__(session) == 0 and session._user_id is None:
             return Data.EMPTIED, b""
-        if self._codec.quick(session) == session._loaded:
+        if self._codec.is_same(session, session._loaded):
             return Data.SAME, session._loaded
         payload = self._codec.encode(dict.copy(session))
         return (Data.SAME if payload == session._loaded else Data.CHANGED), payload
@@ -378,8 +432,13 @@ class Manager:
         return None
 
     async def _create(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+        epoch = session._epoch
         token, record, body = self._next(session, payload, fresh_token=True)
         await self._ask(self.store.create, record)
+        if session._epoch != epoch:
+            # While this was under way, another task of the request destroyed the session or logged somebody in.
+            await self._ask(self.store.delete, record.key)
+            return None
         _take(session, record, body)
         session._asked = Asked.NOTHING
         name = "session.created" if body.user_id is None else "session.logged_in"
@@ -395,22 +454,23 @@ class Manager:
         )
         # To lose a touch shortens the idle time by a minute; not worth an error page.
         try:
-            with anyio.move_on_after(DEADLINE / 2) as scope:
+            with anyio.fail_after(DEADLINE * 0.6):
                 found = await self._ask(self.store.touch, record.key, seen_at=seen_at, expires_at=expires_at)
-            if scope.cancelled_caught:
-                raise self._too_slow()
-        except StoreError as failure:
+        except (StoreError, TimeoutError) as failure:
             events.append(self._event("store.failed", session_id=record.id, reason=str(failure), step="touch"))
             return None
         if not found:
             raise RecordGone("the session was ended by someone else meanwhile")
-        session._record = replace(record, seen_at=seen_at, expires_at=expires_at)
+        if session._record is record:
+            session._record = replace(record, seen_at=seen_at, expires_at=expires_at)
         return None
 
     async def _update(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+        epoch = session._epoch
         _, record, body = self._next(session, payload)
         await self._ask(self.store.update, record, rev=_known(session).rev)
-        _take(session, record, body)
+        if session._epoch == epoch:
+            _take(session, record, body)
         return None
 
     async def _rename(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
@@ -420,10 +480,14 @@ class Manager:
         return await self._move(session, payload, events, grace=True)
 
     async def _move(self, session: Session, payload: bytes, events: list[Event], *, grace: bool) -> str:
-        old = _known(session)
+        old, epoch = _known(session), session._epoch
         token, record, body = self._next(session, payload, fresh_token=True)
         alias = self._alias(old, record.key, body.minted_at) if grace else None
         await self._ask(self.store.rename, old.key, record, rev=old.rev, alias=alias)
+        if session._epoch != epoch:
+            if session._leaving is old:
+                session._leaving = record  # what is to end has just moved
+            return token
         confirmed = session._stored is not None and session._stored.authenticated_at != body.authenticated_at
         _take(session, record, body)
         session._asked = Asked.NOTHING
@@ -432,23 +496,30 @@ class Manager:
         return token
 
     async def _log_in(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
-        leaving, loaded = session._leaving, session._leaving_payload
+        leaving, loaded, epoch = session._leaving, session._leaving_payload, session._epoch
         token = await self._create(session, payload, events)
+        if token is None:
+            return None
         if leaving is not None:
             # Not over yet: the old token must be dead before anybody hears of the new one.
+            session._leaving = session._leaving_payload = None
             try:
                 gone = await self._end(leaving)
             except BaseException:
-                # Should the app try again, it starts anew. The record just made stays behind, and nobody has its token.
-                session._record, session._asked = None, Asked.LOG_IN
+                if session._epoch == epoch:
+                    # Should the app try again, it starts anew. The record just made stays behind; nobody has its token.
+                    session._record, session._asked = None, Asked.LOG_IN
+                    session._leaving, session._leaving_payload = leaving, loaded
                 raise
+            if session._epoch != epoch:
+                return None
             if gone is not None and gone.rev != leaving.rev and loaded is not None:
                 await self._bring_along(session, gone, loaded)
-        session._leaving = session._leaving_payload = None
         return token
 
     async def _bring_along(self, session: Session, gone: Record, loaded: bytes) -> None:
         """Another request changed the old session while this one was logging in: its keys come along."""
+        epoch = session._epoch
         try:
             theirs = self._codec.decode(unseal(gone, self._secrets, self._namespace).payload)
         except RecordDamaged:
@@ -458,15 +529,17 @@ class Manager:
         if payload != session._loaded:
             _, record, body = self._next(session, payload)
             await self._ask(self.store.update, record, rev=_known(session).rev)
-            _take(session, record, body)
-            _refill(session, merged)
+            if session._epoch == epoch:
+                _take(session, record, body)
+                _refill(session, merged)
 
     async def _delete(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
         leaving = session._leaving
         if leaving is not None:
             gone = await self._end(leaving)
-            session._leaving = session._leaving_payload = None
-            session._asked = Asked.NOTHING
+            if session._leaving is leaving:
+                session._leaving = session._leaving_payload = None
+                session._asked = Asked.NOTHING
             if gone is None:
                 raise RecordGone("the session was ended by someone else meanwhile")
             user_id = session._leaving_user
@@ -478,8 +551,9 @@ class Manager:
         gone = await self._ask(self.store.delete, record.key, rev=record.rev)
         if gone is None:
             raise RecordGone("the session was ended by someone else meanwhile")
-        session._asked = Asked.NOTHING
-        session._begin(session._now)
+        if session._record is record:
+            session._asked = Asked.NOTHING
+            session._begin(session._now)
         events.append(self._event("session.ended", session_id=record.id, reason="emptied"))
         return None
 
@@ -559,27 +633,56 @@ class Manager:
         Somebody may renew or regenerate the token while this request logs out. The log-out still means this session.
         """
         key = record.key
-        for _ in range(MAX_HOPS + 1):
-            gone = await self._ask(self.store.delete, key)
-            if isinstance(gone, Record) and gone.rev == ALIAS_REV:
-                try:
-                    key = _successor(unseal(gone, self._secrets, self._namespace))
-                except RecordDamaged:
-                    break
-            elif gone is not None:
-                return gone
-            elif record.owner is not None:
-                moved_to = (await self._ask(self.store.index, record.owner)).get(record.id)
-                if moved_to is None or moved_to == key:
-                    break
-                key = moved_to
-            else:
+        gone = await self._delete_of(record, key)
+        for _ in range(MAX_HOPS):
+            if gone is None:
                 break
+            if gone.rev != ALIAS_REV:
+                return gone
+            try:
+                key = _successor(unseal(gone, self._secrets, self._namespace))
+            except RecordDamaged:
+                break
+            gone = await self._delete_of(record, key)
+        return await self._end_by_index(record) if record.owner is not None else None
+
+    async def _end_by_index(self, record: Record) -> Record | None:
+        """The index stands in the clear, so what it leads to is looked at before it is believed."""
+        events: list[Event] = []
+        for _ in range(MAX_HOPS):
+            index = await self._ask(self.store.index, record.owner or "")
+            if not isinstance(index, Mapping):
+                raise StoreError("the store answered with something other than an index")
+            moved_to = index.get(record.id)
+            if not isinstance(moved_to, str):
+                return None
+            current = await self._load(moved_to, events)
+            if current is None or (current.id, current.owner) != (record.id, record.owner):
+                return None
+            try:
+                unseal(current, self._secrets, self._namespace)
+                gone = await self._delete_of(current, moved_to, rev=current.rev)
+            except RecordDamaged:
+                return None
+            except RecordChanged:
+                continue
+            if gone is not None:
+                return gone
         return None
+
+    async def _delete_of(self, record: Record, key: str, *, rev: int | None = None) -> Record | None:
+        """Delete what lies under ``key``; it must have been of the same session as ``record``."""
+        gone = await self._ask(self.store.delete, key, rev=rev)
+        if gone is None:
+            return None
+        if _checked(gone, key).id != record.id:
+            raise StoreError("the store deleted something other than what it was told to")
+        return gone
 
     async def _absorb(self, session: Session, current: Record, events: list[Event]) -> None:
         """Someone else was faster: what they wrote is the ground now, and what this request changed comes on top."""
-        known = _known(session)
+        known, epoch = _known(session), session._epoch
+        current = _checked(current, current.key if isinstance(current, Record) else "")
         for _ in range(MAX_HOPS + 1):
             try:
                 body = unseal(current, self._secrets, self._namespace)
@@ -598,6 +701,8 @@ class Manager:
             raise RecordGone("the session was renewed too often meanwhile")
         if current.id != known.id:
             raise StoreError("the store answered with something other than the record that was asked for")
+        if session._epoch != epoch:
+            return
         if session._accessed:
             loaded = self._codec.decode(session._loaded) if session._loaded else {}
             theirs = merge(loaded, dict.copy(session), theirs, self._codec)
@@ -616,6 +721,9 @@ class Manager:
         events.append(self._event("session.lost", session_id=session._id or None, user_id=session._user_id))
 
     def _refuse_degraded(self, session: Session, events: list[Event], *, failed: bool) -> None:
+        if session._asked is Asked.DESTROY:
+            # Promise 6: nobody is told "logged out" by a stand-in.
+            raise StoreError("nobody can log out while the store cannot be asked")
         if failed or (session._user_id is None and dict.__len__(session) == 0):
             return
         if session._user_id is not None:
@@ -648,7 +756,8 @@ class Manager:
 
     async def _ask(self, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """One question to the store. Whatever goes wrong with it becomes one clear StoreError."""
-        if not self._breaker.allows(time.monotonic()):
+        began = time.monotonic()
+        if not self._breaker.allows(began):
             raise StoreError("the store failed several times in a row and is left alone for a moment")
         try:
             answer = await method(*args, **kwargs)
@@ -664,14 +773,17 @@ class Manager:
             wrapped = StoreError(f"the store failed: {type(error).__name__}")
             self._note_failure(wrapped)
             raise wrapped from error
+        except BaseException:
+            # Cancelled: by our deadline, or by a client that gave up. Only a long wait speaks against the store.
+            if time.monotonic() - began > DEADLINE / 2:
+                self._note_failure(self._too_slow())
+            raise
         if self._breaker.succeeded():
             logger.warning("store.recovered")
         return answer
 
     def _too_slow(self) -> StoreError:
-        failure = StoreError(f"the store did not answer within {DEADLINE:.2f} s")
-        self._note_failure(failure)
-        return failure
+        return StoreError(f"the store did not answer within {DEADLINE:.2f} s")
 
     def _note_failure(self, failure: StoreError) -> None:
         if self._breaker.failed(time.monotonic()):
@@ -698,9 +810,27 @@ class Manager:
             try:
                 result = self._on_event(event)
                 if inspect.isawaitable(result):
-                    await result
+                    await self._wait_for_hook(result, event.name)
             except Exception:
                 logger.exception("the on_event hook failed on %s", event.name)
+
+    async def _wait_for_hook(self, result: Awaitable[Any], name: str) -> None:
+        """A quick hook is waited for; a slow one goes on by itself and holds up nobody (under trio it is cancelled)."""
+        try:
+            task = asyncio.ensure_future(result)
+        except RuntimeError:
+            with anyio.move_on_after(HOOK_GRACE):
+                await result
+            return
+        self._hooks.add(task)
+
+        def done(task: asyncio.Future[Any]) -> None:
+            self._hooks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error("the on_event hook failed on %s", name, exc_info=error)
+
+        task.add_done_callback(done)
+        await asyncio.wait({task}, timeout=HOOK_GRACE)
 
 
 _LEVELS = {
@@ -727,6 +857,22 @@ def _take(session: Session, record: Record, body: Body) -> None:
 def _refill(session: Session, data: Mapping[str, Any]) -> None:
     dict.clear(session)
     dict.update(session, data)
+
+
+def _checked(record: object, key: str) -> Record:
+    """``record``, if it is one, has the fields of one and lies where it was asked for."""
+    if (
+        not isinstance(record, Record)
+        or record.key != key
+        or type(record.rev) is not int
+        or not isinstance(record.seen_at, float | int)
+        or not isinstance(record.expires_at, float | int)
+        or type(record.id) is not str
+        or type(record.body) is not bytes
+        or not (record.owner is None or type(record.owner) is str)
+    ):
+        raise StoreError("the store answered with something other than the record that was asked for")
+    return record
 
 
 def _known(session: Session) -> Record:

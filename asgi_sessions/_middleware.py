@@ -171,6 +171,8 @@ class _Exchange:
         self._scope["session"] = self._session
         try:
             await middleware.app(self._scope, self.receive, self.send)
+        except GeneratorExit:
+            raise  # the loop is shutting down and closes what is left; nothing can be waited for any more
         except BaseException as error:
             if not await self._crashed(error):
                 raise
@@ -239,6 +241,8 @@ class _Exchange:
     async def _finish(self) -> None:
         if self._failure is not None:
             return
+        # An app that has returned without an answer has failed, whatever it thinks; no cookie leaves.
+        self._failed = self._failed or not self._started
         self._session._started = True
         await self._commit_late()
 
@@ -246,7 +250,7 @@ class _Exchange:
         """The app raised. Whether that has been answered already, so that nobody else need hear of it."""
         manager = self._middleware.manager
         if self._failure is not None:
-            return error is self._failure
+            return _stems_from(error, self._failure)
         try:
             await manager.commit(self._session, failed=True)
         except StoreError as failure:
@@ -376,6 +380,18 @@ def _unavailable_response(kind: str, retry_after: int) -> tuple[Message, Message
         (b"cache-control", b"no-store"),
     ]
     return {"type": f"{kind}.start", "status": 503, "headers": headers}, {"type": f"{kind}.body", "body": text}
+
+
+def _stems_from(error: BaseException | None, origin: BaseException) -> bool:
+    """Whether ``error`` is ``origin`` or was raised because of it; frameworks wrap what passes through them."""
+    for _ in range(20):
+        if error is None or error is origin:
+            return error is origin
+        if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        else:
+            error = error.__cause__ or error.__context__
+    return False
 
 
 def _is_activity(scope: Scope) -> bool:

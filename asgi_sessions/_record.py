@@ -9,9 +9,8 @@ Three shells, each knowing only what it must::
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any, Final, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -36,7 +35,7 @@ ALIAS_REV: Final = 0
 class Record:
     """What a store keeps under a key, and all it needs to know."""
 
-    key: str
+    key: str = field(repr=False)
     """Where it lives: 46 URL-safe characters; the first three are its place."""
     rev: int
     """Its revision, from 1, one more with every payload write; 0 for an alias."""
@@ -48,7 +47,7 @@ class Record:
     """The session's public id: 16 URL-safe characters; what the index of a user maps to the key."""
     owner: str | None
     """Whose index it belongs to: 22 URL-safe characters, a hash of the user's id; ``None``: nobody's."""
-    body: bytes
+    body: bytes = field(repr=False)
     """Everything else. Opaque: a store keeps it and gives it back, to the byte."""
 
 
@@ -68,6 +67,9 @@ class Body(msgspec.Struct, frozen=True, array_like=True):
     remembered: bool
     payload: bytes
 
+
+_LAST_TIME = 32_503_680_000.0
+"""The year 3000: no clock of ours shows it, and a ``datetime`` still can, timeouts added. NaN is below nothing."""
 
 _encode_body = msgspec.msgpack.Encoder().encode
 _decode_body = msgspec.msgpack.Decoder(Body).decode
@@ -103,7 +105,7 @@ def unseal(record: Record, secrets: Secrets, namespace: str) -> Body:
         raise RecordDamaged("a record is sealed and there are no secret_keys, or it is not sealed and there are")
     try:
         body = _decode_body(content)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RecordDamaged("a record does not decode") from error
     if not _makes_sense(record, body):
         raise RecordDamaged("a record decodes but makes no sense")
@@ -119,9 +121,15 @@ def _associated(key: str, id: str, owner: str | None, namespace: str) -> bytes:
 
 
 def _makes_sense(record: Record, body: Body) -> bool:
-    # A sum is finite only if every part of it is: one look instead of five.
-    times = record.seen_at + record.expires_at + body.created_at + body.minted_at + (body.authenticated_at or 0.0)
-    if not math.isfinite(times) or record.rev < 0:
+    authenticated_at = body.authenticated_at or 0.0
+    if not (
+        0 <= record.seen_at < _LAST_TIME
+        and 0 <= record.expires_at < _LAST_TIME
+        and 0 <= body.created_at < _LAST_TIME
+        and 0 <= body.minted_at < _LAST_TIME
+        and 0 <= authenticated_at < _LAST_TIME
+        and record.rev >= ALIAS_REV
+    ):
         return False
     if body.kind == "alias":
         return record.rev == ALIAS_REV
@@ -229,7 +237,7 @@ class MessagePackCodec:
 
     def encode(self, data: dict[str, Any]) -> bytes:
         plain = data
-        payload = self.quick(data)
+        payload = self._quick(data)
         if payload is None or not _is_plain(data, 0):
             for key in data:
                 if type(key) is not str:
@@ -238,7 +246,9 @@ class MessagePackCodec:
             try:
                 payload = self._encode(plain)
             except (UnicodeEncodeError, OverflowError, ValueError, TypeError, RecursionError) as error:
-                raise SessionDataError(f"session[{self._culprit(plain)!r}] cannot be kept: {error}") from error
+                # The error holds the value, and errors travel further than sessions: its kind must do.
+                what = "text that is not valid Unicode" if isinstance(error, UnicodeEncodeError) else str(error)
+                raise SessionDataError(f"session[{self._culprit(plain)!r}] cannot be kept: {what}") from None
         if len(payload) > MAX_PAYLOAD:
             sizes = {key: len(self._encode(value)) for key, value in plain.items()}
             largest = max(sizes, key=sizes.__getitem__)
@@ -248,11 +258,12 @@ class MessagePackCodec:
             )
         return payload
 
-    def quick(self, data: dict[str, Any]) -> bytes | None:
-        """The same bytes as :meth:`encode` or others, without its checks; ``None`` where it cannot say.
+    def is_same(self, data: dict[str, Any], payload: bytes) -> bool:
+        """Whether ``data`` would be kept as ``payload``; ``False`` also where that takes a closer look."""
+        return self._quick(data) == payload and _is_plain(data, 0)
 
-        For finding out whether anything changed: bytes equal to those loaded hold nothing that needs checking.
-        """
+    def _quick(self, data: dict[str, Any]) -> bytes | None:
+        """``data`` as msgspec sees it, without our checks, or ``None``: some things that differ look alike to it."""
         try:
             return self._encode(data)
         except (UnicodeEncodeError, OverflowError, ValueError, TypeError, RecursionError):
@@ -266,7 +277,7 @@ class MessagePackCodec:
 
     def _culprit(self, data: dict[str, Any]) -> str:
         for key, value in data.items():
-            if self.quick({key: value}) is None:
+            if self._quick({key: value}) is None:
                 return key
         return next(iter(data), "")
 
@@ -300,9 +311,9 @@ class MessagePackCodec:
             zoned = _pack_zoned(value)
         except (OverflowError, ValueError) as error:
             raise SessionDataError(
-                f"session[{key!r}] holds {value!r}, which cannot be kept ({error}); "
+                f"session[{key!r}] holds a datetime that cannot be kept ({error}); "
                 "use an aware datetime, for example .astimezone(UTC)"
-            ) from error
+            ) from None
         return msgspec.msgpack.Ext(self._ZONED, zoned)
 
     def _ext_hook(self, code: int, data: memoryview) -> Any:

@@ -55,6 +55,7 @@ class Session(dict[str, Any]):
         "_cookie",
         "_created_at",
         "_degraded",
+        "_epoch",
         "_id",
         "_keeper",
         "_leaving",
@@ -80,6 +81,7 @@ class Session(dict[str, Any]):
         )  # what the response is to say: (token, max_age), True: delete, False: nothing
         _created_at: float
         _degraded: bool
+        _epoch: int  # one more whenever a verb makes this another session
         _id: str  # empty until somebody asks
         _keeper: Keeper
         _leaving: Record | None  # the record that a verb of this request is to end
@@ -103,6 +105,7 @@ class Session(dict[str, Any]):
         self._asked = Asked.NOTHING
         self._cookie = False
         self._degraded = False
+        self._epoch = 0
         self._started = False
         self._leaving = None
         self._leaving_payload = None
@@ -111,6 +114,7 @@ class Session(dict[str, Any]):
 
     def _begin(self, now: float) -> None:
         """Become a session of which nothing is stored yet."""
+        self._epoch += 1
         self._over = False
         self._record = None
         self._stored = None
@@ -257,7 +261,7 @@ class Session(dict[str, Any]):
         self._accessed = True
         dict.clear(self)
         self._leave(keep_data=False)
-        self._asked = Asked.DESTROY if self._leaving is not None else Asked.NOTHING
+        self._asked = Asked.DESTROY if self._leaving is not None or self._degraded else Asked.NOTHING
         self._begin(self._keeper.clock())
 
     async def save(self) -> None:
@@ -343,6 +347,7 @@ class Session(dict[str, Any]):
         return self
 
     def __repr__(self) -> str:
+        self._accessed = True
         who = "anonymous" if self._user_id is None else "logged in"
         return f"<Session {self._handle()}: {who}, {dict.__len__(self)} keys>"
 

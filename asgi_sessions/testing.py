@@ -76,12 +76,16 @@ async def session_cookie(
 class _HasCookies(Protocol):
     @property
     def cookies(self) -> Any: ...
+    @property
+    def base_url(self) -> Any: ...
 
 
 async def log_in(client: _HasCookies, store: Store, user_id: str, **options: Any) -> None:
     """Make an httpx client logged in as ``user_id``; ``options`` as for :func:`session_cookie`."""
     name, value = await session_cookie(store, user_id, **options)
-    client.cookies.set(name, value)
+    host = client.base_url.host
+    # The domain that the jar itself notes for a cookie of this host, so that the app's next one replaces ours.
+    client.cookies.set(name, value, domain=host if "." in host else f"{host}.local")
 
 
 def log_in_sync(client: _HasCookies, store: Store, user_id: str, **options: Any) -> None:

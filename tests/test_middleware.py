@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any, cast
 
 import anyio
+import httpx
 import pytest
 
 from asgi_sessions import (
@@ -568,7 +569,8 @@ async def test_an_accept_without_news_is_passed_on_as_it_is(memory: MemoryStore)
 
 class Client:
     def __init__(self) -> None:
-        self.cookies: Any = type("Jar", (dict,), {"set": dict.__setitem__})()
+        self.base_url = httpx.URL("https://testserver")
+        self.cookies = httpx.Cookies()
 
 
 @pytest.mark.parametrize("keys", [(), ("kq3v8Jw0pXzLr5Yt2Nb7Mf9Gh4Dc6Sa1",)], ids=["unsigned", "signed"])
