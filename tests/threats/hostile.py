@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import anyio
 import redis
+from msgspec.structs import replace
 
 from asgi_sessions import Event, MemoryStore, RedisStore, SessionMiddleware
 from asgi_sessions._record import Record, pack, unpack

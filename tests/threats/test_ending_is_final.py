@@ -371,12 +371,6 @@ async def in_a_task(session: Session, held: Held, verb: Handler) -> None:
         held.go_on.set()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(KeyError, AssertionError),
-    reason="a save() that is under way puts the record back under a session that was destroyed meanwhile: KeyError, and "
-    "the session lives on",
-)
 async def test_a_save_under_way_does_not_undo_a_log_out_of_the_same_request(
     store: Store, options: dict[str, Any]
 ) -> None:
@@ -397,11 +391,6 @@ async def test_a_save_under_way_does_not_undo_a_log_out_of_the_same_request(
     assert await store.load(old.key) is None
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(KeyError, AssertionError),
-    reason="a save() that is under way puts the old user back into a session that logged in meanwhile: KeyError",
-)
 async def test_a_save_under_way_does_not_undo_a_log_in_of_the_same_request(
     store: Store, options: dict[str, Any]
 ) -> None:
@@ -485,11 +474,6 @@ async def test_a_log_out_holds_though_its_handler_is_cancelled(store: Store, opt
     assert await store.load(old.key) is None
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="GeneratorExit is answered by awaiting the commit: coroutine ignored GeneratorExit",
-)
 async def test_closing_a_request_that_never_ended_is_no_error(memory: Any, clock: FakeClock) -> None:
     """A loop that shuts down closes the coroutines left over (``GeneratorExit``); they cannot wait for a store then."""
     go_on = anyio.Event()

@@ -76,11 +76,6 @@ async def test_where_both_change_one_key_the_later_commit_wins(store: Store, opt
     assert (await read(browser))["data"] == {"both": "later", "mine": 1, "theirs": 1}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="waiting for one's turn behind other writers of the same session counts as a failure of the store: the "
-    "breaker opens, and every user of the app gets 503",
-)
 async def test_one_visitor_who_writes_a_lot_does_not_take_the_sessions_of_all_others_away(
     store: Store, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
+from msgspec.structs import replace
 
-from asgi_sessions import Session, StoreError
+from asgi_sessions import MemoryStore, Session, StoreError
 from asgi_sessions import _manager as manager_module
-from asgi_sessions._breaker import FAILURES_TO_OPEN
+from asgi_sessions._breaker import FAILURES_TO_OPEN, FIRST_PAUSE, Breaker
 from asgi_sessions._errors import RecordChanged, RecordDamaged, RecordExists, RecordGone
 from asgi_sessions._record import Record
 from asgi_sessions.stores import Store
@@ -208,9 +209,6 @@ async def test_nobody_is_told_logged_out_before_the_store_has_said_so(store: Sto
     assert await store.load(old.key) is None
 
 
-@pytest.mark.xfail(
-    strict=True, reason="with on_store_failure='anonymous' a log-out answers 200 and does nothing: the session lives on"
-)
 async def test_nobody_is_told_logged_out_by_a_stand_in_for_the_session(store: Store, options: dict[str, Any]) -> None:
     """With ``on_store_failure="anonymous"`` the app talks to an empty session; to destroy that is no log-out."""
     watched = Between(store)
@@ -253,21 +251,14 @@ GARBAGE: list[Any] = [
     pytest.param("x", id="a str"),
     pytest.param(object(), id="an object"),
 ]
-UNCHECKED = pytest.mark.xfail(
-    strict=True,
-    raises=(AttributeError, TypeError),
-    reason="what delete and index answer is used unseen: AttributeError or TypeError instead of 503",
-)
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
 @pytest.mark.parametrize(("verb", "method"), [pair for pair in ASKED if pair[1] != "load"])
 async def test_a_store_that_answers_garbage_is_no_error_of_the_app(
-    request: pytest.FixtureRequest, memory: Store, options: dict[str, Any], verb: str, method: str, garbage: Any
+    memory: Store, options: dict[str, Any], verb: str, method: str, garbage: Any
 ) -> None:
     """503 or an ordinary answer, and never a traceback out of this package."""
-    if method == "delete" and verb == "log_in":
-        request.applymarker(UNCHECKED)
     watched = Between(memory)
     alice = await a_visit(watched, options)
     watched.instead[method] = answering(garbage)
@@ -277,7 +268,6 @@ async def test_a_store_that_answers_garbage_is_no_error_of_the_app(
     assert response.status in (200, 503)
 
 
-@UNCHECKED
 @pytest.mark.parametrize("garbage", GARBAGE[1:3])
 @pytest.mark.parametrize("verb", ["log_in", "destroy"])
 async def test_an_index_of_garbage_is_no_error_of_the_app(
@@ -294,11 +284,6 @@ async def test_an_index_of_garbage_is_no_error_of_the_app(
     assert response.status in (200, 503)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(AttributeError, TypeError),
-    reason="the record in a RecordChanged is used unseen, as are a record's own fields",
-)
 @pytest.mark.parametrize("current", GARBAGE[:3])
 @pytest.mark.parametrize(("verb", "method"), [("write", "update"), ("regenerate", "rename")])
 async def test_a_conflict_with_garbage_is_no_error_of_the_app(
@@ -314,11 +299,6 @@ async def test_a_conflict_with_garbage_is_no_error_of_the_app(
     assert response.status == 503
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(AttributeError, TypeError, ValueError),
-    reason="the fields of a record are used unseen, whatever their type",
-)
 @pytest.mark.parametrize(
     "fields",
     [
@@ -380,11 +360,6 @@ async def test_a_reply_that_strayed_once_is_asked_for_again(server: Store, optio
     assert (await read(alice))["user_id"] == "alice"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="what delete answers is taken for the session that was to end, whoever's record it is: its data is merged into "
-    "the new session of whoever logs in",
-)
 async def test_a_delete_that_answers_with_another_users_record_gives_nobody_their_data(
     store: Store, options: dict[str, Any]
 ) -> None:
@@ -552,9 +527,6 @@ async def test_an_async_hook_that_fails_changes_nothing(store: Store, clock: Fak
         assert (await read(alice))["user_id"] == user
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TimeoutError, reason="an async hook is waited for without limit, before the response leaves"
-)
 @pytest.mark.parametrize("trouble", [False, True], ids=["store well", "store down"])
 async def test_a_hook_that_hangs_does_not_hold_up_the_site(memory: Store, clock: FakeClock, trouble: bool) -> None:
     """It mails, or posts to a collector; when the network is in trouble, so is that, at the same moment as the store."""
@@ -573,6 +545,33 @@ async def test_a_hook_that_hangs_does_not_hold_up_the_site(memory: Store, clock:
         response = await waiting.do(regenerate)
 
     assert response.status == (503 if trouble else 200)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="where the thread has an asyncio loop that does not run, the hook is put there under trio, and is never run",
+)
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_an_async_hook_is_heard_under_trio(clock: FakeClock, anyio_backend: str) -> None:
+    """In a main thread where nobody has asked for one yet, asyncio makes such a loop itself when it is asked."""
+    heard: list[str] = []
+
+    async def hook(event: Any) -> None:
+        await anyio.lowlevel.checkpoint()
+        heard.append(event.name)
+
+    idle = asyncio.new_event_loop()
+    asyncio.set_event_loop(idle)
+    try:
+        await Browser(app_with(MemoryStore(), clock=clock, on_event=hook)).do(log_in("alice"))
+    finally:
+        asyncio.set_event_loop(None)
+        for task in asyncio.all_tasks(idle):
+            task.cancel()
+        idle.run_until_complete(asyncio.sleep(0))
+        idle.close()
+
+    assert heard == ["session.logged_in"]
 
 
 async def test_a_hook_may_use_the_session_of_the_request_it_hears_of(store: Store, clock: FakeClock) -> None:
@@ -596,3 +595,21 @@ async def test_a_hook_may_use_the_session_of_the_request_it_hears_of(store: Stor
 
     assert response.status == 200
     assert found == ["alice"]
+
+
+# ── A breaker that makes it worse ──
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="of requests that fail together each one doubles the pause: a connection lost for a moment with ten requests on "
+    "it is an outage of five seconds",
+)
+def test_requests_that_fail_together_are_one_failure() -> None:
+    """alkem-io/server #6332: a restart of the store that takes a tenth of a second must not cost much more than that."""
+    breaker = Breaker()
+
+    for _ in range(64):
+        breaker.failed(100.0)
+
+    assert breaker.allows(100.0 + FIRST_PAUSE)
