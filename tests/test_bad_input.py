@@ -32,7 +32,7 @@ from asgi_sessions._token import key_of, owner_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.support import PLAIN, Browser, app_with, destroy, log_in, put, read, regenerate
-from tests.threats.hostile import SECRET, Between, Events, exchange, http_scope
+from tests.threats.hostile import CONNECT, SECRET, Between, Events, exchange, http_scope, websocket_scope
 
 Handler = Callable[[Session], Any]
 NAME = CookieConfig().name.encode()
@@ -888,6 +888,72 @@ async def test_a_broken_app_meets_no_exception_of_ours_and_breaks_no_session(
         assert (await read(alice))["data"] == {"kept": 1, **({} if failed else {"more": 1})}
     elif what == "destroy":
         assert await memory.load(key_of(str(alice.token))) is None
+
+
+ACCEPT: dict[str, Any] = {"type": "websocket.accept"}
+CLOSE: dict[str, Any] = {"type": "websocket.close", "code": 1000}
+DENIAL: dict[str, Any] = {"type": "websocket.http.response.start", "status": 403, "headers": []}
+BROKEN_SOCKETS: list[Any] = [
+    pytest.param([ACCEPT, ACCEPT, CLOSE], id="accepted twice"),
+    pytest.param([CLOSE, ACCEPT], id="closed, then accepted"),
+    pytest.param([ACCEPT, CLOSE, CLOSE], id="closed twice"),
+    pytest.param([ACCEPT, CLOSE, {"type": "websocket.send", "text": "x"}], id="sent after the close"),
+    pytest.param([{"type": "websocket.send", "text": "x"}, ACCEPT], id="sent before the handshake"),
+    pytest.param([ACCEPT, DENIAL], id="denied after it was accepted"),
+    pytest.param([DENIAL, ACCEPT], id="accepted after it was denied"),
+    pytest.param([DENIAL, DENIAL], id="denied twice"),
+    pytest.param([DENIAL, CLOSE], id="closed after it was denied"),
+    pytest.param([], id="nothing at all"),
+    pytest.param([CLOSE], id="only closed"),
+    pytest.param([{**ACCEPT, "headers": None}], id="accepted with headers None"),
+    pytest.param([{**ACCEPT, "headers": ((b"a", b"b"),)}], id="accepted with a tuple of headers"),
+    pytest.param([{**DENIAL, "status": "403"}], id="denied with a status of text"),
+    pytest.param([{"type": "websocket.http.response.start"}], id="denied with nothing"),
+    pytest.param([{"type": "websocket.http.response.body", "body": b""}], id="a denial's body first"),
+    pytest.param([START, BODY], id="an HTTP response"),
+    pytest.param([{"type": "websocket.nonsense"}, ACCEPT], id="a message that does not exist"),
+]
+
+
+@pytest.mark.parametrize("messages", BROKEN_SOCKETS)
+@pytest.mark.parametrize("what", ["nothing", "read", "write", "regenerate", "destroy"])
+@pytest.mark.filterwarnings("ignore:a new session was written to:asgi_sessions.SessionWarning")
+async def test_a_broken_socket_meets_no_exception_of_ours_and_breaks_no_session(
+    memory: Store, options: dict[str, Any], messages: list[Any], what: str
+) -> None:
+    """As above. And a token is replaced only where the new one got through."""
+    handlers: dict[str, Handler] = {
+        "nothing": lambda session: None,
+        "read": lambda session: session.get("kept"),
+        "write": put(more=1),
+        "regenerate": regenerate,
+        "destroy": destroy,
+    }
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        handlers[what](scope["session"])
+        for message in messages:
+            await send(message)
+        await receive()
+
+    alice = Browser(app_with(memory, **options))
+    await alice.do(log_in("alice"))
+    await alice.do(put(kept=1))
+    broken = SessionMiddleware(app, memory, **options)
+
+    sent = await exchange(broken, websocket_scope(NAME + b"=" + str(alice.token).encode()), [CONNECT])
+    await exchange(broken, websocket_scope(), [CONNECT])
+
+    assert [message["type"] for message in sent] == [message["type"] for message in messages]
+    cookies = [value for message in sent for name, value in message.get("headers") or () if name == b"set-cookie"]
+    assert len(cookies) <= 1
+    for cookie in cookies:
+        alice.token = cookie.partition(b"=")[2].partition(b";")[0].decode()
+    found = await read(alice)
+    assert found["user_id"] == (None if what == "destroy" else "alice")
+    if what in ("nothing", "read", "regenerate"):
+        assert found["data"] == {"kept": 1}
 
 
 @pytest.mark.xfail(

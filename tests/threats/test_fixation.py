@@ -199,6 +199,34 @@ async def test_nothing_of_the_user_before_is_left_for_the_next_one(store: Store,
     assert await seen(browser) == {"data": {}, "user_id": "alice"}
 
 
+async def test_nothing_that_the_user_before_is_just_writing_reaches_the_next_one(
+    store: Store, options: dict[str, Any]
+) -> None:
+    """A log-in takes along what a parallel request changed meanwhile; not from one user to another."""
+    browser = Browser(app_with(store, **options))
+    await browser.do(log_in("mallory"))
+
+    async with browser.another().paused(log_in("alice")) as late:
+        await browser.do(put(card="planted"))
+    browser.hear(late.response)
+
+    assert await seen(browser) == {"data": {}, "user_id": "alice"}
+
+
+async def test_what_a_visitor_is_just_writing_comes_along_into_the_log_in(
+    store: Store, options: dict[str, Any]
+) -> None:
+    """The same from an anonymous session: a basket is not lost, and what was in it is its owner's."""
+    browser = Browser(app_with(store, **options))
+    await browser.do(put(basket=["tea"]))
+
+    async with browser.another().paused(log_in("alice")) as late:
+        await browser.do(put(seen="milk"))
+    browser.hear(late.response)
+
+    assert await seen(browser) == {"data": {"basket": ["tea"], "seen": "milk"}, "user_id": "alice"}
+
+
 async def test_two_log_ins_in_one_request_leave_one_session_and_nothing_of_the_first(
     store: Store, options: dict[str, Any]
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from asgi_sessions import CookieConfig, SessionDataError, Timeouts
+from asgi_sessions import ConfigurationError, CookieConfig, RedisStore, SessionDataError, Timeouts
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._errors import SessionError
 from asgi_sessions._record import Record
@@ -252,6 +252,19 @@ async def test_an_error_about_a_value_does_not_hold_the_value(
 
     listener.note_error(caught.value)
     assert listener.finds(PAYLOAD, "2031, 4, 5") == []
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the driver's error, in which a password with a slash in it passes for the port, stays attached"
+)
+def test_the_password_of_a_url_is_not_in_the_error_about_it(listener: Listener) -> None:
+    """The traceback of an app that does not start is the first thing that is pasted into a ticket."""
+    with pytest.raises(ConfigurationError) as caught:
+        RedisStore.from_url("redis://:hunter2/hunter2@localhost:6379/0")
+
+    listener.note_error(caught.value)
+    said = [line for line in listener.heard if "from_url(" not in line or "File" not in line]
+    assert not [line for line in said if "hunter2" in line and "redis://" not in line]
 
 
 async def test_a_user_id_that_is_refused_is_not_in_the_error(memory: Store, clock: FakeClock) -> None:
