@@ -49,12 +49,14 @@ class Breaker:
 
     def failed(self, now: float) -> bool:
         """Note a failure; whether it opened the breaker."""
+        if self.is_open:
+            if self._probing_since is None:
+                return False  # one more of those that were under way when it opened
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
         self._probing_since = None
         self._failures += 1
         if self._failures < FAILURES_TO_OPEN:
             return False
-        if self._failures > FAILURES_TO_OPEN:
-            self._pause = min(self._pause * 2, LONGEST_PAUSE)
         # Jitter, so that many processes do not probe a recovering server in step.
         self._retry_at = now + self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
         return self._failures == FAILURES_TO_OPEN

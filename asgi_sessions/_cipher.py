@@ -8,8 +8,10 @@ not open is not read.
 
 from __future__ import annotations
 
+import base64
 import hmac
 import os
+import unicodedata
 from collections.abc import Sequence
 
 from cryptography.exceptions import InvalidTag
@@ -117,9 +119,24 @@ def _checked(secret: object, number: int) -> bytes:
         raise ConfigurationError(
             f"secret_keys: number {number} has {len(raw)} bytes, at least {MIN_SECRET_BYTES} are needed; {advice}"
         )
-    folded = raw.decode("latin-1").lower()
-    plain = "".join(c for c in folded if c.isascii() and c.isalnum())
-    dressed_down = "".join(c for c in folded.translate(_PLAIN_FORM) if c.isascii() and c.isalnum())
-    if any(famous in plain or famous in dressed_down for famous in _FAMOUS) or len(set(raw)) < _MIN_DISTINCT_BYTES:
+    if len(set(raw)) < _MIN_DISTINCT_BYTES or any(_is_famous(text) for text in _readings(raw)):
         raise ConfigurationError(f"secret_keys: number {number} is a well-known placeholder or a repetition; {advice}")
     return raw
+
+
+def _readings(raw: bytes) -> list[str]:
+    """A secret as text, in the ways in which people dress up a placeholder."""
+    texts = [raw.decode("latin-1"), raw.hex(), unicodedata.normalize("NFKC", raw.decode("utf-8", "replace"))]
+    for decode in (bytes.fromhex, base64.b64decode, base64.urlsafe_b64decode):
+        try:
+            texts.append(decode(raw.decode("ascii")).decode("latin-1"))
+        except ValueError:
+            continue
+    return texts
+
+
+def _is_famous(text: str) -> bool:
+    folded = text.lower()
+    plain = "".join(c for c in folded if c.isascii() and c.isalnum())
+    dressed_down = "".join(c for c in folded.translate(_PLAIN_FORM) if c.isascii() and c.isalnum())
+    return any(famous in plain or famous in dressed_down for famous in _FAMOUS)

@@ -116,18 +116,19 @@ class CookieConfig:
 
     def _scan(self, header: bytes, values: list[bytes]) -> None:
         wanted = self._name + b"="
+        start = 0
         at = header.find(wanted)
+        # Every pair is looked at once, wherever our name stands in it: linear, whatever the header.
         while at >= 0:
+            start = header.rfind(b";", start, at) + 1 or start
             end = header.find(b";", at)
             if end < 0:
                 end = len(header)
-            # Ours only if nothing but SP and HTAB stands between it and the semicolon before (or the beginning).
-            before = at - 1
-            while before >= 0 and header[before] in b" \t":
-                before -= 1
-            if before < 0 or header[before] == 0x3B:
+            # Ours only if nothing but SP and HTAB stands before it.
+            if not header[start:at].strip(b" \t"):
                 values.append(header[at + len(wanted) : end].strip(b" \t"))
-            at = header.find(wanted, end if before < 0 or header[before] == 0x3B else at + len(wanted))
+            start = end
+            at = header.find(wanted, end)
 
     def set(self, token: str, max_age: int | None = None) -> tuple[bytes, bytes]:
         """The Set-Cookie header that puts ``token`` into the browser, for ``max_age`` seconds or until it is closed."""

@@ -17,11 +17,12 @@ import threading
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import anyio
+from msgspec.structs import replace
 
 from asgi_sessions._breaker import Breaker
 from asgi_sessions._cipher import Secrets
@@ -227,7 +228,7 @@ class Manager:
                 await self._ask(self.store.delete, key)
                 events.append(self._event("session.ended", session_id=record.id, user_id=body.user_id, reason=reason))
                 return False
-            _take(session, record, body)
+            self._take(session, record, body)
             dict.update(session, data)
             return True
         return False
@@ -261,7 +262,7 @@ class Manager:
             SessionDataError: a value cannot be kept faithfully; nothing was written.
             StoreError: the store failed, or was too slow; what was written is not known.
         """
-        if self._is_settled(session, failed=failed):
+        if self.is_settled(session, failed=failed):
             return
         events: list[Event] = []
         try:
@@ -273,7 +274,7 @@ class Manager:
             if events:
                 await self._tell(events)
 
-    def _is_settled(self, session: Session, *, failed: bool) -> bool:
+    def is_settled(self, session: Session, *, failed: bool) -> bool:
         """Whether there is nothing to ask the store: most requests end here, so it comes before anything costly."""
         record = session._record
         if session._asked is Asked.DESTROY:
@@ -282,9 +283,11 @@ class Manager:
             return failed or (session._leaving is None and dict.__len__(session) == 0 and session._user_id is None)
         if session._asked is not Asked.NOTHING and not failed:
             return False
-        if session._accessed and not failed and not self._codec.is_same(session, session._loaded):
-            return False
-        return not session._touch_due() and (failed or session._started or not self._renewal_due(session))
+        if session._accessed and not failed:
+            if not self._codec.is_same(session, session._loaded, closely=session._written):
+                return False
+            session._written = False
+        return not session._touch_due and (failed or not session._renewal_due)
 
     async def _commit(self, session: Session, events: list[Event], *, failed: bool) -> None:
         if session._over:
@@ -393,19 +396,19 @@ class Manager:
         if failed and asked is not Asked.DESTROY:
             # The log-in, the regeneration and the data of a failed request do not count. That somebody was here does.
             found = session._record is not None
-            asked = Asked.TOUCH if found and session._touch_due() else Asked.NOTHING
+            asked = Asked.TOUCH if found and session._touch_due else Asked.NOTHING
             return _ROWS[Was.FOUND if found else Was.NONE, Data.SAME if found else Data.EMPTY, asked], payload
         if session._record is None:
             was = Was.FOUND if session._leaving is not None else Was.NONE
             some = not failed and (dict.__len__(session) > 0 or session._user_id is not None)
             if some:
-                payload = self._codec.encode(dict.copy(session))
+                payload = self._codec.encode(session)
             return _ROWS[was, Data.SOME if some else Data.EMPTY, asked], payload
         data, payload = self._compare(session)
         if asked is Asked.NOTHING:
-            if self._renewal_due(session) and not session._started:
+            if session._renewal_due:
                 asked = Asked.RENEWAL
-            elif session._touch_due():
+            elif session._touch_due:
                 asked = Asked.TOUCH
         return _ROWS[Was.FOUND, data, asked], payload
 
@@ -414,17 +417,8 @@ class Manager:
             return Data.SAME, session._loaded
         if dict.__len__(session) == 0 and session._user_id is None:
             return Data.EMPTIED, b""
-        if self._codec.is_same(session, session._loaded):
-            return Data.SAME, session._loaded
-        payload = self._codec.encode(dict.copy(session))
+        payload = self._codec.encode(session)
         return (Data.SAME if payload == session._loaded else Data.CHANGED), payload
-
-    def _renewal_due(self, session: Session) -> bool:
-        return (
-            session._active
-            and session._stored is not None
-            and self.timeouts.renewal_due(minted_at=session._stored.minted_at, now=session._now)
-        )
 
     # ── The steps: each returns the fresh token, if it made one ──
 
@@ -439,7 +433,7 @@ class Manager:
             # While this was under way, another task of the request destroyed the session or logged somebody in.
             await self._ask(self.store.delete, record.key)
             return None
-        _take(session, record, body)
+        self._take(session, record, body)
         session._asked = Asked.NOTHING
         name = "session.created" if body.user_id is None else "session.logged_in"
         events.append(self._event(name, session_id=record.id, user_id=body.user_id, remembered=body.remembered))
@@ -448,7 +442,7 @@ class Manager:
     async def _touch(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
         record = _known(session)
         seen_at = session._now
-        session._active = False  # once is enough, whatever comes of it
+        session._touch_due = False  # once is enough, whatever comes of it
         expires_at = self.timeouts.expires_at(
             created_at=session._created_at, seen_at=seen_at, remembered=session._remembered
         )
@@ -470,7 +464,7 @@ class Manager:
         _, record, body = self._next(session, payload)
         await self._ask(self.store.update, record, rev=_known(session).rev)
         if session._epoch == epoch:
-            _take(session, record, body)
+            self._take(session, record, body)
         return None
 
     async def _rename(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
@@ -489,7 +483,7 @@ class Manager:
                 session._leaving = record  # what is to end has just moved
             return token
         confirmed = session._stored is not None and session._stored.authenticated_at != body.authenticated_at
-        _take(session, record, body)
+        self._take(session, record, body)
         session._asked = Asked.NOTHING
         name = "session.confirmed" if confirmed else "session.renewed" if grace else "session.regenerated"
         events.append(self._event(name, session_id=record.id, user_id=body.user_id))
@@ -530,7 +524,7 @@ class Manager:
             _, record, body = self._next(session, payload)
             await self._ask(self.store.update, record, rev=_known(session).rev)
             if session._epoch == epoch:
-                _take(session, record, body)
+                self._take(session, record, body)
                 _refill(session, merged)
 
     async def _delete(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
@@ -583,11 +577,30 @@ class Manager:
 
     # ── What they are made of ──
 
+    def _take(self, session: Session, record: Record, body: Body) -> None:
+        """Make a stored record the ground on which the session stands."""
+        session._record = record
+        session._stored = body
+        session._loaded = body.payload
+        session._written = False
+        session._id = record.id
+        session._user_id = body.user_id
+        session._created_at = body.created_at
+        session._authenticated_at = body.authenticated_at
+        session._remembered = body.remembered
+        if session._active and not session._started:
+            now = session._now
+            session._touch_due = self.timeouts.touch_due(seen_at=record.seen_at, remembered=body.remembered, now=now)
+            session._renewal_due = self.timeouts.renewal_due(minted_at=body.minted_at, now=now)
+        else:
+            session._touch_due = session._renewal_due = False
+
     def _next(self, session: Session, payload: bytes, *, fresh_token: bool = False) -> tuple[str, Record, Body]:
         """The record as it shall be; under a fresh token or where it is."""
         now = self.clock()
         old = session._record
-        owner = None if session._user_id is None else owner_of(session._user_id)
+        # Nothing but a log-in changes it, and that begins without a record.
+        owner = old.owner if old is not None else _owner(session._user_id)
         token = ""
         if fresh_token:
             # Renaming keeps the place, so that it is one atomic step in one slot; a log-in moves to the user's.
@@ -605,9 +618,8 @@ class Manager:
             remembered=session._remembered,
             payload=payload,
         )
-        seen_at = now if session._active or old is None else old.seen_at
-        if old is not None:
-            seen_at = max(seen_at, old.seen_at)
+        # Activity is written down once per touch interval, whatever is written besides.
+        seen_at = now if old is None else max(session._now, old.seen_at) if session._touch_due else old.seen_at
         id = session._handle()
         record = Record(
             key=key,
@@ -709,7 +721,7 @@ class Manager:
         _refill(session, theirs)
         confirmed_here = session._stored is not None and session._stored.authenticated_at != session._authenticated_at
         authenticated_at = session._authenticated_at
-        _take(session, current, body)
+        self._take(session, current, body)
         if confirmed_here:
             session._authenticated_at = authenticated_at
 
@@ -817,11 +829,12 @@ class Manager:
     async def _wait_for_hook(self, result: Awaitable[Any], name: str) -> None:
         """A quick hook is waited for; a slow one goes on by itself and holds up nobody (under trio it is cancelled)."""
         try:
-            task = asyncio.ensure_future(result)
+            asyncio.get_running_loop()
         except RuntimeError:
             with anyio.move_on_after(HOOK_GRACE):
                 await result
             return
+        task = asyncio.ensure_future(result)
         self._hooks.add(task)
 
         def done(task: asyncio.Future[Any]) -> None:
@@ -840,18 +853,6 @@ _LEVELS = {
     "cookie.duplicated": logging.WARNING,
     "store.failed": logging.ERROR,
 }
-
-
-def _take(session: Session, record: Record, body: Body) -> None:
-    """Make a stored record the ground on which the session stands."""
-    session._record = record
-    session._stored = body
-    session._loaded = body.payload
-    session._id = record.id
-    session._user_id = body.user_id
-    session._created_at = body.created_at
-    session._authenticated_at = body.authenticated_at
-    session._remembered = body.remembered
 
 
 def _refill(session: Session, data: Mapping[str, Any]) -> None:
@@ -873,6 +874,10 @@ def _checked(record: object, key: str) -> Record:
     ):
         raise StoreError("the store answered with something other than the record that was asked for")
     return record
+
+
+def _owner(user_id: str | None) -> str | None:
+    return None if user_id is None else owner_of(user_id)
 
 
 def _known(session: Session) -> Record:

@@ -116,18 +116,14 @@ class SessionMiddleware:
             outer = scope.get("session")
             if isinstance(outer, Session) and getattr(outer._keeper, "cookie_name", None) == self.cookie.name:
                 raise ConfigurationError(_TWICE.format(name=self.cookie.name))
-            exchange = (_Request if kind == "http" else _Socket)(self, scope, receive, send)
-            await exchange.run()
+            await (_Request if kind == "http" else _Socket)(self, scope, receive, send).run()
 
-    async def open(self, scope: Scope) -> Session:
-        """The session of a request. Without a cookie of ours: an empty one, and no I/O.
+    async def open(self, values: list[bytes], scope: Scope) -> Session:
+        """The session that goes with these values of our cookie.
 
         Raises:
             StoreError: the store failed.
         """
-        values = self.cookie.read(scope.get("headers", ()))
-        if not values:
-            return self.manager.begin()
         if len(values) > 1 and self.cookie.is_host_bound:
             # Browsers keep one cookie under such a name. A second one was smuggled in, and nobody can say which is which.
             await self.manager.tell("cookie.duplicated", count=len(values))
@@ -136,30 +132,31 @@ class SessionMiddleware:
         if not tokens:
             return self.manager.begin()
         session = await self.manager.load(tokens[:MAX_CANDIDATES])
-        if session._record is not None and not _is_activity(scope):
-            session._active = False
+        if (session._touch_due or session._renewal_due) and not _is_activity(scope):
+            session._touch_due = session._renewal_due = session._active = False
         return session
 
 
 class _Exchange:
     """One request on its way: what an HTTP request and a WebSocket have in common."""
 
-    __slots__ = ("_failed", "_failure", "_middleware", "_receive", "_scope", "_send", "_session", "_started")
+    _started: bool = False  # has the answer, and with it the cookie, left?
+    _failed: bool = False  # did the app answer 5xx? Then nothing it did to the session counts, then or later
+    _failure: StoreError | None = None  # we answered in the app's place; whatever it still sends is dropped
+    _session: Session
 
     def __init__(self, middleware: SessionMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
         self._middleware = middleware
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._started = False  # has the answer, and with it the cookie, left?
-        self._failed = False  # did the app answer 5xx? Then nothing it did to the session counts, then or later
-        self._failure: StoreError | None = None  # we answered in the app's place; whatever it still sends is dropped
-        self._session: Session
 
     async def run(self) -> None:
         middleware = self._middleware
         try:
-            self._session = await middleware.open(self._scope)
+            values = middleware.cookie.read(self._scope.get("headers", ()))
+            # Without a cookie of ours: an empty session, and no I/O.
+            self._session = await middleware.open(values, self._scope) if values else middleware.manager.begin()
         except StoreError as failure:
             await middleware.manager.tell("store.failed", step="load", reason=str(failure))
             if middleware.on_store_failure == "raise":
@@ -170,7 +167,7 @@ class _Exchange:
             self._session = middleware.manager.degraded()
         self._scope["session"] = self._session
         try:
-            await middleware.app(self._scope, self.receive, self.send)
+            await middleware.app(self._scope, self.receiver(), self.send)
         except GeneratorExit:
             raise  # the loop is shutting down and closes what is left; nothing can be waited for any more
         except BaseException as error:
@@ -179,8 +176,9 @@ class _Exchange:
         else:
             await self._finish()
 
-    async def receive(self) -> Message:
-        return await self._receive()
+    def receiver(self) -> Receive:
+        """What the app receives by."""
+        return self._receive
 
     async def send(self, message: Message) -> None:
         raise NotImplementedError
@@ -218,8 +216,12 @@ class _Exchange:
         """
         manager = self._middleware.manager
         self._failed = isinstance(status, int) and status >= 500
+        session = self.session()
+        if manager.is_settled(session, failed=self._failed):
+            self._started = session._started = True
+            return
         try:
-            await manager.commit(self.session(), failed=self._failed)
+            await manager.commit(session, failed=self._failed)
         except StoreError as failure:
             await manager.tell("store.failed", session=self._session, step="commit", reason=str(failure))
             if self._middleware.on_store_failure != "raise":
@@ -244,7 +246,9 @@ class _Exchange:
         # An app that has returned without an answer has failed, whatever it thinks; no cookie leaves.
         self._failed = self._failed or not self._started
         self._session._started = True
-        await self._commit_late()
+        session = self.session()
+        if not self._middleware.manager.is_settled(session, failed=self._failed):
+            await self._commit_late()
 
     async def _crashed(self, error: BaseException) -> bool:
         """The app raised. Whether that has been answered already, so that nobody else need hear of it."""
@@ -265,8 +269,6 @@ class _Exchange:
 class _Request(_Exchange):
     """An HTTP request."""
 
-    __slots__ = ()
-
     async def send(self, message: Message) -> None:
         if self._failure is not None:
             return
@@ -285,11 +287,10 @@ class _Request(_Exchange):
 class _Socket(_Exchange):
     """A WebSocket, from handshake to close."""
 
-    __slots__ = ("_accepted",)
+    _accepted: bool = False
 
-    def __init__(self, middleware: SessionMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
-        super().__init__(middleware, scope, receive, send)
-        self._accepted = False
+    def receiver(self) -> Receive:
+        return self.receive
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -361,13 +362,16 @@ def with_session_headers(
     due, session._cookie = session._cookie, False
     if due is False and not (session._accessed and cacheable):
         return message
-    headers: Headers = [(name, value) for name, value in message.get("headers") or ()]
-    if session._accessed and cacheable:
-        vary_on_cookie(headers)
-    if due is not False:
-        if cacheable:
-            keep_out_of_shared_caches(headers)
-        headers.append(cookie.delete() if due is True else cookie.set(*due))
+    try:
+        headers: Headers = [(name, value) for name, value in message.get("headers") or ()]
+        if session._accessed and cacheable:
+            vary_on_cookie(headers)
+        if due is not False:
+            if cacheable:
+                keep_out_of_shared_caches(headers)
+            headers.append(cookie.delete() if due is True else cookie.set(*due))
+    except (AttributeError, TypeError, ValueError):
+        return message  # what the app calls headers is none; let the server tell it
     return {**message, "headers": headers}
 
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Protocol
 
 import anyio
+from msgspec.structs import replace
 
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._cookie import CookieConfig

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from asgi_sessions import ConfigurationError, MemoryStore
 from asgi_sessions._token import owner_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from asgi_sessions._errors import ConfigurationError, RecordChanged, RecordExists, RecordGone
 from asgi_sessions._record import ALIAS_REV, Record
