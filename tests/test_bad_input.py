@@ -16,7 +16,7 @@ import random
 import types
 import uuid
 from collections import OrderedDict, defaultdict, deque, namedtuple
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any
@@ -31,6 +31,7 @@ from asgi_sessions._record import MAX_PAYLOAD
 from asgi_sessions._token import key_of, owner_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
+from tests.conftest import a_store
 from tests.support import PLAIN, Browser, app_with, destroy, log_in, put, read, regenerate
 from tests.threats.hostile import CONNECT, SECRET, Between, Events, exchange, http_scope, websocket_scope
 
@@ -39,12 +40,27 @@ NAME = CookieConfig().name.encode()
 KB64 = 65_536
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Stores and secrets have little to do with each other: not every pair of them, but each at least once."""
+    if "store" in metafunc.fixturenames:
+        pairs = [("memory", "plain"), ("memory", "sealed"), ("valkey", "sealed"), ("redis", "plain")]
+        metafunc.parametrize(["store", "options"], pairs, indirect=True)
+    elif "options" in metafunc.fixturenames:
+        metafunc.parametrize("options", ["plain", "sealed"], indirect=True)
+
+
+@pytest.fixture
+async def store(request: pytest.FixtureRequest, anyio_backend: Any) -> AsyncIterator[Store]:
+    async with a_store(request, request.param) as made:
+        yield made
+
+
 @pytest.fixture
 def events() -> Events:
     return Events()
 
 
-@pytest.fixture(params=["plain", "sealed"])
+@pytest.fixture
 def options(request: pytest.FixtureRequest, clock: FakeClock, events: Events) -> dict[str, Any]:
     options: dict[str, Any] = {"clock": clock, "on_event": events}
     return options if request.param == "plain" else {**options, "secret_keys": [SECRET]}
@@ -110,24 +126,23 @@ async def test_no_cookie_header_raises_costs_a_question_or_is_a_session(
     assert watched.calls == []
 
 
-@pytest.mark.parametrize("place", ["first", "last", "in the middle", "in a header of its own"])
 @pytest.mark.parametrize("crowd", [param for param in ODD_HEADERS if NAME + b"=" not in param.values[0][0][:100]])
-async def test_our_cookie_is_found_in_any_crowd(memory: Store, clock: FakeClock, crowd: Any, place: str) -> None:
-    """Whatever else a proxy, an old script or a subdomain has put there."""
+async def test_our_cookie_is_found_in_any_crowd(memory: Store, clock: FakeClock, crowd: Any) -> None:
+    """Whatever else a proxy, an old script or a subdomain has put there, before it, behind it, or in other headers."""
     alice = Browser(app_with(memory, clock=clock))
     await alice.do(log_in("alice"))
     ours, odd = NAME + b"=" + str(alice.token).encode(), b"; ".join(crowd)
-    headers = {
-        "first": [ours + b"; " + odd],
-        "last": [odd + b"; " + ours],
-        "in the middle": [odd + b";" + ours + b";" + odd],
-        "in a header of its own": [*crowd, ours, *crowd],
-    }[place]
     found: list[Any] = []
 
-    await alice.raw([(b"cookie", header) for header in headers], lambda session: found.append(session.user_id))
+    for headers in (
+        [ours + b"; " + odd],
+        [odd + b"; " + ours],
+        [odd + b";" + ours + b";" + odd],
+        [*crowd, ours, *crowd],
+    ):
+        await alice.raw([(b"cookie", header) for header in headers], lambda session: found.append(session.user_id))
 
-    assert found == ["alice"]
+    assert found == ["alice"] * 4
 
 
 def test_any_bytes_at_all_are_read_without_raising() -> None:
@@ -146,10 +161,6 @@ def test_any_bytes_at_all_are_read_without_raising() -> None:
         assert config.read([(b"cookie", header)]) == expected
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a name without its semicolon is looked for to the end of the header each time: quadratic, 64 kB cost up to 20 ms",
-)
 @pytest.mark.parametrize("name", ["s", "session"])
 def test_reading_a_header_takes_time_in_proportion_to_its_length(name: str) -> None:
     """Counted, not timed: how many bytes are looked at. Twice the header may cost twice as much, and not four times."""
@@ -162,9 +173,6 @@ def test_reading_a_header_takes_time_in_proportion_to_its_length(name: str) -> N
     assert looked_at(16_384) < 3 * looked_at(8_192)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="space before a name is walked over byte by byte in Python: 64 kB of it cost 2 ms"
-)
 def test_space_before_a_name_is_not_walked_over_byte_by_byte() -> None:
     """Counted likewise: one look at a slice is one; a look at each byte is 64 thousand."""
     header = Counted(b";" + b" " * (KB64 - 60) + NAME + b"=x")
@@ -350,18 +358,8 @@ async def test_what_is_no_text_is_no_users_id(store: Store, options: dict[str, A
     ("user_id", "value"),
     [
         pytest.param(StrName.BOB, "bob", id="a StrEnum"),
-        pytest.param(
-            Name.BOB,
-            "bob",
-            id="a str and Enum",
-            marks=pytest.mark.xfail(strict=True, reason="str() of it is 'Name.BOB': another user than the value says"),
-        ),
-        pytest.param(
-            Shouting("bob"),
-            "bob",
-            id="a str with a __str__ of its own",
-            marks=pytest.mark.xfail(strict=True, reason="str() of it is another text than the one that was checked"),
-        ),
+        pytest.param(Name.BOB, "bob", id="a str and Enum"),
+        pytest.param(Shouting("bob"), "bob", id="a str with a __str__ of its own"),
     ],
 )
 async def test_a_kind_of_text_is_taken_for_the_text_that_it_is(
@@ -520,10 +518,9 @@ def wrapped(value: Any, how: str) -> Any:
     return {"bare": value, "in a list": [1, [value]], "in a dict": {"a": {"b": [value]}}}[how]
 
 
-@pytest.mark.parametrize("how", ["bare", "in a list", "in a dict"])
 @pytest.mark.parametrize("value", UNFAITHFUL)
 async def test_a_value_that_would_come_back_as_something_else_is_refused_by_name(
-    memory: Store, options: dict[str, Any], value: Any, how: str
+    memory: Store, options: dict[str, Any], value: Any
 ) -> None:
     """Into a new session and into one that is there; by ``save()`` and at the end. Nothing is written, nothing is lost."""
     watched = Between(memory)
@@ -532,11 +529,13 @@ async def test_a_value_that_would_come_back_as_something_else_is_refused_by_name
     watched.calls.clear()
 
     for browser in (fresh, found):
-        with pytest.raises(SessionDataError, match=r"^session\['the-bad-one'\]"):
-            await browser.do(put(good=1, **{"the-bad-one": wrapped(value, how)}))
+        for how in ("bare", "in a list", "in a dict"):
+            bad = wrapped(value, how)
+            with pytest.raises(SessionDataError, match=r"^session\['the-bad-one'\]"):
+                await browser.do(put(good=1, **{"the-bad-one": bad}))
 
         async def saves(session: Session) -> None:
-            session["the-bad-one"] = wrapped(value, how)
+            session["the-bad-one"] = value
             with pytest.raises(SessionDataError, match="the-bad-one"):
                 await session.save()
             del session["the-bad-one"]
@@ -744,11 +743,6 @@ async def test_a_value_that_replaces_what_it_would_come_back_as_is_no_exception(
         assert same((await read(browser))["data"]["value"], after)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AttributeError,
-    reason="the quick comparison reads the app's own objects",
-)
 async def test_a_value_that_is_broken_itself_is_refused_by_name(memory: Store, options: dict[str, Any]) -> None:
     """A struct with a field that was never set; whatever it raises when it is looked at is not ours to pass on."""
     broken = Struct()
@@ -846,10 +840,9 @@ BROKEN: list[Any] = [
 
 
 @pytest.mark.parametrize("messages", BROKEN)
-@pytest.mark.parametrize("what", ["nothing", "read", "write", "log in", "destroy"])
 @pytest.mark.filterwarnings("ignore:a new session was written to:asgi_sessions.SessionWarning")
 async def test_a_broken_app_meets_no_exception_of_ours_and_breaks_no_session(
-    memory: Store, options: dict[str, Any], messages: list[Any], what: str
+    memory: Store, options: dict[str, Any], messages: list[Any]
 ) -> None:
     """What it sends goes on to the server as it is, but for the headers of the one start; the server will say its mind."""
     handlers: dict[str, Handler] = {
@@ -861,33 +854,35 @@ async def test_a_broken_app_meets_no_exception_of_ours_and_breaks_no_session(
     }
     before = copy.deepcopy([dict(message) for message in messages if "extra" not in message])
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        handlers[what](scope["session"])
-        for message in messages:
-            await send(message)
+    for what, handler in handlers.items():
 
-    alice = Browser(app_with(memory, **options))
-    await alice.do(log_in("alice"))
-    await alice.do(put(kept=1))
-    broken = SessionMiddleware(app, memory, **options)
+        async def app(scope: Any, receive: Any, send: Any, handler: Handler = handler) -> None:
+            handler(scope["session"])
+            for message in messages:
+                await send(message)
 
-    sent = await exchange(broken, http_scope([(b"cookie", NAME + b"=" + str(alice.token).encode())]))
-    await exchange(broken, http_scope())
+        alice = Browser(app_with(memory, **options))
+        await alice.do(log_in("alice"))
+        await alice.do(put(kept=1))
+        broken = SessionMiddleware(app, memory, **options)
 
-    assert [message["type"] for message in sent] == [message["type"] for message in messages]
-    for message, original in zip(sent, messages, strict=True):
-        differs = {key for key in {**message, **original} if message.get(key) != original.get(key)}
-        assert differs <= {"headers"}
-    assert [dict(message) for message in messages if "extra" not in message] == before
-    # An answer of 5xx, or none at all, saves nothing.
-    first = next((message for message in messages if message["type"] == "http.response.start"), {"status": 500})
-    failed = isinstance(first.get("status"), int) and first["status"] >= 500
-    if what in ("nothing", "read"):
-        assert (await read(alice))["data"] == {"kept": 1}
-    elif what == "write":
-        assert (await read(alice))["data"] == {"kept": 1, **({} if failed else {"more": 1})}
-    elif what == "destroy":
-        assert await memory.load(key_of(str(alice.token))) is None
+        sent = await exchange(broken, http_scope([(b"cookie", NAME + b"=" + str(alice.token).encode())]))
+        await exchange(broken, http_scope())
+
+        assert [message["type"] for message in sent] == [message["type"] for message in messages]
+        for message, original in zip(sent, messages, strict=True):
+            differs = {key for key in {**message, **original} if message.get(key) != original.get(key)}
+            assert differs <= {"headers"}
+        assert [dict(message) for message in messages if "extra" not in message] == before
+        # An answer of 5xx, or none at all, saves nothing.
+        first = next((message for message in messages if message["type"] == "http.response.start"), {"status": 500})
+        failed = isinstance(first.get("status"), int) and first["status"] >= 500
+        if what in ("nothing", "read"):
+            assert (await read(alice))["data"] == {"kept": 1}
+        elif what == "write":
+            assert (await read(alice))["data"] == {"kept": 1, **({} if failed else {"more": 1})}
+        elif what == "destroy":
+            assert await memory.load(key_of(str(alice.token))) is None
 
 
 ACCEPT: dict[str, Any] = {"type": "websocket.accept"}
@@ -916,10 +911,9 @@ BROKEN_SOCKETS: list[Any] = [
 
 
 @pytest.mark.parametrize("messages", BROKEN_SOCKETS)
-@pytest.mark.parametrize("what", ["nothing", "read", "write", "regenerate", "destroy"])
 @pytest.mark.filterwarnings("ignore:a new session was written to:asgi_sessions.SessionWarning")
 async def test_a_broken_socket_meets_no_exception_of_ours_and_breaks_no_session(
-    memory: Store, options: dict[str, Any], messages: list[Any], what: str
+    memory: Store, options: dict[str, Any], messages: list[Any]
 ) -> None:
     """As above. And a token is replaced only where the new one got through."""
     handlers: dict[str, Handler] = {
@@ -930,37 +924,34 @@ async def test_a_broken_socket_meets_no_exception_of_ours_and_breaks_no_session(
         "destroy": destroy,
     }
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        handlers[what](scope["session"])
-        for message in messages:
-            await send(message)
-        await receive()
+    for what, handler in handlers.items():
 
-    alice = Browser(app_with(memory, **options))
-    await alice.do(log_in("alice"))
-    await alice.do(put(kept=1))
-    broken = SessionMiddleware(app, memory, **options)
+        async def app(scope: Any, receive: Any, send: Any, handler: Handler = handler) -> None:
+            await receive()
+            handler(scope["session"])
+            for message in messages:
+                await send(message)
+            await receive()
 
-    sent = await exchange(broken, websocket_scope(NAME + b"=" + str(alice.token).encode()), [CONNECT])
-    await exchange(broken, websocket_scope(), [CONNECT])
+        alice = Browser(app_with(memory, **options))
+        await alice.do(log_in("alice"))
+        await alice.do(put(kept=1))
+        broken = SessionMiddleware(app, memory, **options)
 
-    assert [message["type"] for message in sent] == [message["type"] for message in messages]
-    cookies = [value for message in sent for name, value in message.get("headers") or () if name == b"set-cookie"]
-    assert len(cookies) <= 1
-    for cookie in cookies:
-        alice.token = cookie.partition(b"=")[2].partition(b";")[0].decode()
-    found = await read(alice)
-    assert found["user_id"] == (None if what == "destroy" else "alice")
-    if what in ("nothing", "read", "regenerate"):
-        assert found["data"] == {"kept": 1}
+        sent = await exchange(broken, websocket_scope(NAME + b"=" + str(alice.token).encode()), [CONNECT])
+        await exchange(broken, websocket_scope(), [CONNECT])
+
+        assert [message["type"] for message in sent] == [message["type"] for message in messages]
+        cookies = [value for message in sent for name, value in message.get("headers") or () if name == b"set-cookie"]
+        assert len(cookies) <= 1
+        for cookie in cookies:
+            alice.token = cookie.partition(b"=")[2].partition(b";")[0].decode()
+        found = await read(alice)
+        assert found["user_id"] == (None if what == "destroy" else "alice")
+        if what in ("nothing", "read", "regenerate"):
+            assert found["data"] == {"kept": 1}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(TypeError, AttributeError, ValueError),
-    reason="Set-Cookie goes through Cache-Control first, which compares the app's header names as bytes without looking",
-)
 @pytest.mark.parametrize(
     "headers",
     [

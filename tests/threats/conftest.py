@@ -14,6 +14,21 @@ from tests.conftest import STORES, a_store
 from tests.threats.hostile import SECRET, URLS, Events, hang_up
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Stores and secrets have little to do with each other: not every pair of them, but each at least once."""
+    names = metafunc.fixturenames
+    for kind, stores in (("store", STORES), ("server", STORES[1:])):
+        if kind in names and "options" in names:
+            metafunc.parametrize([kind, "options"], [pair for pair in PAIRS if pair[0] in stores], indirect=True)
+        elif kind in names:
+            metafunc.parametrize(kind, stores, indirect=True)
+    if "options" in names and "store" not in names and "server" not in names:
+        metafunc.parametrize("options", ["plain", "sealed"], indirect=True)
+
+
+PAIRS = [("memory", "plain"), ("memory", "sealed"), ("valkey", "sealed"), ("redis", "plain")]
+
+
 @pytest.fixture(scope="package", autouse=True)
 def _connections() -> Iterator[None]:
     yield
@@ -25,7 +40,7 @@ def events() -> Events:
     return Events()
 
 
-@pytest.fixture(params=["plain", "sealed"])
+@pytest.fixture
 def options(request: pytest.FixtureRequest, clock: FakeClock, events: Events) -> dict[str, Any]:
     """What the middleware is given: the test's clock and hook; without secrets and with one in turn."""
     options: dict[str, Any] = {"clock": clock, "on_event": events}
@@ -45,14 +60,14 @@ def sealed(clock: FakeClock, events: Events) -> dict[str, Any]:
     return {"clock": clock, "on_event": events, "secret_keys": [SECRET]}
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture
 async def store(request: pytest.FixtureRequest, anyio_backend: Any) -> AsyncIterator[Store]:
     """Each store in turn, empty, and its server known to :class:`WriteAccess`."""
     async with reachable(a_store(request, request.param)) as made:
         yield made
 
 
-@pytest.fixture(params=["valkey", "redis"])
+@pytest.fixture
 async def server(request: pytest.FixtureRequest, anyio_backend: Any) -> AsyncIterator[Store]:
     """The stores whose keys can hold anything: a list, an empty string, half a record."""
     async with reachable(a_store(request, request.param)) as made:

@@ -113,27 +113,21 @@ NOT_SEEN: list[Any] = [
         pytest.param([b"public , s-maxage = 600"], {b"private"}, id="with odd spaces"),
     ],
 )
-@pytest.mark.parametrize(
-    "verb", [put(a=1), log_in("alice"), regenerate, destroy], ids=["new", "login", "regen", "logout"]
-)
 async def test_a_response_that_sets_the_cookie_stays_out_of_shared_caches(
-    memory: Store, plain: dict[str, Any], said: list[bytes], allowed: set[bytes], verb: Handler
+    memory: Store, plain: dict[str, Any], said: list[bytes], allowed: set[bytes]
 ) -> None:
     """CVE-2023-30861: a proxy kept the response with its Set-Cookie and logged other people in with it."""
     browser = Browser(app_with(memory, **plain))
-    if verb in (regenerate, destroy):
-        await browser.do(log_in("bob"))
 
-    response = await browser.do(verb, headers=[(b"Cache-Control", value) for value in said])
+    for verb in (put(a=1), log_in("alice"), regenerate, destroy):
+        response = await browser.do(verb, headers=[(b"Cache-Control", value) for value in said])
 
-    assert response.set_cookie is not None
-    control = response.all("cache-control")
-    assert len(control) == 1
-    directives = [part.strip().lower().encode() for part in split_outside_quotes(control[0])]
-    assert len(directives) == len(set(directives))
-    assert set(directives) - {b'no-cache="set-cookie"'} == {value.lower() for value in allowed}
-    assert (b"no-store" in directives) or (b"private" in directives)
-    assert "Cookie" in str(response.get("vary"))
+        assert response.set_cookie is not None
+        (control,) = response.all("cache-control")
+        directives = [part.strip().lower().encode() for part in split_outside_quotes(control)]
+        assert len(directives) == len(set(directives))
+        assert set(directives) - {b'no-cache="set-cookie"'} == {value.lower() for value in allowed}
+        assert "Cookie" in str(response.get("vary"))
 
 
 def split_outside_quotes(value: str) -> list[str]:
@@ -442,18 +436,16 @@ async def test_writing_what_is_there_already_writes_nothing(
         pytest.param(lambda s: (s.log_in("alice"), s.destroy()), id="logged in and out"),
     ],
 )
-@pytest.mark.parametrize("cookie", [None, "Zk3" + "A" * 43, "nonsense"], ids=["no cookie", "unknown token", "no token"])
-async def test_a_visitor_who_leaves_nothing_is_not_stored(
-    memory: Store, clock: FakeClock, handler: Handler, cookie: str | None
-) -> None:
+async def test_a_visitor_who_leaves_nothing_is_not_stored(memory: Store, clock: FakeClock, handler: Handler) -> None:
     """CVE-2015-5143 (Django), peeringdb #1213: every request without a session made one, and so filled the disk."""
     watched = Between(memory)
-    visitor = Browser(app_with(watched, clock=clock), cookie)
+    for cookie in (None, "Zk3" + "A" * 43, "nonsense"):
+        visitor = Browser(app_with(watched, clock=clock), cookie)
 
-    response = await visitor.do(handler)
+        response = await visitor.do(handler)
 
-    assert watched.writes == []
-    assert response.set_cookie is None
+        assert watched.writes == []
+        assert response.set_cookie is None
 
 
 async def test_a_visitor_without_a_cookie_costs_no_question(memory: Store, plain: dict[str, Any]) -> None:

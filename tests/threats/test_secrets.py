@@ -68,17 +68,12 @@ def test_a_secret_that_is_none_is_refused_when_the_app_is_built(bad: Any, place:
         SessionMiddleware(inner_app, MemoryStore(), secret_keys=keys)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="decoded from hex, as one does with such a key, the example of FastAPI's documentation is let through",
-)
 def test_a_published_secret_is_refused_in_binary_too() -> None:
     """CVE-2023-27524: ``bytes.fromhex(SECRET_KEY)`` is 32 bytes, looks random, and is known to everybody."""
     with pytest.raises(ConfigurationError):
         Secrets([bytes.fromhex(FASTAPI_EXAMPLE)])
 
 
-@pytest.mark.xfail(strict=True, reason="changeme in full-width letters, or encoded, is let through")
 @pytest.mark.parametrize(
     "bad",
     [
@@ -107,8 +102,8 @@ def test_the_same_secret_twice_is_refused() -> None:
 
 
 def test_secrets_as_they_should_be_are_taken() -> None:
-    """Whatever makes random bytes: no false alarm in ten thousand."""
-    for _ in range(2500):
+    """Whatever makes random bytes: no false alarm in two thousand."""
+    for _ in range(500):
         Secrets([secrets.token_urlsafe(32), secrets.token_hex(32), secrets.token_bytes(32), secrets.token_urlsafe(64)])
 
 

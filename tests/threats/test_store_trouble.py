@@ -547,10 +547,6 @@ async def test_a_hook_that_hangs_does_not_hold_up_the_site(memory: Store, clock:
     assert response.status == (503 if trouble else 200)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="where the thread has an asyncio loop that does not run, the hook is put there under trio, and is never run",
-)
 @pytest.mark.parametrize("anyio_backend", ["trio"])
 async def test_an_async_hook_is_heard_under_trio(clock: FakeClock, anyio_backend: str) -> None:
     """In a main thread where nobody has asked for one yet, asyncio makes such a loop itself when it is asked."""
@@ -600,11 +596,6 @@ async def test_a_hook_may_use_the_session_of_the_request_it_hears_of(store: Stor
 # ── A breaker that makes it worse ──
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="of requests that fail together each one doubles the pause: a connection lost for a moment with ten requests on "
-    "it is an outage of five seconds",
-)
 def test_requests_that_fail_together_are_one_failure() -> None:
     """alkem-io/server #6332: a restart of the store that takes a tenth of a second must not cost much more than that."""
     breaker = Breaker()
