@@ -108,15 +108,15 @@ class SessionMiddleware:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI 3; typed loosely, since frameworks type their scopes differently."""
         kind = scope["type"]
-        if kind == "lifespan":
-            await self.app(scope, receive, _Lifespan(send, self.manager.store).send)
-        elif kind not in ("http", "websocket") or (self._skip is not None and self._skip(scope)):
-            await self.app(scope, receive, send)
-        else:
+        if (kind == "http" or kind == "websocket") and (self._skip is None or not self._skip(scope)):
             outer = scope.get("session")
             if isinstance(outer, Session) and getattr(outer._keeper, "cookie_name", None) == self.cookie.name:
                 raise ConfigurationError(_TWICE.format(name=self.cookie.name))
             await (_Request if kind == "http" else _Socket)(self, scope, receive, send).run()
+        elif kind == "lifespan":
+            await self.app(scope, receive, _Lifespan(send, self.manager.store).send)
+        else:
+            await self.app(scope, receive, send)
 
     async def open(self, values: list[bytes], scope: Scope) -> Session:
         """The session that goes with these values of our cookie.
@@ -208,27 +208,26 @@ class _Exchange:
             )
         return session
 
-    async def _commit_or_answer(self, status: object = None) -> None:
+    def _is_settled(self, status: object = None) -> bool:
+        """Whether the answer may leave without any question to the store; most may."""
+        self._failed = isinstance(status, int) and status >= 500
+        return self._middleware.manager.is_settled(self.session(), failed=self._failed)
+
+    async def _commit_or_answer(self) -> None:
         """Commit before the answer leaves. If the store fails, the client is told so instead, and the app as well.
 
         Raises:
             StoreError: in the app's ``await send(…)``, so that it does not go on as if all were well.
         """
         manager = self._middleware.manager
-        self._failed = isinstance(status, int) and status >= 500
-        session = self.session()
-        if manager.is_settled(session, failed=self._failed):
-            self._started = session._started = True
-            return
         try:
-            await manager.commit(session, failed=self._failed)
+            await manager.commit(self.session(), failed=self._failed)
         except StoreError as failure:
             await manager.tell("store.failed", session=self._session, step="commit", reason=str(failure))
             if self._middleware.on_store_failure != "raise":
                 self._failure = failure
                 await self.unavailable()
             raise
-        self._started = self._session._started = True
 
     async def _commit_late(self) -> None:
         """Save what changed after the answer had left. Nobody can be told any more, so failures are logged."""
@@ -273,7 +272,9 @@ class _Request(_Exchange):
         if self._failure is not None:
             return
         if not self._started and message["type"] == "http.response.start":
-            await self._commit_or_answer(message.get("status"))
+            if not self._is_settled(message.get("status")):
+                await self._commit_or_answer()
+            self._started = self._session._started = True
             message = with_session_headers(message, self._session, self._middleware.cookie)
         await self._send(message)
 
@@ -304,11 +305,14 @@ class _Socket(_Exchange):
             return
         kind = message["type"]
         if not self._started and kind == "websocket.accept":
-            await self._commit_or_answer()
-            self._accepted = True
+            if not self._is_settled():
+                await self._commit_or_answer()
+            self._started = self._session._started = self._accepted = True
             message = with_session_headers(message, self._session, self._middleware.cookie, cacheable=False)
         elif not self._started and kind == "websocket.http.response.start":
-            await self._commit_or_answer(message.get("status"))
+            if not self._is_settled(message.get("status")):
+                await self._commit_or_answer()
+            self._started = self._session._started = True
             message = with_session_headers(message, self._session, self._middleware.cookie)
         elif kind == "websocket.close":
             message = await self._closing(message)
@@ -363,7 +367,7 @@ def with_session_headers(
     if due is False and not (session._accessed and cacheable):
         return message
     try:
-        headers: Headers = [(name, value) for name, value in message.get("headers") or ()]
+        headers: Headers = [*(message.get("headers") or ())]
         if session._accessed and cacheable:
             vary_on_cookie(headers)
         if due is not False:

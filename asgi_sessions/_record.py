@@ -162,27 +162,23 @@ def pack(record: Record) -> bytes:
     ``owner`` (22, dots for nobody), the first 16 characters of the key after its place (so that a reply to another
     question is noticed), body.
     """
-    header = (
-        "1",
-        pack_clocks(record.seen_at, record.expires_at),
-        pack_rev(record.rev),
-        record.id,
-        record.owner or _NOBODY,
-        record.key[PLACE_CHARS : PLACE_CHARS + 16],
-    )
-    return "".join(header).encode("ascii") + record.body
+    key, clocks = record.key, pack_clocks(record.seen_at, record.expires_at)
+    owner = record.owner or _NOBODY
+    header = f"1{clocks}{pack_rev(record.rev)}{record.id}{owner}{key[PLACE_CHARS : PLACE_CHARS + 16]}"
+    return header.encode("ascii") + record.body
 
 
 def pack_rev(rev: int) -> str:
-    return f"{(rev - 1) % (_REVS - 1) + 1 if rev != ALIAS_REV else ALIAS_REV:08d}"
+    return f"{rev:08d}" if rev < _REVS else f"{(rev - 1) % (_REVS - 1) + 1:08d}"
 
 
 def pack_clocks(seen_at: float, expires_at: float) -> str:
-    return f"{_milliseconds(seen_at):013d}{_milliseconds(expires_at):013d}"
-
-
-def _milliseconds(seconds: float) -> int:
-    return min(max(round(seconds * 1000), 0), 10**13 - 1)
+    clocks = f"{round(seen_at * 1000):013d}{round(expires_at * 1000):013d}"
+    if (
+        len(clocks) != 26 or "-" in clocks
+    ):  # before 1970 or after 2286: such times end sessions, and no more is asked of them
+        return "".join(f"{min(max(round(time * 1000), 0), 10**13 - 1):013d}" for time in (seen_at, expires_at))
+    return clocks
 
 
 def unpack(key: str, data: bytes) -> Record:

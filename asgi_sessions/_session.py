@@ -32,6 +32,8 @@ class Keeper(Protocol):
 class Asked(enum.Enum):
     """The strongest thing that was asked of a session in this request."""
 
+    __hash__ = object.__hash__  # by identity, in C: an Enum's own is Python, and the commit table is looked up by it
+
     NOTHING = "–"
     TOUCH = "touch due"
     RENEWAL = "renewal due"

@@ -46,6 +46,8 @@ class RedisStore:
     care to you.
     """
 
+    carries_out_what_it_was_asked = True
+    """A command that was asked is sent, though the caller be cancelled while it waits."""
     notice: Callable[..., Awaitable[None]] | None = None
     """Where to report what is no error; the middleware puts its event hook here."""
 
