@@ -7,7 +7,7 @@ and U+0085, and with that let a subdomain pass off its own cookie as one with a 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -101,7 +101,7 @@ class CookieConfig:
     @property
     def is_host_bound(self) -> bool:
         """Whether browsers let nobody but this host set the cookie, so that a second one is an attack."""
-        return self.name.startswith("__Host-")
+        return self.name.lower().startswith("__host-")
 
     def read(self, headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
         """The values of all cookies of our name, in their order, as sent; mostly none or one.
@@ -194,12 +194,20 @@ def keep_out_of_shared_caches(headers: Headers) -> None:
     headers[:] = kept
 
 
-def _directives(value: bytes) -> Sequence[bytes]:
-    """The comma-separated members of a Cache-Control value; a comma inside quotes does not separate."""
-    parts: list[bytes] = []
-    for piece in value.split(b","):
-        if parts and parts[-1].count(b'"') % 2:
-            parts[-1] += b"," + piece
-        else:
-            parts.append(piece)
+# RFC 9110, section 5.6.4: what a quoted string is. Each alternative begins differently, so nothing is tried twice.
+_CLOSED = re.compile(rb'(?:[^"]|"(?:[^"\\]|\\.)*")*', re.DOTALL)
+_DIRECTIVE = re.compile(rb'(?:[^,"]|"(?:[^"\\]|\\.)*")+', re.DOTALL)
+
+
+def _directives(value: bytes) -> list[bytes]:
+    """The comma-separated members of a Cache-Control value; a comma inside quotes does not separate.
+
+    Where a quote is left open nobody can say what was meant: ``no-store`` is.
+    """
+    if b'"' not in value:
+        parts = value.split(b",")
+    elif _CLOSED.fullmatch(value):
+        parts = _DIRECTIVE.findall(value)
+    else:
+        return [b"no-store"]
     return [part.strip(b" \t") for part in parts if part.strip(b" \t")]

@@ -695,7 +695,7 @@ class Manager:
                 continue
             if gone is not None:
                 return gone
-        return None
+        raise StoreError("the session was moved by others each time it was to be ended")
 
     async def _delete_of(self, record: Record, key: str, *, rev: int | None = None) -> Record | None:
         """Delete what lies under ``key``; it must have been of the same session as ``record``."""

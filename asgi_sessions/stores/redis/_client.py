@@ -64,7 +64,7 @@ class OwnClient:
             raise ConfigurationError(
                 f"RedisStore.from_url(): the URL or an option is not understood ({type(error).__name__}); "
                 "use redis://host:6379/0, rediss://… for TLS, or unix://path"
-            ) from error
+            ) from None
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Line] = weakref.WeakKeyDictionary()
         self._last: tuple[asyncio.AbstractEventLoop | None, Line | None] = (None, None)
         _after_fork.add(self)
