@@ -147,10 +147,6 @@ async def test_of_two_cookies_under_a_host_name_neither_is_used(
     assert (await read(alice))["user_id"] == "alice"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="whether a name is a __Host- one is asked with regard to case here, and without it where the configuration is checked",
-)
 async def test_a_host_name_in_small_letters_is_one_too(memory: Store, plain: dict[str, Any], events: Events) -> None:
     """Browsers compare the prefix without regard to case, and hold such a name to the same rules."""
     browser = Browser(app_with(memory, cookie=CookieConfig(name="__host-session"), **plain))

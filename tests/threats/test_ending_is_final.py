@@ -207,10 +207,6 @@ async def test_a_log_out_finds_the_session_though_its_token_was_changed_meanwhil
     assert await store.index(owner_of("alice")) == {}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="after three tries the session counts as ended by somebody else: a normal response, and the session lives on",
-)
 async def test_a_log_out_that_cannot_catch_the_session_does_not_say_that_it_has(
     store: Store, options: dict[str, Any]
 ) -> None:

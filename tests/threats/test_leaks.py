@@ -263,9 +263,6 @@ async def test_an_error_about_a_value_does_not_hold_the_value(
     assert listener.finds(PAYLOAD, "2031, 4, 5") == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the driver's error, in which a password with a slash in it passes for the port, stays attached"
-)
 def test_the_password_of_a_url_is_not_in_the_error_about_it(listener: Listener) -> None:
     """The traceback of an app that does not start is the first thing that is pasted into a ticket."""
     with pytest.raises(ConfigurationError) as caught:
