@@ -73,6 +73,9 @@ class Body(msgspec.Struct, frozen=True, array_like=True):
     remembered: bool
     payload: bytes
 
+    def __repr__(self) -> str:
+        return f"<Body: {self.kind}>"  # neither the user nor the payload, as for a Record
+
 
 _LAST_TIME = 32_503_680_000.0
 """The year 3000: no clock of ours shows it, and a ``datetime`` still can, timeouts added. NaN is below nothing."""

@@ -74,7 +74,7 @@ class Store(Protocol):
         """Replace the record under ``key``, if its revision is still ``rev``, by ``record`` under ``record.key``.
 
         Nothing remains under ``key`` unless an ``alias`` is given to stay there. The owner's index is corrected in the same
-        step. Both keys have the same place.
+        step. Both keys have the same place. The clocks never move backwards, as with ``update``.
 
         Raises:
             RecordGone: there is none under ``key``.

@@ -62,15 +62,9 @@ class MemoryStore:
             there = self._records.get(record.key)
             if there is None:
                 raise RecordGone("there is no record under this key")
-            if there.rev != rev and there != record:
+            if there.rev != rev and there != _later(record, there):
                 raise RecordChanged(there)
-            self._put(
-                replace(
-                    record,
-                    seen_at=max(record.seen_at, there.seen_at),
-                    expires_at=max(record.expires_at, there.expires_at),
-                )
-            )
+            self._put(_later(record, there))
 
     async def touch(self, key: str, *, seen_at: float, expires_at: float) -> bool:
         with self._lock:
@@ -84,7 +78,7 @@ class MemoryStore:
     async def rename(self, key: str, record: Record, *, rev: int, alias: Record | None = None) -> None:
         with self._lock:
             there, target = self._records.get(key), self._records.get(record.key)
-            if target == record and (there is None or there == alias):
+            if target is not None and _later(record, target) == target and (there is None or there == alias):
                 return  # a repeated call
             if there is None:
                 raise RecordGone("there is no record under this key")
@@ -93,7 +87,7 @@ class MemoryStore:
             if target is not None:
                 raise RecordExists("there is a record under the new key already")
             self._drop(key)
-            self._put(record)
+            self._put(_later(record, there))
             if alias is not None:
                 self._put(alias)
 
@@ -134,3 +128,12 @@ class MemoryStore:
         self._swept_at = self._latest
         for key in [key for key, record in self._records.items() if record.expires_at < self._latest]:
             self._drop(key)
+
+
+def _later(record: Record, there: Record) -> Record:
+    """``record`` with the later clocks of both."""
+    if record.seen_at >= there.seen_at and record.expires_at >= there.expires_at:
+        return record
+    return replace(
+        record, seen_at=max(record.seen_at, there.seen_at), expires_at=max(record.expires_at, there.expires_at)
+    )

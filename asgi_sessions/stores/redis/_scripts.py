@@ -44,6 +44,13 @@ local function living(index, stem)
   return alive
 end
 local function clock(record, from, to) return tonumber(string.sub(record, from, to)) or 0 end
+local function later(record, there)
+  local seen, expires = string.sub(record, 2, 14), string.sub(record, 15, 27)
+  if clock(there, 2, 14) > tonumber(seen) then seen = string.sub(there, 2, 14) end
+  if clock(there, 15, 27) > tonumber(expires) then expires = string.sub(there, 15, 27) end
+  return '1' .. seen .. expires .. string.sub(record, 28)
+end
+local function same(one, other) return one and string.sub(one, 28) == string.sub(other, 28) end
 """
 
 CREATE = Script(
@@ -69,13 +76,10 @@ local head = redis.call('GETRANGE', KEYS[1], 0, 34)
 if head == '' then return 0 end
 if string.sub(head, 28, 35) ~= ARGV[4] then
   local there = redis.call('GET', KEYS[1])
-  if string.sub(there, 28) == string.sub(ARGV[1], 28) then return 1 end
+  if same(there, ARGV[1]) then return 1 end
   return there
 end
-local seen, expires = string.sub(ARGV[1], 2, 14), string.sub(ARGV[1], 15, 27)
-if clock(head, 2, 14) > tonumber(seen) then seen = string.sub(head, 2, 14) end
-if clock(head, 15, 27) > tonumber(expires) then expires = string.sub(head, 15, 27) end
-redis.call('SET', KEYS[1], '1' .. seen .. expires .. string.sub(ARGV[1], 28), 'PX', ARGV[2])
+redis.call('SET', KEYS[1], later(ARGV[1], head), 'PX', ARGV[2])
 local index = index_of(ARGV[1], ARGV[3])
 if index then keep(index, ARGV[2]) end
 return 1
@@ -102,11 +106,11 @@ RENAME = Script(
 -- KEYS: old, new.  ARGV: value, ttl, stem, rev, suffix of the new, alias or '', ttl of the alias.
 -- 1: done;  0: the old is gone;  -1: there is another one under the new key;  a string: the old as it is, having changed.
 local there, target = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
-if target == ARGV[1] and (not there or there == ARGV[6]) then return 1 end
+if same(target, ARGV[1]) and (not there or there == ARGV[6]) then return 1 end
 if not there then return 0 end
 if string.sub(there, 28, 35) ~= ARGV[4] then return there end
 if target then return -1 end
-redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+redis.call('SET', KEYS[2], later(ARGV[1], there), 'PX', ARGV[2])
 if ARGV[6] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[6], 'PX', ARGV[7]) end
 local index = index_of(ARGV[1], ARGV[3])
 if index then
