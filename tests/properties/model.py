@@ -18,9 +18,6 @@ Data = dict[str, Any]
 GRACE = 30.0
 """Seconds for which a renewed token's predecessor still leads to the session. Written out here on purpose."""
 
-KNOWN_FAULTS = True
-"""Whether the three faults that ``test_life`` marks as expected failures are expected here too."""
-
 
 @dataclass(eq=False)
 class Life:
@@ -245,7 +242,6 @@ class Model:
         view.asked = view.leaving = None
         if failed or not (view.data or view.user):
             view.told = Told(None) if found else None
-            view.over = not found and KNOWN_FAULTS
             self.note(f"destroyed{'' if found else ' what was gone'}{', failed' if failed else ''}")
         else:
             self.note("destroyed, then written to")
@@ -332,8 +328,6 @@ class Model:
             return
         if self.touch_due(view):
             life.seen_at = max(life.seen_at, view.now)
-        elif KNOWN_FAULTS and moves:
-            life.seen_at = view.seen_at
         life.version += 1
         life.data = deepcopy(view.data)
         if moves:
@@ -360,7 +354,7 @@ class Model:
         if self.outlived(view):
             return
         view.seen_at = view.now
-        if not life.reachable(view.move) or (KNOWN_FAULTS and view.move != life.move):
+        if not life.reachable(view.move):
             self.lose(view)
         elif view.move == life.move:
             self.note("touched")

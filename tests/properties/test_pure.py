@@ -352,7 +352,7 @@ header_list = st.lists(
 def members(headers: Headers, wanted: bytes) -> list[bytes]:
     """Every comma-separated member of every header of that name, as a cache reads them."""
     joined = b",".join(value for name, value in headers if name.lower() == wanted)
-    split = re.findall(rb'(?:[^,"]|"[^"]*"?)+', joined)
+    split = re.findall(rb'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+', joined)
     return [member.strip(b" \t") for member in split if member.strip(b" \t")]
 
 
@@ -398,6 +398,20 @@ def test_no_shared_cache_may_keep_what_was_kept_out_of_them(before: Headers) -> 
     assert b"no-store" in said or not any(member.startswith(b"s-maxage") for member in said)
     assert not any(for_a_cdn(name) for name, _ in after)
     assert [name.lower() for name, _ in after].count(b"cache-control") == 1
+
+
+@given(
+    st.lists(st.sampled_from([b'"', b"\\", b",", b"public", b"=", b"s-maxage=9", b"x", b" "]), max_size=12).map(
+        b"".join
+    )
+)
+def test_no_odd_quotes_make_a_cache_overlook_what_was_added(said: bytes) -> None:
+    headers = [(b"cache-control", said)]
+
+    keep_out_of_shared_caches(headers)
+
+    read = {member.lower() for member in members(headers, b"cache-control")}
+    assert b"no-store" in read or (b"private" in read and b"public" not in read)
 
 
 @given(header_list)
