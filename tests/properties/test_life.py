@@ -253,8 +253,8 @@ class Lives(RuleBasedStateMachine):
         token = self.browsers[by].token or "A" * 46
         tokens = list(self.model.tokens)
         if what == "made up":
-            at = choice % 68
-            token = token[:at] + "Az-_"[choice // 68 % 4] + token[at + 1 :]
+            at = choice % len(token)
+            token = token[:at] + ("A" if token[at] != "A" else "B") + token[at + 1 :]
         elif what == "old":
             token = tokens[choice % len(tokens)]
         self.browsers[to].token = token
@@ -273,9 +273,8 @@ class Lives(RuleBasedStateMachine):
         what=st.sampled_from(["idle", "absolute", "touch", "renewal", "grace"]),
         by=st.sampled_from([-1, 0, 1]),
     )
-    @precondition(lambda self: self.model.living())
     def time_passes_until_something_is_about_to_happen(self, choice: int, what: str, by: int) -> None:
-        living = self.model.living()
+        living = self.model.living() or self.model.lives
         life = living[choice % len(living)]
         moments = {
             "idle": life.seen_at + self.model.idle[life.remembered],
@@ -557,9 +556,6 @@ async def test_a_request_outrun_by_a_renewal_still_saves(store: Store, clock: Fa
     assert found == {"quick": 1, "slow": 1}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="after destroy() and save() nothing is kept if somebody else was faster to destroy"
-)
 async def test_what_is_written_after_a_second_log_out_is_a_session_of_its_own(store: Store, clock: FakeClock) -> None:
     """As without the save in between."""
     browser = Browser(app_with(store, clock=clock))
