@@ -743,6 +743,17 @@ async def test_no_verb_leaves_a_member_behind(store: Store, options: dict[str, A
     assert await store.index(owner_of("bob")) == {}
 
 
+async def test_a_log_out_takes_its_member_out_of_the_index_at_once(server: RedisStore, options: dict[str, Any]) -> None:
+    """Spring Session: pruned in the same atomic step, and not when somebody looks."""
+    alice = await a_user(server, options)
+    access, index = WriteAccess(server), WriteAccess(server).index(owner_of("alice"))
+    assert access.command("HLEN", index) == 1
+
+    await alice.do(destroy)
+
+    assert access.command("EXISTS", index) == 0
+
+
 async def test_everything_of_a_session_on_the_server_has_an_end(
     server: RedisStore, options: dict[str, Any], clock: FakeClock
 ) -> None:
