@@ -123,7 +123,7 @@ async def test_the_store_is_closed_before_the_server_hears_of_the_shutdown() -> 
     async def send(message: Any) -> None:
         order.append(message["type"])
 
-    await SessionMiddleware(app, Closing())({"type": "lifespan"}, None, send)  # type: ignore[arg-type]
+    await SessionMiddleware(app, Closing())({"type": "lifespan"}, None, send)
 
     assert order == ["lifespan.startup.complete", "closed", "lifespan.shutdown.complete"]
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import pytest
 import redis
@@ -116,19 +116,16 @@ class Crash(Exception):
     """What a broken handler raises."""
 
 
-class Watched:
-    """A store that notes what it is asked, and lets somebody in before a write."""
+class Watch:
+    """Notes what a store is asked, and lets somebody in before a write. The store stays what it is."""
 
     def __init__(self, store: Store) -> None:
-        self.store = store
         self.calls: list[str] = []
         self.before_write: tuple[int, Callable[[], Awaitable[None]]] | None = None
+        for name in ("load", "create", "update", "touch", "rename", "delete", "index"):
+            setattr(store, name, self.watched(name, getattr(store, name)))
 
-    @property
-    def namespace(self) -> str:
-        return self.store.namespace
-
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+    def watched(self, name: str, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def ask(*args: Any, **kwargs: Any) -> Any:
             self.calls.append(name)
             if self.before_write is not None and name not in ("load", "index"):
@@ -139,7 +136,7 @@ class Watched:
                     self.before_write = None
                 if number == 1:
                     await come_in()
-            return await getattr(self.store, name)(*args, **kwargs)
+            return await method(*args, **kwargs)
 
         return ask
 
@@ -168,7 +165,8 @@ class Lives(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.opened = empty_store(self.kind, self.url)
-        self.store = Watched(self.opened.__enter__())
+        self.store = self.opened.__enter__()
+        self.watch = Watch(self.store)
         self.clock = FakeClock()
         self.secret_keys = [secrets.token_bytes(32)] if self.sealed else []
         self.waited = 0.0
@@ -183,9 +181,7 @@ class Lives(RuleBasedStateMachine):
         self.a_good_request(1, [("put", "a", 0)])
 
     def build(self) -> Any:
-        return app_with(
-            cast("Store", self.store), clock=self.clock, timeouts=self.limits, secret_keys=list(self.secret_keys)
-        )
+        return app_with(self.store, clock=self.clock, timeouts=self.limits, secret_keys=list(self.secret_keys))
 
     def teardown(self) -> None:
         try:
@@ -193,7 +189,7 @@ class Lives(RuleBasedStateMachine):
                 for token in list(self.model.tokens):
                     self.run(self.replay_token(token))
                 self.the_index_of_a_user_is_their_living_sessions()
-                self.run(self.store.store.aclose())
+                self.run(self.store.aclose())
         finally:
             self.runner.close()
             self.opened.__exit__(None, None, None)
@@ -300,7 +296,7 @@ class Lives(RuleBasedStateMachine):
         if not hasattr(self, "model"):
             return
         for user in USERS:
-            found = dict(self.runner.run(self.store.store.index(owner_of(user))))
+            found = dict(self.runner.run(self.store.index(owner_of(user))))
             theirs = [life for life in self.model.lives if life.user == user and not life.ended]
             assert found.keys() <= {life.id for life in theirs}, "the index has a session that was ended"
             for life in theirs:
@@ -311,14 +307,14 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_stored_but_sessions_and_aliases(self) -> None:
-        if not hasattr(self, "model") or not isinstance(self.store.store, MemoryStore):
+        if not hasattr(self, "model") or not isinstance(self.store, MemoryStore):
             return
         # Expired ones may be swept away at any time, and aliases stay until they are.
         living = self.model.living()
         aliases = self.model.renewals
         in_grace = sum(self.clock() - since < GRACE for life in living for since in life.renewed.values())
         kept = sum(not life.ended for life in self.model.lives)
-        assert len(living) + in_grace <= len(self.store.store) <= kept + aliases
+        assert len(living) + in_grace <= len(self.store) <= kept + aliases
 
     # ── One request, through both ──
 
@@ -328,7 +324,7 @@ class Lives(RuleBasedStateMachine):
         token, view = browser.token, self.model.load(browser.token, active=not program.speculative)
         failed = program.ending in ("5xx", "crash")
         looked = any(op[0] not in ("save", "wait", "outlive", "meanwhile") for op in program.ops)
-        calls, writes = len(self.store.calls), self.model.writes
+        calls, writes = len(self.watch.calls), self.model.writes
         told: Told | None = None
         let_in = self.let_in(browser, program)
 
@@ -345,7 +341,7 @@ class Lives(RuleBasedStateMachine):
 
         async def after(session: Session) -> None:
             nonlocal told
-            self.store.before_write = None
+            self.watch.before_write = None
             self.model.commit(view, failed=failed)
             told, view.told, view.started = view.told, None, True
             for op in program.late:
@@ -372,13 +368,13 @@ class Lives(RuleBasedStateMachine):
                 response = slow.response
         except* Crash:
             event(f"a request ended with a {program.ending}")
-        self.store.before_write = None
+        self.watch.before_write = None
         self.model.commit(view, failed=failed or program.ending == "late crash")
         if response is not None:
             assert response.status == plan["status"]
             self.same_answer(response, told, looked=looked)
         if during is None and program.before_write is None and not mentions("meanwhile", program):
-            asked = self.store.calls[calls:]
+            asked = self.watch.calls[calls:]
             if self.model.writes == writes:
                 assert not {"create", "update", "rename"} & set(asked), (
                     "something was written where nothing had changed"
@@ -401,7 +397,7 @@ class Lives(RuleBasedStateMachine):
 
         def arrange() -> None:
             if due is not None and not done:
-                self.store.before_write = (due[0], come_in)
+                self.watch.before_write = (due[0], come_in)
 
         return arrange
 
@@ -444,7 +440,7 @@ class Lives(RuleBasedStateMachine):
             case ("save",):
                 let_in()
                 await session.save()
-                self.store.before_write = None
+                self.watch.before_write = None
                 self.model.commit(view)
                 # Past the methods that note reading.
                 assert view.over or repr(dict(dict.items(session))) == repr(view.data)
@@ -507,7 +503,7 @@ class Lives(RuleBasedStateMachine):
             found.update(data=dict(session), user=session.user_id, new=session.is_new, id=session.id)
             found.update(expires_at=session.expires_at.timestamp())
 
-        calls = len(self.store.calls)
+        calls = len(self.watch.calls)
         browser = Browser(self.app, token)
         response = await browser.do(look, request_headers=[(b"sec-purpose", b"prefetch")])
 
@@ -519,7 +515,7 @@ class Lives(RuleBasedStateMachine):
             assert repr(found["data"]) == repr(life.data)
             assert found["expires_at"] == self.model.expires_at(life)
         assert response.set_cookie is None
-        assert set(self.store.calls[calls:]) <= {"load", "delete"}
+        assert set(self.watch.calls[calls:]) <= {"load", "delete"}
 
 
 def mentions(verb: str, program: Program) -> bool:

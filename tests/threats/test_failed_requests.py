@@ -18,12 +18,6 @@ from tests.threats.hostile import CONNECT, URLS, WriteAccess, cookie_header, exc
 
 Handler = Callable[[Session], Any]
 
-CUT_SHORT = pytest.mark.xfail(
-    strict=True,
-    reason="a commit of one step is not shielded: what needs a second command (the script, a merge) is "
-    "dropped when the request is cancelled",
-)
-
 
 async def state(browser: Browser) -> tuple[Any, Any]:
     found = await read(browser)
@@ -190,7 +184,6 @@ async def test_what_a_handler_has_finished_is_saved_though_its_request_is_cancel
     assert await state(browser) == (None, {"basket": 1, "ordered": True})
 
 
-@CUT_SHORT
 async def test_what_a_handler_has_finished_is_saved_though_the_server_must_be_sent_the_script_first(
     server: Store, options: dict[str, Any]
 ) -> None:
@@ -204,7 +197,6 @@ async def test_what_a_handler_has_finished_is_saved_though_the_server_must_be_se
     assert await state(browser) == (None, {"basket": 1, "ordered": True})
 
 
-@CUT_SHORT
 async def test_what_a_handler_has_finished_is_saved_though_it_must_be_merged_first(
     server: Store, options: dict[str, Any]
 ) -> None:

@@ -236,7 +236,6 @@ def test_the_repr_of_a_record_shows_neither_its_key_nor_its_body() -> None:
     assert PAYLOAD not in repr(record)
 
 
-@pytest.mark.xfail(strict=True, reason="the repr of an opened body shows the user and the payload")
 def test_the_repr_of_a_body_shows_neither_the_user_nor_the_payload() -> None:
     """It stands among the locals of every frame between the store and the session."""
     body = Body("session", USER, 1.8e9, 1.8e9, 1.8e9, False, PAYLOAD.encode())
