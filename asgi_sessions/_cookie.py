@@ -14,8 +14,8 @@ from typing import Literal
 from asgi_sessions._errors import ConfigurationError
 from asgi_sessions._types import Headers
 
-MAX_CANDIDATES = 4
-"""How many cookies of a plain name are tried; every one may cost a question to the store."""
+MAX_VALUES = 256
+"""How many cookies of our name are looked at; no browser sends more than a few."""
 
 _TOKEN_CHARS = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 _PATH_CHARS = re.compile(r"/[\x20-\x3a\x3c-\x7e]*")  # RFC 6265, section 4.1.1: no controls, no semicolon
@@ -104,7 +104,7 @@ class CookieConfig:
         return self.name.lower().startswith("__host-")
 
     def read(self, headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
-        """The values of all cookies of our name, in their order, as sent; mostly none or one.
+        """The values of the cookies of our name, in their order, as sent; mostly none or one, 256 at most.
 
         Looks into every Cookie header, since HTTP/2 splits them (RFC 9113, section 8.2.3). Never raises.
         """
@@ -119,7 +119,7 @@ class CookieConfig:
         start = 0
         at = header.find(wanted)
         # Every pair is looked at once, wherever our name stands in it: linear, whatever the header.
-        while at >= 0:
+        while at >= 0 and len(values) < MAX_VALUES:
             start = header.rfind(b";", start, at) + 1 or start
             end = header.find(b";", at)
             if end < 0:

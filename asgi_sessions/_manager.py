@@ -16,8 +16,9 @@ import random
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -53,6 +54,9 @@ HOOK_GRACE = 0.1
 
 MAX_ATTEMPTS = 24
 """How often a commit is tried again because someone else was faster; each time somebody did get through."""
+
+MAX_CANDIDATES = 4
+"""How many tokens of one request are tried; every one may cost a question to the store."""
 
 MAX_HOPS = 3
 """How many aliases in a row are followed. Timeouts allow a renewal every 30 s and an alias lives 30 s, so two is the most."""
@@ -162,6 +166,7 @@ class Manager:
         self._on_event = on_event
         # Asked of the class: what wraps a store need not keep what the store promises.
         self._needs_no_shield = getattr(type(store), "carries_out_what_it_was_asked", False) is True
+        self._keeps_time = hasattr(type(store), "keeps_time") and store.keeps_time is True  # type: ignore[attr-defined]  # just asked
         self._hooks: set[asyncio.Future[Any]] = set()
         self._deadlines = Deadlines(DEADLINE)
         self._queues: WeakValueDictionary[tuple[str, int], anyio.Lock] = WeakValueDictionary()
@@ -177,9 +182,11 @@ class Manager:
 
     def recognise(self, values: Iterable[bytes]) -> list[str]:
         """Which of the cookie values can be tokens of ours: form and signature, before any I/O."""
-        return [token for value in values if (token := self._mint.parse(value)) is not None]
+        return list(
+            islice((token for value in values if (token := self._mint.parse(value)) is not None), MAX_CANDIDATES)
+        )
 
-    async def load(self, tokens: Iterable[str]) -> Session:
+    async def load(self, tokens: Sequence[str]) -> Session:
         """The session of the first token that has one; else an empty one.
 
         Raises:
@@ -188,10 +195,13 @@ class Manager:
         session = self.begin()
         events: list[Event] = []
         try:
-            with self._deadlines.limit():
-                for token in tokens:
-                    if await self._find(session, key_of(token), events):
-                        break
+            if self._keeps_time and len(tokens) == 1:
+                await self._find(session, key_of(tokens[0]), events)
+            else:
+                with self._deadlines.limit():
+                    for token in tokens:
+                        if await self._find(session, key_of(token), events):
+                            break
         except TimeoutError as error:
             raise self._too_slow() from error
         finally:
@@ -208,9 +218,13 @@ class Manager:
     async def _find(self, session: Session, key: str, events: list[Event]) -> bool:
         now = session._now
         for _ in range(MAX_HOPS + 1):
-            record = await self._load(key, events)
+            try:
+                record = await self._ask(self.store.load, key)
+            except RecordDamaged:
+                record = await self._load_again(key, events)
             if record is None:
                 return False
+            _checked(record, key)
             try:
                 body = unseal(record, self._secrets, self._namespace)
                 if body.kind == "alias":
@@ -245,13 +259,16 @@ class Manager:
         try:
             record = await self._ask(self.store.load, key)
         except RecordDamaged:
-            # Once more: a reply that strayed to us is different the second time, a damaged record is not.
-            try:
-                record = await self._ask(self.store.load, key)
-            except RecordDamaged as damage:
-                events.append(self._event("session.damaged", reason=str(damage)))
-                return None
+            record = await self._load_again(key, events)
         return None if record is None else _checked(record, key)
+
+    async def _load_again(self, key: str, events: list[Event]) -> Record | None:
+        """A reply that strayed to us is different the second time, a damaged record is not."""
+        try:
+            return await self._ask(self.store.load, key)
+        except RecordDamaged as damage:
+            events.append(self._event("session.damaged", reason=str(damage)))
+            return None
 
     # ── Commit ──
 
@@ -278,9 +295,13 @@ class Manager:
                 # Mostly one question, which the store carries out even if nobody waits for the answer any more: a shield
                 # from the beginning would cost 3 µs of 20.
                 try:
-                    with self._deadlines.limit():
-                        if await self._attempt_alive(session, events, failed=failed):
-                            return
+                    if self._keeps_time:
+                        settled = await self._attempt_alive(session, events, failed=failed)
+                    else:
+                        with self._deadlines.limit():
+                            settled = await self._attempt_alive(session, events, failed=failed)
+                    if settled:
+                        return
                 except anyio.get_cancelled_exc_class():
                     if session._record is not None:
                         with anyio.CancelScope(shield=True), self._deadlines.limit():
@@ -645,8 +666,12 @@ class Manager:
             remembered=session._remembered,
             payload=payload,
         )
-        # Activity is written down once per touch interval, whatever is written besides.
-        seen_at = now if old is None else max(session._now, old.seen_at) if session._touch_due else old.seen_at
+        seen_at = now
+        if old is not None:
+            # Activity is written down once per touch interval, whatever is written besides.
+            remembered = session._remembered
+            due = session._active and self.timeouts.touch_due(seen_at=old.seen_at, remembered=remembered, now=now)
+            seen_at = now if due else old.seen_at
         id = session._handle()
         record = Record(
             key=key,

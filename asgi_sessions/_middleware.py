@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, get_args
 from weakref import WeakSet
 
 from asgi_sessions._cipher import Secrets
-from asgi_sessions._cookie import MAX_CANDIDATES, CookieConfig, keep_out_of_shared_caches, vary_on_cookie
+from asgi_sessions._cookie import CookieConfig, keep_out_of_shared_caches, vary_on_cookie
 from asgi_sessions._errors import ConfigurationError, SessionDataError, StoreError
 from asgi_sessions._manager import Manager
 from asgi_sessions._session import Session
@@ -131,8 +131,8 @@ class SessionMiddleware:
         tokens = self.manager.recognise(values)
         if not tokens:
             return self.manager.begin()
-        session = await self.manager.load(tokens[:MAX_CANDIDATES])
-        if (session._touch_due or session._renewal_due) and not _is_activity(scope):
+        session = await self.manager.load(tokens)
+        if not _is_activity(scope):
             session._touch_due = session._renewal_due = session._active = False
         return session
 

@@ -16,6 +16,7 @@ import hmac
 import secrets
 from binascii import b2a_base64
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import sha256
 
 PLACE_CHARS = 3
@@ -49,6 +50,7 @@ def new_id() -> str:
     return secrets.token_urlsafe(ID_BYTES)
 
 
+@lru_cache(maxsize=4096)
 def owner_of(user_id: str) -> str:
     """The name under which a store keeps the index of one user's sessions: 22 base64url characters.
 

@@ -24,6 +24,7 @@ class MemoryStore:
 
     namespace = "memory"
     carries_out_what_it_was_asked = True
+    keeps_time = True
 
     def __init__(self, max_records: int = 100_000) -> None:
         if not isinstance(max_records, int) or max_records < 1:

@@ -32,6 +32,9 @@ _OPTIONS: dict[str, Any] = {
     "socket_timeout": 0.4,  # of the handshake; after that the link keeps the time
 }
 
+TIME_TO_OPEN = 0.45
+"""Seconds that a command waits for a connection, or for room on it."""
+
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 1.0
 """Seconds for which a server that could not be reached is not tried again: doubled each time, with jitter."""
@@ -85,12 +88,12 @@ class OwnClient:
         try:
             link = line.link
             if link is None or link.lost is not None or link.is_full:
-                link = await line.ready()
+                link = await line.ready_in_time()
             try:
                 reply = await link.ask(command)
             except ConnectionLost:
                 # Every command we send is harmless to repeat; see the scripts.
-                link = await line.ready()
+                link = await line.ready_in_time()
                 reply = await link.ask(command)
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreError(f"Redis cannot be asked: {type(error).__name__}") from error
@@ -129,6 +132,11 @@ class Line:
         self._pause = 0.0
         self._retry_at = 0.0
         self.link: Link | None = None
+
+    async def ready_in_time(self) -> Link:
+        """:meth:`ready`, or TimeoutError."""
+        async with asyncio.timeout(TIME_TO_OPEN):
+            return await self.ready()
 
     async def ready(self) -> Link:
         """A link with room for a command; all who ask at once wait for the same one.
@@ -172,7 +180,7 @@ class Line:
 
     async def aclose(self) -> None:
         if self._opening is not None:
-            self._opening.cancel()
+            await asyncio.wait({self._opening})  # others wait for it too
         if self.link is not None:
             await self.link.aclose()
 

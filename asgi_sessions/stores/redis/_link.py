@@ -10,18 +10,26 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from itertools import islice
 from typing import Any, Final
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 MAX_IN_FLIGHT: Final = 4096
 """Commands without a reply, per connection. Whoever comes then waits until half of them are answered."""
 
-STALL_AFTER: Final = 1.0
-"""Seconds without any reply, with commands waiting, after which a connection is given up: checked once a second by one timer."""
+TICK: Final = 0.1
+"""Seconds between two looks at the clock: one timer serves all commands, and only while some are waiting."""
+
+TICKS_TO_ANSWER: Final = 4
+"""A command that has waited for this many ticks is given up: after 0.4 to 0.5 s."""
+
+TICKS_TO_STALL: Final = 10
+"""Without any reply for this many ticks, with commands waiting, the connection is given up."""
 
 _NOT_YET: Final = object()
 
@@ -35,14 +43,16 @@ class Link(asyncio.Protocol):
 
     __slots__ = (
         "_answered",
-        "_answered_before",
+        "_asked",
         "_farewell",
         "_flushing",
         "_loop",
+        "_marks",
         "_out",
         "_paused",
         "_reader",
         "_room",
+        "_silent",
         "_timer",
         "_transport",
         "_waiting",
@@ -62,7 +72,9 @@ class Link(asyncio.Protocol):
         self._paused = False
         self._room: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._answered = self._answered_before = 0
+        self._asked = self._answered = 0
+        self._marks: deque[tuple[int, int]] = deque(maxlen=TICKS_TO_ANSWER)  # asked and answered, at the last ticks
+        self._silent = 0  # ticks without a reply
         self._farewell: AsyncGenerator[None, None] | None = None
         self.lost: Exception | None = None
         self._transport.set_protocol(self)
@@ -75,12 +87,14 @@ class Link(asyncio.Protocol):
             return future
         self._out.append(hiredis.pack_command(command))
         self._waiting.append(future)
+        self._asked += 1
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
         if self._timer is None:
-            self._answered_before = self._answered
-            self._timer = self._loop.call_later(STALL_AFTER, self._check)
+            self._marks.clear()
+            self._silent = 0
+            self._timer = self._loop.call_later(TICK, self._tick)
         return future
 
     @property
@@ -106,15 +120,23 @@ class Link(asyncio.Protocol):
             if not future.done():
                 future.set_result(None)
 
-    def _check(self) -> None:
+    def _tick(self) -> None:
         self._timer = None
         if not self._waiting or self.lost is not None:
             return
-        if self._answered == self._answered_before:
-            self.abort(ConnectionLost(f"no reply for {STALL_AFTER:.0f} s"))
+        if len(self._marks) == TICKS_TO_ANSWER:
+            # Whatever was asked before the oldest mark and has no reply yet has waited for long enough. The futures stay
+            # in the queue: their replies may still come, and the order must hold.
+            overdue = self._marks[0][0] - self._answered
+            for future in islice(self._waiting, max(overdue, 0)):
+                if not future.done():
+                    future.set_exception(RedisTimeoutError("no reply in time"))
+        self._silent = self._silent + 1 if self._marks and self._marks[-1][1] == self._answered else 0
+        if self._silent >= TICKS_TO_STALL:
+            self.abort(ConnectionLost("no reply for a long time"))
             return
-        self._answered_before = self._answered
-        self._timer = self._loop.call_later(STALL_AFTER, self._check)
+        self._marks.append((self._asked, self._answered))
+        self._timer = self._loop.call_later(TICK, self._tick)
 
     # ── asyncio.Protocol ──
 

@@ -31,14 +31,14 @@ end
 local function keep(index, ttl)
   if redis.call('PTTL', index) < tonumber(ttl) then redis.call('PEXPIRE', index, ttl) end
 end
-local function living(index, stem)
-  local all, alive = redis.call('HGETALL', index), {}
-  for i = 1, #all, 2 do
-    if redis.call('EXISTS', stem .. 's:' .. all[i + 1]) == 1 then
-      alive[#alive + 1] = all[i]
-      alive[#alive + 1] = all[i + 1]
+local function living(entries, index, stem)
+  local alive = {}
+  for i = 1, #entries, 2 do
+    if redis.call('EXISTS', stem .. 's:' .. entries[i + 1]) == 1 then
+      alive[#alive + 1] = entries[i]
+      alive[#alive + 1] = entries[i + 1]
     else
-      redis.call('HDEL', index, all[i])
+      redis.call('HDEL', index, entries[i])
     end
   end
   return alive
@@ -61,7 +61,8 @@ if there then return there == ARGV[1] and 1 or 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local index = index_of(ARGV[1], ARGV[3])
 if index then
-  living(index, ARGV[3])
+  -- All of a small index, a part of one that has grown large: that is dropped faster than a log-in can add to it.
+  living(redis.call('HRANDFIELD', index, 64, 'WITHVALUES'), index, ARGV[3])
   redis.call('HSET', index, string.sub(ARGV[1], 36, 51), ARGV[4])
   keep(index, ARGV[2])
 end
@@ -140,6 +141,6 @@ return there
 INDEX = Script(
     """
 -- KEYS: index.  ARGV: stem.  ids and suffixes in turn, of records that are there.
-return living(KEYS[1], ARGV[1])
+return living(redis.call('HGETALL', KEYS[1]), KEYS[1], ARGV[1])
 """
 )
