@@ -174,7 +174,8 @@ class _Exchange:
             if not await self._crashed(error):
                 raise
         else:
-            await self._finish()
+            if not self._started or not self._is_untouched():
+                await self._finish()
 
     def receiver(self) -> Receive:
         """What the app receives by."""
@@ -208,9 +209,14 @@ class _Exchange:
             )
         return session
 
+    def _is_untouched(self) -> bool:
+        """Whether there was no session and the app did not ask for one: then nothing of ours need be looked at (1 of 3 µs)."""
+        session = self._session
+        return not session._accessed and session._record is None and self._scope.get("session") is session
+
     def _is_settled(self, status: object = None) -> bool:
         """Whether the answer may leave without any question to the store; most may."""
-        self._failed = isinstance(status, int) and status >= 500
+        self._failed = _is_failure(status)
         return self._middleware.manager.is_settled(self.session(), failed=self._failed)
 
     async def _commit_or_answer(self) -> None:
@@ -272,10 +278,14 @@ class _Request(_Exchange):
         if self._failure is not None:
             return
         if not self._started and message["type"] == "http.response.start":
-            if not self._is_settled(message.get("status")):
-                await self._commit_or_answer()
-            self._started = self._session._started = True
-            message = with_session_headers(message, self._session, self._middleware.cookie)
+            if self._is_untouched():
+                self._failed = _is_failure(message.get("status"))
+                self._started = self._session._started = True
+            else:
+                if not self._is_settled(message.get("status")):
+                    await self._commit_or_answer()
+                self._started = self._session._started = True
+                message = with_session_headers(message, self._session, self._middleware.cookie)
         await self._send(message)
 
     async def unavailable(self) -> None:
@@ -388,6 +398,10 @@ def _unavailable_response(kind: str, retry_after: int) -> tuple[Message, Message
         (b"cache-control", b"no-store"),
     ]
     return {"type": f"{kind}.start", "status": 503, "headers": headers}, {"type": f"{kind}.body", "body": text}
+
+
+def _is_failure(status: object) -> bool:
+    return isinstance(status, int) and status >= 500
 
 
 def _stems_from(error: BaseException | None, origin: BaseException) -> bool:
