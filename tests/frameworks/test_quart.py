@@ -362,8 +362,14 @@ async def test_a_path_that_is_left_out_works_until_it_asks_for_the_session(memor
 
     assert (await Client(app).get("/untouched")).text == "ok"
     for path in ("/session", "/account"):
-        with pytest.raises(ConfigurationError, match="skip="):
+        # Some versions of Quart run a request in a task group, and then it comes in a group.
+        with pytest.raises((ConfigurationError, ExceptionGroup)) as caught:
             await Client(app, raise_app_exceptions=True).get(path)
+        error: Any = caught.value
+        while isinstance(error, ExceptionGroup):
+            (error,) = error.exceptions
+        assert isinstance(error, ConfigurationError)
+        assert "skip=" in str(error)
 
 
 async def test_quarts_own_test_client_keeps_the_session_over_https(app: Quart) -> None:
