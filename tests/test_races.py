@@ -9,12 +9,15 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import anyio
 import pytest
 
-from asgi_sessions import Session, Timeouts
+from asgi_sessions import RedisStore, Session, Timeouts
+from asgi_sessions._record import Record
 from asgi_sessions._token import owner_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
+from tests.conftest import Server
 from tests.support import Browser, Handler, Response, app_with, destroy, log_in, put, read, regenerate
 from tests.wrapped import Wrapped
 
@@ -336,3 +339,29 @@ async def test_an_answer_that_was_lost_after_the_store_had_done_it_is_a_503_and_
     assert response.status == 503
     assert response.set_cookie is None
     assert (await browser.do(lambda s: s.get("a"))).status == 200
+
+
+async def test_a_conflict_that_took_its_time_does_not_get_a_second_deadline(
+    own_server: Server, clock: FakeClock
+) -> None:
+    """Load and commit together stay under a second, also where the first answer came late and was a conflict."""
+    own_server.start()
+    store = RedisStore.from_url(own_server.url)
+    browser = Browser(app_with(store, clock=clock))
+    await browser.do(put(a=1))
+    update, calls = store.update, 0
+
+    async def late(record: Record, *, rev: int) -> None:
+        nonlocal calls
+        calls += 1
+        await anyio.sleep(0.3)
+        await update(record, rev=rev)
+
+    slow = browser.another()
+    async with slow.paused(put(b=2)) as request:
+        await browser.do(put(c=3))
+        store.update = late  # type: ignore[method-assign]  # on this very store, which is trusted to keep time
+
+    await store.aclose()
+    assert request.response.status == 503
+    assert calls == 2
