@@ -607,6 +607,22 @@ async def test_a_slow_prefetch_that_writes_is_no_activity(store: Store, clock: F
     assert users == [None]
 
 
+async def test_after_a_5xx_only_a_log_out_counts_however_late(store: Store, clock: FakeClock) -> None:
+    """What is written after it is part of the failure: not kept, and no reason to warn anybody."""
+    alice = Browser(app_with(store, clock=clock))
+    await alice.do(lambda session: session.log_in("alice"))
+
+    def log_out_and_write(session: Session) -> None:
+        session.destroy()
+        session["a"] = 1
+
+    response = await alice.do(status=500, after=log_out_and_write)
+
+    assert response.set_cookie is None
+    assert await store.index(owner_of("alice")) == {}
+    assert await store.load(alice.key) is None
+
+
 # ── On every store ──
 
 
