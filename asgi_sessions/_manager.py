@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -220,13 +220,9 @@ class Manager:
     async def _find(self, session: Session, key: str, events: list[Event]) -> bool:
         now = session._now
         for _ in range(MAX_HOPS + 1):
-            try:
-                record = await self._ask(self.store.load, key)
-            except RecordDamaged:
-                record = await self._load_again(key, events)
+            record = await self._load(key, events)
             if record is None:
                 return False
-            _checked(record, key)
             try:
                 body = unseal(record, self._secrets, self._namespace)
                 if body.kind == "alias":
@@ -261,16 +257,13 @@ class Manager:
         try:
             record = await self._ask(self.store.load, key)
         except RecordDamaged:
-            record = await self._load_again(key, events)
+            # Once more: a reply that strayed to us is different the second time, a damaged record is not.
+            try:
+                record = await self._ask(self.store.load, key)
+            except RecordDamaged as damage:
+                events.append(self._event("session.damaged", reason=str(damage)))
+                return None
         return None if record is None else _checked(record, key)
-
-    async def _load_again(self, key: str, events: list[Event]) -> Record | None:
-        """A reply that strayed to us is different the second time, a damaged record is not."""
-        try:
-            return await self._ask(self.store.load, key)
-        except RecordDamaged as damage:
-            events.append(self._event("session.damaged", reason=str(damage)))
-            return None
 
     # ── Commit ──
 
@@ -284,7 +277,8 @@ class Manager:
         Is not cancelled half-way. What the browser is to be told stands in ``session._cookie`` afterwards.
 
         Args:
-            failed: the request crashed or answered 5xx: only ``destroy()`` counts, and that there was activity.
+            failed: the request crashed or answered 5xx: only ``destroy()`` counts, and, unless a log-in was asked for, that there
+                was activity.
         Raises:
             SessionDataError: a value cannot be kept faithfully; nothing was written.
             StoreError: the store failed, or was too slow; what was written is not known.
@@ -299,16 +293,12 @@ class Manager:
                 # from the beginning would cost 3 µs of 20.
                 began = time.monotonic()
                 try:
-                    if self._keeps_time:
-                        settled = await self._attempt_alive(session, events, failed=failed)
-                    else:
-                        with self._deadlines.limit():
-                            settled = await self._attempt_alive(session, events, failed=failed)
-                    if settled:
-                        return
+                    with nullcontext() if self._keeps_time else limit():
+                        if await self._attempt_alive(session, events, failed=failed):
+                            return
                 except anyio.get_cancelled_exc_class():
                     if session._record is not None:
-                        with anyio.CancelScope(shield=True), self._deadlines.limit():
+                        with anyio.CancelScope(shield=True), limit():
                             await self._commit(session, events, failed=failed)
                     raise
                 # Someone else was faster. What is left of the time is left for trying again.
