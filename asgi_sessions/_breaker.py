@@ -15,21 +15,22 @@ class Breaker:
     Counts failures in a row. Times are seconds of a monotonic clock, given by the caller.
     """
 
-    __slots__ = ("_failures", "_pause", "_probing_since", "_retry_at")
+    __slots__ = ("_pause", "_probing_since", "_retry_at", "failures")
 
     def __init__(self) -> None:
-        self._failures = 0
+        self.failures = 0
+        """In a row; while there are none, another good answer is no news."""
         self._pause = FIRST_PAUSE
         self._retry_at = 0.0
         self._probing_since: float | None = None
 
     @property
     def is_open(self) -> bool:
-        return self._failures >= FAILURES_TO_OPEN
+        return self.failures >= FAILURES_TO_OPEN
 
     def allows(self, now: float) -> bool:
         """Whether to ask the store. A ``True`` while open makes the caller the one that probes."""
-        if self._failures < FAILURES_TO_OPEN:
+        if self.failures < FAILURES_TO_OPEN:
             return True
         if now < self._retry_at:
             return False
@@ -42,7 +43,7 @@ class Breaker:
     def succeeded(self) -> bool:
         """Note an answer; whether it closed the breaker."""
         was_open = self.is_open
-        self._failures = 0
+        self.failures = 0
         self._pause = FIRST_PAUSE
         self._probing_since = None
         return was_open
@@ -54,12 +55,12 @@ class Breaker:
                 return False  # one more of those that were under way when it opened
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
         self._probing_since = None
-        self._failures += 1
-        if self._failures < FAILURES_TO_OPEN:
+        self.failures += 1
+        if self.failures < FAILURES_TO_OPEN:
             return False
         # Jitter, so that many processes do not probe a recovering server in step.
         self._retry_at = now + self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
-        return self._failures == FAILURES_TO_OPEN
+        return self.failures == FAILURES_TO_OPEN
 
     def retry_after(self, now: float) -> int:
         """Whole seconds until asking again is worth it, at least 1; for the Retry-After header."""

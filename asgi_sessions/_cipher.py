@@ -44,7 +44,7 @@ _PLAIN_FORM = str.maketrans("013457$@", "oleastsa")  # ch4ng3m3 is changeme
 class Secrets:
     """The secrets of a deployment: the first one writes, all of them read, so that changing keys loses nobody."""
 
-    __slots__ = ("_by_id", "_roots", "_sealing")
+    __slots__ = ("_by_id", "_roots", "_sealing", "are_given")
 
     def __init__(self, secret_keys: Sequence[str | bytes] = ()) -> None:
         if isinstance(secret_keys, str | bytes):
@@ -58,14 +58,12 @@ class Secrets:
                 raise ConfigurationError(f"secret_keys: number {number} is there twice")
             roots.append(root)
         self._roots = tuple(roots)
+        self.are_given = bool(roots)
         sealing = [(_expand(root, b"secret id")[:SECRET_ID_BYTES], _expand(root, b"seal records")) for root in roots]
         self._sealing = sealing[0] if sealing else None
         self._by_id: dict[bytes, list[bytes]] = {}
         for secret_id, subkey in sealing:
             self._by_id.setdefault(secret_id, []).append(subkey)
-
-    def __bool__(self) -> bool:
-        return bool(self._roots)
 
     def __repr__(self) -> str:
         return f"<Secrets: {len(self._roots)}>"

@@ -41,7 +41,7 @@ class CookieConfig:
     partitioned: bool = False
     """A jar of its own per top-level site (CHIPS), for apps that live in other sites' frames."""
 
-    _name: bytes = field(init=False, repr=False, compare=False)
+    _wanted: bytes = field(init=False, repr=False, compare=False)
     _attributes: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class CookieConfig:
             )
         put = object.__setattr__  # the way a frozen dataclass fills what it derives
         put(self, "samesite", samesite)
-        put(self, "_name", self.name.encode("ascii"))
+        put(self, "_wanted", self.name.encode("ascii") + b"=")
         put(self, "_attributes", self._render_attributes())
 
     @classmethod
@@ -109,13 +109,23 @@ class CookieConfig:
         Looks into every Cookie header, since HTTP/2 splits them (RFC 9113, section 8.2.3). Never raises.
         """
         values: list[bytes] = []
+        wanted = self._wanted
         for name, value in headers:
-            if name == b"cookie" and self._name in value:
+            if name != b"cookie" or (at := value.find(wanted)) < 0:
+                continue
+            after = at + len(wanted)
+            if (at == 0 or value[at - 2 : at] == b"; ") and value.find(wanted, after) < 0:
+                # As browsers write it: one of our name, after "; " or nothing. The general way takes 1 µs more.
+                end = value.find(b";", after)
+                values.append((value[after:] if end < 0 else value[after:end]).strip(b" \t"))
+            else:
                 self._scan(value, values)
+            if len(values) >= MAX_VALUES:
+                return values[:MAX_VALUES]
         return values
 
     def _scan(self, header: bytes, values: list[bytes]) -> None:
-        wanted = self._name + b"="
+        wanted = self._wanted
         start = 0
         at = header.find(wanted)
         # Every pair is looked at once, wherever our name stands in it: linear, whatever the header.
@@ -125,7 +135,7 @@ class CookieConfig:
             if end < 0:
                 end = len(header)
             # Ours only if nothing but SP and HTAB stands before it.
-            if not header[start:at].strip(b" \t"):
+            if at == start or not header[start:at].strip(b" \t"):
                 values.append(header[at + len(wanted) : end].strip(b" \t"))
             start = end
             at = header.find(wanted, end)
@@ -133,15 +143,15 @@ class CookieConfig:
     def set(self, token: str, max_age: int | None = None) -> tuple[bytes, bytes]:
         """The Set-Cookie header that puts ``token`` into the browser, for ``max_age`` seconds or until it is closed."""
         age = b"" if max_age is None else b"; Max-Age=%d" % max_age
-        return b"set-cookie", self._name + b"=" + token.encode("ascii") + age + self._attributes
+        return b"set-cookie", self._wanted + token.encode("ascii") + age + self._attributes
 
     def delete(self) -> tuple[bytes, bytes]:
         """The Set-Cookie header that removes the cookie: every attribute as when it was set, or browsers keep it.
 
         Max-Age wins over Expires (RFC 6265, section 5.3); Expires is there for clients that only know that.
         """
-        gone = b"=; Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT"
-        return b"set-cookie", self._name + gone + self._attributes
+        gone = b"; Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT"
+        return b"set-cookie", self._wanted + gone + self._attributes
 
     def _render_attributes(self) -> bytes:
         parts = [f"; Path={self.path}"]
@@ -158,7 +168,7 @@ class CookieConfig:
 def vary_on_cookie(headers: Headers) -> None:
     """Say ``Vary: Cookie``, merged into a Vary that is there (RFC 9110, section 12.5.5)."""
     for i, (name, value) in enumerate(headers):
-        if name.lower() == b"vary":
+        if len(name) == 4 and name.lower() == b"vary":
             members = [member.strip(b" \t").lower() for member in value.split(b",")]
             if b"*" in members or b"cookie" in members:
                 return

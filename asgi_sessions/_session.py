@@ -42,6 +42,11 @@ class Asked(enum.Enum):
     DESTROY = "destroy"
 
 
+_NOTHING = Asked.NOTHING
+_MUTABLE = frozenset((dict, list))
+"""All that a decoded payload can hold and that can be changed in place."""
+
+
 class Session(dict[str, Any]):
     """What ``scope["session"]`` holds: a ``dict`` with a few verbs.
 
@@ -49,39 +54,78 @@ class Session(dict[str, Any]):
     nested changes included; nothing else has to be called. Reading is noted, for ``Vary: Cookie``, and writes nothing.
     """
 
-    # Defaults stand on the class and not in __init__: most requests come without a session, and then four attributes
-    # are set instead of twenty (1 µs of the 2 that such a request costs).
-    _accessed: bool = False  # was the app interested at all?
-    _active: bool = True  # does this request count as activity?
-    _asked: Asked = Asked.NOTHING  # or REGENERATE, LOG_IN, DESTROY
-    _authenticated_at: float | None = None
-    _cookie: tuple[str, int | None] | bool = (
-        False  # the response is to say: (token, max_age), True: delete, False: nothing
+    # Slots, all of them set when a session is made: 0.1 µs for 24 of them, and a look at one costs a tenth of a look at a
+    # default on the class. Together 1.5 µs of the 12 of a read.
+    __slots__ = (
+        "_accessed",
+        "_active",
+        "_asked",
+        "_authenticated_at",
+        "_cookie",
+        "_created_at",
+        "_degraded",
+        "_epoch",
+        "_id",
+        "_keeper",
+        "_leaving",
+        "_leaving_payload",
+        "_leaving_user",
+        "_lent",
+        "_loaded",
+        "_now",
+        "_over",
+        "_record",
+        "_remembered",
+        "_renewal_due",
+        "_started",
+        "_stored",
+        "_touch_due",
+        "_user_id",
+        "_written",
     )
-    _created_at: float
-    _degraded: bool = False
-    _epoch: int = 0  # one more whenever a verb makes this another session
-    _id: str = ""  # empty until somebody asks
-    _keeper: Keeper
-    _leaving: Record | None = None  # the record that a verb of this request is to end
-    _leaving_payload: bytes | None = None  # what was loaded from it, if the data moved on to the new session
-    _leaving_user: str | None = None
-    _loaded: bytes = b""  # the payload as it is in the store
-    _now: float  # the clock when the request came
-    _over: bool = False  # did someone else end it while this request was under way?
-    _record: Record | None = None  # the record as it is in the store
-    _remembered: bool = False
-    _renewal_due: bool = False  # is the token old enough to be replaced by itself?
-    _started: bool = False  # can the cookie no longer be sent?
-    _stored: Body | None = None
-    _touch_due: bool = False  # is this activity to be written down?
-    _user_id: str | None = None
-    _written: bool = False  # was anything put in by a method of the dict?
 
-    def __init__(self, keeper: Keeper, now: float) -> None:
+    _accessed: bool  # was the app interested at all?
+    _active: bool  # does this request count as activity?
+    _asked: Asked  # NOTHING, REGENERATE, LOG_IN or DESTROY
+    _authenticated_at: float | None
+    _cookie: tuple[str, int | None] | bool  # the response is to say: (token, max_age), True: delete, False: nothing
+    _created_at: float
+    _degraded: bool
+    _epoch: int  # one more whenever a verb makes this another session
+    _id: str  # empty until somebody asks
+    _keeper: Keeper
+    _leaving: Record | None  # the record that a verb of this request is to end
+    _leaving_payload: bytes | None  # what was loaded from it, if the data moved on to the new session
+    _leaving_user: str | None
+    _lent: set[str] | bool  # the keys put in, taken out, or handed out with a list or dict; True: any; False: none
+    _loaded: bytes  # the payload as it is in the store
+    _now: float  # the clock when the request came
+    _over: bool  # did someone else end it while this request was under way?
+    _record: Record | None  # the record as it is in the store
+    _remembered: bool
+    _renewal_due: bool  # is the token old enough to be replaced by itself?
+    _started: bool  # can the cookie no longer be sent?
+    _stored: Body | None
+    _touch_due: bool  # is this activity to be written down?
+    _user_id: str | None
+    _written: bool  # was anything put in by a method of the dict?
+
+    @classmethod
+    def _empty(cls, keeper: Keeper, now: float) -> Self:
         """An empty session; the manager fills it. Apps find theirs in the scope and never make one."""
+        self = cls()
         self._keeper = keeper
         self._now = self._created_at = now
+        self._accessed = self._lent = self._written = self._started = self._over = self._degraded = False
+        self._remembered = self._renewal_due = self._touch_due = self._cookie = False
+        self._active = True
+        self._asked = _NOTHING
+        self._epoch = 0
+        self._id = ""
+        self._loaded = b""
+        self._record = self._stored = self._user_id = self._authenticated_at = None
+        self._leaving = self._leaving_payload = self._leaving_user = None
+        return self
 
     def _begin(self, now: float) -> None:
         """Become a session of which nothing is stored yet."""
@@ -258,17 +302,33 @@ class Session(dict[str, Any]):
             self._leaving_payload = None
 
     # ── The dict: every way of reading or writing is noted ──
+    #
+    # What was loaded can change without a word only where a list or a dict in it has been handed out. Who reads one str changes
+    # nothing, and nothing need be compared (1.4 µs of the 15 of a read); who writes one key cannot have put something that we
+    # refuse under another (3.5 of the 34 of a write).
+
+    def _lend(self, key: str) -> None:
+        lent = self._lent
+        if lent is False:
+            self._lent = {key}
+        elif lent is not True:
+            lent.add(key)
 
     def __getitem__(self, key: str) -> Any:
         self._accessed = True
-        return dict.__getitem__(self, key)
+        value = dict.__getitem__(self, key)
+        if type(value) in _MUTABLE:
+            self._lend(key)
+        return value
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._accessed = self._written = True
+        self._lend(key)
         dict.__setitem__(self, key, value)
 
     def __delitem__(self, key: str) -> None:
         self._accessed = True
+        self._lend(key)
         dict.__delitem__(self, key)
 
     def __contains__(self, key: object) -> bool:
@@ -298,11 +358,11 @@ class Session(dict[str, Any]):
     __hash__ = None
 
     def __or__(self, other: Any) -> Any:
-        self._accessed = True
+        self._accessed = self._lent = True
         return dict.copy(self) | other
 
     def __ror__(self, other: Any) -> Any:
-        self._accessed = True
+        self._accessed = self._lent = True
         return other | dict.copy(self)
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[override]  # ours stays a session
@@ -318,46 +378,51 @@ class Session(dict[str, Any]):
 
     def get(self, key: str, default: Any = None, /) -> Any:
         self._accessed = True
-        return dict.get(self, key, default)
+        value = dict.get(self, key, default)
+        if type(value) in _MUTABLE:
+            self._lend(key)
+        return value
 
     def keys(self) -> KeysView[str]:  # type: ignore[override]  # dict's own view type cannot be named
         self._accessed = True
         return dict.keys(self)
 
     def values(self) -> ValuesView[Any]:  # type: ignore[override]  # dict's own view type cannot be named
-        self._accessed = True
+        self._accessed = self._lent = True
         return dict.values(self)
 
     def items(self) -> ItemsView[str, Any]:  # type: ignore[override]  # dict's own view type cannot be named
-        self._accessed = True
+        self._accessed = self._lent = True
         return dict.items(self)
 
     def copy(self) -> dict[str, Any]:
         """A plain dict with the same items; it is not a session and is not saved."""
-        self._accessed = True
+        self._accessed = self._lent = True
         return dict.copy(self)
 
     def clear(self) -> None:
         """Remove all data. That ends an anonymous session; a logged-in one stays logged in (see :meth:`destroy`)."""
-        self._accessed = True
+        self._accessed = self._lent = True
         dict.clear(self)
 
     def pop(self, key: str, /, *default: Any) -> Any:
         self._accessed = True
+        self._lend(key)
         return dict.pop(self, key, *default)
 
     def popitem(self) -> tuple[str, Any]:
-        self._accessed = True
+        self._accessed = self._lent = True
         return dict.popitem(self)
 
     def setdefault(self, key: str, default: Any = None, /) -> Any:
         self._accessed = self._written = True
+        self._lend(key)
         return dict.setdefault(self, key, default)
 
     def update(  # type: ignore[override]  # five overloads in typeshed, one method here
         self, other: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any
     ) -> None:
-        self._accessed = self._written = True
+        self._accessed = self._lent = self._written = True
         dict.update(self, other, **more)
 
     __copy__ = copy

@@ -12,12 +12,12 @@ OWASP asks for at least 64 bits of entropy in a session identifier, NIST SP 800-
 
 from __future__ import annotations
 
-import hmac
 import secrets
 from binascii import b2a_base64
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
+from hmac import compare_digest
 
 PLACE_CHARS = 3
 """18 bits: 262,144 places spread well over the 16,384 slots of a Redis Cluster."""
@@ -29,6 +29,7 @@ BARE_CHARS = PLACE_CHARS + 43
 SIGNATURE_BYTES = 16
 """128 bits: an attacker has one guess per request, so a forgery stays out of reach (RFC 2104, section 5)."""
 SIGNED_CHARS = BARE_CHARS + 22
+_BLOCK = 64  # bytes; SHA-256 works on such blocks (FIPS 180-4)
 
 ID_BYTES = 12
 """An id is a handle, not a secret: 96 bits are enough that two never meet."""
@@ -69,8 +70,30 @@ def key_of(token: str) -> str:
 
     Knowing a key does not help to log in, so a store, a backup or a slow-query log may hold it.
     """
-    bare = token[:BARE_CHARS]
-    return bare[:PLACE_CHARS] + _base64url(sha256(bare.encode("ascii")).digest())
+    return _key_of(token[:BARE_CHARS].encode("ascii"))
+
+
+def _key_of(bare: bytes) -> str:
+    digest = b2a_base64(sha256(bare).digest(), newline=False).translate(_URL_SAFE, b"=")
+    return (bare[:PLACE_CHARS] + digest).decode("ascii")
+
+
+class _Signer:
+    """HMAC-SHA-256 (RFC 2104) with the key and the beginning of the message hashed in once: a third of ``hmac.digest()``."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes, context: bytes) -> None:
+        block = (sha256(key).digest() if len(key) > _BLOCK else key).ljust(_BLOCK, b"\0")
+        self._inner = sha256(bytes(byte ^ 0x36 for byte in block) + context)
+        self._outer = sha256(bytes(byte ^ 0x5C for byte in block))
+
+    def sign(self, bare: bytes) -> bytes:
+        """The signature as base64url."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(bare)
+        outer.update(inner.digest())
+        return b2a_base64(outer.digest()[:SIGNATURE_BYTES], newline=False).translate(_URL_SAFE, b"=")
 
 
 class TokenMint:
@@ -80,38 +103,38 @@ class TokenMint:
     every signature, so that the token of one cookie is worthless under another name.
     """
 
-    __slots__ = ("_keys", "_purpose", "_size")
+    __slots__ = ("_signers", "_size")
 
     def __init__(self, keys: Sequence[bytes] = (), purpose: str = "") -> None:
-        self._keys = tuple(keys)
-        self._purpose = b"asgi-sessions token\0" + purpose.encode("utf-8") + b"\0"
-        self._size = SIGNED_CHARS if self._keys else BARE_CHARS
+        context = b"asgi-sessions token\0" + purpose.encode("utf-8") + b"\0"
+        self._signers = tuple(_Signer(key, context) for key in keys)
+        self._size = SIGNED_CHARS if self._signers else BARE_CHARS
 
     def mint(self, place: str | None = None) -> str:
         """A fresh token in that place, or anywhere: one user's sessions live together, anonymous ones are spread out."""
         if place is None:
             place = place_of(secrets.token_urlsafe(PLACE_CHARS))
         bare = place + secrets.token_urlsafe(RANDOM_BYTES)
-        if not self._keys:
+        if not self._signers:
             return bare
-        return bare + self._signature(self._keys[0], bare.encode("ascii"))
+        return bare + self._signers[0].sign(bare.encode("ascii")).decode("ascii")
 
     def parse(self, raw: bytes) -> str | None:
         """The token in ``raw``, or ``None`` unless it has our form and, with secret keys, our signature.
 
         Never raises, whatever the bytes; costs a microsecond and no I/O.
         """
+        return None if self.key_in(raw) is None else raw.decode("ascii")
+
+    def key_in(self, raw: bytes) -> str | None:
+        """The key of the token in ``raw``, where :meth:`parse` finds one."""
         if len(raw) != self._size or raw.translate(None, _ALPHABET):
             return None
-        if self._keys:
-            bare, presented = raw[:BARE_CHARS], raw[BARE_CHARS:].decode("ascii")
+        if self._signers:
+            bare, presented = raw[:BARE_CHARS], raw[BARE_CHARS:]
             # Every key is tried even after a hit: there are two or three, and time then says nothing about which.
             good = False
-            for key in self._keys:
-                good |= hmac.compare_digest(self._signature(key, bare), presented)
-            if not good:
-                return None
-        return raw.decode("ascii")
-
-    def _signature(self, key: bytes, bare: bytes) -> str:
-        return _base64url(hmac.digest(key, self._purpose + bare, "sha256")[:SIGNATURE_BYTES])
+            for signer in self._signers:
+                good |= compare_digest(signer.sign(bare), presented)
+            return _key_of(bare) if good else None
+        return _key_of(raw)

@@ -160,7 +160,10 @@ class Browser:
         slow = Paused()
 
         async def run() -> None:
-            slow.response = await self.do(handler, before=slow.pause, **plan)
+            try:
+                slow.response = await self.do(handler, before=slow.pause, **plan)
+            finally:
+                slow.loaded.set()  # answered before it got so far: nothing to wait for
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run)

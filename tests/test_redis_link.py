@@ -67,7 +67,7 @@ async def test_what_redis_py_keeps_private_and_we_take_is_still_there(valkey_url
 
 async def test_replies_come_to_those_who_asked(client: OwnClient) -> None:
     async def one(number: int) -> None:
-        assert await client.call("ECHO", f"{number}") == f"{number}".encode()
+        assert await client.call(("ECHO", f"{number}")) == f"{number}".encode()
 
     async with anyio.create_task_group() as tasks:
         for number in range(1000):
@@ -77,7 +77,7 @@ async def test_replies_come_to_those_who_asked(client: OwnClient) -> None:
 async def test_what_is_asked_in_one_turn_leaves_as_one_write(
     client: OwnClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await client.call("PING")
+    await client.call(("PING",))
     (line,) = client._lines.values()
     assert line.link is not None
     flushes: list[int] = []
@@ -90,22 +90,22 @@ async def test_what_is_asked_in_one_turn_leaves_as_one_write(
     monkeypatch.setattr(Link, "_flush", counted)
     async with anyio.create_task_group() as tasks:
         for _ in range(100):
-            tasks.start_soon(client.call, "PING")
+            tasks.start_soon(client.call, ("PING",))
 
     assert flushes == [100]
 
 
 async def test_a_cancelled_caller_abandons_its_reply_and_nothing_else(client: OwnClient) -> None:
-    await client.call("PING")
+    await client.call(("PING",))
     for round_ in range(50):
         async with anyio.create_task_group() as tasks:
-            doomed = [asyncio.ensure_future(client.call("ECHO", f"doomed {round_} {n}")) for n in range(10)]
+            doomed = [asyncio.ensure_future(client.call(("ECHO", f"doomed {round_} {n}"))) for n in range(10)]
             await asyncio.sleep(0)
             for task in doomed:
                 task.cancel()
 
             async def survivor(n: int) -> None:
-                assert await client.call("ECHO", f"{n}") == f"{n}".encode()
+                assert await client.call(("ECHO", f"{n}")) == f"{n}".encode()
 
             for n in range(10):
                 tasks.start_soon(survivor, n)
@@ -114,7 +114,10 @@ async def test_a_cancelled_caller_abandons_its_reply_and_nothing_else(client: Ow
 
 async def test_an_error_reply_is_its_askers_alone(client: OwnClient) -> None:
     outcomes = await asyncio.gather(
-        client.call("ECHO", "a"), client.call("NO-SUCH-COMMAND"), client.call("ECHO", "b"), return_exceptions=True
+        client.call(("ECHO", "a")),
+        client.call(("NO-SUCH-COMMAND",)),
+        client.call(("ECHO", "b")),
+        return_exceptions=True,
     )
 
     assert [outcomes[0], outcomes[2]] == [b"a", b"b"]
@@ -130,7 +133,7 @@ async def test_a_lost_connection_is_opened_again_and_the_command_repeated() -> N
 
     async with a_server_that(answers) as url:
         client = OwnClient(url, {})
-        assert await client.call("PING") == b"PONG"
+        assert await client.call(("PING",)) == b"PONG"
         await client.aclose()
 
     assert len(seen) == 2
@@ -166,7 +169,7 @@ async def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.Monkey
     async with a_server_that(lambda data: b"") as url:
         client = OwnClient(url, {})
         with pytest.raises(StoreError, match="TimeoutError"):
-            await client.call("PING")
+            await client.call(("PING",))
         await client.aclose()
 
 
@@ -186,7 +189,7 @@ async def test_in_flight_commands_are_bounded_and_the_rest_waits(
     monkeypatch.setattr(Link, "ask", counted)
     async with anyio.create_task_group() as tasks:
         for _ in range(200):
-            tasks.start_soon(client.call, "PING")
+            tasks.start_soon(client.call, ("PING",))
 
     assert 1 <= most <= 8
 
@@ -196,7 +199,7 @@ async def test_those_who_wait_for_room_hear_of_a_loss(monkeypatch: pytest.Monkey
     monkeypatch.setattr(_link, "TICK", 0.01)
     async with a_server_that(lambda data: b"") as url:
         client = OwnClient(url, {})
-        outcomes = await asyncio.gather(*(client.call("PING") for _ in range(10)), return_exceptions=True)
+        outcomes = await asyncio.gather(*(client.call(("PING",)) for _ in range(10)), return_exceptions=True)
         await client.aclose()
 
     assert {type(outcome) for outcome in outcomes} == {StoreError}
@@ -205,7 +208,7 @@ async def test_those_who_wait_for_room_hear_of_a_loss(monkeypatch: pytest.Monkey
 async def test_a_server_that_is_not_there_is_tried_by_one_and_left_alone_for_a_moment(own_server: Server) -> None:
     client = OwnClient(own_server.url, {})  # not started
 
-    outcomes = await asyncio.gather(*(client.call("PING") for _ in range(100)), return_exceptions=True)
+    outcomes = await asyncio.gather(*(client.call(("PING",)) for _ in range(100)), return_exceptions=True)
 
     assert {type(outcome) for outcome in outcomes} == {StoreError}
     await client.aclose()
@@ -213,8 +216,8 @@ async def test_a_server_that_is_not_there_is_tried_by_one_and_left_alone_for_a_m
 
 async def test_a_caller_cancelled_while_the_connection_opens_does_not_take_it_from_the_others(valkey_url: str) -> None:
     client = OwnClient(valkey_url, {})
-    first = asyncio.ensure_future(client.call("PING"))
-    second = asyncio.ensure_future(client.call("PING"))
+    first = asyncio.ensure_future(client.call(("PING",)))
+    second = asyncio.ensure_future(client.call(("PING",)))
     await asyncio.sleep(0)
     first.cancel()
 
@@ -233,7 +236,7 @@ async def test_asking_a_lost_link_fails_at_once(valkey_url: str) -> None:
 
 def _in_child(client: OwnClient, answers: Any) -> None:
     async def ask() -> None:
-        answers.put(await client.call("CLIENT", "ID"))
+        answers.put(await client.call(("CLIENT", "ID")))
         await client.aclose()
 
     asyncio.run(ask())
@@ -245,13 +248,13 @@ def test_a_forked_worker_has_its_own_connection(valkey_url: str) -> None:
     client = OwnClient(valkey_url, {})
 
     async def parent() -> None:
-        mine = await client.call("CLIENT", "ID")
+        mine = await client.call(("CLIENT", "ID"))
         child = fork.Process(target=_in_child_of_loop, args=(client, answers))
         child.start()
         theirs = await asyncio.to_thread(answers.get, timeout=10)
         await asyncio.to_thread(child.join)
         assert mine != theirs
-        assert await client.call("CLIENT", "ID") == mine
+        assert await client.call(("CLIENT", "ID")) == mine
         await client.aclose()
 
     asyncio.run(parent())

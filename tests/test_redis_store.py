@@ -9,13 +9,18 @@ import sys
 import warnings
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 from redis.asyncio import Redis
 
 from asgi_sessions import ConfigurationError, Event, RedisStore, SessionWarning, StoreError
 from asgi_sessions._errors import RecordDamaged
+from asgi_sessions._record import pack
 from asgi_sessions._token import owner_of
+from asgi_sessions.stores.redis import LARGE
+from asgi_sessions.stores.redis._client import OwnClient
+from asgi_sessions.stores.redis._link import Link
 from asgi_sessions.stores.redis._scripts import CREATE, DELETE, INDEX, RENAME, TOUCH, UPDATE
 from asgi_sessions.testing import FakeClock, a_record, moved
 from tests.conftest import Server, a_store
@@ -140,10 +145,60 @@ async def test_a_read_is_one_get_and_a_write_one_script(own_server: Server, cloc
         writing = {name: stat["calls"] for name, stat in server.info("commandstats").items()}
     await store.aclose()
 
-    ours = {"cmdstat_get", "cmdstat_evalsha", "cmdstat_eval", "cmdstat_set"}
-    assert {name: calls for name, calls in reading.items() if name in ours} == {"cmdstat_get": 1}
-    assert writing["cmdstat_get"] == 1
+    ours = {"cmdstat_get", "cmdstat_getrange", "cmdstat_evalsha", "cmdstat_eval", "cmdstat_set"}
+    assert {name: calls for name, calls in reading.items() if name in ours} == {"cmdstat_getrange": 1}
+    assert writing["cmdstat_getrange"] == 2  # ours, and the script's look at the revision
     assert writing["cmdstat_evalsha"] + writing.get("cmdstat_eval", 0) <= 2  # EVAL once, the first time
+    assert "cmdstat_get" not in writing
+
+
+async def test_a_large_session_travels_on_a_connection_of_its_own(own_server: Server, clock: FakeClock) -> None:
+    """Both ways; a small one that is asked for at the same time does not wait behind it."""
+    own_server.start()
+    store = RedisStore.from_url(own_server.url)
+    app = app_with(store, clock=clock)
+    small, large = Browser(app), Browser(app)
+    await small.do(put(a=1))
+    assert isinstance(store._bulk, OwnClient)
+    assert not store._bulk._lines  # not opened before there is something to carry
+    most: dict[str, int] = {}
+
+    def counted(link: Link, name: str) -> None:
+        received = link.data_received
+
+        class Counting(asyncio.Protocol):
+            def data_received(self, data: bytes) -> None:
+                most[name] = most.get(name, 0) + len(data)
+                received(data)
+
+        link._transport.set_protocol(Counting())
+
+    await large.do(put(text="x" * 500_000))
+    (line,), (bulk,) = store._client._lines.values(), store._bulk._lines.values()  # type: ignore[union-attr]
+    assert line.link is not None
+    assert bulk.link is not None
+    counted(line.link, "small")
+    counted(bulk.link, "large")
+    assert (await read(large))["data"] == {"text": "x" * 500_000}
+    assert (await read(small))["data"] == {"a": 1}
+    await store.aclose()
+
+    assert most["large"] > 500_000
+    assert most["small"] < 2 * LARGE
+
+
+@pytest.mark.parametrize("excess", [-1, 0, 1])
+async def test_a_record_about_as_long_as_the_limit_comes_whole(store: RedisStore, excess: int) -> None:
+    record = a_record(owner=None)
+    record = msgspec.structs.replace(
+        record, body=b"P" + b"x" * (LARGE + excess - len(pack(record)) + len(record.body) - 1)
+    )
+    assert len(pack(record)) == LARGE + excess
+
+    await store.create(record)
+
+    assert await store.load(record.key) == record
+    await store.delete(record.key)
 
 
 # ── Scripts ──

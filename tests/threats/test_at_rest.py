@@ -189,7 +189,7 @@ async def test_a_value_cut_at_any_length_is_an_empty_session(
         assert (found["user_id"], found["data"]) == (None, {}), length
 
     assert set(events.names) == {"session.damaged"}
-    assert len(events) == len(value)
+    assert len(events) == len(value) - 1  # a string without a byte in it is no record at all
 
 
 async def test_a_header_with_any_bit_flipped_is_an_empty_session_or_unharmed(
@@ -229,7 +229,7 @@ async def test_junk_under_a_key_is_an_empty_session(
 
     found = await seen(alice)
     assert (found["user_id"], found["data"]) == (None, {})
-    assert events.names == ["session.damaged"]
+    assert events.names == (["session.damaged"] if junk else [])  # nothing in it is nothing to our question
 
 
 @pytest.mark.parametrize("version", [b"0", b"2", b"9", b"A", b"\x00"], ids=repr)
@@ -451,7 +451,7 @@ async def test_a_plain_record_is_not_read_once_there_are_secrets(
     """The other direction: who could write plain records before must not be believed after."""
     alice = await a_user(memory, {"clock": clock})
     app = app_with(memory, **sealed)
-    signed = app.manager._mint._signature(app.manager._mint._keys[0], str(alice.token).encode())
+    signed = app.manager._mint._signers[0].sign(str(alice.token).encode()).decode()
 
     assert (await seen(Browser(app, str(alice.token) + signed)))["user_id"] is None
 

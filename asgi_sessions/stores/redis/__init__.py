@@ -29,11 +29,25 @@ from asgi_sessions._errors import (
 )
 from asgi_sessions._record import Record, pack, pack_clocks, pack_rev, unpack
 from asgi_sessions._token import PLACE_CHARS, place_of
-from asgi_sessions.stores.redis._client import GivenClient, OwnClient, Refused, run
+from asgi_sessions.stores.redis._client import (
+    UNANSWERED,
+    GivenClient,
+    OwnClient,
+    Refused,
+    checked,
+    run,
+    unanswered,
+)
+from asgi_sessions.stores.redis._link import ConnectionLost
 from asgi_sessions.stores.redis._scripts import CREATE, DELETE, INDEX, RENAME, TOUCH, UPDATE
 
 TTL_MARGIN = 60.0
 """Seconds for which the server keeps a record beyond its end, so that it is the app's clock that ends it."""
+
+LARGE = 16 * 1024
+"""Bytes. What is as long as this travels on a connection of its own, so that nothing small waits behind it."""
+
+_LAST_SMALL = str(LARGE - 1)
 
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,99}")
 
@@ -67,7 +81,8 @@ class RedisStore:
             raise ConfigurationError(
                 "RedisStore(client): the client has decode_responses=True; records are bytes, make one without"
             )
-        self._set_up(GivenClient(client), prefix)
+        given = GivenClient(client)
+        self._set_up(given, given, prefix)
 
     @classmethod
     def from_url(cls, url: str, *, prefix: str = "asgi-sessions", **options: Any) -> Self:
@@ -83,15 +98,15 @@ class RedisStore:
                 f"RedisStore.from_url({type(url).__name__}): give a str such as 'redis://localhost:6379/0'"
             )
         store = cls.__new__(cls)
-        store._set_up(OwnClient(url, options), prefix)
+        store._set_up(OwnClient(url, options), OwnClient(url, options), prefix)
         return store
 
-    def _set_up(self, client: OwnClient | GivenClient, prefix: str) -> None:
+    def _set_up(self, client: OwnClient | GivenClient, bulk: OwnClient | GivenClient, prefix: str) -> None:
         if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
             raise ConfigurationError(
                 f"RedisStore(prefix={prefix!r}): use letters, digits and _.:/- only; braces would break Redis Cluster"
             )
-        self._client = client
+        self._client, self._bulk = client, bulk
         self._prefix = prefix
         self._policy_known = False
 
@@ -105,25 +120,41 @@ class RedisStore:
     async def load(self, key: str) -> Record | None:
         if not self._policy_known:
             await self._look_at_policy()
+        client, name = self._client, self._name(key)
+        # Of our own connections each is shared by all requests, so nothing long may come over the first one.
+        command = ("GET", name) if client is self._bulk else ("GETRANGE", name, "0", _LAST_SMALL)
+        future = client.at_once(command)
         try:
-            data = await self._client.call("GET", self._name(key))
+            if future is None:
+                reply = await client.call(command)
+            else:
+                # In this frame and not in one of the client's, as `run` does for writes: 0.7 µs of every read.
+                try:
+                    reply = await future
+                except ConnectionLost:
+                    reply = await client.again(command)
+                if type(reply) is not bytes:
+                    reply = checked(reply)
+            if reply is not None and len(reply) == LARGE and client is not self._bulk:
+                reply = await self._bulk.call(("GET", name))
         except Refused as refused:
             if refused.code == "WRONGTYPE":
                 raise RecordDamaged("what lies under the key is not a string") from refused
             raise refused.as_store_error() from refused
-        if data is None:
-            return None
-        return unpack(key, _bytes(data))
+        except UNANSWERED as error:
+            raise unanswered(error) from error
+        return unpack(key, _bytes(reply)) if reply else None
 
     async def create(self, record: Record) -> None:
         if not self._policy_known:
             await self._look_at_policy()
         key = record.key
+        value = pack(record)
         done = await run(
-            self._client,
+            self._for(value),
             CREATE,
             (self._name(key),),
-            pack(record),
+            value,
             _ttl(record.seen_at, record.expires_at),
             self._stem(key),
             _suffix(key),
@@ -133,8 +164,8 @@ class RedisStore:
 
     async def update(self, record: Record, *, rev: int) -> None:
         key = record.key
-        ttl = _ttl(record.seen_at, record.expires_at)
-        answer = await run(self._client, UPDATE, (self._name(key),), pack(record), ttl, self._stem(key), pack_rev(rev))
+        value, ttl = pack(record), _ttl(record.seen_at, record.expires_at)
+        answer = await run(self._for(value), UPDATE, (self._name(key),), value, ttl, self._stem(key), pack_rev(rev))
         _raise_unless_done(answer, key)
 
     async def touch(self, key: str, *, seen_at: float, expires_at: float) -> bool:
@@ -142,14 +173,15 @@ class RedisStore:
         return bool(await run(self._client, TOUCH, (self._name(key),), clocks, ttl, self._stem(key)))
 
     async def rename(self, key: str, record: Record, *, rev: int, alias: Record | None = None) -> None:
+        value = pack(record)
         answer = await run(
-            self._client,
+            self._for(value),
             RENAME,
             (
                 self._name(key),
                 self._name(record.key),
             ),
-            pack(record),
+            value,
             _ttl(record.seen_at, record.expires_at),
             self._stem(key),
             pack_rev(rev),
@@ -179,6 +211,10 @@ class RedisStore:
 
     async def aclose(self) -> None:
         await self._client.aclose()
+        await self._bulk.aclose()
+
+    def _for(self, value: bytes) -> OwnClient | GivenClient:
+        return self._client if len(value) < LARGE else self._bulk
 
     def _stem(self, key: str) -> str:
         return f"{self._prefix}:{{{key[:PLACE_CHARS]}}}:"
@@ -190,7 +226,7 @@ class RedisStore:
         """Say so, once, if the server would throw sessions away when memory runs short."""
         self._policy_known = True
         try:
-            answer = await self._client.call("INFO", "memory")
+            answer = await self._client.call(("INFO", "memory"))
         except Refused:
             return  # an ACL without INFO; nothing can be said
         except StoreError:

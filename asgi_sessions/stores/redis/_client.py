@@ -10,6 +10,7 @@ import asyncio
 import os
 import random
 import weakref
+from threading import get_ident
 from typing import Any
 
 import hiredis
@@ -53,6 +54,21 @@ class Refused(Exception):
         return StoreError(f"Redis refused: {self.code}")
 
 
+UNANSWERED = (RedisError, OSError, TimeoutError)
+"""What it may raise to ask a server that does not answer."""
+
+
+def unanswered(error: BaseException) -> StoreError:
+    return StoreError(f"Redis cannot be asked: {type(error).__name__}")
+
+
+def checked(reply: Any) -> Any:
+    """The reply, unless it is an error: that is raised as Refused."""
+    if isinstance(reply, hiredis.ReplyError):
+        raise Refused(str(reply))
+    return reply
+
+
 class OwnClient:
     """Our own connections: one per event loop."""
 
@@ -69,41 +85,58 @@ class OwnClient:
                 "use redis://host:6379/0, rediss://… for TLS, or unix://path"
             ) from None
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Line] = weakref.WeakKeyDictionary()
-        self._last: tuple[asyncio.AbstractEventLoop | None, Line | None] = (None, None)
+        self._last: tuple[int, Any, Line | None] = (0, None, None)  # the thread, the loop in it, and the line there
         _after_fork.add(self)
 
-    async def call(self, *command: Any) -> Any:
+    def at_once(self, command: tuple[Any, ...]) -> asyncio.Future[Any] | None:
+        """The reply to come, if there is a connection with room for the command; ``None``: use :meth:`call`.
+
+        The future may hold an error reply, and may raise ConnectionLost: then use :meth:`again`; or another RedisError.
+        """
+        thread, loop, line = self._last
+        # Mostly there is one loop. To ask asyncio which one is running takes a system call.
+        if line is None or thread != get_ident() or not loop.is_running():
+            return None
+        link = line.link
+        return link.ask(command) if link is not None and link.has_room else None
+
+    async def call(self, command: tuple[Any, ...]) -> Any:
         """Send one command and return its reply; once more if the connection broke.
 
         Raises:
-            Refused: the server answered with an error. StoreError: there was no answer.
+            StoreError: there was no answer. Refused: the server answered with an error.
         """
-        loop = asyncio.get_running_loop()
-        last, line = self._last  # mostly there is one loop, and looking it up costs 0.5 µs
-        if last is not loop or line is None:
-            line = self._lines.get(loop)
-            if line is None:
-                line = self._lines[loop] = Line(self._pool)
-            self._last = (loop, line)
         try:
-            link = line.link
-            if link is None or link.lost is not None or link.is_full:
-                link = await line.ready_in_time()
-            try:
-                reply = await link.ask(command)
-            except ConnectionLost:
-                # Every command we send is harmless to repeat; see the scripts.
-                link = await line.ready_in_time()
-                reply = await link.ask(command)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreError(f"Redis cannot be asked: {type(error).__name__}") from error
-        if isinstance(reply, hiredis.ReplyError):
-            raise Refused(str(reply))
-        return reply
+            link = await self._line().ready_in_time()
+            return checked(await link.ask(command))
+        except ConnectionLost:
+            return await self.again(command)
+        except UNANSWERED as error:
+            raise unanswered(error) from error
+
+    async def again(self, command: tuple[Any, ...]) -> Any:
+        """Send a command whose connection broke once more: every command of ours is harmless to repeat; see the scripts.
+
+        Raises:
+            StoreError, Refused: as for :meth:`call`.
+        """
+        try:
+            link = await self._line().ready_in_time()
+            return checked(await link.ask(command))
+        except UNANSWERED as error:
+            raise unanswered(error) from error
+
+    def _line(self) -> Line:
+        loop = asyncio.get_running_loop()
+        line = self._lines.get(loop)
+        if line is None:
+            line = self._lines[loop] = Line(self._pool)
+        self._last = (get_ident(), loop, line)
+        return line
 
     async def aclose(self) -> None:
         """Close the connection of this loop."""
-        self._last = (None, None)
+        self._last = (0, None, None)
         line = self._lines.pop(asyncio.get_running_loop(), None)
         if line is not None:
             await line.aclose()
@@ -111,7 +144,7 @@ class OwnClient:
     def forget(self) -> None:
         """In a forked child: the sockets are the parent's."""
         self._lines = weakref.WeakKeyDictionary()
-        self._last = (None, None)
+        self._last = (0, None, None)
 
 
 def new_connection(pool: ConnectionPool) -> AbstractConnection:
@@ -145,7 +178,7 @@ class Line:
             RedisError, OSError: there is none, and there was none a moment ago.
         """
         link = self.link
-        while link is None or link.lost is not None or link.is_full:
+        while link is None or not link.has_room:
             if link is not None and link.lost is None:
                 await link.room()
                 continue
@@ -209,14 +242,19 @@ class GivenClient:
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    async def call(self, *command: Any) -> Any:
+    def at_once(self, command: tuple[Any, ...]) -> None:
+        """Only on connections of our own."""
+
+    async def call(self, command: tuple[Any, ...]) -> Any:
         try:
             return await self._client.execute_command(*command)
         except ResponseError as error:
             # redis-py takes NOSCRIPT off the text and makes a class of it.
             raise Refused("NOSCRIPT" if isinstance(error, NoScriptError) else str(error)) from error
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreError(f"Redis cannot be asked: {type(error).__name__}") from error
+        except UNANSWERED as error:
+            raise unanswered(error) from error
+
+    again = call
 
     async def aclose(self) -> None:
         """Not ours to close."""
@@ -224,12 +262,18 @@ class GivenClient:
 
 async def run(client: OwnClient | GivenClient, script: Script, keys: tuple[str, ...], *args: Any) -> Any:
     """Run a script: by its name, or with its text where the server does not know it (yet, or any more)."""
+    command = ("EVALSHA", script.sha, len(keys), *keys, *args)
+    future = client.at_once(command)
     try:
         try:
-            return await client.call("EVALSHA", script.sha, len(keys), *keys, *args)
+            return await client.call(command) if future is None else checked(await future)
+        except ConnectionLost:
+            return await client.again(command)
         except Refused as refused:
             if refused.code != "NOSCRIPT":
                 raise
-            return await client.call("EVAL", script.text, len(keys), *keys, *args)
+            return await client.call(("EVAL", script.text, *command[2:]))
     except Refused as refused:
         raise refused.as_store_error() from refused
+    except UNANSWERED as error:
+        raise unanswered(error) from error

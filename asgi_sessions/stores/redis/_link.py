@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, Final
 
 import hiredis
+from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -21,6 +22,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 MAX_IN_FLIGHT: Final = 4096
 """Commands without a reply, per connection. Whoever comes then waits until half of them are answered."""
+
+MAX_UNSENT: Final = 1024 * 1024
+"""Bytes that leave in one write, about; whoever comes then waits until they are with the kernel."""
 
 TICK: Final = 0.1
 """Seconds between two looks at the clock: one timer serves all commands, and only while some are waiting."""
@@ -42,7 +46,6 @@ class Link(asyncio.Protocol):
     """A connection to the server. Made by :func:`open_link`; dead once ``lost`` is set."""
 
     __slots__ = (
-        "_answered",
         "_asked",
         "_farewell",
         "_flushing",
@@ -55,8 +58,10 @@ class Link(asyncio.Protocol):
         "_silent",
         "_timer",
         "_transport",
+        "_unsent",
         "_waiting",
         "_writer",
+        "has_room",
         "lost",
     )
 
@@ -68,15 +73,18 @@ class Link(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=_NOT_YET)
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._out: list[bytes] = []
+        self._unsent = 0  # bytes in it
         self._flushing = False
         self._paused = False
         self._room: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._asked = self._answered = 0
+        self._asked = 0
         self._marks: deque[tuple[int, int]] = deque(maxlen=TICKS_TO_ANSWER)  # asked and answered, at the last ticks
         self._silent = 0  # ticks without a reply
         self._farewell: AsyncGenerator[None, None] | None = None
         self.lost: Exception | None = None
+        self.has_room = True
+        """Whether a command may be asked now; otherwise wait for :meth:`room`, or see whether the connection is ``lost``."""
         self._transport.set_protocol(self)
 
     def ask(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
@@ -85,22 +93,21 @@ class Link(asyncio.Protocol):
         if self.lost is not None:
             future.set_exception(ConnectionLost(str(self.lost)))
             return future
-        self._out.append(hiredis.pack_command(command))
+        packed = pack_command(command)
+        self._out.append(packed)
+        self._unsent += len(packed)
         self._waiting.append(future)
         self._asked += 1
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
-        if self._timer is None:
-            self._marks.clear()
-            self._silent = 0
-            self._timer = self._loop.call_later(TICK, self._tick)
+            if self._timer is None:
+                self._marks.clear()
+                self._silent = 0
+                self._timer = self._loop.call_later(TICK, self._tick)
+        if len(self._waiting) >= MAX_IN_FLIGHT or self._unsent >= MAX_UNSENT:
+            self.has_room = False
         return future
-
-    @property
-    def is_full(self) -> bool:
-        """Whether to wait for :meth:`room` before asking more."""
-        return self._paused or len(self._waiting) >= MAX_IN_FLIGHT
 
     async def room(self) -> None:
         """Wait until there is room again, or the connection is lost."""
@@ -110,11 +117,18 @@ class Link(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flushing = False
+        out, self._out, self._unsent = self._out, [], 0
         if self.lost is None:
-            self._transport.write(b"".join(self._out))
-        self._out.clear()
+            self._transport.write(b"".join(out))
+            if not self.has_room:
+                self._make_room()
 
     def _make_room(self) -> None:
+        """Let those go on who wait for room, if there is some, or none will be."""
+        if self.lost is None:
+            if self._paused or len(self._waiting) > MAX_IN_FLIGHT // 2:
+                return
+            self.has_room = True
         room, self._room = self._room, []
         for future in room:
             if not future.done():
@@ -124,40 +138,41 @@ class Link(asyncio.Protocol):
         self._timer = None
         if not self._waiting or self.lost is not None:
             return
+        answered = self._asked - len(self._waiting)
         if len(self._marks) == TICKS_TO_ANSWER:
             # Whatever was asked before the oldest mark and has no reply yet has waited for long enough. The futures stay
             # in the queue: their replies may still come, and the order must hold.
-            overdue = self._marks[0][0] - self._answered
+            overdue = self._marks[0][0] - answered
             for future in islice(self._waiting, max(overdue, 0)):
                 if not future.done():
                     future.set_exception(RedisTimeoutError("no reply in time"))
-        self._silent = self._silent + 1 if self._marks and self._marks[-1][1] == self._answered else 0
+        self._silent = self._silent + 1 if self._marks and self._marks[-1][1] == answered else 0
         if self._silent >= TICKS_TO_STALL:
             self.abort(ConnectionLost("no reply for a long time"))
             return
-        self._marks.append((self._asked, self._answered))
+        self._marks.append((self._asked, answered))
         self._timer = self._loop.call_later(TICK, self._tick)
 
     # ── asyncio.Protocol ──
 
     def data_received(self, data: bytes) -> None:
-        reader, waiting = self._reader, self._waiting
-        reader.feed(data)
+        waiting, next_reply = self._waiting, self._reader.gets
+        self._reader.feed(data)
         try:
-            while (reply := reader.gets()) is not _NOT_YET:
+            while (reply := next_reply()) is not _NOT_YET:
                 future = waiting.popleft()
-                self._answered += 1
                 if not future.done():
                     future.set_result(reply)
         except IndexError:
             self.abort(ConnectionLost("a reply came to no question"))
         except hiredis.ProtocolError:
             self.abort(ConnectionLost("the server does not speak the Redis protocol"))
-        if self._room and not self._paused and len(waiting) <= MAX_IN_FLIGHT // 2:
+        if not self.has_room:
             self._make_room()
 
     def pause_writing(self) -> None:
         self._paused = True
+        self.has_room = False
 
     def resume_writing(self) -> None:
         self._paused = False
@@ -177,6 +192,7 @@ class Link(asyncio.Protocol):
         if self.lost is not None:
             return
         self.lost = error
+        self.has_room = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
