@@ -1,148 +1,222 @@
-"""CPU per request in the app's process: ours on memory and Redis, beside Starlette's signed cookie and no session at all.
+"""CPU per request in the app's process, ours beside others: ``python -m benchmarks.in_process [--quick]``.
 
-    python benchmarks/in_process.py [--redis redis://127.0.0.1:6379/0] [--in-flight 64] [--requests 12800] [--rounds 5]
-
-Drives the bare ASGI interface on uvloop (or asyncio, with ``--loop asyncio``), no server and no socket but Redis's own.
-The variants take turns in every round, so that a noisy machine is unkind to all of them alike; the medians are shown,
-and the ratio to the signed cookie. Look at the ratios: absolute figures are this machine's.
+Drives the bare ASGI interface, no server and no socket but Redis's own. Everybody takes turns in every round, so that a noisy
+machine is unkind to all alike; medians and ratios are shown. Look at the ratios: absolute figures are this machine's.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import platform
-import resource
-import secrets
-import statistics
-import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
-from asgi_sessions import MemoryStore, RedisStore, SessionMiddleware
+import redis
 
-try:
-    import uvloop
-    from starlette.middleware.sessions import SessionMiddleware as SignedCookie  # needs itsdangerous
-except ImportError as error:
-    sys.exit(f"benchmarks need uvloop and itsdangerous ({error}): pip install uvloop itsdangerous")
+from benchmarks import _peers
+from benchmarks._peers import Peer
+from benchmarks._work import (
+    KINDS,
+    Server,
+    a_server,
+    a_session,
+    ask,
+    check,
+    cpu_of,
+    median,
+    options,
+    progress,
+    run,
+    save,
+    table,
+)
 
-Headers = list[tuple[bytes, bytes]]
-Wrap = Callable[[Any], Any]
-
-# About 300 bytes, nested as real sessions are.
-DATA = {
-    "user": "alice",
-    "cart": [{"id": number, "name": f"product {number}", "quantity": 1} for number in range(5)],
-    "csrf": "x" * 40,
-    "theme": "dark",
-    "seen": "y" * 60,
-}
-BROWSER: Headers = [(b"host", b"example.org"), (b"user-agent", b"Mozilla/5.0"), (b"accept", b"*/*")]
-KINDS = ("anonymous", "read", "write", "forged")
-
-
-def app_that(does: str) -> Any:
-    """A bare ASGI app that does one thing with its session and says ok."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if does == "fill":
-            scope["session"].update(DATA)
-        elif does in ("read", "forged"):
-            scope["session"].get("user")
-        elif does == "write":
-            scope["session"]["n"] = scope["session"].get("n", 0) + 1
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
-        await send({"type": "http.response.body", "body": b"ok"})
-
-    return app
+SIGNED = "Starlette's signed cookie"
+Figures = dict[str, dict[str, float]]
 
 
-async def request(app: Any, headers: Headers, send: Any) -> None:
-    async def receive() -> Any:
-        return {"type": "http.request", "body": b""}
-
-    await app({"type": "http", "method": "GET", "path": "/", "headers": headers, "asgi": {}}, receive, send)
-
-
-async def nowhere(message: Any) -> None:
-    """Sends to nobody."""
-
-
-async def a_session(wrap: Wrap) -> bytes:
-    """The Cookie header of a session that holds the data."""
-    messages: list[Any] = []
-
-    async def send(message: Any) -> None:
-        messages.append(message)
-
-    await request(wrap(app_that("fill")), BROWSER, send)
-    (line,) = (value for name, value in messages[0]["headers"] if name == b"set-cookie")
-    return bytes(line.split(b";")[0])
+def makers(url: str) -> list[Callable[[], Peer]]:
+    return [
+        _peers.no_session,
+        _peers.signed_cookie,
+        lambda: _peers.ours(url),
+        lambda: _peers.ours_with_secrets(url),
+        _peers.ours_in_memory,
+        lambda: _peers.raw_limit(url),
+        lambda: _peers.raw_get(url),
+        lambda: _peers.pool(url),
+        lambda: _peers.starsessions(url),
+        lambda: _peers.litestar(url, sessions=False),
+        lambda: _peers.litestar(url),
+    ]
 
 
-async def cpu_per_request(wrap: Wrap, kind: str, in_flight: int, requests: int) -> float:
-    """Microseconds of this process's CPU, user and system."""
-    app = wrap(app_that(kind))
-    if kind == "anonymous":
-        headers = [BROWSER] * in_flight
-    else:
-        cookies = [await a_session(wrap) for _ in range(in_flight)]
-        if kind == "forged":
-            cookies = [cookie[:-6] + b"AAAAAA" for cookie in cookies]
-        headers = [[*BROWSER, (b"cookie", b"a=b; c=d; " + cookie)] for cookie in cookies]
-
-    async def client(mine: Headers, times: int) -> None:
-        for _ in range(times):
-            await request(app, mine, nowhere)
-
-    await asyncio.gather(*(client(mine, 20) for mine in headers))
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    await asyncio.gather(*(client(mine, requests // in_flight) for mine in headers))
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return spent / (requests // in_flight * in_flight) * 1e6
+def kinds_of(name: str) -> tuple[str, ...]:
+    if name == "no session" or name.endswith("without sessions"):
+        return ("anonymous",)
+    if name == "ours over a raw protocol":
+        return ("read",)
+    if name == "a bare GET, decoded":
+        return ("read",)
+    return KINDS
 
 
-async def main(options: argparse.Namespace) -> None:
-    key = secrets.token_urlsafe(32)
-    memory = MemoryStore()
-    redis = RedisStore.from_url(options.redis, prefix="asgi-sessions-benchmark")
-    variants: dict[str, Wrap] = {
-        "no session": lambda app: app,
-        "Starlette's signed cookie": lambda app: SignedCookie(app, key, https_only=True),
-        "ours, memory": lambda app: SessionMiddleware(app, memory),
-        "ours, Redis": lambda app: SessionMiddleware(app, redis),
-        "ours, Redis, secret_keys": lambda app: SessionMiddleware(app, redis, secret_keys=[key]),
+async def measure(url: str, in_flight: int, requests: int, rounds: int, only: set[str] | None = None) -> Figures:
+    """Medians of µs of CPU per request, by peer and kind."""
+    peers: list[Peer] = []
+    for make in makers(url):
+        try:
+            peer = make()
+        except ImportError as error:
+            progress(f"left out: {error}")
+            continue
+        if only is not None and peer.name not in only:
+            if peer.close is not None:
+                await peer.close()
+            continue
+        if len(kinds_of(peer.name)) == len(KINDS):
+            await check(peer.app)
+        peers.append(peer)
+    spent: dict[tuple[str, str], list[float]] = {}
+    for number in range(rounds):
+        for peer in peers:
+            # The slow ones take as long as all others together: fewer requests of theirs say as much.
+            few = 4 if "starsessions" in peer.name or "Litestar" in peer.name else 1
+            for kind in kinds_of(peer.name):
+                if peer.name == "a bare GET, decoded":
+                    spent.setdefault((peer.name, kind), []).append(await _bare_get(peer, in_flight, requests))
+                else:
+                    figure = await cpu_of(peer.app, kind, in_flight, max(requests // few, in_flight))
+                    spent.setdefault((peer.name, kind), []).append(figure)
+        progress(f"  {in_flight} in flight: round {number + 1} of {rounds}")
+    for peer in peers:
+        if peer.close is not None:
+            await peer.close()
+    figures: Figures = {}
+    for (name, kind), values in spent.items():
+        figures.setdefault(name, {})[kind] = median(values)
+    return figures
+
+
+async def _bare_get(peer: Peer, in_flight: int, requests: int) -> float:
+    await ask(peer.app, "/read")
+    return await cpu_of(peer.app, "anonymous", in_flight, requests)
+
+
+async def on_the_server(server: Server, requests: int) -> dict[str, float]:
+    """What a read costs Redis: commands per request, and µs of its CPU, by its own count."""
+    peer = _peers.ours(server.url)
+    cookie = await a_session(peer.app)
+    with redis.Redis.from_url(server.url) as client:
+        client.config_resetstat()
+        before: Any = client.info("cpu")
+        await asyncio.gather(*(_many(peer, cookie, requests // 64) for _ in range(64)))
+        after: Any = client.info("cpu")
+        stats: Any = client.info("commandstats")
+    assert peer.close is not None
+    await peer.close()
+    total = requests // 64 * 64
+    used = sum(after[name] - before[name] for name in ("used_cpu_user", "used_cpu_sys"))
+    return {
+        "commands per read": stats["cmdstat_getrange"]["calls"] / total,
+        "µs in the command": stats["cmdstat_getrange"]["usec_per_call"],
+        "µs of the server's CPU": used / total * 1e6,
     }
-    figures: dict[tuple[str, str], list[float]] = {}
-    for round_ in range(options.rounds):
-        for name, wrap in variants.items():
-            for kind in KINDS if name != "no session" else KINDS[:1]:
-                spent = await cpu_per_request(wrap, kind, options.in_flight, options.requests)
-                figures.setdefault((name, kind), []).append(spent)
-        print(f"round {round_ + 1} of {options.rounds}", file=sys.stderr)
-    await redis.aclose()
 
-    medians = {case: statistics.median(spent) for case, spent in figures.items()}
-    print(f"µs of CPU per request, {options.in_flight} in flight, {options.loop}, Python {platform.python_version()}")
-    print(f"\n| | {' | '.join(KINDS)} |\n|---|{'---|' * len(KINDS)}")
-    for name in variants:
-        cells = []
-        for kind in KINDS:
-            median = medians.get((name, kind))
-            signed = medians["Starlette's signed cookie", kind]
-            cells.append("" if median is None else f"{median:.1f} ({median / signed:.2f})")
-        print(f"| {name} | {' | '.join(cells)} |")
+
+async def _many(peer: Peer, cookie: bytes, times: int) -> None:
+    for _ in range(times):
+        await ask(peer.app, "/read", cookie)
+
+
+async def forged_sends_nothing(server: Server) -> bool:
+    peer = _peers.ours_with_secrets(server.url)
+    cookie = await a_session(peer.app)
+    with redis.Redis.from_url(server.url) as client:
+        await ask(peer.app, "/read", cookie)
+        client.config_resetstat()
+        for _ in range(10):
+            await ask(peer.app, "/read", cookie[:-6] + b"AAAAAA")
+        stats: Any = client.info("commandstats")
+    assert peer.close is not None
+    await peer.close()
+    return set(stats) <= {"cmdstat_info", "cmdstat_config|resetstat"}
+
+
+def bounds(figures: Figures, server: dict[str, float], silent: bool) -> list[list[Any]]:
+    """What this project wants to reach, what it did reach, and whether that is enough."""
+    ours, sealed, signed = figures["ours, Redis"], figures["ours, Redis, secret_keys"], figures[SIGNED]
+    found: list[list[Any]] = []
+
+    def at_most(what: str, limit: float, reached: float) -> None:
+        found.append([what, f"≤ {limit:g}", f"{reached:.2f}", reached <= limit])
+
+    def at_least(what: str, limit: float, reached: float) -> None:
+        found.append([what, f"≥ {limit:g}", f"{reached:.1f}", reached >= limit])
+
+    at_most("read, to the signed cookie's", 0.75, ours["read"] / signed["read"])
+    at_most("write, to the signed cookie's", 0.75, ours["write"] / signed["write"])
+    at_most("anonymous, to Starlette's", 0.7, ours["anonymous"] / signed["anonymous"])
+    at_most("forged with secret_keys, to the signed cookie's", 0.4, sealed["forged"] / signed["forged"])
+    at_most("read, to the same over a raw protocol", 1.3, ours["read"] / figures["ours over a raw protocol"]["read"])
+    if "starsessions + Redis" in figures:
+        at_least(
+            "read, requests per CPU second to starsessions'", 10, figures["starsessions + Redis"]["read"] / ours["read"]
+        )
+        at_least("write, likewise", 6, figures["starsessions + Redis"]["write"] / ours["write"])
+    if "Litestar server-side + Redis" in figures:
+        at_least("read, likewise to Litestar's", 15, figures["Litestar server-side + Redis"]["read"] / ours["read"])
+    at_most("µs of the server's CPU per read", 2.5, server["µs of the server's CPU"])
+    at_most("commands per read", 1, server["commands per read"])
+    found.append(["a forged token sends a command", "no", "no" if silent else "yes", silent])
+    return found
+
+
+def markdown(data: dict[str, Any]) -> str:
+    parts = [
+        f"µs of CPU per request in the app's process, app included; in brackets the ratio to {SIGNED}. {data['server']}.\n"
+    ]
+    for case, figures in data["cases"].items():
+        signed = figures[SIGNED]
+        rows = []
+        for name, by_kind in figures.items():
+            cells = [
+                f"{by_kind[kind]:.1f} ({by_kind[kind] / signed[kind]:.2f})" if kind in by_kind else "" for kind in KINDS
+            ]
+            rows.append([name, *cells])
+        parts.append(f"\n**{case}**\n\n" + table(["", *KINDS], rows) + "\n")
+    rows = [[what, limit, reached, "yes" if good else "**no**"] for what, limit, reached, good in data["bounds"]]
+    parts.append(
+        "\n**What it should reach** (64 in flight, uvloop)\n\n" + table(["", "bound", "measured", "reached"], rows)
+    )
+    return "".join(parts) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    quick = options(__doc__ or "", argv).quick
+    cases: dict[str, Figures] = {}
+    with a_server() as server:
+        for loop in ("uvloop", "asyncio"):
+            for in_flight in (64,) if quick else (1, 16, 64, 256):
+                progress(f"{loop}, {in_flight} in flight")
+                few = {
+                    "no session",
+                    SIGNED,
+                    "ours, Redis",
+                    "ours, Redis, secret_keys",
+                    "ours, memory",
+                    "starsessions + Redis",
+                }
+                all_of_them = in_flight == 64 and loop == "uvloop"
+                size, rounds = (1280, 2) if quick else (6400, 7 if all_of_them else 3)
+                work = measure(server.url, in_flight, size, rounds, None if all_of_them else few)
+                cases[f"{in_flight} in flight, {loop}"] = run(work, loop)
+        costs = run(on_the_server(server, 3200 if quick else 32_000))
+        silent = run(forged_sends_nothing(server))
+        reached = bounds(cases["64 in flight, uvloop"], costs, silent)
+        data = {"server": server.version, "cases": cases, "on the server": costs, "bounds": reached}
+        save("in_process", data)
+    print(markdown(data))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="CPU per request, in process")
-    parser.add_argument("--redis", default="redis://127.0.0.1:6379/0")
-    parser.add_argument("--in-flight", type=int, default=64)
-    parser.add_argument("--requests", type=int, default=12800, help="per variant, kind and round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop")
-    arguments = parser.parse_args()
-    run: Callable[[Coroutine[Any, Any, None]], None] = uvloop.run if arguments.loop == "uvloop" else asyncio.run
-    run(main(arguments))
+    main()

@@ -18,7 +18,6 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from asgi_sessions._errors import ConfigurationError, StoreError
@@ -37,8 +36,9 @@ TIME_TO_OPEN = 0.45
 """Seconds that a command waits for a connection, or for room on it."""
 
 FIRST_PAUSE = 0.02
-LONGEST_PAUSE = 1.0
-"""Seconds for which a server that could not be reached is not tried again: doubled each time, with jitter."""
+LONGEST_PAUSE = 0.25
+"""Seconds between two attempts to reach a server: doubled each time, with jitter. Who asks meanwhile waits for the next one, so
+that a server that is back is noticed by the first request that may ask."""
 
 
 class Refused(Exception):
@@ -156,12 +156,11 @@ def new_connection(pool: ConnectionPool) -> AbstractConnection:
 class Line:
     """The way to the server in one event loop: the link, or the attempt to open one."""
 
-    __slots__ = ("_error", "_opening", "_pause", "_pool", "_retry_at", "link")
+    __slots__ = ("_opening", "_pause", "_pool", "_retry_at", "link")
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
         self._opening: asyncio.Task[Link] | None = None
-        self._error: BaseException | None = None
         self._pause = 0.0
         self._retry_at = 0.0
         self.link: Link | None = None
@@ -175,7 +174,7 @@ class Line:
         """A link with room for a command; all who ask at once wait for the same one.
 
         Raises:
-            RedisError, OSError: there is none, and there was none a moment ago.
+            RedisError, OSError: the server cannot be reached.
         """
         link = self.link
         while link is None or not link.has_room:
@@ -183,7 +182,6 @@ class Line:
                 await link.room()
                 continue
             if self._opening is None:
-                self._raise_if_pausing()
                 # A task of its own: whoever asked first may be cancelled, and the others still want the connection.
                 self._opening = asyncio.ensure_future(self._open())
                 self._opening.add_done_callback(_retrieve)
@@ -191,25 +189,22 @@ class Line:
         return link
 
     async def _open(self) -> Link:
+        loop = asyncio.get_running_loop()
         try:
+            if (wait := self._retry_at - loop.time()) > 0:
+                await asyncio.sleep(wait)
             link = await open_link(new_connection(self._pool))
-        except BaseException as error:
+        except BaseException:
             self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
             pause = self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
-            self._retry_at = asyncio.get_running_loop().time() + pause
-            self._error = error
+            self._retry_at = loop.time() + pause
             raise
         else:
             self._pause = 0.0
-            self._error = None
             self.link = link
             return link
         finally:
             self._opening = None
-
-    def _raise_if_pausing(self) -> None:
-        if self._error is not None and asyncio.get_running_loop().time() < self._retry_at:
-            raise RedisConnectionError("the server could not be reached a moment ago") from self._error
 
     async def aclose(self) -> None:
         if self._opening is not None:

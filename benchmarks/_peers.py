@@ -1,0 +1,237 @@
+"""Who is measured: everybody on the same work, set up as its own documentation says."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import hiredis
+import msgspec
+from redis.asyncio import Redis
+
+from asgi_sessions import MemoryStore, RedisStore, SessionMiddleware
+from asgi_sessions._record import Record, unpack
+from benchmarks._work import DATA, App, act, answer
+
+KEY = secrets.token_urlsafe(32)
+_number = 0
+
+
+def _user() -> str:
+    global _number
+    _number = (_number + 1) % 10_000
+    return f"user {_number}"
+
+
+@dataclass
+class Peer:
+    """Somebody with a session, or the lack of one."""
+
+    name: str
+    app: App
+    close: Callable[[], Any] | None = None
+
+
+async def _bare(scope: Any, receive: Any, send: Any) -> None:
+    await answer(send, b"ok")
+
+
+async def _in_scope(scope: Any, receive: Any, send: Any) -> None:
+    """An app that finds its session in the scope, and what it logs in by is up to the session."""
+    path, body = scope["path"], b"ok"
+    if path != "/hello":
+        session = scope["session"]
+        if path == "/log-in":
+            if hasattr(session, "log_in"):
+                session.log_in(_user())
+            else:
+                session["user"] = _user()
+        else:
+            body = act(path, session)
+    await answer(send, body)
+
+
+def no_session() -> Peer:
+    return Peer("no session", _bare)
+
+
+def signed_cookie() -> Peer:
+    from starlette.middleware.sessions import SessionMiddleware as SignedCookie
+
+    return Peer("Starlette's signed cookie", SignedCookie(_in_scope, KEY, https_only=True))
+
+
+def ours_in_memory() -> Peer:
+    store = MemoryStore()
+    return Peer("ours, memory", SessionMiddleware(_in_scope, store), store.aclose)
+
+
+def ours(url: str, **options: Any) -> Peer:
+    store = RedisStore.from_url(url)
+    name = "ours, Redis" + "".join(f", {option}" for option in options)
+    return Peer(name, SessionMiddleware(_in_scope, store, **options), store.aclose)
+
+
+def ours_with_secrets(url: str) -> Peer:
+    return ours(url, secret_keys=[KEY])
+
+
+def starsessions(url: str) -> Peer:
+    from starlette.requests import HTTPConnection
+    from starsessions import SessionMiddleware as StarSessions
+    from starsessions import load_session, regenerate_session_id
+    from starsessions.stores.redis import RedisStore as StarStore
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        path, body = scope["path"], b"ok"
+        if path != "/hello":
+            connection = HTTPConnection(scope)
+            await load_session(connection)
+            if path == "/log-in":
+                connection.session["user"] = _user()
+                regenerate_session_id(connection)
+            else:
+                body = act(path, connection.session)
+        await answer(send, body)
+
+    client = Redis.from_url(url)
+    middleware = StarSessions(app, store=StarStore(connection=client), lifetime=3600, rolling=True)
+    return Peer("starsessions + Redis", middleware, client.aclose)
+
+
+def litestar(url: str, *, sessions: bool = True) -> Peer:
+    """With its framework around it, since its sessions do not work without; hence also the framework alone."""
+    from litestar import Litestar, get
+    from litestar import Request as LitestarRequest
+    from litestar.middleware.session.server_side import ServerSideSessionConfig
+    from litestar.stores.redis import RedisStore as LitestarStore
+
+    @get(["/read", "/write", "/fill"], sync_to_thread=False)
+    def with_session(request: LitestarRequest[Any, Any, Any]) -> bytes:
+        return act(request.url.path, request.session)
+
+    @get("/log-in", sync_to_thread=False)
+    def log_in(request: LitestarRequest[Any, Any, Any]) -> bytes:
+        request.session["user"] = _user()
+        return b"ok"
+
+    @get("/hello", sync_to_thread=False)
+    def hello() -> bytes:
+        return b"ok"
+
+    client = Redis.from_url(url)
+    if not sessions:
+        return Peer(
+            "Litestar without sessions", Litestar([hello], openapi_config=None, logging_config=None), client.aclose
+        )
+    app = Litestar(
+        [with_session, log_in, hello],
+        middleware=[ServerSideSessionConfig(secure=True).middleware],
+        stores={"sessions": LitestarStore(client)},
+        openapi_config=None,
+        logging_config=None,
+        signature_namespace={"LitestarRequest": LitestarRequest},
+    )
+    return Peer("Litestar server-side + Redis", app, client.aclose)
+
+
+def pool(url: str) -> Peer:
+    """What a first attempt costs: one GETEX per request through redis-py's pool, msgspec, and no rules at all."""
+    client = Redis.from_url(url)
+    encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        path, body = scope["path"], b"ok"
+        if path != "/hello":
+            cookie = next((value for name, value in scope["headers"] if name == b"cookie"), b"")
+            token = cookie[cookie.find(b"pool=") + 5 :] if b"pool=" in cookie else b""
+            found = await client.getex(b"pool:" + token, ex=3600) if token else None
+            session = decode(found) if found else {}
+            before = dict(session)
+            body = act(path, session) if path != "/log-in" else b"ok"
+            if session != before or path == "/log-in":
+                fresh = not token or path == "/log-in"
+                token = secrets.token_urlsafe(32).encode() if fresh else token
+                await client.set(b"pool:" + token, encode(session), ex=3600)
+                if fresh:
+                    headers = [(b"set-cookie", b"pool=" + token + b"; HttpOnly")]
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
+                    await send({"type": "http.response.body", "body": body})
+                    return
+        await answer(send, body)
+
+    return Peer("GETEX through redis-py's pool", app, client.aclose)
+
+
+class RawStore(RedisStore):
+    """Loads over the least that can be had in Python: a bare asyncio protocol and hiredis. No deadline, no second try, no end."""
+
+    class Wire(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.out: list[bytes] = []
+            self.waiting: deque[asyncio.Future[Any]] = deque()
+            self.reader = hiredis.Reader(notEnoughData=Ellipsis)
+
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+            self.loop = asyncio.get_running_loop()
+
+        def ask(self, command: tuple[str, ...]) -> asyncio.Future[Any]:
+            future = self.loop.create_future()
+            if not self.out:
+                self.loop.call_soon(self.flush)
+            self.out.append(hiredis.pack_command(command))
+            self.waiting.append(future)
+            return future
+
+        def flush(self) -> None:
+            self.transport.write(b"".join(self.out))
+            self.out.clear()
+
+        def data_received(self, data: bytes) -> None:
+            self.reader.feed(data)
+            while (reply := self.reader.gets()) is not Ellipsis:
+                self.waiting.popleft().set_result(reply)
+
+    wire: RawStore.Wire | None = None
+
+    async def load(self, key: str) -> Record | None:
+        if self.wire is None:
+            port = int(str(self._client.url).rsplit(":", 1)[1].split("/")[0])  # type: ignore[union-attr]
+            _, self.wire = await asyncio.get_running_loop().create_connection(RawStore.Wire, "127.0.0.1", port)
+        data = await self.wire.ask(("GET", self._name(key)))
+        return None if data is None else unpack(key, data)
+
+    async def aclose(self) -> None:
+        if self.wire is not None:
+            self.wire.transport.close()
+        await super().aclose()
+
+
+def raw_limit(url: str) -> Peer:
+    """Our middleware over :class:`RawStore`: what is left is what our way to Redis costs."""
+    store = RawStore.from_url(url)
+    return Peer("ours over a raw protocol", SessionMiddleware(_in_scope, store), store.aclose)
+
+
+def raw_get(url: str) -> Peer:
+    """A coalesced GET, decoded, and nothing else: no cookie, no rules. No session library can go below."""
+    store = RawStore.from_url(url)
+    decode, data = msgspec.msgpack.decode, msgspec.msgpack.encode(DATA)
+    there = False
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal there
+        if not there:
+            await store.load("x" * 46)
+            await store._client.call(("SET", "raw:" + "x" * 60, data))
+            there = True
+        assert store.wire is not None
+        session = decode(await store.wire.ask(("GET", "raw:" + "x" * 60)))
+        await answer(send, act("/read", session))
+
+    return Peer("a bare GET, decoded", app, store.aclose)

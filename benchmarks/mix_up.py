@@ -1,0 +1,61 @@
+"""Correct under speed: ``python -m benchmarks.mix_up [--quick]``.
+
+Two hundred users, 40 % of their requests cancelled at random moments, a proxy that delays, and the server killed and started
+again in the middle: at least 100,000 requests, and nobody may get what is somebody else's, nor lose what was acknowledged.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from typing import Any
+
+from asgi_sessions import RedisStore
+from benchmarks._work import options, progress, run, save
+from tests.conftest import Server
+from tests.mix_up import mix_up
+from tests.proxy import Proxy
+
+
+def markdown(data: dict[str, Any]) -> str:
+    counts = ", ".join(f"{number:,} {what}" for what, number in data["counts"].items())
+    faults = len(data["faults"])
+    return f"{data['requests']:,} requests of 200 users in {data['seconds']:.0f} s: {counts}. Wrong: {faults}.\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    quick = options(__doc__ or "", argv).quick
+    seed = secrets.randbelow(10**6)
+    server = Server("--appendonly", "yes", "--appendfsync", "always")
+    server.start()
+    began = time.monotonic()
+    with Proxy(server.port) as proxy:
+        proxy.delay, proxy.jitter = 0.0005, 0.002
+        store = RedisStore.from_url(proxy.url(server.url))
+        requests = 10_000 if quick else 120_000
+
+        def told(done: int) -> None:
+            if done % 10_000 == 0:
+                progress(f"  {done:,} of {requests:,} requests")
+
+        work = mix_up(
+            store, users=200, requests=requests, seed=seed, halfway=server.restart, progress=told, close=store.aclose
+        )
+        outcome = run(work)
+    server.remove()
+    data = {
+        "seed": seed,
+        "requests": outcome.requests,
+        "seconds": time.monotonic() - began,
+        "counts": dict(outcome.counts),
+        "faults": outcome.faults,
+    }
+    save("mix_up", data)
+    print(markdown(data))
+    if outcome.faults:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
