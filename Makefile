@@ -1,9 +1,10 @@
 # Two commands: `make demo` and `make test`. Each sets up what it needs in .venv.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: .venv/ready
 	$(BIN)/python -m asgi_sessions demo
@@ -17,11 +18,20 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/pyright
 
+bench: .venv-bench/ready
+	.venv-bench/bin/python -m benchmarks.report $(BENCH_ARGS)
+
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* dist
+	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* dist
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# Apart from .venv: the peers' own requirements must not decide what the suite runs on.
+.venv-bench/ready: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $@

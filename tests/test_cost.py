@@ -1,0 +1,52 @@
+"""The hot paths do no more work than they did. Times are noise on a shared machine; calls are not."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+
+from asgi_sessions import Session
+from asgi_sessions._manager import Manager
+from tests.cost import VERSION, baseline, count
+
+TOLERANCE = 1.02
+
+
+def excess(counts: dict[str, float], recorded: dict[str, float]) -> dict[str, str]:
+    return {
+        path: f"{calls} calls, recorded are {recorded[path]}"
+        for path, calls in counts.items()
+        if calls > recorded[path] * TOLERANCE
+    }
+
+
+@pytest.fixture
+def recorded() -> dict[str, float]:
+    if sys.getprofile() is not None:
+        pytest.skip("a profiler is on already")
+    found = baseline()
+    if found is None:
+        pytest.skip(f"nothing is recorded for Python {VERSION}: python -m tests.cost --record")
+    return found
+
+
+def test_no_hot_path_does_more_work_than_recorded(valkey_url: str, recorded: dict[str, float]) -> None:
+    counts = asyncio.run(count(valkey_url))
+
+    assert counts.keys() == recorded.keys()
+    assert excess(counts, recorded) == {}, "if that is meant: python -m tests.cost --record, and say why"
+
+
+def test_a_few_calls_more_are_noticed(
+    valkey_url: str, recorded: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled = Manager.is_settled
+
+    def twice(self: Manager, session: Session, failed: bool) -> bool:
+        return settled(self, session, failed) and settled(self, session, failed)
+
+    monkeypatch.setattr(Manager, "is_settled", twice)
+
+    assert "memory: read" in excess(asyncio.run(count(valkey_url)), recorded)
