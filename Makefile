@@ -4,13 +4,17 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-lowest lint bench clean
 
 demo: .venv/ready
 	$(BIN)/python -m asgi_sessions demo
 
 test: .venv/ready
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# redis-py's private names that we use are pinned by tests; here on the oldest version that we allow.
+test-lowest: .venv-lowest/ready
+	.venv-lowest/bin/python -m pytest tests/test_redis_link.py tests/test_redis_store.py tests/test_store_contract.py tests/test_mix_up.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -22,7 +26,7 @@ bench: .venv-bench/ready
 	.venv-bench/bin/python -m benchmarks.report $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* dist
+	rm -rf .venv .venv-bench .venv-lowest .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* dist
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; try: make PYTHON=python3.12")'
@@ -34,4 +38,9 @@ clean:
 .venv-bench/ready: pyproject.toml
 	$(PYTHON) -m venv --clear .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
+
+.venv-lowest/ready: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' 'redis[hiredis]==5.1.1'
 	touch $@

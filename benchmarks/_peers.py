@@ -55,6 +55,11 @@ async def _in_scope(scope: Any, receive: Any, send: Any) -> None:
     await answer(send, body)
 
 
+def _a_client(url: str) -> Redis:
+    """One that does not run out of connections: its pool stops at 100 otherwise, and a request then fails."""
+    return Redis.from_url(url, max_connections=2048)
+
+
 def no_session() -> Peer:
     return Peer("no session", _bare)
 
@@ -98,7 +103,7 @@ def starsessions(url: str) -> Peer:
                 body = act(path, connection.session)
         await answer(send, body)
 
-    client = Redis.from_url(url)
+    client = _a_client(url)
     middleware = StarSessions(app, store=StarStore(connection=client), lifetime=3600, rolling=True)
     return Peer("starsessions + Redis", middleware, client.aclose)
 
@@ -123,7 +128,7 @@ def litestar(url: str, *, sessions: bool = True) -> Peer:
     def hello() -> bytes:
         return b"ok"
 
-    client = Redis.from_url(url)
+    client = _a_client(url)
     if not sessions:
         return Peer(
             "Litestar without sessions", Litestar([hello], openapi_config=None, logging_config=None), client.aclose
@@ -141,7 +146,7 @@ def litestar(url: str, *, sessions: bool = True) -> Peer:
 
 def pool(url: str) -> Peer:
     """What a first attempt costs: one GETEX per request through redis-py's pool, msgspec, and no rules at all."""
-    client = Redis.from_url(url)
+    client = _a_client(url)
     encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

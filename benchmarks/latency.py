@@ -74,6 +74,7 @@ async def measure(make: Callable[[], Peer], seconds: float) -> dict[str, Any]:
     # The driver itself, a task for each request and its timing, takes about as much again as the app of no session.
     capacity = 1e6 / (await cpu_of(peer.app, "read", 64, 2_000) + 6)
     figures = {}
+    await under(peer, capacity * 0.3, seconds / 4)  # connections are there, and nothing is new any more
     for share in (0.5, 0.8):
         latencies, failed = await under(peer, capacity * share, seconds)
         figures[f"{share:.0%}"] = [
