@@ -10,6 +10,7 @@ import http.client
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -57,6 +58,7 @@ class Served:
             cwd=cwd,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         give_up = time.monotonic() + 20
         while True:
@@ -92,7 +94,9 @@ class Served:
         return cookies
 
     def stop(self) -> None:
-        self._process.kill()
+        os.killpg(
+            self._process.pid, signal.SIGKILL
+        )  # with its workers: some servers have them in processes of their own
         self._process.wait()
 
 
