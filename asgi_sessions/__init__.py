@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from asgi_sessions._cookie import CookieConfig
+from asgi_sessions._devices import Devices
 from asgi_sessions._errors import (
     ConfigurationError,
     ResponseStarted,
     SessionDataError,
     SessionError,
+    SessionLimitReached,
     SessionWarning,
     StoreError,
 )
@@ -15,6 +17,7 @@ from asgi_sessions._middleware import SessionMiddleware
 from asgi_sessions._session import Session
 from asgi_sessions._timeouts import Timeouts
 from asgi_sessions._types import Event
+from asgi_sessions.devices import UserSessions
 from asgi_sessions.stores.memory import MemoryStore
 from asgi_sessions.stores.redis import RedisStore
 
@@ -23,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConfigurationError",
     "CookieConfig",
+    "Devices",
     "Event",
     "MemoryStore",
     "RedisStore",
@@ -30,8 +34,10 @@ __all__ = [
     "Session",
     "SessionDataError",
     "SessionError",
+    "SessionLimitReached",
     "SessionMiddleware",
     "SessionWarning",
     "StoreError",
     "Timeouts",
+    "UserSessions",
 ]

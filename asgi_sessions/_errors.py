@@ -24,6 +24,10 @@ class ResponseStarted(SessionError):
     """A verb came too late: the response, and with it the cookie, was already on its way to the browser."""
 
 
+class SessionLimitReached(SessionError):
+    """A log-in was refused: the user has as many sessions as ``Devices(max_sessions=…, at_limit="refuse")`` allows."""
+
+
 class StoreError(SessionError):
     """The store could not do what it was asked; the driver's error, if there was one, is the cause."""
 

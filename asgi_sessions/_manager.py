@@ -16,12 +16,12 @@ import random
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import ReferenceType, WeakKeyDictionary, WeakValueDictionary, ref
 
 import anyio
 from msgspec.structs import replace
@@ -29,18 +29,39 @@ from msgspec.structs import replace
 from asgi_sessions._breaker import Breaker
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._deadline import Deadlines
+from asgi_sessions._devices import (
+    LOGGED_IN,
+    MINUTE,
+    REGENERATED,
+    STEPPED_UP,
+    Admission,
+    Devices,
+    Entry,
+    Facts,
+    Note,
+    Reason,
+    Rules,
+    ended,
+    entry_of,
+    marks_of,
+    pack_facts,
+    seal_facts,
+    unpack_facts,
+    unseal_facts,
+)
 from asgi_sessions._errors import (
     RecordChanged,
     RecordDamaged,
     RecordExists,
     RecordGone,
     SessionDataError,
+    SessionLimitReached,
     SessionWarning,
     StoreError,
 )
 from asgi_sessions._record import ALIAS_REV, Body, MessagePackCodec, Record, merge, seal, unseal
 from asgi_sessions._session import Asked, Session
-from asgi_sessions._store import Store
+from asgi_sessions._store import USER_METHODS, Store
 from asgi_sessions._timeouts import RENEWAL_GRACE, Timeouts
 from asgi_sessions._token import TokenMint, key_of, owner_of, place_of
 from asgi_sessions._types import Clock, Event, EventHook, instant
@@ -158,6 +179,8 @@ class Manager:
         secrets: Secrets | None = None,
         clock: Clock = time.time,
         on_event: EventHook | None = None,
+        devices: Devices | None = None,
+        is_app: bool = True,
     ) -> None:
         self.store = store
         self.cookie_name = cookie_name
@@ -174,9 +197,14 @@ class Manager:
         self._hooks: set[asyncio.Future[Any]] = set()
         self._deadlines = Deadlines(DEADLINE)
         self._queues: WeakValueDictionary[tuple[str, int], anyio.Lock] = WeakValueDictionary()
-        if hasattr(store, "notice"):
+        if is_app and hasattr(store, "notice"):
             store.notice = self.tell
         self._breaker = _breaker_of(store)
+        self.devices = devices if devices is not None else Devices()
+        self.knows_users = knows_users(store)
+        self.rules: Rules | None = self.devices.rules if self.knows_users else None
+        if is_app:
+            _remember(store, self)
 
     # ── Load ──
 
@@ -273,7 +301,10 @@ class Manager:
                 events.append(self._event("session.damaged", reason=str(damage)))
                 return False
             # At once, so that setting the clock back does not revive it.
-            await self._ask(self.store.delete, key)
+            note = self._note(
+                ended(reason or "idle"), record.id, record.owner, body.about, at=min(record.expires_at, session._now)
+            )
+            await self._delete_noting(key, note=note)
             events.append(self._event("session.ended", session_id=record.id, user_id=body.user_id, reason=reason))
             return False
         return False
@@ -401,11 +432,13 @@ class Manager:
         if reason is None:
             session._record = replace(record, seen_at=current.seen_at, expires_at=current.expires_at)
             return True
-        await self._ask(self.store.delete, record.key)
+        about = b"" if session._stored is None else session._stored.about
+        note = self._note(ended(reason), record.id, record.owner, about, at=min(current.expires_at, self.clock()))
+        await self._delete_noting(record.key, note=note)
         events.append(self._event("session.ended", session_id=record.id, user_id=session._user_id, reason=reason))
         return False
 
-    def _over(self, session: Session, record: Record) -> str | None:
+    def _over(self, session: Session, record: Record) -> Literal["idle", "absolute"] | None:
         if session._stored is None:
             return None
         return self._ended(record, session._stored, self.clock())
@@ -448,6 +481,12 @@ class Manager:
         except RecordGone:
             self._lose(session, events)
             return True
+        except SessionLimitReached:
+            # The log-in did not happen. The session before it is as it was, and the browser has its cookie.
+            events.append(self._event("session.refused", user_id=session._user_id, reason="limit"))
+            session._over, session._asked, session._cookie = True, Asked.NOTHING, False
+            session._user_id = session._authenticated_at = None
+            raise
         if row.cookie is Cookie.SET:
             # No token, or another session by now: a verb of another task of this request came in between.
             if token is not None and (session._epoch == epoch or row.store is Step.DELETE_CREATE):
@@ -499,15 +538,42 @@ class Manager:
     async def _create(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
         epoch = session._epoch
         token, record, body = self._next(session, payload, fresh_token=True)
-        await self._ask(self.store.create, record)
+        rules, admission = self.rules, None
+        if rules is None or record.owner is None:
+            await self._ask(self.store.create, record)
+        else:
+            facts = unpack_facts(body.about)
+            note = Note(
+                LOGGED_IN,
+                self.clock(),
+                record.id,
+                rules,
+                marks_of(facts.device, record.owner, self._secrets),
+                seal_facts(facts, record.owner, record.id, self._secrets, self._namespace),
+            )
+            admission = await self._ask(self.store.create, record, note=note)  # type: ignore[call-arg]  # of a UserStore
         if session._epoch != epoch:
             # While this was under way, another task of the request destroyed the session or logged somebody in.
             await self._ask(self.store.delete, record.key)
             return None
         self._take(session, record, body)
         session._asked = Asked.NOTHING
-        name = "session.created" if body.user_id is None else "session.logged_in"
-        events.append(self._event(name, session_id=record.id, user_id=body.user_id, remembered=body.remembered))
+        user_id = body.user_id
+        if user_id is None:
+            events.append(self._event("session.created", session_id=record.id))
+            return token
+        details: dict[str, Any] = {"remembered": body.remembered}
+        if isinstance(admission, Admission):
+            facts = unpack_facts(body.about)
+            details |= {
+                "new_device": admission.new_device,
+                "first": admission.first,
+                "device": str(facts.device),
+                "location": str(facts.location),
+            }
+            for id in admission.ended:
+                events.append(self._event("session.ended", session_id=id, user_id=user_id, reason="limit"))  # noqa: PERF401
+        events.append(self._event("session.logged_in", session_id=record.id, user_id=user_id, **details))
         return token
 
     async def _touch(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
@@ -561,12 +627,19 @@ class Manager:
         old, epoch = _known(session), session._epoch
         token, record, body = self._next(session, payload, fresh_token=True)
         alias = self._alias(old, record.key, body.minted_at) if grace else None
-        await self._ask(self.store.rename, old.key, record, rev=old.rev, alias=alias)
+        confirmed = session._stored is not None and session._stored.authenticated_at != body.authenticated_at
+        # A renewal tells the user nothing.
+        note = None if grace else self._note(STEPPED_UP if confirmed else REGENERATED, old.id, old.owner, body.about)
+        if session._others:
+            await self._end_others(session, old)
+        if note is None:
+            await self._ask(self.store.rename, old.key, record, rev=old.rev, alias=alias)
+        else:
+            await self._ask(self.store.rename, old.key, record, rev=old.rev, alias=alias, note=note)  # type: ignore[call-arg]
         if session._epoch != epoch:
             if session._leaving is old:
                 session._leaving = record  # what is to end has just moved
             return token
-        confirmed = session._stored is not None and session._stored.authenticated_at != body.authenticated_at
         self._take(session, record, body)
         session._asked = Asked.NOTHING
         name = "session.confirmed" if confirmed else "session.renewed" if grace else "session.regenerated"
@@ -575,14 +648,17 @@ class Manager:
 
     async def _log_in(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
         leaving, loaded, epoch = session._leaving, session._leaving_payload, session._epoch
+        others = session._others
         token = await self._create(session, payload, events)
         if token is None:
             return None
+        if others and session._record is not None:
+            await self._end_others(session, session._record)
         if leaving is not None:
             # Not over yet: the old token must be dead before anybody hears of the new one.
             session._leaving = session._leaving_payload = None
             try:
-                gone = await self._end(leaving)
+                gone = await self._end(leaving, "replaced")
             except BaseException:
                 if session._epoch == epoch:
                     # Should the app try again, it starts anew. The record just made stays behind; nobody has its token.
@@ -614,14 +690,15 @@ class Manager:
     async def _delete(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
         leaving = session._leaving
         if leaving is not None:
-            gone = await self._end(leaving)
+            gone = await self._end(leaving, "logged_out")
             if session._leaving is leaving:
                 session._leaving = session._leaving_payload = None
                 session._asked = Asked.NOTHING
             if gone is None:
                 raise RecordGone("the session was ended by someone else meanwhile")
             user_id = session._leaving_user
-            events.append(self._event("session.ended", session_id=leaving.id, user_id=user_id, reason="destroyed"))
+            reason = "destroyed" if user_id is None else "logged_out"
+            events.append(self._event("session.ended", session_id=leaving.id, user_id=user_id, reason=reason))
         return None
 
     async def _delete_unchanged(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
@@ -702,6 +779,7 @@ class Manager:
             minted_at,
             session._remembered,
             payload,
+            self._about(session, owner) if session._stored is None else session._stored.about,
         )
         seen_at = now
         if old is not None:
@@ -721,18 +799,54 @@ class Manager:
         )
         return token, record, body
 
+    def _about(self, session: Session, owner: str | None) -> bytes:
+        """What is kept of where a log-in came from; nothing of anonymous sessions."""
+        if owner is None or self.rules is None:
+            return b""
+        facts = self.devices.describe(session._origin)
+        ends_at = self.timeouts.ends_at(created_at=session._created_at, remembered=session._remembered)
+        return pack_facts(replace(facts, ends_at=ends_at))
+
+    def _note(
+        self, what: str, id: str, owner: str | None, about: bytes = b"", *, at: float | None = None
+    ) -> Note | None:
+        """A line for the history of a user; ``None`` where there is no user or no history."""
+        rules = self.rules
+        if rules is None or owner is None:
+            return None
+        facts = seal_facts(unpack_facts(about), owner, id, self._secrets, self._namespace) if about else b""
+        return Note(what, self.clock(), id, rules, (), facts, at)
+
+    async def _delete_noting(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
+        if note is None:
+            return await self._ask(self.store.delete, key, rev=rev)
+        return await self._ask(self.store.delete, key, rev=rev, note=note)  # type: ignore[call-arg]  # of a UserStore
+
+    async def _end_others(self, session: Session, kept: Record) -> None:
+        """End all sessions of the user but this one."""
+        owner = kept.owner
+        if self.knows_users and owner is not None:
+            await self.end(owner, session._user_id or "", self.clock(), id=None, keep=kept.id)
+        session._others = False
+
     def _alias(self, old: Record, successor: str, now: float) -> Record:
         body = Body("alias", None, now, None, now, False, successor.encode("ascii"))
         sealed = seal(old.key, old.id, None, body, self._secrets, self._namespace)
         return Record(old.key, ALIAS_REV, now, now + RENEWAL_GRACE, old.id, None, sealed)
 
-    async def _end(self, record: Record) -> Record | None:
+    async def _end(self, record: Record, reason: Reason) -> Record | None:
         """Delete a session's record wherever it is now: where it was, where its alias leads, where the index says.
 
         Somebody may renew or regenerate the token while this request logs out. The log-out still means this session.
         """
-        key = record.key
-        gone = await self._delete_of(record, key)
+        key, note = record.key, None
+        if self.rules is not None and record.owner is not None:
+            try:
+                about = unseal(record, self._secrets, self._namespace).about
+            except RecordDamaged:
+                about = b""
+            note = self._note(ended(reason), record.id, record.owner, about)
+        gone = await self._delete_of(record, key, note=note)
         for _ in range(MAX_HOPS):
             if gone is None:
                 break
@@ -742,10 +856,10 @@ class Manager:
                 key = _successor(unseal(gone, self._secrets, self._namespace))
             except RecordDamaged:
                 break
-            gone = await self._delete_of(record, key)
-        return await self._end_by_index(record) if record.owner is not None else None
+            gone = await self._delete_of(record, key, note=note)
+        return await self._end_by_index(record, note) if record.owner is not None else None
 
-    async def _end_by_index(self, record: Record) -> Record | None:
+    async def _end_by_index(self, record: Record, note: Note | None) -> Record | None:
         """The index stands in the clear, so what it leads to is looked at before it is believed."""
         events: list[Event] = []
         for _ in range(MAX_HOPS):
@@ -760,7 +874,7 @@ class Manager:
                 return None
             try:
                 unseal(current, self._secrets, self._namespace)
-                gone = await self._delete_of(current, moved_to, rev=current.rev)
+                gone = await self._delete_of(current, moved_to, rev=current.rev, note=note)
             except RecordDamaged:
                 return None
             except RecordChanged:
@@ -769,9 +883,11 @@ class Manager:
                 return gone
         raise StoreError("the session was moved by others each time it was to be ended")
 
-    async def _delete_of(self, record: Record, key: str, *, rev: int | None = None) -> Record | None:
+    async def _delete_of(
+        self, record: Record, key: str, *, rev: int | None = None, note: Note | None = None
+    ) -> Record | None:
         """Delete what lies under ``key``; it must have been of the same session as ``record``."""
-        gone = await self._ask(self.store.delete, key, rev=rev)
+        gone = await self._delete_noting(key, rev=rev, note=note)
         if gone is None:
             return None
         if _checked(gone, key).id != record.id:
@@ -846,6 +962,113 @@ class Manager:
         ends_at = self.timeouts.ends_at(created_at=session._created_at, remembered=True)
         return max(1, math.ceil(ends_at - self.clock()))
 
+    # ── The sessions of one user, for the room ``devices`` ──
+
+    async def records_of(self, owner: str, now: float) -> list[tuple[Record, Body]]:
+        """The sessions of a user that are within their limits and open."""
+        store: Any = self.store
+        found = await self._ask(store.records, owner, now=now, rules=self.rules or Rules(0))
+        if not isinstance(found, list | tuple):
+            raise StoreError("the store answered with something other than records")
+        living = []
+        for record in found:
+            try:
+                body = unseal(
+                    _checked(record, record.key if isinstance(record, Record) else ""), self._secrets, self._namespace
+                )
+            except RecordDamaged:
+                continue
+            if record.owner == owner and body.kind != "alias" and self._ended(record, body, now) is None:
+                living.append((record, body))
+        return living
+
+    async def end(self, owner: str, user_id: str, now: float, *, id: str | None, keep: str | None) -> Sequence[str]:
+        """End the session ``id`` of a user, or all but ``keep``; the ids that ended by this."""
+        reason: Reason = "revoked_all" if id is None else "revoked"
+        note = Note(ended(reason), now, "", self.rules or Rules(0))
+        store: Any = self.store
+        ids = _ids(await self._ask(store.end, owner, note=note, id=id, keep=keep))
+        await self._tell(
+            [self._event("session.ended", session_id=each, user_id=user_id, reason=reason) for each in ids]
+        )
+        return ids
+
+    async def history_of(self, owner: str, now: float) -> list[tuple[Entry, Facts | None]]:
+        """The lines of a user's history, the newest first, with their facts where they have some that open."""
+        rules = self.rules or Rules(0)
+        store: Any = self.store
+        lines = await self._ask(store.history, owner, now=now, rules=rules)
+        if not isinstance(lines, list | tuple):
+            raise StoreError("the store answered with something other than a history")
+        found = []
+        for line in lines:
+            entry = entry_of(line) if isinstance(line, bytes) else None
+            if entry is not None and entry.at >= now - rules.keep - MINUTE:
+                facts = unseal_facts(entry.facts, owner, entry.session_id, self._secrets, self._namespace)
+                found.append((entry, facts))
+        return found
+
+    async def erase(self, owner: str, user_id: str, *, sessions: bool) -> Sequence[str]:
+        """Forget the history of a user, and with ``sessions`` everything."""
+        store: Any = self.store
+        ids = _ids(await self._ask(store.erase, owner, sessions=sessions))
+        await self._tell(
+            [self._event("session.ended", session_id=each, user_id=user_id, reason="erased") for each in ids]
+        )
+        return ids
+
+    async def name(self, owner: str, id: str, name: str, now: float) -> bool:
+        """Give the device of a session a name; whether there is such a session."""
+        for attempt in range(MAX_ATTEMPTS):
+            found = next((each for each in await self.records_of(owner, now) if each[0].id == id), None)
+            if found is None:
+                return False
+            record, body = found
+            body = replace(body, about=pack_facts(replace(unpack_facts(body.about), name=name)))
+            sealed = seal(record.key, record.id, record.owner, body, self._secrets, self._namespace)
+            try:
+                await self._ask(self.store.update, replace(record, rev=record.rev + 1, body=sealed), rev=record.rev)
+            except RecordChanged:
+                await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
+                continue
+            except RecordGone:
+                continue  # ended, or its token was just renewed: the next look tells
+            return True
+        raise StoreError(f"the session was changed by others {MAX_ATTEMPTS} times while its device was being named")
+
+    async def lives(self, record: Record) -> Record | None:
+        """The record of a session as it is now, wherever it is; ``None``: it has ended. Notes and ends nothing."""
+        now, key = self.clock(), record.key
+        with self.limited():
+            for _ in range(MAX_HOPS + 1):
+                current = await self._load(key, [])
+                if current is None or current.id != record.id:
+                    # Regenerated, perhaps, since we heard of it: then the index knows where to.
+                    index = {} if record.owner is None else await self._ask(self.store.index, record.owner)
+                    moved_to = index.get(record.id) if isinstance(index, Mapping) else None
+                    if not isinstance(moved_to, str) or moved_to == key:
+                        return None
+                    key = moved_to
+                    continue
+                try:
+                    body = unseal(current, self._secrets, self._namespace)
+                    if body.kind == "alias":
+                        key = _successor(body)
+                        continue
+                except RecordDamaged:
+                    return None
+                return current if self._ended(current, body, now) is None else None
+            raise StoreError("the session was moved by others each time it was looked for")
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """A deadline for what is asked in it; beyond it, a StoreError."""
+        try:
+            with self._deadlines.limit():
+                yield
+        except TimeoutError as error:
+            raise self._too_slow() from error
+
     # ── Asking the store ──
 
     @property
@@ -873,7 +1096,7 @@ class Manager:
         Raises:
             StoreError: in the place of an error that is none of the contract's.
         """
-        if isinstance(error, RecordExists | RecordGone | RecordChanged | RecordDamaged):
+        if isinstance(error, RecordExists | RecordGone | RecordChanged | RecordDamaged | SessionLimitReached):
             self._breaker.succeeded()
         elif isinstance(error, StoreError):
             self._note_failure(error)
@@ -987,6 +1210,36 @@ def _successor(alias: Body) -> str:
         return alias.payload.decode("ascii")
     except UnicodeDecodeError as error:
         raise RecordDamaged("an alias does not hold a key") from error
+
+
+def _ids(found: object) -> Sequence[str]:
+    if isinstance(found, list | tuple) and all(isinstance(id, str) for id in found):
+        return found
+    raise StoreError("the store answered with something other than ids")
+
+
+def knows_users(store: object) -> bool:
+    """Whether a store is a :class:`UserStore`."""
+    return all(callable(getattr(store, name, None)) for name in USER_METHODS)
+
+
+_managers: WeakKeyDictionary[Store, ReferenceType[Manager]] = WeakKeyDictionary()
+
+
+def _remember(store: Store, manager: Manager) -> None:
+    try:
+        _managers[store] = ref(manager)
+    except TypeError:  # a store that cannot be hashed or weakly referenced
+        pass
+
+
+def manager_of(store: Store) -> Manager | None:
+    """The manager of the app that keeps its sessions in this very store: it has the secrets and the event hook."""
+    try:
+        found = _managers.get(store)
+    except TypeError:
+        return None
+    return None if found is None else found()
 
 
 _breakers: WeakKeyDictionary[Store, Breaker] = WeakKeyDictionary()

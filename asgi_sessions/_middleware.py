@@ -6,6 +6,7 @@ when the first byte is about to leave, since afterwards no cookie can be sent.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import inspect
 import logging
@@ -14,14 +15,24 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 from weakref import WeakSet
 
+import anyio
+
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._cookie import CookieConfig, keep_out_of_shared_caches, vary_on_cookie
-from asgi_sessions._errors import ConfigurationError, SessionDataError, StoreError
+from asgi_sessions._devices import Devices
+from asgi_sessions._errors import (
+    ConfigurationError,
+    SessionDataError,
+    SessionError,
+    SessionLimitReached,
+    StoreError,
+)
 from asgi_sessions._manager import Manager
 from asgi_sessions._session import Session
-from asgi_sessions._store import Store
+from asgi_sessions._store import USER_METHODS, Store
 from asgi_sessions._timeouts import Timeouts
 from asgi_sessions._types import Clock, EventHook, Headers, Message, Receive, Scope, Send
+from asgi_sessions._watch import Watch, Watcher
 
 logger = logging.getLogger("asgi_sessions")
 
@@ -30,7 +41,10 @@ OnStoreFailure = Literal["unavailable", "raise", "anonymous"]
 _STORE_METHODS = ("load", "create", "update", "touch", "rename", "delete", "index", "aclose")
 
 WS_INTERNAL_ERROR: Final = 1011
+WS_POLICY_VIOLATION: Final = 1008
 WS_TRY_AGAIN_LATER: Final = 1013  # IANA WebSocket close code registry (RFC 6455, section 11.7)
+WS_SESSION_ENDED: Final = 4401
+"""From the range for private use (RFC 6455, section 7.4.2), after HTTP's 401."""
 
 
 class SessionMiddleware:
@@ -47,6 +61,7 @@ class SessionMiddleware:
         on_store_failure: what a request with a session cookie gets when the store cannot be asked. ``"unavailable"``: 503 with
             Retry-After. ``"raise"``: the ``StoreError`` goes to your error handlers. ``"anonymous"``: an empty session, marked
             ``is_degraded``, of which nothing is written.
+        devices: what is kept so that users can recognise and end their sessions: limits, history, facts. See :class:`Devices`.
         on_event: is given an :class:`Event` for everything that happens to sessions; may be a coroutine function.
         clock: seconds since the epoch; for tests.
 
@@ -65,6 +80,7 @@ class SessionMiddleware:
         skip: Callable[[Scope], bool] | None = None,
         on_store_failure: OnStoreFailure = "unavailable",
         on_event: EventHook | None = None,
+        devices: Devices | None = None,
         clock: Clock = time.time,
     ) -> None:
         if not callable(app):
@@ -80,6 +96,15 @@ class SessionMiddleware:
         for name, value, kind in (("cookie", cookie, CookieConfig), ("timeouts", timeouts, Timeouts)):
             if not isinstance(value, kind):
                 raise ConfigurationError(f"SessionMiddleware({name}={value!r}): give a {kind.__name__}")
+        if devices is not None:
+            if not isinstance(devices, Devices):
+                raise ConfigurationError(f"SessionMiddleware(devices={devices!r}): give a Devices")
+            lacking = [name for name in USER_METHODS if not callable(getattr(store, name, None))]
+            if lacking:
+                raise ConfigurationError(
+                    f"SessionMiddleware(devices=…): {type(store).__name__} does not know the sessions of a user; it has no "
+                    f"{', '.join(lacking)}. Leave devices= out, or use another store."
+                )
         if on_store_failure not in get_args(OnStoreFailure):
             raise ConfigurationError(
                 f"SessionMiddleware(on_store_failure={on_store_failure!r}): use 'unavailable', 'raise' or 'anonymous'"
@@ -103,14 +128,16 @@ class SessionMiddleware:
             secrets=Secrets(secret_keys),
             clock=clock,
             on_event=on_event,
+            devices=devices,
         )
+        self.watch = Watch(store, self.manager.lives, clock) if self.manager.devices.live else None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI 3; typed loosely, since frameworks type their scopes differently."""
         kind = scope["type"]
         if (kind != "http" and kind != "websocket") or (self._skip is not None and self._skip(scope)):
             if kind == "lifespan":
-                send = _Lifespan(send, self.manager.store).send
+                send = _Lifespan(send, self.manager.store, self.watch).send
             await self.app(scope, receive, send)
             return
         outer = scope.get("session")
@@ -140,6 +167,7 @@ class SessionMiddleware:
                 await exchange.unavailable()
                 return
             session = self.manager.degraded()
+        session._origin = scope
         exchange.session = scope["session"] = session
         try:
             await self.app(scope, receive if kind == "http" else exchange.receiver(receive), exchange.send)
@@ -151,14 +179,40 @@ class SessionMiddleware:
         else:
             if not exchange.is_complete():
                 await exchange.finish()
+        finally:
+            if exchange.watcher is not None:
+                exchange.watcher.leave()
+
+
+class SessionEnded(ConnectionResetError):
+    """What an app hears that goes on sending to a socket or stream whose session has ended.
+
+    An ``OSError``, since that is what servers raise when the other side is gone (ASGI, HTTP & WebSocket message format 2.4).
+    """
 
 
 class _Exchange:
     """One request on its way: what an HTTP request and a WebSocket have in common."""
 
-    __slots__ = ("_failed", "_failure", "_middleware", "_scope", "_send", "_started", "session")
+    __slots__ = (
+        "_busy",
+        "_closing",
+        "_ended",
+        "_failed",
+        "_failure",
+        "_is_stream",
+        "_middleware",
+        "_scope",
+        "_send",
+        "_started",
+        "session",
+        "watcher",
+    )
 
     session: Session
+    _busy: int  # messages to a watched socket or stream that are on their way
+    _closing: asyncio.Future[None] | None
+    _ended: SessionEnded | None  # the session of this socket or stream is over, and so is the exchange
 
     def __init__(self, middleware: SessionMiddleware, scope: Scope, send: Send) -> None:
         self._middleware = middleware
@@ -166,7 +220,44 @@ class _Exchange:
         self._send = send
         self._started = False  # has the answer, and with it the cookie, left?
         self._failed = False  # did the app answer 5xx? Then nothing it did to the session counts, then or later
-        self._failure: StoreError | None = None  # we answered in the app's place; whatever it still sends is dropped
+        self._failure: SessionError | None = None  # we answered in the app's place; whatever it still sends is dropped
+        self._is_stream: bool | None = None  # not known yet
+        self.watcher: Watcher | None = None  # of a socket or stream that is to close when its session ends
+
+    def _begin_watching(self) -> None:
+        """From here on this may take long: close it when the session ends."""
+        watch, record = self._middleware.watch, self.session._record
+        self._busy, self._ended, self._closing = 0, None, None
+        if watch is not None and record is not None:
+            self.watcher = watch.add(record, self._session_ended)
+
+    async def _send_watched(self, message: Message) -> None:
+        self._raise_if_ended()
+        self._busy += 1
+        try:
+            await self._send(message)
+        finally:
+            self._busy -= 1
+        self._raise_if_ended()
+
+    def _raise_if_ended(self) -> None:
+        if self._ended is not None:
+            # It may have ended while a message was on its way, and two must not send at the same time.
+            self._close_soon()
+            raise self._ended
+
+    def _session_ended(self) -> None:
+        self._ended = SessionEnded("the session has ended, and its sockets and streams with it")
+        if not self._busy:
+            self._close_soon()
+
+    def _close_soon(self) -> None:
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close_ended())
+
+    async def _close_ended(self) -> None:
+        """Tell the client, in the app's place."""
+        raise NotImplementedError
 
     def receiver(self, receive: Receive) -> Receive:
         """What the app receives by."""
@@ -178,7 +269,16 @@ class _Exchange:
 
     async def unavailable(self) -> None:
         """Tell the client to come back later, in the app's place."""
+        self._started = True
+        await self._answer(503, b"Service Unavailable", self._middleware.manager.retry_after)
+
+    async def _answer(self, status: int, text: bytes, retry_after: int | None = None) -> None:
+        """Answer in the app's place."""
         raise NotImplementedError
+
+    async def _refuse(self) -> None:
+        self._started = True
+        await self._answer(403, b"Too many sessions: log out somewhere else first")
 
     def is_complete(self) -> bool:
         """The app has returned. Whether all is done: the answer has begun, and nothing happened to the session since."""
@@ -203,11 +303,17 @@ class _Exchange:
         manager = self._middleware.manager
         if self._failure is not None:
             return _stems_from(error, self._failure)
+        if self.watcher is not None and self._ended is not None:
+            await self._commit_late()
+            return _stems_from(error, self._ended)
         try:
             await manager.commit(self.session, failed=True)
         except StoreError as failure:
             await manager.tell("store.failed", session=self.session, step="commit", reason=str(failure))
         # For example out of the app's own session.save().
+        if isinstance(error, SessionLimitReached) and not self._started:
+            await self._refuse()
+            return True
         if isinstance(error, StoreError) and not self._started and self._middleware.on_store_failure != "raise":
             await self.unavailable()
             return True
@@ -276,6 +382,10 @@ class _Exchange:
                 self._failure = failure
                 await self.unavailable()
             raise
+        except SessionLimitReached as failure:
+            self._failure = failure
+            await self._refuse()
+            raise
         await self._send(self._with_headers(message, cacheable=cacheable))
 
     async def _commit_late(self) -> None:
@@ -292,12 +402,18 @@ class _Exchange:
 class _Request(_Exchange):
     """An HTTP request."""
 
-    __slots__ = ()
+    __slots__ = ("_start",)
 
     def send(self, message: Message) -> Awaitable[None]:
         if self._failure is not None:
             return _nothing()
-        if not self._started and message["type"] == "http.response.start":
+        if self._started:
+            if self._is_stream is None and "more_body" in message and message["more_body"]:
+                self._is_stream = self._is_watched()
+            if self._is_stream:
+                return self._send_watched(message)
+        elif message["type"] == "http.response.start":
+            self._start = message
             session = self.session
             if session._record is None and not session._accessed and self._scope.get("session") is session:
                 # There was no session and the app did not ask for one: most requests of most sites. A third of what
@@ -310,25 +426,50 @@ class _Request(_Exchange):
                 return self._commit_and_start(message)
         return self._send(message)
 
-    async def unavailable(self) -> None:
-        self._started = True
-        start, body = _unavailable_response("http.response", self._middleware.manager.retry_after)
-        await self._send(start)
-        await self._send(body)
+    def _is_watched(self) -> bool:
+        """More is to come after this part of the body, and nobody said how much: a stream, such as Server-Sent Events."""
+        if self.session._record is None:
+            return False
+        for name, _ in self._start.get("headers") or ():
+            if name.lower() == b"content-length":
+                return False
+        self._begin_watching()
+        return self.watcher is not None
+
+    async def _close_ended(self) -> None:
+        try:
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        except Exception as error:
+            logger.debug("a stream was closed already (%s)", type(error).__name__)
+
+    async def _answer(self, status: int, text: bytes, retry_after: int | None = None) -> None:
+        for message in _response("http.response", status, text, retry_after):
+            await self._send(message)
 
 
 class _Socket(_Exchange):
     """A WebSocket, from handshake to close."""
 
-    __slots__ = ("_accepted", "_receive")
+    __slots__ = ("_accepted", "_receive", "_waiting")
 
     def receiver(self, receive: Receive) -> Receive:
         self._accepted = False
         self._receive = receive
+        self._waiting: anyio.CancelScope | None = None
         return self.receive
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        if self.watcher is None:
+            message = await self._receive()
+        else:
+            if self._ended is None:
+                with anyio.CancelScope() as self._waiting:
+                    message = await self._receive()
+                self._waiting = None
+            if self._ended is not None:
+                if self._closing is not None:
+                    await asyncio.wait({self._closing})
+                message = {"type": "websocket.disconnect", "code": WS_SESSION_ENDED, "reason": "session ended"}
         if message["type"] == "websocket.disconnect" and self._accepted:
             # Many apps leave by an exception now; what they changed before was well meant.
             await self._commit_late()
@@ -338,16 +479,41 @@ class _Socket(_Exchange):
         if self._failure is not None:
             return _nothing()
         kind = message["type"]
+        if self.watcher is not None:
+            if self._ended is not None and kind == "websocket.close":
+                return _nothing()  # it is closed
+            if kind != "websocket.close":
+                return self._send_watched(message)
         if kind == "websocket.close":
             return self._close(message)
         accepts = kind == "websocket.accept"
         if not self._started and (accepts or kind == "websocket.http.response.start"):
             settled = self._is_settled(message.get("status"))
             self._accepted = accepts
+            if accepts and self._middleware.watch is not None:
+                return self._accept(message, settled=settled)
             if not settled:
                 return self._commit_and_start(message, cacheable=not accepts)
             message = self._with_headers(message, cacheable=not accepts)
         return self._send(message)
+
+    async def _accept(self, message: Message, *, settled: bool) -> None:
+        if settled:
+            await self._send(self._with_headers(message, cacheable=False))
+        else:
+            await self._commit_and_start(message, cacheable=False)
+        self._begin_watching()
+
+    def _session_ended(self) -> None:
+        super()._session_ended()
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def _close_ended(self) -> None:
+        try:
+            await self._send({"type": "websocket.close", "code": WS_SESSION_ENDED, "reason": "session ended"})
+        except Exception as error:
+            logger.debug("a socket was closed already (%s)", type(error).__name__)
 
     async def _close(self, message: Message) -> None:
         self._started = True
@@ -360,16 +526,16 @@ class _Socket(_Exchange):
             message = {**message, "code": WS_INTERNAL_ERROR}
         await self._send(message)
 
-    async def unavailable(self) -> None:
-        self._started = True
+    async def _answer(self, status: int, text: bytes, retry_after: int | None = None) -> None:
         if "websocket.http.response" in (self._scope.get("extensions") or {}):
-            start, body = _unavailable_response("websocket.http.response", self._middleware.manager.retry_after)
-            await self._send(start)
-            await self._send(body)
-        else:
+            for message in _response("websocket.http.response", status, text, retry_after):
+                await self._send(message)
+        elif retry_after is not None:
             await self._send(
                 {"type": "websocket.close", "code": WS_TRY_AGAIN_LATER, "reason": "session store unavailable"}
             )
+        else:
+            await self._send({"type": "websocket.close", "code": WS_POLICY_VIOLATION, "reason": "too many sessions"})
 
 
 async def _nothing() -> None:
@@ -379,30 +545,33 @@ async def _nothing() -> None:
 class _Lifespan:
     """Closes the store's connections when the app has shut down, before the server hears of it and stops the loop."""
 
-    __slots__ = ("_send", "_store")
+    __slots__ = ("_send", "_store", "_watch")
 
-    def __init__(self, send: Send, store: Store) -> None:
+    def __init__(self, send: Send, store: Store, watch: Watch | None) -> None:
         self._send = send
         self._store = store
+        self._watch = watch
 
     async def send(self, message: Message) -> None:
         if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
             try:
+                if self._watch is not None:
+                    await self._watch.aclose()
                 await self._store.aclose()
             except Exception:
                 logger.exception("closing the session store failed")
         await self._send(message)
 
 
-def _unavailable_response(kind: str, retry_after: int) -> tuple[Message, Message]:
-    text = b"Service Unavailable"
+def _response(kind: str, status: int, text: bytes, retry_after: int | None) -> tuple[Message, Message]:
     headers = [
         (b"content-type", b"text/plain; charset=utf-8"),
         (b"content-length", b"%d" % len(text)),
-        (b"retry-after", b"%d" % retry_after),
         (b"cache-control", b"no-store"),
     ]
-    return {"type": f"{kind}.start", "status": 503, "headers": headers}, {"type": f"{kind}.body", "body": text}
+    if retry_after is not None:
+        headers.append((b"retry-after", b"%d" % retry_after))
+    return {"type": f"{kind}.start", "status": status, "headers": headers}, {"type": f"{kind}.body", "body": text}
 
 
 def _is_failure(status: object) -> bool:

@@ -64,7 +64,7 @@ class Body(msgspec.Struct, frozen=True, array_like=True):
     """
 
     kind: str
-    """``session``, or ``alias``: then the payload is the key of the successor and nothing else counts."""
+    """``session``; or ``alias``: then the payload is the key of the successor and nothing else counts."""
     user_id: str | None
     created_at: float
     authenticated_at: float | None
@@ -72,6 +72,8 @@ class Body(msgspec.Struct, frozen=True, array_like=True):
     """When its present token was made; of an alias: when the renewal happened."""
     remembered: bool
     payload: bytes
+    about: bytes = b""
+    """The :class:`~asgi_sessions._devices.Facts` of the log-in, as bytes; they are looked at in listings only."""
 
     def __repr__(self) -> str:
         return f"<Body: {self.kind}>"  # neither the user nor the payload, as for a Record

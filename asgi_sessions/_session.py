@@ -26,6 +26,8 @@ class Keeper(Protocol):
     def clock(self) -> Clock: ...
     @property
     def timeouts(self) -> Timeouts: ...
+    @property
+    def knows_users(self) -> bool: ...
     async def save(self, session: Session) -> None: ...
 
 
@@ -73,6 +75,8 @@ class Session(dict[str, Any]):
         "_lent",
         "_loaded",
         "_now",
+        "_origin",
+        "_others",
         "_over",
         "_record",
         "_remembered",
@@ -100,6 +104,8 @@ class Session(dict[str, Any]):
     _lent: set[str] | bool  # the keys put in, taken out, or handed out with a list or dict; True: any; False: none
     _loaded: bytes  # the payload as it is in the store
     _now: float  # the clock when the request came
+    _origin: Any  # where the request came from: opaque here, described when somebody logs in
+    _others: bool  # are all other sessions of the user to end?
     _over: bool  # did someone else end it while this request was under way?
     _record: Record | None  # the record as it is in the store
     _remembered: bool
@@ -117,14 +123,14 @@ class Session(dict[str, Any]):
         self._keeper = keeper
         self._now = self._created_at = now
         self._accessed = self._lent = self._written = self._started = self._over = self._degraded = False
-        self._remembered = self._renewal_due = self._touch_due = self._cookie = False
+        self._remembered = self._renewal_due = self._touch_due = self._cookie = self._others = False
         self._active = True
         self._asked = _NOTHING
         self._epoch = 0
         self._id = ""
         self._loaded = b""
         self._record = self._stored = self._user_id = self._authenticated_at = None
-        self._leaving = self._leaving_payload = self._leaving_user = None
+        self._leaving = self._leaving_payload = self._leaving_user = self._origin = None
         return self
 
     def _begin(self, now: float) -> None:
@@ -138,7 +144,7 @@ class Session(dict[str, Any]):
         self._user_id = None
         self._created_at = now
         self._authenticated_at = None
-        self._remembered = False
+        self._remembered = self._others = False
         self._renewal_due = self._touch_due = False
 
     # ── Attributes ──
@@ -258,6 +264,23 @@ class Session(dict[str, Any]):
             raise SessionError("confirm(): nobody is logged in; call log_in(user_id) after checking who it is")
         self.regenerate()
         self._authenticated_at = self._keeper.clock()
+
+    def end_others(self) -> None:
+        """End all other sessions of this user, and give this one a new token. Call it when the password was changed.
+
+        Carried out like every verb: when the response starts, or at :meth:`save`, and not if the request fails. In the order
+        that is safe: first the others end, then this session is renewed.
+
+        Raises:
+            SessionError: nobody is logged in, or the store does not know the sessions of a user.
+            ResponseStarted: the cookie can no longer be sent.
+        """
+        if self._user_id is None:
+            raise SessionError("end_others(): nobody is logged in; call log_in(user_id) first")
+        if not self._keeper.knows_users:
+            raise SessionError("end_others(): this store does not know which sessions belong to a user")
+        self.regenerate()
+        self._others = True
 
     def destroy(self) -> None:
         """End this session. It is gone from the store when the response starts, even if the handler crashes after this.

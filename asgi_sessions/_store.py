@@ -15,9 +15,10 @@ Four rules hold for all of it:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+from asgi_sessions._devices import Admission, Note, Rules
 from asgi_sessions._record import Record
 
 
@@ -41,10 +42,12 @@ class Store(Protocol):
             RecordDamaged: there is something under the key, but no record.
         """
 
-    async def create(self, record: Record) -> None:
+    async def create(self, record: Record) -> object:
         """Keep a new record and, if it has an owner, enter ``record.id → record.key`` in the owner's index.
 
         Entries of that index whose records are gone are dropped in the same step, so that it never grows stale.
+
+        What it returns says something only of a :class:`UserStore`.
 
         Raises:
             RecordExists: there is another record under the key. The very same one is a repeated call, and fine.
@@ -96,3 +99,80 @@ class Store(Protocol):
 
     async def aclose(self) -> None:
         """Let go of connections that the store itself opened. It may be used again afterwards."""
+
+
+@runtime_checkable
+class UserStore(Store, Protocol):
+    """What a store can do besides, so that users see their sessions and end them. All of our own stores can.
+
+    Everything of one user is together, so each of these is one atomic step too. Where ``now`` is given, records of the user
+    whose time is over by it are removed on the way, their entries in the index with them, and the history says so
+    (``EXPIRED``, at their end): members whose records are gone are dropped likewise.
+
+    A store that has these methods also takes ``note=`` in ``create``, ``rename`` and ``delete``. The note is written into the
+    history of the record's owner in the same step, if that step does what was asked, and only then; once, also if the call is
+    repeated. At most ``note.rules.entries`` lines are kept; with each that is added, those at the far end are dropped that are
+    older than ``note.rules.keep``.
+    """
+
+    async def create(self, record: Record, *, note: Note | None = None) -> Admission | None:
+        """As :meth:`Store.create`. With a note it is a log-in, and in the same step
+
+        * room is made, if the user has ``note.rules.limit`` sessions: those idle for longest are ended;
+        * the history is asked whether it knows a log-in with one of ``note.marks``; else the line says NEW_DEVICE.
+
+        Raises:
+            RecordExists: as there.
+            SessionLimitReached: there is no room and ``note.rules.refuses``; nothing is changed.
+        """
+
+    async def records(self, owner: str, *, now: float, rules: Rules) -> Sequence[Record]:
+        """All records of one user."""
+
+    async def end(self, owner: str, *, note: Note, id: str | None = None, keep: str | None = None) -> Sequence[str]:
+        """Remove the record of the session ``id``; or all of the user's, except that of the session ``keep``.
+
+        Each gets a line of its own in the history; ``note.id`` says nothing here.
+
+        Returns:
+            The ids of the sessions that ended by this.
+        """
+
+    async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
+        """The lines of one user's history, the newest first."""
+
+    async def erase(self, owner: str, *, sessions: bool) -> Sequence[str]:
+        """Forget the history of a user and, with ``sessions``, remove all records; nothing is noted.
+
+        Returns:
+            The ids of the sessions that ended by this.
+        """
+
+
+class Listening(Protocol):
+    """A store's word that it will tell of ends, for one event loop."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether every end is heard of now; while it is not, ends are missed."""
+
+    def add(self, place: str) -> None:
+        """Tell of ends in this place from now on. May be called several times for one place."""
+
+    def remove(self, place: str) -> None:
+        """Take back one :meth:`add`."""
+
+    async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class TellingStore(Store, Protocol):
+    """A store that tells of ends: whoever ended a session, on whatever server."""
+
+    def listen(self, heard: Callable[[str], None], doubt: Callable[[str], None]) -> Listening:
+        """From now on call ``heard(id)``, in the running event loop, when a record is removed, and ``doubt(place)`` when ends in
+        a place may have been missed and are heard of from now on. Not called for aliases, nor for records that are renamed.
+        """
+
+
+USER_METHODS = ("records", "end", "history", "erase")

@@ -42,7 +42,8 @@ _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
-def _base64url(data: bytes) -> str:
+def base64url(data: bytes) -> str:
+    """Without padding (RFC 4648, section 5)."""
     return b2a_base64(data, newline=False).translate(_URL_SAFE, b"=").decode("ascii")
 
 
@@ -57,7 +58,7 @@ def owner_of(user_id: str) -> str:
 
     A hash, so that any user id will do (braces, colons, NUL, ten kilobytes) and none stands in a key name.
     """
-    return _base64url(sha256(b"asgi-sessions owner\0" + user_id.encode("utf-8")).digest()[:16])
+    return base64url(sha256(b"asgi-sessions owner\0" + user_id.encode("utf-8")).digest()[:16])
 
 
 def place_of(name: str) -> str:

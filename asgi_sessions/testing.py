@@ -3,6 +3,7 @@
 * :class:`FakeClock`: time moves because the test moves it.
 * :func:`log_in`: makes a client logged in, without going through the app's log-in page.
 * :class:`StoreContract`: what every store must do, as a test class to inherit from.
+* :class:`UserStoreContract`: what a store must do besides, so that users can see and end their sessions.
 
 "My test client drops the cookie": it is ``Secure``, and the client talks http. Give it ``base_url="https://testserver"``; with
 Starlette's ``TestClient`` and httpx's ``ASGITransport`` that changes the scheme in the scope and nothing else.
@@ -20,7 +21,8 @@ from msgspec.structs import replace
 
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._cookie import CookieConfig
-from asgi_sessions._errors import RecordChanged, RecordExists, RecordGone
+from asgi_sessions._devices import ENTRY_HEADER, Note, Rules
+from asgi_sessions._errors import RecordChanged, RecordExists, RecordGone, SessionLimitReached
 from asgi_sessions._manager import Manager
 from asgi_sessions._record import ALIAS_REV, Record
 from asgi_sessions._store import Store
@@ -28,7 +30,7 @@ from asgi_sessions._timeouts import Timeouts
 from asgi_sessions._token import key_of, new_id, owner_of, place_of
 from asgi_sessions._types import Clock
 
-__all__ = ["FakeClock", "StoreContract", "log_in", "log_in_sync", "session_cookie"]
+__all__ = ["FakeClock", "StoreContract", "UserStoreContract", "log_in", "log_in_sync", "session_cookie"]
 
 
 class FakeClock:
@@ -60,7 +62,9 @@ async def session_cookie(
 
     ``user_id=None`` makes an anonymous session and needs ``data``. Everything else as the middleware of the app has it.
     """
-    manager = Manager(store, cookie_name=cookie.name, timeouts=timeouts, secrets=Secrets(secret_keys), clock=clock)
+    manager = Manager(
+        store, cookie_name=cookie.name, timeouts=timeouts, secrets=Secrets(secret_keys), clock=clock, is_app=False
+    )
     session = manager.begin()
     session.update(data or {})
     if user_id is not None:
@@ -412,6 +416,257 @@ class StoreContract:
         assert (await store.load(record.key)) in (record, None)
 
 
+class UserStoreContract(StoreContract):
+    """What a :class:`~asgi_sessions.stores.UserStore` must do besides. Inherit from it instead of StoreContract."""
+
+    # ── A log-in ──
+
+    async def test_a_log_in_is_noted(self, store: Any) -> None:
+        record = a_record(owner="alice")
+
+        admission = await store.create(record, note=a_note(record))
+
+        assert (admission.new_device, admission.first, admission.ended) == (True, True, ())
+        assert await lines(store) == [("n", record.id)]
+        assert await store.load(record.key) == record
+        assert await store.index(owner_of("alice")) == {record.id: record.key}
+
+    async def test_a_device_is_new_if_no_log_in_has_one_of_its_marks(self, store: Any) -> None:
+        said = []
+        for marks in (("markmarkm-1",), ("markmarkm-2",), ("markmarkm-3", "markmarkm-1"), ("markmarkm-3",)):
+            record = a_record(owner="alice")
+            admission = await store.create(record, note=a_note(record, marks=marks))
+            said.append((admission.new_device, admission.first))
+
+        assert said == [(True, True), (True, False), (False, False), (False, False)]
+
+    async def test_a_log_in_repeated_by_a_driver_is_noted_once(self, store: Any) -> None:
+        records = [a_record(owner="alice", number=number) for number in range(3)]
+        rules = Rules(limit=2)
+        for record in records:
+            first = await store.create(record, note=a_note(record, rules=rules))
+            again = await store.create(record, note=a_note(record, rules=rules))
+            assert again.new_device == first.new_device
+
+        assert [letter for letter, _ in await lines(store)] == ["i", "l", "i", "n"]
+        assert len(await store.index(owner_of("alice"))) == 2
+
+    async def test_a_log_in_never_overwrites(self, store: Any) -> None:
+        record = a_record(owner="alice")
+        await store.create(record, note=a_note(record))
+
+        with _raises(RecordExists):
+            await store.create(replace(record, body=b"second"), note=a_note(record))
+
+        assert await store.load(record.key) == record
+        assert len(await lines(store)) == 1
+
+    async def test_the_session_idle_for_longest_makes_room(self, store: Any) -> None:
+        rules = Rules(limit=2)
+        records = [
+            replace(a_record(owner="alice", number=n), seen_at=1_800_000_000.0 + at) for n, at in enumerate((9, 3, 6))
+        ]
+        said = [await store.create(record, note=a_note(record, rules=rules)) for record in records]
+
+        assert [admission.ended for admission in said] == [(), (), (records[1].id,)]
+        assert await store.load(records[1].key) is None
+        assert await lines(store) == [
+            ("i", records[2].id),
+            ("l", records[1].id),
+            ("i", records[1].id),
+            ("n", records[0].id),
+        ]
+
+    async def test_a_log_in_can_be_refused(self, store: Any) -> None:
+        rules = Rules(limit=1, refuses=True)
+        first, second = a_record(owner="alice"), a_record(owner="alice")
+        await store.create(first, note=a_note(first, rules=rules))
+
+        with _raises(SessionLimitReached):
+            await store.create(second, note=a_note(second, rules=rules))
+
+        assert await store.load(second.key) is None
+        assert await store.index(owner_of("alice")) == {first.id: first.key}
+        assert len(await lines(store)) == 1
+
+    async def test_of_many_log_ins_at_once_as_many_stay_as_may(self, store: Any) -> None:
+        for rules, outcomes in ((Rules(limit=7), 50), (Rules(limit=7, refuses=True), 0)):
+            records = [a_record(owner="alice", number=number) for number in range(50)]
+            said = await _at_once(*(_outcome(store.create, r, note=a_note(r, rules=rules)) for r in records))
+
+            assert said.count("done") == outcomes
+            assert len(await store.index(owner_of("alice"))) == 7
+
+    # ── Listing ──
+
+    async def test_records_are_those_of_the_user_and_nobody_elses(self, store: Any) -> None:
+        mine = [a_record(owner="alice", number=number) for number in range(3)]
+        for record in (*mine, a_record(owner="bob"), a_record()):
+            await store.create(record)
+
+        found = await store.records(owner_of("alice"), now=NOW, rules=Rules())
+
+        assert sorted(found, key=lambda record: str(record.key)) == sorted(mine, key=lambda record: record.key)
+        assert list(await store.records(owner_of("nobody"), now=NOW, rules=Rules())) == []
+
+    async def test_records_whose_time_is_over_are_removed_and_noted(self, store: Any) -> None:
+        over = a_record(owner="alice")
+        living = replace(a_record(owner="alice"), expires_at=over.expires_at + 1)
+        for record in (over, living):
+            await store.create(record, note=a_note(record))
+
+        found = await store.records(owner_of("alice"), now=over.expires_at, rules=Rules())
+
+        assert list(found) == [living]
+        assert await store.load(over.key) is None
+        assert await store.index(owner_of("alice")) == {living.id: living.key}
+        (newest, *_) = await store.history(owner_of("alice"), now=over.expires_at, rules=Rules())
+        assert newest[:30].decode() == f"{int(over.expires_at // 60) * 60000}t{over.id}"
+
+    async def test_a_record_that_was_touched_elsewhere_is_not_over(self, store: Any) -> None:
+        record = a_record(owner="alice")
+        await store.create(record, note=a_note(record))
+        await store.touch(record.key, seen_at=record.seen_at + 60, expires_at=record.expires_at + 60)
+
+        assert len(await store.records(owner_of("alice"), now=record.expires_at, rules=Rules())) == 1
+
+    async def test_a_renamed_record_is_listed_once(self, store: Any) -> None:
+        record = a_record(owner="alice")
+        await store.create(record)
+        await store.rename(record.key, moved(record), rev=1, alias=an_alias(record))
+
+        assert list(await store.records(owner_of("alice"), now=NOW, rules=Rules())) == [moved(record)]
+
+    # ── Ending ──
+
+    async def test_one_session_is_ended_by_its_id(self, store: Any) -> None:
+        one, other = a_record(owner="alice", number=1), a_record(owner="alice", number=2)
+        for record in (one, other):
+            await store.create(record)
+
+        assert list(await store.end(owner_of("alice"), note=an_end("r"), id=one.id)) == [one.id]
+        assert list(await store.end(owner_of("alice"), note=an_end("r"), id=one.id)) == []
+        assert list(await store.end(owner_of("bob"), note=an_end("r"), id=other.id)) == []
+
+        assert await store.load(one.key) is None
+        assert await store.load(other.key) == other
+        assert await lines(store) == [("r", one.id)]
+
+    async def test_all_sessions_but_one_are_ended(self, store: Any) -> None:
+        records = [a_record(owner="alice", number=number) for number in range(4)]
+        bob = a_record(owner="bob")
+        for record in (*records, bob):
+            await store.create(record)
+
+        ended = await store.end(owner_of("alice"), note=an_end("a"), keep=records[0].id)
+
+        assert sorted(ended) == sorted(record.id for record in records[1:])
+        assert await store.index(owner_of("alice")) == {records[0].id: records[0].key}
+        assert [await store.load(record.key) for record in records[1:]] == [None] * 3
+        assert await store.load(bob.key) == bob
+        assert list(await store.end(owner_of("alice"), note=an_end("a"))) == [records[0].id]
+        assert [letter for letter, _ in await lines(store)] == ["a"] * 4
+
+    async def test_nothing_brings_an_ended_session_back(self, store: Any) -> None:
+        record = a_record(owner="alice")
+        await store.create(record)
+        await store.end(owner_of("alice"), note=an_end("a"))
+
+        with _raises(RecordGone):
+            await store.update(replace(record, rev=2), rev=1)
+        with _raises(RecordGone):
+            await store.rename(record.key, moved(record), rev=1, note=a_note(record))
+        assert await store.touch(record.key, seen_at=record.seen_at + 1, expires_at=record.expires_at + 1) is False
+        assert await store.delete(record.key, note=an_end("o")) is None
+
+        assert list(await store.records(owner_of("alice"), now=NOW, rules=Rules())) == []
+        assert await lines(store) == [("a", record.id)]
+
+    # ── The history ──
+
+    async def test_a_rename_and_a_delete_are_noted_if_they_happen(self, store: Any) -> None:
+        record = a_record(owner="alice")
+        await store.create(record)
+        note = replace(a_note(record), what="g", marks=())
+
+        with _raises(RecordChanged):
+            await store.rename(record.key, moved(record), rev=7, note=note)
+        with _raises(RecordChanged):
+            await store.delete(record.key, rev=7, note=note)
+        await store.rename(record.key, moved(record), rev=1, note=note)
+        await store.rename(record.key, moved(record), rev=1, note=note)
+        await store.delete(moved(record).key, note=replace(note, what="o", facts=bytes(range(256))))
+        await store.delete(moved(record).key, note=replace(note, what="o"))
+
+        assert await lines(store) == [("o", record.id), ("g", record.id)]
+        (newest, _) = await store.history(owner_of("alice"), now=NOW, rules=Rules())
+        assert newest[ENTRY_HEADER:] == bytes(range(256))
+
+    async def test_the_history_is_capped(self, store: Any) -> None:
+        for number in range(8):
+            record = a_record(owner="alice", number=number)
+            await store.create(record, note=a_note(record, rules=Rules(entries=5)))
+
+        assert len(await lines(store)) == 5
+
+    async def test_old_lines_are_dropped_when_new_ones_come(self, store: Any) -> None:
+        for day in range(4):
+            record = a_record(owner="alice", number=day)
+            await store.create(record)
+            note = replace(a_note(record, rules=Rules(keep=2 * 86400.0)), now=NOW + day * 86400.0)
+            await store.delete(record.key, note=replace(note, what="o", marks=()))
+
+        found = [int(text[:13]) / 1000 for text in await store.history(owner_of("alice"), now=NOW, rules=Rules())]
+        # Written on the second day, the third and the fourth: two days ago, to the minute, is not older than two days.
+        assert [at // 86400 for at in found] == [(NOW + day * 86400) // 86400 for day in (3, 2, 1)][: len(found)]
+        assert len(found) in (2, 3)
+
+    async def test_no_history_is_kept_where_none_is_wanted(self, store: Any) -> None:
+        record, rules = a_record(owner="alice"), Rules(entries=0)
+
+        admission = await store.create(record, note=a_note(record, rules=rules))
+        await store.end(owner_of("alice"), note=replace(an_end("a"), rules=rules))
+
+        assert admission.new_device is False
+        assert await lines(store) == []
+
+    # ── To be forgotten ──
+
+    async def test_erase_forgets_the_history_or_everything(self, store: Any) -> None:
+        record, bob = a_record(owner="alice"), a_record(owner="bob")
+        for each in (record, bob):
+            await store.create(each, note=a_note(each))
+
+        assert list(await store.erase(owner_of("alice"), sessions=False)) == []
+        assert await lines(store) == []
+        assert await store.load(record.key) == record
+        assert list(await store.erase(owner_of("alice"), sessions=True)) == [record.id]
+        assert list(await store.erase(owner_of("alice"), sessions=True)) == []
+
+        assert await store.load(record.key) is None
+        assert await store.index(owner_of("alice")) == {}
+        assert await store.load(bob.key) == bob
+        assert len(await store.history(owner_of("bob"), now=NOW, rules=Rules())) == 1
+
+
+NOW = 1_800_000_030.0
+"""Half a minute into the life of :func:`a_record`."""
+
+
+def a_note(record: Record, *, marks: tuple[str, ...] = ("markmarkm-0",), rules: Rules = Rules()) -> Note:  # noqa: B008 - frozen
+    return Note("i", record.seen_at, record.id, rules, marks, b"facts")
+
+
+def an_end(letter: str) -> Note:
+    return Note(letter, NOW, "", Rules())
+
+
+async def lines(store: Any, user_id: str = "alice") -> list[tuple[str, str]]:
+    """What a user's history says, the newest first: the letter and the session's id of each line."""
+    found = await store.history(owner_of(user_id), now=NOW, rules=Rules())
+    return [(text[13:14].decode(), text[14:30].decode()) for text in found]
+
+
 def a_record(*, owner: str | None = None, body: bytes = b"body", number: int = 0) -> Record:
     """A record like those of the manager, for tests of stores. ``owner`` is a user's id."""
     name = None if owner is None else owner_of(owner)
@@ -441,7 +696,7 @@ def an_alias(record: Record) -> Record:
 async def _outcome(method: Any, *args: Any, **kwargs: Any) -> str:
     try:
         await method(*args, **kwargs)
-    except (RecordExists, RecordGone, RecordChanged) as answer:
+    except (RecordExists, RecordGone, RecordChanged, SessionLimitReached) as answer:
         return type(answer).__name__
     return "done"
 

@@ -132,14 +132,14 @@ def log_in_keeps_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def log_in_leaves_the_old_session_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def end(self: object, record: Record) -> Record | None:
+    async def end(self: object, record: Record, reason: str) -> Record | None:
         return record
 
     monkeypatch.setattr(asgi_sessions._manager.Manager, "_end", end)
 
 
 def the_store_deletes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def delete(self: MemoryStore, key: str, *, rev: int | None = None) -> Record | None:
+    async def delete(self: MemoryStore, key: str, *, rev: int | None = None, note: object = None) -> Record | None:
         return await self.load(key)
 
     monkeypatch.setattr(MemoryStore, "delete", delete)

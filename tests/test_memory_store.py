@@ -9,12 +9,12 @@ from msgspec.structs import replace
 
 from asgi_sessions import ConfigurationError, MemoryStore
 from asgi_sessions._token import owner_of
-from asgi_sessions.testing import FakeClock, StoreContract, a_record
+from asgi_sessions.testing import FakeClock, UserStoreContract, a_record
 from tests.support import Browser, app_with, destroy, log_in, put, read
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-class TestMemoryStoreUnderEveryLoop(StoreContract):
+class TestMemoryStoreUnderEveryLoop(UserStoreContract):
     @pytest.fixture
     async def store(self) -> MemoryStore:
         return MemoryStore()

@@ -464,7 +464,7 @@ async def test_the_events_of_a_life(memory: MemoryStore, clock: FakeClock) -> No
         ("session.regenerated", "alice", None),
         ("session.renewed", "alice", None),
         ("session.confirmed", "alice", None),
-        ("session.ended", "alice", "destroyed"),
+        ("session.ended", "alice", "logged_out"),
         ("session.logged_in", "alice", None),
         ("session.ended", "alice", "idle"),
     ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from asgi_sessions.testing import StoreContract
+from asgi_sessions.testing import UserStoreContract
 
 
-class TestEveryStore(StoreContract):
+class TestEveryStore(UserStoreContract):
     """Runs once per store: the fixture ``store`` is parametrized."""

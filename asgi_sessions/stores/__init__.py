@@ -1,5 +1,11 @@
-"""Where records are kept. Each store fulfils :class:`asgi_sessions.stores.Store`, and nothing else knows it."""
+"""Where records are kept. Each store fulfils :class:`asgi_sessions.stores.Store`, and nothing else knows it.
 
-from asgi_sessions._store import Store
+:class:`UserStore` is what it may do besides, so that users can see and end their sessions, and :class:`TellingStore`, so that
+sockets and streams close when their session ends.
+"""
 
-__all__ = ["Store"]
+from asgi_sessions._devices import Admission, Note, Rules
+from asgi_sessions._record import Record
+from asgi_sessions._store import Listening, Store, TellingStore, UserStore
+
+__all__ = ["Admission", "Listening", "Note", "Record", "Rules", "Store", "TellingStore", "UserStore"]

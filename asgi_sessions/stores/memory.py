@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from asgi_sessions._errors import ConfigurationError, RecordChanged, RecordExists, RecordGone
+from asgi_sessions._devices import (
+    ENTRY_HEADER,
+    EXPIRED,
+    LIMIT_LETTER,
+    LOGGED_IN,
+    MARK_CHARS,
+    NEW_DEVICE,
+    Admission,
+    Note,
+    Rules,
+    line,
+    line_of,
+)
+from asgi_sessions._errors import ConfigurationError, RecordChanged, RecordExists, RecordGone, SessionLimitReached
 from asgi_sessions._record import ALIAS_REV, Record
 
 SWEEP_EVERY = 60.0
@@ -33,6 +47,9 @@ class MemoryStore:
         # In the order of their last sign of life: the first is the one idle for longest.
         self._records: OrderedDict[str, Record] = OrderedDict()
         self._index: dict[str, dict[str, str]] = {}
+        self._histories: dict[str, deque[bytes]] = {}  # the newest first
+        self._rules = Rules(0)  # by which expired records are noted: those of the last note
+        self._listeners: set[_Listening] = set()
         self._latest = 0.0
         self._swept_at = 0.0
         # No method awaits, so tasks cannot interleave; threads, each with a loop of its own, could.
@@ -48,15 +65,19 @@ class MemoryStore:
     async def load(self, key: str) -> Record | None:
         return self._records.get(key)
 
-    async def create(self, record: Record) -> None:
+    async def create(self, record: Record, *, note: Note | None = None) -> Admission | None:
         with self._lock:
             there = self._records.get(record.key)
             if there is not None and there != record:
                 raise RecordExists("there is a record under this key already")
+            admission = None
+            if note is not None and record.owner is not None:
+                admission = self._admit(record.owner, note, repeated=there is not None)
             self._put(record)
             self._sweep()
             while len(self._records) > self._max_records:
                 self._drop(next(iter(self._records)))
+            return admission
 
     async def update(self, record: Record, *, rev: int) -> None:
         with self._lock:
@@ -76,7 +97,9 @@ class MemoryStore:
                 self._put(replace(there, seen_at=seen_at, expires_at=expires_at))
             return True
 
-    async def rename(self, key: str, record: Record, *, rev: int, alias: Record | None = None) -> None:
+    async def rename(
+        self, key: str, record: Record, *, rev: int, alias: Record | None = None, note: Note | None = None
+    ) -> None:
         with self._lock:
             there, target = self._records.get(key), self._records.get(record.key)
             if target is not None and _later(record, target) == target and (there is None or there == alias):
@@ -87,22 +110,106 @@ class MemoryStore:
                 raise RecordChanged(there)
             if target is not None:
                 raise RecordExists("there is a record under the new key already")
-            self._drop(key)
+            self._drop(key, moved=True)
             self._put(_later(record, there))
             if alias is not None:
                 self._put(alias)
+            if note is not None and record.owner is not None:
+                self._note(record.owner, line_of(note), note.now, note.rules)
 
-    async def delete(self, key: str, *, rev: int | None = None) -> Record | None:
+    async def delete(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
         with self._lock:
             there = self._records.get(key)
             if there is not None:
                 if rev is not None and there.rev != rev:
                     raise RecordChanged(there)
                 self._drop(key)
+                if note is not None and there.owner is not None:
+                    self._note(there.owner, line_of(note), note.now, note.rules)
             return there
 
     async def index(self, owner: str) -> Mapping[str, str]:
         return dict(self._index.get(owner, ()))
+
+    # ── The sessions of one user ──
+
+    async def records(self, owner: str, *, now: float, rules: Rules) -> Sequence[Record]:
+        with self._lock:
+            self._prune(owner, now, rules)
+            return [self._records[key] for key in self._index.get(owner, {}).values()]
+
+    async def end(self, owner: str, *, note: Note, id: str | None = None, keep: str | None = None) -> Sequence[str]:
+        with self._lock:
+            self._prune(owner, note.now, note.rules)
+            ids = [each for each in self._index.get(owner, {}) if id in (None, each) and each != keep]
+            for each in ids:
+                self._end(owner, each, note.what, note.now, note.rules)
+            return ids
+
+    async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
+        with self._lock:
+            self._prune(owner, now, rules)
+            return list(self._histories.get(owner, ()))
+
+    async def erase(self, owner: str, *, sessions: bool) -> Sequence[str]:
+        with self._lock:
+            self._histories.pop(owner, None)
+            ids = list(self._index.get(owner, ())) if sessions else []
+            for id in ids:
+                self._drop(self._index[owner][id])
+            return ids
+
+    def listen(self, heard: Callable[[str], None], doubt: Callable[[str], None]) -> _Listening:
+        return _Listening(self._listeners, heard)
+
+    def _admit(self, owner: str, note: Note, *, repeated: bool) -> Admission:
+        self._rules = note.rules
+        known = [
+            line[13:14]
+            for line in self._histories.get(owner, ())
+            if line[14 : ENTRY_HEADER - MARK_CHARS] == note.id.encode()
+        ]
+        if repeated:
+            return Admission(NEW_DEVICE.encode() in known)
+        self._prune(owner, note.now, note.rules)
+        sessions = self._index.get(owner, {})
+        surplus = len(sessions) - note.rules.limit + 1 if note.rules.limit else 0
+        if surplus > 0 and note.rules.refuses:
+            raise SessionLimitReached(f"the user has {len(sessions)} sessions already")
+        idle_first = sorted(sessions, key=lambda each: self._records[sessions[each]].seen_at)
+        out = tuple(idle_first[: max(surplus, 0)])
+        for id in out:
+            self._end(owner, id, LIMIT_LETTER, note.now, note.rules)
+        marks = [
+            line[ENTRY_HEADER - MARK_CHARS : ENTRY_HEADER].decode()
+            for line in self._histories.get(owner, ())
+            if line[13:14].decode() in (LOGGED_IN, NEW_DEVICE)
+        ]
+        new = note.what == LOGGED_IN and not any(mark in marks for mark in note.marks)
+        self._note(owner, line_of(replace(note, what=NEW_DEVICE) if new else note), note.now, note.rules)
+        return Admission(new and note.rules.entries > 0, not marks, out)
+
+    def _prune(self, owner: str, now: float, rules: Rules) -> None:
+        for id, key in list(self._index.get(owner, {}).items()):
+            ends_at = self._records[key].expires_at
+            if ends_at <= now:
+                self._drop(key)
+                self._note(owner, line(EXPIRED, ends_at, id), now, rules)
+
+    def _end(self, owner: str, id: str, what: str, now: float, rules: Rules) -> None:
+        self._drop(self._index[owner][id])
+        self._note(owner, line(what, now, id), now, rules)
+
+    def _note(self, owner: str, text: bytes, now: float, rules: Rules) -> None:
+        if not rules.entries:
+            return
+        history = self._histories.setdefault(owner, deque())
+        history.appendleft(text)
+        while len(history) > rules.entries or int(history[-1][:13]) < (now - rules.keep) * 1000:
+            history.pop()
+            if not history:
+                del self._histories[owner]
+                return
 
     async def aclose(self) -> None:
         """Nothing to let go of; the records stay."""
@@ -114,8 +221,11 @@ class MemoryStore:
         if record.owner is not None:
             self._index.setdefault(record.owner, {})[record.id] = record.key
 
-    def _drop(self, key: str) -> None:
+    def _drop(self, key: str, *, moved: bool = False) -> None:
         record = self._records.pop(key)
+        if not moved and record.rev != ALIAS_REV:
+            for listener in tuple(self._listeners):
+                listener.tell(record.id)
         if record.owner is not None:
             entries = self._index.get(record.owner, {})
             if entries.get(record.id) == key:
@@ -127,8 +237,13 @@ class MemoryStore:
         if self._latest - self._swept_at < SWEEP_EVERY:
             return
         self._swept_at = self._latest
-        for key in [key for key, record in self._records.items() if record.expires_at < self._latest]:
+        for key, record in [item for item in self._records.items() if item[1].expires_at < self._latest]:
             self._drop(key)
+            if record.owner is not None:
+                self._note(record.owner, line(EXPIRED, record.expires_at, record.id), self._latest, self._rules)
+        horizon = (self._latest - self._rules.keep) * 1000
+        for owner in [owner for owner, history in self._histories.items() if int(history[0][:13]) < horizon]:
+            del self._histories[owner]
 
 
 def _later(record: Record, there: Record) -> Record:
@@ -138,3 +253,34 @@ def _later(record: Record, there: Record) -> Record:
     return replace(
         record, seen_at=max(record.seen_at, there.seen_at), expires_at=max(record.expires_at, there.expires_at)
     )
+
+
+class _Listening:
+    """Ends as they happen, told in the event loop that listens."""
+
+    is_live = True
+
+    def __init__(self, listeners: set[_Listening], heard: Callable[[str], None]) -> None:
+        self._listeners = listeners
+        self._heard = heard
+        self._thread = threading.get_ident()
+        try:
+            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:  # trio, or no loop at all
+            self._loop = None
+        listeners.add(self)
+
+    def tell(self, id: str) -> None:
+        if threading.get_ident() == self._thread:
+            self._heard(id)
+        elif self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._heard, id)
+
+    def add(self, place: str) -> None:
+        """All places are told of."""
+
+    def remove(self, place: str) -> None:
+        """All places are told of."""
+
+    async def aclose(self) -> None:
+        self._listeners.discard(self)

@@ -3,7 +3,9 @@
 What lies in the server, for operators (``docs/stores.md`` has the ACL and how to read a record)::
 
     asgi-sessions:{Zk3}:s:q0T4…    string   one record; legible header, then the body
-    asgi-sessions:{Zk3}:u:Xb1q…    hash     the index of one user: session id → the end of the record's key
+    asgi-sessions:{Zk3}:u:Xb1q…    hash     the index of one user: session id → the end of the record's key, and when it ends
+    asgi-sessions:{Zk3}:h:Xb1q…    list     the history of one user, the newest first
+    asgi-sessions:{Zk3}:e          channel  the ids of sessions as they end
 
 ``{Zk3}`` is the place. All records of one user share it, and with it a slot of a Redis Cluster. Every key carries a TTL, which is
 housekeeping only: when a session ends is judged by the app's clock.
@@ -15,15 +17,17 @@ import inspect
 import math
 import re
 import warnings
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Self
 
+from asgi_sessions._devices import Admission, Note, Rules, line_of
 from asgi_sessions._errors import (
     ConfigurationError,
     RecordChanged,
     RecordDamaged,
     RecordExists,
     RecordGone,
+    SessionLimitReached,
     SessionWarning,
     StoreError,
 )
@@ -38,8 +42,21 @@ from asgi_sessions.stores.redis._client import (
     run,
     unanswered,
 )
+from asgi_sessions.stores.redis._ear import Ear
 from asgi_sessions.stores.redis._link import ConnectionLost
-from asgi_sessions.stores.redis._scripts import CREATE, DELETE, INDEX, RENAME, TOUCH, UPDATE
+from asgi_sessions.stores.redis._scripts import (
+    ADMIT,
+    CREATE,
+    DELETE,
+    END,
+    ERASE,
+    HISTORY,
+    INDEX,
+    RECORDS,
+    RENAME,
+    TOUCH,
+    UPDATE,
+)
 
 TTL_MARGIN = 60.0
 """Seconds for which the server keeps a record beyond its end, so that it is the app's clock that ends it."""
@@ -145,22 +162,33 @@ class RedisStore:
             raise unanswered(error) from error
         return unpack(key, _bytes(reply)) if reply else None
 
-    async def create(self, record: Record) -> None:
+    async def create(self, record: Record, *, note: Note | None = None) -> Admission | None:
         if not self._policy_known:
             await self._look_at_policy()
         key = record.key
         value = pack(record)
+        script, more = CREATE, tuple[str | bytes | int, ...]()
+        if note is not None and record.owner is not None:
+            script = ADMIT
+            limit, refuses = note.rules.limit, int(note.rules.refuses)
+            more = (_rules(note.now, note.rules), line_of(note), "".join(note.marks), limit, refuses)
         done = await run(
             self._for(value),
-            CREATE,
+            script,
             (self._name(key),),
             value,
             _ttl(record.seen_at, record.expires_at),
             self._stem(key),
             _suffix(key),
+            *more,
         )
         if done == 0:
             raise RecordExists("there is a record under this key already")
+        if not isinstance(done, list):
+            if done < 0:
+                raise SessionLimitReached(f"the user has {-done} sessions already")
+            return None
+        return Admission(bool(done[0]), bool(done[1]), tuple(_texts(done[2:])))
 
     async def update(self, record: Record, *, rev: int) -> None:
         key = record.key
@@ -172,7 +200,9 @@ class RedisStore:
         clocks, ttl = pack_clocks(seen_at, expires_at), _ttl(seen_at, expires_at)
         return bool(await run(self._client, TOUCH, (self._name(key),), clocks, ttl, self._stem(key)))
 
-    async def rename(self, key: str, record: Record, *, rev: int, alias: Record | None = None) -> None:
+    async def rename(
+        self, key: str, record: Record, *, rev: int, alias: Record | None = None, note: Note | None = None
+    ) -> None:
         value = pack(record)
         answer = await run(
             self._for(value),
@@ -188,14 +218,16 @@ class RedisStore:
             _suffix(record.key),
             b"" if alias is None else pack(alias),
             0 if alias is None else _ttl(alias.seen_at, alias.expires_at),
+            *_noted(note),
         )
         if answer == -1:
             raise RecordExists("there is a record under the new key already")
         _raise_unless_done(answer, key)
 
-    async def delete(self, key: str, *, rev: int | None = None) -> Record | None:
+    async def delete(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
         expected = "" if rev is None else pack_rev(rev)
-        answer = await run(self._client, DELETE, (self._name(key),), expected, self._stem(key), _suffix(key))
+        args = (expected, self._stem(key), _suffix(key), *_noted(note))
+        answer = await run(self._client, DELETE, (self._name(key),), *args)
         if isinstance(answer, list):
             raise RecordChanged(unpack(key, _bytes(answer[0])))
         try:
@@ -205,9 +237,38 @@ class RedisStore:
 
     async def index(self, owner: str) -> Mapping[str, str]:
         place = place_of(owner)
-        flat = await run(self._client, INDEX, (f"{self._stem(owner)}u:{owner}",), self._stem(owner))
-        texts = [_bytes(item).decode("ascii") for item in flat]
+        texts = _texts(await run(self._client, INDEX, (self._index(owner),), self._stem(owner)))
         return {id: place + suffix for id, suffix in zip(texts[::2], texts[1::2], strict=True)}
+
+    # ── The sessions of one user ──
+
+    async def records(self, owner: str, *, now: float, rules: Rules) -> Sequence[Record]:
+        place = place_of(owner)
+        flat = await run(self._bulk, RECORDS, (self._index(owner),), self._stem(owner), _rules(now, rules))
+        found: list[Record] = []
+        for suffix, data in zip(_texts(flat[::2]), flat[1::2], strict=True):
+            try:
+                found.append(unpack(place + suffix, _bytes(data)))
+            except RecordDamaged:
+                continue  # cannot be shown, but ended
+        return found
+
+    async def end(self, owner: str, *, note: Note, id: str | None = None, keep: str | None = None) -> Sequence[str]:
+        rules = _rules(note.now, note.rules)
+        args = (self._stem(owner), rules, note.what, id or "", keep or "")
+        return _texts(await run(self._client, END, (self._index(owner),), *args))
+
+    async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
+        lines = await run(self._bulk, HISTORY, (self._index(owner),), self._stem(owner), _rules(now, rules))
+        return [_bytes(line) for line in lines]
+
+    async def erase(self, owner: str, *, sessions: bool) -> Sequence[str]:
+        return _texts(await run(self._client, ERASE, (self._index(owner),), self._stem(owner), int(sessions)))
+
+    def listen(self, heard: Callable[[str], None], doubt: Callable[[str], None]) -> Ear | _Deaf:
+        """See :class:`~asgi_sessions._store.TellingStore`."""
+        connect = self._client.connector()
+        return _Deaf() if connect is None else Ear(connect, self._stem, heard, doubt)
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -218,6 +279,9 @@ class RedisStore:
 
     def _stem(self, key: str) -> str:
         return f"{self._prefix}:{{{key[:PLACE_CHARS]}}}:"
+
+    def _index(self, owner: str) -> str:
+        return f"{self._stem(owner)}u:{owner}"
 
     def _name(self, key: str) -> str:
         return f"{self._prefix}:{{{key[:PLACE_CHARS]}}}:s:{key[PLACE_CHARS:]}"
@@ -245,6 +309,21 @@ class RedisStore:
         )
 
 
+class _Deaf:
+    """For clients that cannot give us a connection to listen on."""
+
+    is_live = False
+
+    def add(self, place: str) -> None:
+        """Nothing is heard."""
+
+    def remove(self, place: str) -> None:
+        """Nothing is heard."""
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
 def _policy_in(info: Any) -> str | None:
     if isinstance(info, dict):
         policy = info.get("maxmemory_policy")
@@ -263,6 +342,22 @@ def _suffix(key: str) -> str:
 def _ttl(seen_at: float, expires_at: float) -> int:
     """Milliseconds. A difference, not a date: the server's clock need not agree with ours."""
     return math.ceil((max(expires_at - seen_at, 0.0) + TTL_MARGIN) * 1000)
+
+
+def _rules(now: float, rules: Rules) -> str:
+    """Milliseconds: now; entries; how long they are kept, and since when. For the scripts."""
+    at, keep = round(now * 1000), round(rules.keep * 1000)
+    return f"{max(at, 0)} {rules.entries} {keep} {max(at - keep, 0)}"
+
+
+def _noted(note: Note | None) -> tuple[str | bytes, str | bytes]:
+    return ("", "") if note is None else (_rules(note.now, note.rules), line_of(note))
+
+
+def _texts(answer: Any) -> list[str]:
+    if not isinstance(answer, list):
+        raise StoreError(f"Redis answered with a {type(answer).__name__} where a list was due")
+    return [_bytes(item).decode("ascii", "replace") for item in answer]
 
 
 def _bytes(answer: Any) -> bytes:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import random
 import weakref
+from collections.abc import Callable
 from threading import get_ident
 from typing import Any
 
@@ -125,6 +126,10 @@ class OwnClient:
             return checked(await link.ask(command))
         except UNANSWERED as error:
             raise unanswered(error) from error
+
+    def connector(self) -> Callable[[], AbstractConnection]:
+        """Makes connections for the :class:`Ear`."""
+        return lambda: new_connection(self._pool)
 
     def _line(self) -> Line:
         loop = asyncio.get_running_loop()
@@ -250,6 +255,11 @@ class GivenClient:
             raise unanswered(error) from error
 
     again = call
+
+    def connector(self) -> Callable[[], AbstractConnection] | None:
+        """As of :class:`OwnClient`; ``None`` for clients that have more than one server behind them."""
+        pool = getattr(self._client, "connection_pool", None)
+        return None if pool is None else lambda: new_connection(pool)
 
     async def aclose(self) -> None:
         """Not ours to close."""

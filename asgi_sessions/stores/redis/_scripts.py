@@ -2,7 +2,10 @@
 
 Positions are those of ``asgi_sessions._record.pack``, counted from 1 as Lua does: version 1, seen_at 2–14, expires_at 15–27,
 rev 28–35, id 36–51, owner 52–73. ``stem`` is ``prefix:{place}:``; every key that a script touches begins with it and so lies
-in one slot, also the index, whose name the script reads out of the record itself.
+in one slot, also the index and the history, whose names the script reads out of the record itself. A value in the index is the
+end of a key (43 characters) and the record's ``expires_at`` (13 digits).
+
+``rules`` is what is to be written into the history and how: now, entries, keep, horizon (milliseconds; see ``_rules``).
 
 Every script may be sent twice: where the effect is there already, it says so again and does nothing.
 """
@@ -28,27 +31,87 @@ local function index_of(record, stem)
   local owner = string.sub(record, 52, 73)
   if #owner == 22 and string.sub(owner, 1, 1) ~= '.' then return stem .. 'u:' .. owner end
 end
+local function history_of(index) return (string.gsub(index, ':u:([^:]*)$', ':h:%1')) end
 local function keep(index, ttl)
   if redis.call('PTTL', index) < tonumber(ttl) then redis.call('PEXPIRE', index, ttl) end
 end
+local function enter(index, id, suffix, expires) redis.call('HSET', index, id, suffix .. expires) end
 local function living(entries, index, stem)
   local alive = {}
   for i = 1, #entries, 2 do
-    if redis.call('EXISTS', stem .. 's:' .. entries[i + 1]) == 1 then
+    local suffix = string.sub(entries[i + 1], 1, 43)
+    if redis.call('EXISTS', stem .. 's:' .. suffix) == 1 then
       alive[#alive + 1] = entries[i]
-      alive[#alive + 1] = entries[i + 1]
+      alive[#alive + 1] = suffix
     else
       redis.call('HDEL', index, entries[i])
     end
   end
   return alive
 end
+-- Somebody may listen: sharded where the server can, else to everybody. An ACL may forbid it; the record is gone all the same.
+local function announce(stem, id)
+  local reply = redis.pcall('SPUBLISH', stem .. 'e', id)
+  if type(reply) == 'table' and reply.err then redis.pcall('PUBLISH', stem .. 'e', id) end
+end
+local function line(what, ms, id) return string.format('%013.0f', ms - ms % 60000) .. what .. id .. '...........' end
 local function clock(record, from, to) return tonumber(string.sub(record, from, to)) or 0 end
 local function later(record, there)
   local seen, expires = string.sub(record, 2, 14), string.sub(record, 15, 27)
   if clock(there, 2, 14) > tonumber(seen) then seen = string.sub(there, 2, 14) end
   if clock(there, 15, 27) > tonumber(expires) then expires = string.sub(there, 15, 27) end
   return '1' .. seen .. expires .. string.sub(record, 28)
+end
+local function note(index, text, rules)
+  if rules.entries == 0 then return end
+  local history = history_of(index)
+  redis.call('LPUSH', history, text)
+  redis.call('LTRIM', history, 0, rules.entries - 1)
+  for i = 1, rules.entries do
+    local oldest = redis.call('LINDEX', history, -1)
+    if not oldest or clock(oldest, 1, 13) >= rules.horizon then break end
+    redis.call('RPOP', history)
+  end
+  redis.call('PEXPIRE', history, rules.keep)
+end
+local function rules_in(text)
+  local now, entries, keep, horizon = string.match(text, '^(%d+) (%d+) (%d+) (%d+)$')
+  return {now = tonumber(now), entries = tonumber(entries), keep = keep, horizon = tonumber(horizon)}
+end
+local function head_of(name)
+  local head = redis.pcall('GETRANGE', name, 0, 72)
+  return type(head) == 'string' and head or ''
+end
+-- What is alive by the app's clock: {seen, id, suffix} each. The rest is removed, and the history says when it ended.
+-- Of an index that may be of any size a part will do: it is dropped faster than a log-in can add to it.
+local function prune(index, stem, rules, some)
+  local alive = {}
+  local entries = some and redis.call('HRANDFIELD', index, 64, 'WITHVALUES') or redis.call('HGETALL', index)
+  for i = 1, #entries, 2 do
+    local id, suffix = entries[i], string.sub(entries[i + 1], 1, 43)
+    local name = stem .. 's:' .. suffix
+    local head = head_of(name)
+    local is_its = head ~= '' and string.sub(head, 36, 51) == id and index_of(head, stem) == index
+    if is_its and clock(head, 15, 27) > rules.now then
+      alive[#alive + 1] = {clock(head, 2, 14), id, suffix}
+    else
+      local ended = clock(entries[i + 1], 44, 56)
+      if is_its then
+        ended = clock(head, 15, 27)
+        redis.call('DEL', name)
+        announce(stem, id)
+      end
+      redis.call('HDEL', index, id)
+      if ended > 0 then note(index, line('t', math.min(ended, rules.now), id), rules) end
+    end
+  end
+  return alive
+end
+local function finish(index, stem, one, what, rules)
+  redis.call('DEL', stem .. 's:' .. one[3])
+  redis.call('HDEL', index, one[2])
+  note(index, line(what, rules.now, one[2]), rules)
+  announce(stem, one[2])
 end
 local function same(one, other) return one and string.sub(one, 28) == string.sub(other, 28) end
 """
@@ -61,12 +124,48 @@ if there then return there == ARGV[1] and 1 or 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local index = index_of(ARGV[1], ARGV[3])
 if index then
-  -- All of a small index, a part of one that has grown large: that is dropped faster than a log-in can add to it.
   living(redis.call('HRANDFIELD', index, 64, 'WITHVALUES'), index, ARGV[3])
-  redis.call('HSET', index, string.sub(ARGV[1], 36, 51), ARGV[4])
+  enter(index, string.sub(ARGV[1], 36, 51), ARGV[4], string.sub(ARGV[1], 15, 27))
   keep(index, ARGV[2])
 end
 return 1
+"""
+)
+
+ADMIT = Script(
+    """
+-- KEYS: record.  ARGV: value, ttl, stem, suffix, rules, line, marks, limit, refuses.
+-- 0: another one is there;  a number below 0: refused, so many sessions are there;
+-- a list: is the device new, is the history without any log-in, and the ids of those who had to make room.
+local there = redis.call('GET', KEYS[1])
+if there and there ~= ARGV[1] then return 0 end
+local index, rules, limit = index_of(ARGV[1], ARGV[3]), rules_in(ARGV[5]), tonumber(ARGV[8])
+local id, log_ins, known = string.sub(ARGV[1], 36, 51), 0, false
+for _, each in ipairs(redis.call('LRANGE', history_of(index), 0, -1)) do
+  local what = string.sub(each, 14, 14)
+  if what == 'i' or what == 'n' then
+    if there and string.sub(each, 15, 30) == id then return {what == 'n' and 1 or 0, 0} end
+    log_ins = log_ins + 1
+    local mark = string.sub(each, 31, 41)
+    for wanted in string.gmatch(ARGV[7], '...........') do known = known or wanted == mark end
+  end
+end
+if there then return {0, 0} end
+local alive, out = prune(index, ARGV[3], rules, limit == 0), {}
+if limit > 0 and #alive >= limit then
+  if ARGV[9] == '1' then return -#alive end
+  table.sort(alive, function(one, other) return one[1] < other[1] end)
+  for i = 1, #alive - limit + 1 do
+    finish(index, ARGV[3], alive[i], 'l', rules)
+    out[i] = alive[i][2]
+  end
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+enter(index, id, ARGV[4], string.sub(ARGV[1], 15, 27))
+keep(index, math.max(tonumber(ARGV[2]), rules.entries > 0 and tonumber(rules.keep) or 0))
+local new = rules.entries > 0 and not known and string.sub(ARGV[6], 14, 14) == 'i'
+note(index, new and string.sub(ARGV[6], 1, 13) .. 'n' .. string.sub(ARGV[6], 15) or ARGV[6], rules)
+return {new and 1 or 0, log_ins == 0 and 1 or 0, unpack(out)}
 """
 )
 
@@ -80,9 +179,13 @@ if string.sub(head, 28, 35) ~= ARGV[4] then
   if same(there, ARGV[1]) then return 1 end
   return there
 end
-redis.call('SET', KEYS[1], later(ARGV[1], head), 'PX', ARGV[2])
-local index = index_of(ARGV[1], ARGV[3])
-if index then keep(index, ARGV[2]) end
+local value = later(ARGV[1], head)
+redis.call('SET', KEYS[1], value, 'PX', ARGV[2])
+local index, expires = index_of(value, ARGV[3]), string.sub(value, 15, 27)
+if index and expires ~= string.sub(head, 15, 27) then
+  enter(index, string.sub(value, 36, 51), string.sub(KEYS[1], -43), expires)
+  keep(index, ARGV[2])
+end
 return 1
 """
 )
@@ -96,7 +199,10 @@ if clock(ARGV[1], 1, 13) > clock(head, 2, 14) then
   redis.call('SETRANGE', KEYS[1], 1, ARGV[1])
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
   local index = index_of(head, ARGV[3])
-  if index then keep(index, ARGV[2]) end
+  if index then
+    enter(index, string.sub(head, 36, 51), string.sub(KEYS[1], -43), string.sub(ARGV[1], 14, 26))
+    keep(index, ARGV[2])
+  end
 end
 return 1
 """
@@ -104,19 +210,21 @@ return 1
 
 RENAME = Script(
     """
--- KEYS: old, new.  ARGV: value, ttl, stem, rev, suffix of the new, alias or '', ttl of the alias.
+-- KEYS: old, new.  ARGV: value, ttl, stem, rev, suffix of the new, alias or '', ttl of the alias, rules or '', line.
 -- 1: done;  0: the old is gone;  -1: there is another one under the new key;  a string: the old as it is, having changed.
 local there, target = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
 if same(target, ARGV[1]) and (not there or there == ARGV[6]) then return 1 end
 if not there then return 0 end
 if string.sub(there, 28, 35) ~= ARGV[4] then return there end
 if target then return -1 end
-redis.call('SET', KEYS[2], later(ARGV[1], there), 'PX', ARGV[2])
+local value = later(ARGV[1], there)
+redis.call('SET', KEYS[2], value, 'PX', ARGV[2])
 if ARGV[6] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[6], 'PX', ARGV[7]) end
 local index = index_of(ARGV[1], ARGV[3])
 if index then
-  redis.call('HSET', index, string.sub(ARGV[1], 36, 51), ARGV[5])
+  enter(index, string.sub(value, 36, 51), ARGV[5], string.sub(value, 15, 27))
   keep(index, ARGV[2])
+  if ARGV[8] ~= '' then note(index, ARGV[9], rules_in(ARGV[8])) end
 end
 return 1
 """
@@ -124,16 +232,19 @@ return 1
 
 DELETE = Script(
     """
--- KEYS: record.  ARGV: rev or '', stem, suffix.  nothing: not there;  a string: what was there;  a list: what is there, changed.
+-- KEYS: record.  ARGV: rev or '', stem, suffix, rules or '', line.
+-- nothing: not there;  a string: what was there;  a list: what is there, changed.
 local there = redis.call('GET', KEYS[1])
 if not there then return false end
 if ARGV[1] ~= '' and string.sub(there, 28, 35) ~= ARGV[1] then return {there} end
 redis.call('DEL', KEYS[1])
-local index = index_of(there, ARGV[2])
+local index, id = index_of(there, ARGV[2]), string.sub(there, 36, 51)
 if index then
-  local id = string.sub(there, 36, 51)
-  if redis.call('HGET', index, id) == ARGV[3] then redis.call('HDEL', index, id) end
+  local entry = redis.call('HGET', index, id)
+  if entry and string.sub(entry, 1, 43) == ARGV[3] then redis.call('HDEL', index, id) end
+  if ARGV[4] ~= '' then note(index, ARGV[5], rules_in(ARGV[4])) end
 end
+if string.sub(there, 28, 35) ~= '00000000' then announce(ARGV[2], id) end
 return there
 """
 )
@@ -142,5 +253,60 @@ INDEX = Script(
     """
 -- KEYS: index.  ARGV: stem.  ids and suffixes in turn, of records that are there.
 return living(redis.call('HGETALL', KEYS[1]), KEYS[1], ARGV[1])
+"""
+)
+
+RECORDS = Script(
+    """
+-- KEYS: index.  ARGV: stem, rules.  suffixes and records in turn.
+local found = {}
+for _, one in ipairs(prune(KEYS[1], ARGV[1], rules_in(ARGV[2]))) do
+  found[#found + 1] = one[3]
+  found[#found + 1] = redis.call('GET', ARGV[1] .. 's:' .. one[3])
+end
+return found
+"""
+)
+
+END = Script(
+    """
+-- KEYS: index.  ARGV: stem, rules, letter, id or '', id to keep or ''.  the ids that ended.
+local rules, out = rules_in(ARGV[2]), {}
+for _, one in ipairs(prune(KEYS[1], ARGV[1], rules)) do
+  if (ARGV[4] == '' or ARGV[4] == one[2]) and ARGV[5] ~= one[2] then
+    finish(KEYS[1], ARGV[1], one, ARGV[3], rules)
+    out[#out + 1] = one[2]
+  end
+end
+return out
+"""
+)
+
+HISTORY = Script(
+    """
+-- KEYS: index.  ARGV: stem, rules.  the lines, the newest first.
+prune(KEYS[1], ARGV[1], rules_in(ARGV[2]))
+return redis.call('LRANGE', history_of(KEYS[1]), 0, -1)
+"""
+)
+
+ERASE = Script(
+    """
+-- KEYS: index.  ARGV: stem, '1' to end the sessions as well.  the ids that ended.
+local out = {}
+redis.call('DEL', history_of(KEYS[1]))
+if ARGV[2] ~= '1' then return out end
+local entries = redis.call('HGETALL', KEYS[1])
+for i = 1, #entries, 2 do
+  local name = ARGV[1] .. 's:' .. string.sub(entries[i + 1], 1, 43)
+  local head = head_of(name)
+  if string.sub(head, 36, 51) == entries[i] and index_of(head, ARGV[1]) == KEYS[1] then
+    redis.call('DEL', name)
+    announce(ARGV[1], entries[i])
+    out[#out + 1] = entries[i]
+  end
+end
+redis.call('DEL', KEYS[1])
+return out
 """
 )

@@ -1,0 +1,150 @@
+"""Hearing of ends: one connection per event loop that is subscribed to the places somebody watches.
+
+Sharded channels (SSUBSCRIBE, Redis and Valkey from 7.0 on) where the server has them: on a cluster such a message stays on the
+node of its slot. Elsewhere plain ones. A message holds the id of a session and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
+
+logger = logging.getLogger("asgi_sessions")
+
+HEARTBEAT: Final = 5.0
+"""Seconds of silence after which the server is asked whether it is there; after twice as many it is not."""
+
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 5.0
+"""Seconds between two attempts to subscribe: doubled each time, with jitter. Watched sessions are rechecked meanwhile."""
+
+Connect = Callable[[], AbstractConnection]
+
+
+class Ear:
+    """Calls ``heard(id)`` for each end, and ``doubt(place)`` when ends in a place are heard of from now on."""
+
+    def __init__(
+        self, connect: Connect, stem: Callable[[str], str], heard: Callable[[str], None], doubt: Callable[[str], None]
+    ) -> None:
+        self._connect = connect
+        self._stem = stem
+        self._heard = heard
+        self._doubt = doubt
+        self._places: Counter[str] = Counter()
+        self._asked: dict[bytes, str] = {}  # channels that were subscribed to, and their places
+        self._waiting: set[str] = set()  # places for which the server has not said yes yet
+        self._sharded = True
+        self._writer: asyncio.StreamWriter | None = None
+        self._task = asyncio.ensure_future(self._run())
+
+    @property
+    def is_live(self) -> bool:
+        return self._writer is not None and not self._waiting
+
+    def add(self, place: str) -> None:
+        self._places[place] += 1
+        if self._places[place] == 1:
+            self._waiting.add(place)
+            self._say("SUBSCRIBE", place)
+
+    def remove(self, place: str) -> None:
+        self._places[place] -= 1
+        if self._places[place] <= 0:
+            del self._places[place]
+            self._waiting.discard(place)
+            self._asked.pop(self._channel(place), None)
+            self._say("UNSUBSCRIBE", place)
+
+    async def aclose(self) -> None:
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+    def _channel(self, place: str) -> bytes:
+        return f"{self._stem(place)}e".encode()
+
+    def _say(self, verb: str, place: str) -> None:
+        if self._writer is None:
+            return
+        channel = self._channel(place)
+        if verb == "SUBSCRIBE":
+            self._asked[channel] = place
+        command: Any = (f"S{verb}" if self._sharded else verb, channel)
+        self._writer.write(hiredis.pack_command(command))
+
+    async def _run(self) -> None:
+        pause = 0.0
+        while True:
+            try:
+                await self._listen()
+                pause = 0.0
+            except (RedisError, OSError, TimeoutError, hiredis.HiredisError) as error:
+                if pause == 0.0:
+                    logger.warning("store.deaf: ends of sessions are not heard of (%s)", type(error).__name__)
+                pause = min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing
+
+    async def _listen(self) -> None:
+        """One connection, from its beginning to its end."""
+        connection: Any = self._connect()
+        try:
+            await connection.connect()
+            # As in _link.py: two private names of redis-py, pinned by tests.
+            reader, writer = connection._reader, connection._writer
+            if reader is None or writer is None:
+                raise RedisError("the connection was closed while it was being opened")
+            self._writer = writer
+            self._waiting = set(self._places)
+            self._asked.clear()
+            for place in self._places:
+                self._say("SUBSCRIBE", place)
+            await self._hear(reader, writer)
+        finally:
+            self._writer = None
+            await connection.disconnect(nowait=True)
+
+    async def _hear(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        parser, silent = hiredis.Reader(notEnoughData=None), False
+        while True:
+            try:
+                async with asyncio.timeout(HEARTBEAT):
+                    data = await reader.read(65536)
+            except TimeoutError:
+                if silent:
+                    raise
+                silent = True
+                writer.write(hiredis.pack_command(("PING",)))
+                continue
+            if not data:
+                raise RedisError("the server closed the connection")
+            silent = False
+            parser.feed(data)
+            while (message := parser.gets()) is not None:
+                self._take(message)
+
+    def _take(self, message: Any) -> None:
+        if isinstance(message, hiredis.ReplyError):
+            if self._sharded and "unknown command" in str(message).lower():
+                self._sharded = False  # Redis 6.2
+                for place in tuple(self._places):
+                    self._say("SUBSCRIBE", place)
+                return
+            raise RedisError("the server refuses a subscription")
+        if not isinstance(message, list) or len(message) != 3:
+            return  # the answer to a PING
+        kind, channel, content = message
+        if kind in (b"smessage", b"message") and isinstance(content, bytes):
+            self._heard(content.decode("ascii", "replace"))
+        elif kind in (b"ssubscribe", b"subscribe") and channel in self._asked:
+            self._waiting.discard(self._asked[channel])
+            self._doubt(self._asked[channel])
+        elif kind == b"sunsubscribe" and channel in self._asked:
+            raise RedisError("the server ended a subscription: its slot has moved")
