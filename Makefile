@@ -4,13 +4,20 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-lowest lint bench clean
+.PHONY: demo test browser test-lowest lint bench clean
 
 demo: .venv/ready
 	$(BIN)/python -m asgi_sessions demo
 
-test: .venv/ready
+test: .venv/ready browser
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# A real browser for tests/browser: Debian's, installed where it is missing and may be. Elsewhere those tests are skipped.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; } \
+	|| echo "no chromium and no way to install it: the tests in a browser will be skipped"
 
 # redis-py's private names that we use are pinned by tests; here on the oldest version that we allow.
 test-lowest: .venv-lowest/ready

@@ -56,8 +56,8 @@ def test_in_memory_all_is_as_the_tour_announces() -> None:
     tour = run("-m", "asgi_sessions", "demo", "--tour")
 
     assert (tour.returncode, tour.stderr) == (0, "")
-    assert re.search(r"^All 4\d things were as announced\.$", tour.stdout, re.MULTILINE)
-    assert re.findall(r"^(\d)\. ", tour.stdout, re.MULTILINE) == list("123456")
+    assert re.search(r"^All 6\d things were as announced\.$", tour.stdout, re.MULTILINE)
+    assert re.findall(r"^(\d)\. ", tour.stdout, re.MULTILINE) == list("123456789")
     assert "Sessions are kept in memory" in tour.stdout
 
 

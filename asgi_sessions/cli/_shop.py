@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from html import escape
 from typing import Any
 from urllib.parse import parse_qs
@@ -18,10 +18,11 @@ import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
 
-from asgi_sessions import CookieConfig, Event, Session, SessionMiddleware
+from asgi_sessions import CookieConfig, Event, Session, SessionMiddleware, UserSessions
+from asgi_sessions.page import SessionsPage
 from asgi_sessions.stores import Store
 
 
@@ -44,7 +45,12 @@ GOODS: Mapping[str, Good] = {
 USERS: Mapping[str, str] = {"ada": "Ada", "grace": "Grace", "alan": "Alan"}
 PASSWORDS = ("teapot", "kettle", "samovar")
 THEMES: Mapping[str, str] = {"paper": "Paper", "night": "Night"}
-PLACES: Mapping[str, str] = {"shelf": "/", "basket": "/basket", "account": "/account"}
+PLACES: Mapping[str, str] = {
+    "shelf": "/",
+    "basket": "/basket",
+    "account": "/account",
+    "sessions": "/account/sessions/",
+}
 """Where a form may lead back to. A name, never a URL: so nobody can make it lead to another site."""
 
 MAX_BODY = 4096
@@ -83,6 +89,8 @@ def create_shop(
         Route("/basket", basket),
         Route("/login", log_in_page),
         Route("/account", account),
+        Mount("/account/sessions", SessionsPage(UserSessions(store), log_in_url="/login?next=sessions")),
+        Route("/account/clock", clock),
         Route("/session.json", raw_session),
         _post("/basket/add", add),
         _post("/basket/remove", remove),
@@ -162,8 +170,22 @@ async def account(request: Request) -> Response:
 <dt>Ends, if nothing more is heard</dt><dd>{_time(session.expires_at)}</dd>
 <dt>Session id</dt><dd><code>{escape(session.id)}</code></dd></dl>
 <p class="hint">The id is public: fit for logs and listings, useless for logging in. The secret is the cookie's token.</p>
+<p><a href="/account/sessions/">Where you are logged in</a></p>
 {_button("/logout", "Log out")}"""
     return _page(session, "Your account", body, here="account", headers={"cache-control": "no-store"})
+
+
+async def clock(request: Request) -> Response:
+    """The time, over and over (Server-Sent Events), for as long as the session lasts."""
+    if session_of(request).user_id is None:
+        raise HTTPException(401, "Log in first.")
+
+    async def ticks() -> AsyncIterator[str]:
+        while True:
+            yield f"data: {datetime.now(UTC):%H:%M:%S}\n\n"
+            await anyio.sleep(1)
+
+    return StreamingResponse(ticks(), media_type="text/event-stream")
 
 
 async def raw_session(request: Request) -> Response:

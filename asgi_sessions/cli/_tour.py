@@ -19,7 +19,7 @@ from typing import Any, Self, cast
 import httpx
 from redis.asyncio import Redis
 
-from asgi_sessions import CookieConfig, StoreError
+from asgi_sessions import CookieConfig, StoreError, UserSessions
 from asgi_sessions._errors import RecordChanged
 from asgi_sessions._record import Record
 from asgi_sessions.cli._serve import certificate, listen, open_store, serving, url_of
@@ -32,6 +32,11 @@ TIME_LIMIT = 20.0
 _COOKIE = CookieConfig()  # the default one, as in production
 _ATTRIBUTES = {"Path=/", "Secure", "HttpOnly", "SameSite=Lax"}
 _SHOWN = ("set-cookie", "location", "vary", "cache-control")
+_LAPTOP = "Mozilla/5.0 (X11; Linux x86_64; rv:133.0) Gecko/20100101 Firefox/133.0"
+_PHONE = (
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
+    "Version/18.1 Mobile/15E148 Safari/604.1"
+)
 _CONFLICT = "update (changed meanwhile)"
 
 
@@ -92,6 +97,10 @@ class Tour:
             await self._parallel_writes(visitor)
             await self._read(visitor)
             await self._log_out(visitor, thief)
+        async with self._visitor("laptop", _LAPTOP) as laptop, self._visitor("phone", _PHONE) as phone:
+            await self._two_devices(laptop, phone)
+            await self._revoke(laptop, phone)
+            await self._log_out_everywhere(laptop, phone)
         return self._things
 
     # ── The life of a session ──
@@ -187,7 +196,67 @@ class Tour:
         self._check("the jar is empty", _cut(visitor.token), None)
         self._say("Somebody kept the token, and presents it now.")
         await self._check_dead(thief, before)
+        self._check("nothing of this session is left in the store", await self._store.left(), 0)
+
+    # ── Every device of a user ──
+
+    async def _two_devices(self, laptop: Visitor, phone: Visitor) -> None:
+        self._announce("Two devices: grace logs in on a laptop and on a phone, and sees both.")
+        for device in (laptop, phone):
+            response = await device.post("/login", user="grace", password="teapot", next="account")  # noqa: S106 - as above
+            self._check("the shop leads to the account", _leads_to(response), "/account")
+        seen = [
+            (each["device"]["browser"], each["device"]["kind"], each["current"])
+            for each in await self._sessions(laptop)
+        ]
+        expected = [("Firefox", "computer", True), ("Mobile Safari", "phone", False)]
+        self._check("the laptop sees both, and knows itself", sorted(seen), expected)
+        page = await laptop.get("/account/sessions/")
+        self._check("so does the page for people", "Mobile Safari 18 on iOS" in page.text, True)
+
+    async def _revoke(self, laptop: Visitor, phone: Visitor) -> None:
+        self._announce(
+            "The phone is lost: the laptop ends its session. Its open stream ends, its next click is nobody's."
+        )
+        stream = asyncio.create_task(phone.tab("phone").listen("/account/clock"))
+        try:
+            await asyncio.wait_for(phone.hears.wait(), 3)
+            (id,) = [each["id"] for each in await self._sessions(laptop) if not each["current"]]
+            response = await laptop.post("/account/sessions/end", id=id)
+            self._check("the laptop is told so", _leads_to(response), "./?done=ended")
+            await asyncio.wait({stream}, timeout=1)
+            self._check("the phone's stream has ended within a second", stream.done(), True)
+        finally:
+            stream.cancel()
+        response = await phone.get("/account")
+        self._check("the phone is logged out", _leads_to(response), "/login?next=account")
+        self._check("the laptop is not", (await laptop.get("/account")).status_code, 200)
+
+    async def _log_out_everywhere(self, laptop: Visitor, phone: Visitor) -> None:
+        self._announce("Log out everywhere else, look back, and be forgotten.")
+        await phone.post("/login", user="grace", password="teapot", next="account")  # noqa: S106 - as above
+        response = await laptop.post("/account/sessions/end-others")
+        self._check("the laptop is told so", _leads_to(response), "./?done=ended-others")
+        self._check("the phone is logged out", _leads_to(await phone.get("/account")), "/login?next=account")
+        history = (await laptop.get("/account/sessions/api/history")).json()["history"]
+        told = [(entry["reason"] or entry["event"], entry["device"]["kind"], entry["new_device"]) for entry in history]
+        expected = [
+            ("revoked_all", "phone", False),
+            ("logged_in", "phone", False),
+            ("revoked", "phone", False),
+            ("logged_in", "phone", True),
+            ("logged_in", "computer", True),
+        ]
+        self._check("the history tells all of it, the latest first", told, expected)
+        self._check("one session ends when grace is to be forgotten", await self._store.forget_user("grace"), 1)
+        self._check("the laptop is logged out", _leads_to(await laptop.get("/account")), "/login?next=account")
+        await self._store.forget_user("ada")
         self._check("nothing of this tour is left in the store", await self._store.left(), 0)
+
+    async def _sessions(self, visitor: Visitor) -> list[dict[str, Any]]:
+        response = await visitor.get("/account/sessions/api/sessions")
+        self._check("the sessions are listed", response.status_code, 200)
+        return list(response.json()["sessions"])
 
     # ── Claims that come more than once ──
 
@@ -224,9 +293,10 @@ class Tour:
 
     # ── Showing ──
 
-    def _visitor(self, name: str) -> Visitor:
+    def _visitor(self, name: str, agent: str = "a tour") -> Visitor:
         # Proxies and certificates of the environment are not asked: the way to the shop is a straight one.
-        return Visitor(name, httpx.AsyncClient(base_url=self._url, verify=self._tls, trust_env=False))
+        client = httpx.AsyncClient(base_url=self._url, verify=self._tls, trust_env=False, headers={"user-agent": agent})
+        return Visitor(name, client)
 
     async def _session(self, visitor: Visitor) -> dict[str, Any]:
         """What the shop says is in the session. The questions that this puts to the store do not count."""
@@ -256,6 +326,7 @@ class Visitor:
     def __init__(self, name: str, client: httpx.AsyncClient) -> None:
         self._name = name
         self._client = client
+        self.hears = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         return self
@@ -269,7 +340,19 @@ class Visitor:
 
     def tab(self, name: str) -> Visitor:
         """The same browser, the same jar; another name in front of what is printed."""
-        return Visitor(name, self._client)
+        other = Visitor(name, self._client)
+        other.hears = self.hears
+        return other
+
+    async def listen(self, path: str) -> None:
+        """Hold a stream open until it ends."""
+        self._print("→", [f"GET {path} HTTP/1.1"])
+        async with self._client.stream("GET", path, timeout=httpx.Timeout(5, read=None)) as response:
+            async for line in response.aiter_lines():
+                if line:
+                    self._print("←", [line])
+                    self.hears.set()
+        self._print("←", ["(the stream has ended)"])
 
     def present(self, token: str | None) -> None:
         """Hold this token and no other."""
@@ -294,7 +377,7 @@ class Visitor:
             if name in _SHOWN:
                 lines.append(f"{name.title()}: {value}")
         if response.headers.get("content-type") == "application/json":
-            lines.append(response.text)
+            lines.append(response.text if len(response.text) < 300 else f"{response.text[:300]}…")
         self._print("←", lines)
         return response
 
@@ -330,10 +413,10 @@ class Watched:
         self._asked.append("load")
         return await self._store.load(key)
 
-    async def create(self, record: Record) -> None:
+    async def create(self, record: Record, **note: Any) -> object:
         self._asked.append("create")
         self._made.append(record.key)
-        await self._store.create(record)
+        return await self._store.create(record, **note)
 
     async def update(self, record: Record, *, rev: int) -> None:
         self._asked.append("update")
@@ -347,14 +430,17 @@ class Watched:
         self._asked.append("touch")
         return await self._store.touch(key, seen_at=seen_at, expires_at=expires_at)
 
-    async def rename(self, key: str, record: Record, *, rev: int, alias: Record | None = None) -> None:
+    async def rename(self, key: str, record: Record, *, rev: int, alias: Record | None = None, **note: Any) -> None:
         self._asked.append("rename")
         self._made.append(record.key)
-        await self._store.rename(key, record, rev=rev, alias=alias)
+        await self._store.rename(key, record, rev=rev, alias=alias, **note)
 
-    async def delete(self, key: str, *, rev: int | None = None) -> Record | None:
+    async def delete(self, key: str, *, rev: int | None = None, **note: Any) -> Record | None:
         self._asked.append("delete")
-        return await self._store.delete(key, rev=rev)
+        return await self._store.delete(key, rev=rev, **note)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)  # what it can do for users, and telling of ends
 
     async def index(self, owner: str) -> Mapping[str, str]:
         self._asked.append("index")
@@ -370,8 +456,13 @@ class Watched:
     async def clean_up(self) -> None:
         """Leave nothing behind in a store that outlives the tour, whatever happened."""
         with contextlib.suppress(StoreError):
+            for user_id in ("ada", "grace"):
+                await self.forget_user(user_id)
             for key in self._made:
                 await self._store.delete(key)
+
+    async def forget_user(self, user_id: str) -> int:
+        return await UserSessions(self).erase(user_id)
 
 
 def _set_cookies(response: httpx.Response) -> list[str]:

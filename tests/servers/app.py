@@ -9,13 +9,13 @@ import asyncio
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import redis
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -87,6 +87,19 @@ async def socket(websocket: WebSocket) -> None:
     await may_leave[session.id].wait()
 
 
+async def stream(request: Request) -> Response:
+    """Says the session's id, then nothing more, for as long as the session lasts."""
+    id = session_of(request).id
+
+    async def parts() -> AsyncIterator[str]:
+        yield f"data: {id}\n\n"
+        while True:
+            await asyncio.sleep(0.1)
+            yield ":\n\n"
+
+    return StreamingResponse(parts(), media_type="text/event-stream")
+
+
 async def let_leave(request: Request) -> Response:
     may_leave[request.path_params["id"]].set()
     return PlainTextResponse("it may leave")
@@ -123,6 +136,7 @@ sessions = SessionMiddleware(
             _post("/release", release),
             _post("/let-leave/{id}", let_leave),
             Route("/wait-for-leaving/{id}", wait_for_leaving),
+            Route("/stream", stream),
             WebSocketRoute("/socket", socket),
         ]
     ),

@@ -294,6 +294,41 @@ async def test_a_socket_saves_when_the_client_leaves(server: Server) -> None:
         assert await read(browser) == ("alice", {"socket": "accepted", "heard": ["hello"]})
 
 
+async def test_a_socket_closes_when_its_session_ends_on_another_server(server: Server, farm: Farm) -> None:
+    elsewhere = farm.get("uvicorn-h11" if server is not farm.get("uvicorn-h11") else "uvicorn-httptools")
+    async with server.browser() as browser:
+        await browser.post("/log-in/alice")
+        async with (
+            server.socket(browser.cookies[COOKIE]) as connection,
+            elsewhere.browser(jar=browser.cookies) as other,
+        ):
+            await connection.send("hello")
+            await connection.recv()
+
+            await other.post("/log-out")
+
+            with anyio.fail_after(2):
+                await connection.wait_closed()
+            assert (connection.close_code, connection.close_reason) == (4401, "session ended")
+
+
+@pytest.mark.parametrize(("name", "version"), WAYS)
+async def test_a_stream_ends_when_its_session_ends_on_another_server(name: str, version: str, farm: Farm) -> None:
+    server, elsewhere = farm.get(name), farm.get("hypercorn" if name == "uvicorn-h11" else "uvicorn-h11")
+    async with server.browser(version) as browser, elsewhere.browser() as other:
+        await other.post("/log-in/alice")
+        browser.cookies.set(COOKIE, other.cookies[COOKIE])
+        async with browser.stream("GET", "/stream") as response:
+            lines = response.aiter_lines()
+            assert (await anext(lines)).startswith("data: ")
+
+            await other.post("/log-out")
+
+            with anyio.fail_after(2):  # and cleanly: what is cut off would raise here
+                async for _ in lines:
+                    pass
+
+
 # ── Processes ──
 
 

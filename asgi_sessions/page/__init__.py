@@ -1,0 +1,398 @@
+"""The page on which users see their sessions and end them, and the same as JSON: an ASGI app to mount.
+
+::
+
+    Mount("/account/sessions", SessionsPage(UserSessions(store), log_in_url="/login"))
+
+needs the extra ``[page]`` and the app's SessionMiddleware around it. No script, no asset of anybody else's, one stylesheet, a
+Content-Security-Policy that allows nothing more; forms of other origins are refused
+(:class:`~asgi_sessions.cross_origin.CrossOriginProtection`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route, Router
+
+from asgi_sessions._errors import ConfigurationError, SessionDataError
+from asgi_sessions._session import Session
+from asgi_sessions._timeouts import duration
+from asgi_sessions._types import Receive, Scope, Send
+from asgi_sessions.cross_origin import CrossOriginProtection
+from asgi_sessions.devices import HistoryEntry, SessionInfo, UserSessions
+from asgi_sessions.page._openapi import openapi
+from asgi_sessions.page._strings import Strings
+
+__all__ = ["SessionsPage", "Strings"]
+
+MAX_BODY: Final = 4096
+"""Bytes of a form or a JSON body; the longest that is meant has fewer than 400."""
+
+MAX_ENTRIES: Final = 200
+"""Entries of the history in one answer."""
+
+_STYLE = (Path(__file__).parent / "style.css").read_bytes()
+
+_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'",
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+}
+
+# RFC 9470, section 3, for a scheme of ours: the session is there, and the proof of who is in it is too old.
+_STEP_UP = "Cookie error=insufficient_user_authentication, max_age={:.0f}"
+
+
+class SessionsPage:
+    """The sessions of whoever is logged in.
+
+    Args:
+        sessions: of the store of the app's SessionMiddleware.
+        log_in_url: where visitors are sent who are not logged in; without it they get 401.
+        within: ending and renaming need a proof of who the user is (a log-in, ``confirm()``) that is no older than this.
+        confirm_url: where users are sent to prove it; without it they get 401.
+        after_log_out: where a user goes who ended this very session.
+        trusted_origins: other origins that may send forms and requests; see :class:`CrossOriginProtection`.
+        strings: what the page says, for other languages.
+        templates: a directory with an ``asgi_sessions/sessions.html`` of your own, used instead of ours; it may extend
+            ``asgi_sessions/base.html``.
+    Raises:
+        ConfigurationError: something does not fit.
+    """
+
+    def __init__(
+        self,
+        sessions: UserSessions,
+        *,
+        log_in_url: str | None = None,
+        within: timedelta | None = None,
+        confirm_url: str | None = None,
+        after_log_out: str = "/",
+        trusted_origins: Iterable[str] = (),
+        strings: Strings = Strings(),  # noqa: B008 - frozen
+        templates: str | PathLike[str] | None = None,
+    ) -> None:
+        if not isinstance(sessions, UserSessions):
+            raise ConfigurationError(f"SessionsPage({type(sessions).__name__}): give UserSessions(store)")
+        if not isinstance(strings, Strings):
+            raise ConfigurationError(
+                "SessionsPage(strings=…): give a Strings, for example Strings(title='Ihre Geräte')"
+            )
+        for name, url in (("log_in_url", log_in_url), ("confirm_url", confirm_url), ("after_log_out", after_log_out)):
+            if url is not None and not (isinstance(url, str) and url.isascii() and url.isprintable() and url):
+                raise ConfigurationError(f"SessionsPage({name}={url!r}): give a URL")
+        if templates is not None and not Path(templates).is_dir():
+            raise ConfigurationError(f"SessionsPage(templates={str(templates)!r}): there is no such directory")
+        self._sessions = sessions
+        self._log_in_url = log_in_url
+        self._within = None if within is None else duration("SessionsPage(within)", within)
+        self._confirm_url = confirm_url
+        self._after_log_out = after_log_out
+        self._strings = strings
+        own = PackageLoader("asgi_sessions.page")
+        loader = own if templates is None else ChoiceLoader([FileSystemLoader(templates), own])
+        environment = Environment(
+            loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        self._template = environment.get_template("asgi_sessions/sessions.html")
+        router = Router(
+            [
+                Route("/", self._page),
+                Route("/style.css", _style),
+                Route("/end", self._end, methods=["POST"]),
+                Route("/end-others", self._end_others, methods=["POST"]),
+                Route("/rename", self._rename, methods=["POST"]),
+                Route("/api/sessions", self._api_list, methods=["GET"]),
+                Route("/api/sessions", self._api_end_others, methods=["DELETE"]),
+                Route("/api/sessions/{id:str}", self._api_end, methods=["DELETE"]),
+                Route("/api/sessions/{id:str}", self._api_rename, methods=["PATCH"]),
+                Route("/api/history", self._api_history, methods=["GET"]),
+                Route("/api/openapi.json", self._api_document, methods=["GET"]),
+            ]
+        )
+        self._app = CrossOriginProtection(router, trusted_origins=trusted_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":  # mounted apps get none; one that stands alone does
+            await _lifespan(receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        except _Answer as answer:
+            await answer.response(scope, receive, send)
+        except HTTPException as error:  # where no framework is around us that has a page for it
+            problem = _problem(error.status_code, error.detail, dict(error.headers or {}))
+            await problem(scope, receive, send)
+
+    # ── The page ──
+
+    async def _page(self, request: Request) -> Response:
+        session, user_id = self._user(request)
+        found = await self._sessions.list(user_id, current=session)
+        found.sort(key=lambda each: not each.current)  # this device first; the order of the others stays
+        strings, now = self._strings, _now(found)
+        html = self._template.render(
+            strings=strings,
+            sessions=[_card(each, strings, now) for each in found],
+            history=[_happening(entry, strings, now) for entry in await self._sessions.history(user_id)],
+            others=sum(not each.current for each in found),
+            done=strings.done.get(request.query_params.get("done", ""), ""),
+        )
+        return HTMLResponse(html, headers=_HEADERS)
+
+    async def _end(self, request: Request) -> Response:
+        session, user_id = self._fresh_user(request)
+        id = (await _form(request)).get("id", "")
+        if id == session.id:
+            session.destroy()
+            return RedirectResponse(self._after_log_out, 303, headers=_HEADERS)
+        return _back("ended" if await self._sessions.revoke(user_id, id) else "gone")
+
+    async def _end_others(self, request: Request) -> Response:
+        session, user_id = self._fresh_user(request)
+        await _form(request)
+        await self._sessions.revoke_all(user_id, keep=session)
+        return _back("ended-others")
+
+    async def _rename(self, request: Request) -> Response:
+        _, user_id = self._fresh_user(request)
+        form = await _form(request)
+        try:
+            found = await self._sessions.name(user_id, form.get("id", ""), form.get("name", ""))
+        except SessionDataError:
+            return _back("bad-name")
+        return _back("renamed" if found else "gone")
+
+    # ── The same as JSON ──
+
+    async def _api_list(self, request: Request) -> Response:
+        session, user_id = self._user(request, api=True)
+        return _json({"sessions": [_plain(each) for each in await self._sessions.list(user_id, current=session)]})
+
+    async def _api_end(self, request: Request) -> Response:
+        session, user_id = self._fresh_user(request, api=True)
+        id = request.path_params["id"]
+        if id == session.id:
+            session.destroy()
+        elif not await self._sessions.revoke(user_id, id):
+            raise _api_error(404, "There is no such session.")
+        return Response(status_code=204, headers=_HEADERS)
+
+    async def _api_end_others(self, request: Request) -> Response:
+        session, user_id = self._fresh_user(request, api=True)
+        return _json({"ended": await self._sessions.revoke_all(user_id, keep=session)})
+
+    async def _api_rename(self, request: Request) -> Response:
+        _, user_id = self._fresh_user(request, api=True)
+        if not _says(request, "application/json"):
+            raise _api_error(415, "Send JSON.")
+        try:
+            name = json.loads(await _body(request, api=True))["name"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise _api_error(422, 'Send {"name": "…"}.') from None
+        try:
+            found = await self._sessions.name(user_id, request.path_params["id"], name)
+        except SessionDataError as error:
+            raise _api_error(422, str(error)) from None
+        if not found:
+            raise _api_error(404, "There is no such session.")
+        return Response(status_code=204, headers=_HEADERS)
+
+    async def _api_history(self, request: Request) -> Response:
+        _, user_id = self._user(request, api=True)
+        limit = request.query_params.get("limit", "50")
+        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MAX_ENTRIES):
+            raise _api_error(422, f"limit is a number from 1 to {MAX_ENTRIES}.")
+        return _json({"history": [_told(entry) for entry in await self._sessions.history(user_id, int(limit))]})
+
+    async def _api_document(self, request: Request) -> Response:
+        base = str(request.url.path).removesuffix("/api/openapi.json")
+        return JSONResponse(openapi(base), headers=_HEADERS)
+
+    # ── Who is asking ──
+
+    def _user(self, request: Request, *, api: bool = False) -> tuple[Session, str]:
+        session = request.scope.get("session")
+        if not isinstance(session, Session):
+            raise ConfigurationError("SessionsPage: this request has no session; put SessionMiddleware around the app")
+        user_id = session.user_id
+        if user_id is not None:
+            return session, user_id
+        refusal = (401, "Not logged in.", {"www-authenticate": "Cookie"})
+        if api:
+            raise _api_error(*refusal)
+        if self._log_in_url is None:
+            raise HTTPException(*refusal)
+        raise _Answer(RedirectResponse(self._log_in_url, 303, headers=_HEADERS))
+
+    def _fresh_user(self, request: Request, *, api: bool = False) -> tuple[Session, str]:
+        session, user_id = self._user(request, api=api)
+        if self._within is None or session.is_fresh(self._within):
+            return session, user_id
+        refusal = (401, "Confirm who you are.", {"www-authenticate": _STEP_UP.format(self._within.total_seconds())})
+        if api:
+            raise _api_error(*refusal)
+        if self._confirm_url is None:
+            raise HTTPException(*refusal)
+        raise _Answer(RedirectResponse(self._confirm_url, 303, headers=_HEADERS))
+
+
+class _Answer(Exception):
+    """An answer from deep inside; unlike an HTTPException, no framework around us takes it for its own."""
+
+    def __init__(self, response: Response) -> None:
+        self.response = response
+
+
+def _api_error(status: int, detail: str, headers: dict[str, str] | None = None) -> _Answer:
+    return _Answer(_problem(status, detail, headers or {}))
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+async def _style(request: Request) -> Response:
+    headers = {**_HEADERS, "cache-control": "public, max-age=3600"}
+    return Response(_STYLE, media_type="text/css", headers=headers)
+
+
+def _back(done: str) -> Response:
+    # Relative: wherever the page is mounted, and whatever a proxy calls that place.
+    return RedirectResponse(f"./?done={done}", 303, headers=_HEADERS)
+
+
+def _json(content: Any) -> Response:
+    return JSONResponse(content, headers=_HEADERS)
+
+
+def _problem(status: int, detail: str, headers: dict[str, str]) -> Response:
+    """RFC 9457."""
+    content = {"title": detail, "status": status}
+    return JSONResponse(content, status, {**_HEADERS, **headers}, media_type="application/problem+json")
+
+
+def _says(request: Request, kind: str) -> bool:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == kind
+
+
+async def _body(request: Request, *, api: bool = False) -> bytes:
+    body = b""
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise _api_error(413, "That is too long.") if api else HTTPException(413, "That is too long.")
+    except ClientDisconnect:
+        raise HTTPException(400, "The request never arrived.") from None
+    return body
+
+
+async def _form(request: Request) -> dict[str, str]:
+    body = await _body(request)
+    if not body:
+        return {}
+    if not _says(request, "application/x-www-form-urlencoded"):
+        raise HTTPException(415, "Send a form.")
+    try:
+        fields = parse_qs(
+            body.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=9
+        )
+    except ValueError:
+        raise HTTPException(400, "The form cannot be read.") from None
+    return {name: values[-1] for name, values in fields.items()}
+
+
+def _now(found: list[SessionInfo]) -> datetime:
+    """Now, as far as words like "2 minutes ago" are concerned; a test's clock may be ahead of the machine's."""
+    return max([datetime.now(UTC), *(each.last_seen_at for each in found)])
+
+
+def _card(info: SessionInfo, strings: Strings, now: datetime) -> dict[str, Any]:
+    device = strings.device(info.device)
+    return {
+        "id": info.id,
+        "current": info.current,
+        "title": info.name or device,
+        "device": device if info.name else "",
+        "name": info.name,
+        "kind": info.device.kind,
+        "kind_said": strings.kinds[info.device.kind],
+        "place": strings.place(info.location),
+        "network": info.location.network if info.location.country else "",
+        "last_seen_at": info.last_seen_at.isoformat(timespec="seconds"),
+        "last_seen": strings.ago(now - info.last_seen_at),
+        "created_at": info.created_at.isoformat(timespec="seconds"),
+        "created": strings.date(info.created_at),
+        "remembered": info.remembered,
+        "app": info.kind == "token",
+    }
+
+
+def _happening(entry: HistoryEntry, strings: Strings, now: datetime) -> dict[str, Any]:
+    key = entry.reason or ("new_device" if entry.new_device else entry.event)
+    return {
+        "at": entry.at.isoformat(timespec="minutes"),
+        "when": strings.date(entry.at),
+        "what": strings.events[key],
+        "device": strings.device(entry.device),
+        "place": strings.place(entry.location),
+        "notable": entry.new_device or entry.reason == "refresh_reused",
+        "ended": entry.event == "ended",
+    }
+
+
+def _plain(info: SessionInfo) -> dict[str, Any]:
+    return {
+        "id": info.id,
+        "current": info.current,
+        "name": info.name,
+        "kind": info.kind,
+        "remembered": info.remembered,
+        "created_at": info.created_at.isoformat(),
+        "last_seen_at": info.last_seen_at.isoformat(),
+        "authenticated_at": info.authenticated_at.isoformat(),
+        "expires_at": info.expires_at.isoformat(),
+        **_where(info),
+    }
+
+
+def _told(entry: HistoryEntry) -> dict[str, Any]:
+    return {
+        "at": entry.at.isoformat(),
+        "event": entry.event,
+        "reason": entry.reason,
+        "session_id": entry.session_id,
+        "new_device": entry.new_device,
+        **_where(entry),
+    }
+
+
+def _where(what: SessionInfo | HistoryEntry) -> dict[str, Any]:
+    device, location = what.device, what.location
+    return {
+        "device": {
+            "browser": device.browser,
+            "version": device.version,
+            "system": device.system,
+            "kind": device.kind,
+        },
+        "location": {"network": location.network, "country": location.country, "city": location.city},
+    }

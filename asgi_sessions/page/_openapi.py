@@ -1,0 +1,133 @@
+"""The OpenAPI document of the page's JSON."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from asgi_sessions._devices import Kind, Reason
+
+_TEXT = {"type": "string"}
+_TEXT_OR_NULL = {"type": ["string", "null"]}
+_TIME = {"type": "string", "format": "date-time"}
+_FLAG = {"type": "boolean"}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _list_of(name: str, of: str) -> dict[str, Any]:
+    return _object(**{name: {"type": "array", "items": {"$ref": f"#/components/schemas/{of}"}}})
+
+
+def _answer(description: str, schema: dict[str, Any] | None = None, kind: str = "application/json") -> dict[str, Any]:
+    return {"description": description, **({} if schema is None else {"content": {kind: {"schema": schema}}})}
+
+
+_PROBLEM = {"$ref": "#/components/schemas/Problem"}
+_ERRORS = {
+    "401": _answer(
+        "Nobody is logged in, or the last proof of who it is lies too far back.", _PROBLEM, "application/problem+json"
+    ),
+    "403": _answer("Sent by another origin."),
+}
+_NOT_FOUND = {"404": _answer("There is no such session of this user.", _PROBLEM, "application/problem+json")}
+_ID = {"name": "id", "in": "path", "required": True, "schema": _TEXT}
+
+_DEVICE = _object(
+    browser=_TEXT_OR_NULL,
+    version=_TEXT_OR_NULL,
+    system=_TEXT_OR_NULL,
+    kind={"type": "string", "enum": list(get_args(Kind))},
+)
+_LOCATION = _object(network=_TEXT_OR_NULL, country=_TEXT_OR_NULL, city=_TEXT_OR_NULL)
+_SCHEMAS = {
+    "Session": _object(
+        id=_TEXT,
+        current=_FLAG,
+        name=_TEXT,
+        kind={"type": "string", "enum": ["browser", "token"]},
+        remembered=_FLAG,
+        created_at=_TIME,
+        last_seen_at=_TIME,
+        authenticated_at=_TIME,
+        expires_at=_TIME,
+        device=_DEVICE,
+        location=_LOCATION,
+    ),
+    "Entry": _object(
+        at=_TIME,
+        event={"type": "string", "enum": ["logged_in", "stepped_up", "regenerated", "ended"]},
+        reason={"enum": [*get_args(Reason), None]},
+        session_id=_TEXT,
+        new_device=_FLAG,
+        device=_DEVICE,
+        location=_LOCATION,
+    ),
+    "Problem": _object(title=_TEXT, status={"type": "integer"}),
+}
+
+
+def openapi(base: str) -> dict[str, Any]:
+    """The document (OpenAPI 3.1.0) for a page that is mounted at ``base``."""
+    limit = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}}
+    name = {"content": {"application/json": {"schema": _object(name={"type": "string", "maxLength": 64})}}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Sessions", "version": "1", "description": "The sessions of whoever is logged in."},
+        "servers": [{"url": base or "/"}],
+        "security": [{"cookie": []}],
+        "paths": {
+            "/api/sessions": {
+                "get": {
+                    "operationId": "listSessions",
+                    "summary": "Where this user is logged in, latest activity first.",
+                    "responses": {"200": _answer("The sessions.", _list_of("sessions", "Session")), **_ERRORS},
+                },
+                "delete": {
+                    "operationId": "endOtherSessions",
+                    "summary": "End all sessions but this one.",
+                    "responses": {"200": _answer("How many ended.", _object(ended={"type": "integer"})), **_ERRORS},
+                },
+            },
+            "/api/sessions/{id}": {
+                "delete": {
+                    "operationId": "endSession",
+                    "summary": "End one session; this one is a log-out.",
+                    "parameters": [_ID],
+                    "responses": {"204": _answer("It has ended."), **_ERRORS, **_NOT_FOUND},
+                },
+                "patch": {
+                    "operationId": "nameSession",
+                    "summary": "Give the device of a session a name; an empty one takes it away.",
+                    "parameters": [_ID],
+                    "requestBody": {"required": True, **name},
+                    "responses": {
+                        "204": _answer("It has that name."),
+                        "422": _answer("That is no name.", _PROBLEM, "application/problem+json"),
+                        **_ERRORS,
+                        **_NOT_FOUND,
+                    },
+                },
+            },
+            "/api/history": {
+                "get": {
+                    "operationId": "history",
+                    "summary": "What happened to the sessions of this user, the latest first.",
+                    "parameters": [limit],
+                    "responses": {"200": _answer("The history.", _list_of("history", "Entry")), **_ERRORS},
+                }
+            },
+        },
+        "components": {
+            "schemas": _SCHEMAS,
+            "securitySchemes": {
+                "cookie": {
+                    "type": "apiKey",
+                    "in": "cookie",
+                    "name": "__Host-Http-session",
+                    "description": "As the app sets it.",
+                }
+            },
+        },
+    }

@@ -1,0 +1,499 @@
+"""The page on which users see and end their sessions, and its JSON, through Starlette."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount, Route
+
+from asgi_sessions import ConfigurationError, MemoryStore, SessionMiddleware, UserSessions
+from asgi_sessions.page import SessionsPage, Strings
+from asgi_sessions.testing import FakeClock
+from tests.test_devices import LAPTOP, PHONE
+
+HOME = "/account/sessions/"
+Visit = Callable[..., httpx.AsyncClient]
+
+
+async def log_in(request: Request) -> Response:
+    request.session.log_in(request.query_params.get("user", "alice"))  # type: ignore[attr-defined]  # Starlette types it as a dict
+    return PlainTextResponse("in")
+
+
+def an_app(store: MemoryStore, clock: FakeClock, **options: Any) -> Starlette:
+    page = SessionsPage(UserSessions(store), **options)
+    return Starlette(
+        routes=[Route("/login", log_in), Mount("/account/sessions", page)],
+        middleware=[Middleware(SessionMiddleware, store=store, clock=clock)],
+    )
+
+
+@pytest.fixture
+async def visit(memory: MemoryStore, clock: FakeClock, request: pytest.FixtureRequest) -> AsyncIterator[Visit]:
+    """Makes browsers: ``visit(agent, app=…)``."""
+    clients: list[httpx.AsyncClient] = []
+    usual = an_app(memory, clock)
+
+    def make(agent: str = LAPTOP, *, app: Any = None, address: str = "203.0.113.77") -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(app or usual, client=(address, 5000))
+        client = httpx.AsyncClient(transport=transport, base_url="https://shop.example", headers={"user-agent": agent})
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        await client.aclose()
+
+
+async def sessions_of(client: httpx.AsyncClient) -> list[Any]:
+    return list((await client.get(f"{HOME}api/sessions")).json()["sessions"])
+
+
+async def test_the_page_shows_this_device_first_and_the_others_as_cards(visit: Visit, clock: FakeClock) -> None:
+    laptop, phone = visit(), visit(PHONE)
+    await laptop.get("/login")
+    clock.advance(timedelta(minutes=5))
+    await phone.get("/login")
+
+    page = await laptop.get(HOME)
+
+    assert page.status_code == 200
+    titles = re.findall(r"<h3>(.*?)</h3>", page.text)
+    assert titles == ["Firefox 133 on Linux", "Mobile Safari 18 on iOS"]
+    assert page.text.count("Log out") == 2  # the button and its name for screen readers
+    assert "5 minutes ago" in page.text or "just now" in page.text
+    assert "Logged in on a new device" in page.text
+    assert "203.0.113.0/24" in page.text
+    assert "203.0.113.77" not in page.text
+
+
+async def test_the_page_needs_no_script_and_nobody_elses_assets(visit: Visit) -> None:
+    laptop = visit()
+    await laptop.get("/login")
+
+    page = await laptop.get(HOME)
+    style = await laptop.get(f"{HOME}style.css")
+
+    assert "<script" not in page.text
+    assert "style=" not in page.text
+    assert not re.findall(r"(?:src|href)=\"(?!style\.css)", page.text)
+    assert "url(" not in style.text
+    assert style.headers["content-type"].startswith("text/css")
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; style-src 'self'; form-action 'self'")
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert "no-store" in page.headers["cache-control"]
+
+
+class Outline(HTMLParser):
+    """What a screen reader goes by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: set[str] = set()
+        self.refers: set[str] = set()
+        self.buttons = 0
+        self.headings: list[int] = []
+
+    def handle_starttag(self, tag: str, attributes: Any) -> None:
+        values = dict(attributes)
+        self.ids |= {values["id"]} if "id" in values else set()
+        self.refers |= {values["aria-labelledby"]} if "aria-labelledby" in values else set()
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append(int(tag[1]))
+        if tag not in ("meta", "link", "input", "rect", "path", "circle"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("meta", "link", "input", "rect", "path", "circle"):
+            assert self.open.pop() == tag
+
+
+async def test_the_page_is_well_formed_and_can_be_read_aloud(visit: Visit) -> None:
+    laptop = visit()
+    await laptop.get("/login")
+    await visit(PHONE).get("/login")
+
+    page = await laptop.get(HOME)
+
+    outline = Outline()
+    outline.feed(page.text)
+    assert outline.open == []
+    assert outline.refers <= outline.ids
+    assert outline.headings[0] == 1
+    assert all(after - before <= 1 for before, after in zip(outline.headings, outline.headings[1:], strict=False))
+    assert '<html lang="en"' in page.text
+    assert page.text.count("<label>") == page.text.count("<input name=")
+    assert 'role="status"' in page.text
+
+
+async def test_one_session_is_ended(visit: Visit) -> None:
+    laptop, phone = visit(), visit(PHONE)
+    await laptop.get("/login")
+    await phone.get("/login")
+    (id,) = [each["id"] for each in await sessions_of(laptop) if not each["current"]]
+
+    answer = await laptop.post(f"{HOME}end", data={"id": id})
+
+    assert (answer.status_code, answer.headers["location"]) == (303, "./?done=ended")
+    assert (await phone.get(f"{HOME}api/sessions")).status_code == 401
+    page = await laptop.get(f"{HOME}?done=ended")
+    assert "The session was ended." in page.text
+    assert "You are not logged in anywhere else." in page.text
+    assert "Ended from another device" in page.text
+
+
+async def test_all_others_are_ended(visit: Visit) -> None:
+    laptop, *others = visit(), visit(PHONE), visit(PHONE), visit()
+    for client in (laptop, *others):
+        await client.get("/login")
+
+    answer = await laptop.post(f"{HOME}end-others")
+
+    assert answer.headers["location"] == "./?done=ended-others"
+    assert len(await sessions_of(laptop)) == 1
+    assert {(await other.get(f"{HOME}api/sessions")).status_code for other in others} == {401}
+
+
+async def test_this_session_is_a_log_out(visit: Visit) -> None:
+    laptop = visit()
+    await laptop.get("/login")
+    (this,) = await sessions_of(laptop)
+
+    answer = await laptop.post(f"{HOME}end", data={"id": this["id"]})
+
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    assert "Max-Age=0" in answer.headers["set-cookie"]
+    assert (await laptop.get(HOME)).status_code == 401
+
+
+async def test_a_device_is_renamed_and_its_name_is_escaped(visit: Visit) -> None:
+    laptop = visit()
+    await laptop.get("/login")
+    (this,) = await sessions_of(laptop)
+
+    await laptop.post(f"{HOME}rename", data={"id": this["id"], "name": "<b>mine</b> \"'&"})
+
+    page = await laptop.get(HOME)
+    assert "<b>mine" not in page.text
+    assert "&lt;b&gt;mine&lt;/b&gt; &#34;&#39;&amp;" in page.text
+    answer = await laptop.post(f"{HOME}rename", data={"id": this["id"], "name": "x" * 65})
+    assert answer.headers["location"] == "./?done=bad-name"
+
+
+async def test_sessions_of_others_are_not_there(visit: Visit) -> None:
+    alice, bob = visit(), visit()
+    await alice.get("/login")
+    await bob.get("/login?user=bob")
+    (his,) = await sessions_of(bob)
+
+    assert (await alice.post(f"{HOME}end", data={"id": his["id"]})).headers["location"] == "./?done=gone"
+    assert (await alice.delete(f"{HOME}api/sessions/{his['id']}")).status_code == 404
+    assert (await alice.patch(f"{HOME}api/sessions/{his['id']}", json={"name": "x"})).status_code == 404
+    assert len(await sessions_of(bob)) == 1
+
+
+# ── JSON ──
+
+
+async def test_the_same_as_json(visit: Visit, clock: FakeClock) -> None:
+    laptop, phone = visit(), visit(PHONE)
+    await laptop.get("/login")
+    await phone.get("/login")
+    this, other = sorted(await sessions_of(laptop), key=lambda each: not each["current"])
+
+    assert this["device"] == {"browser": "Firefox", "version": "133", "system": "Linux", "kind": "computer"}
+    assert this["location"] == {"network": "203.0.113.0/24", "country": None, "city": None}
+    assert (await laptop.patch(f"{HOME}api/sessions/{other['id']}", json={"name": "Phone"})).status_code == 204
+    assert [each["name"] for each in await sessions_of(laptop) if not each["current"]] == ["Phone"]
+    assert (await laptop.delete(f"{HOME}api/sessions/{other['id']}")).status_code == 204
+    assert (await laptop.delete(f"{HOME}api/sessions/{other['id']}")).status_code == 404
+    history = (await laptop.get(f"{HOME}api/history?limit=2")).json()["history"]
+    assert [(entry["event"], entry["reason"]) for entry in history] == [("ended", "revoked"), ("logged_in", None)]
+    assert (await laptop.delete(f"{HOME}api/sessions")).json() == {"ended": 0}
+    assert (await laptop.delete(f"{HOME}api/sessions/{this['id']}")).status_code == 204
+    assert await refusal(laptop, "GET", "api/sessions") == 401
+
+
+async def refusal(client: httpx.AsyncClient, method: str, path: str, **options: Any) -> int:
+    answer = await client.request(method, f"{HOME}{path}", **options)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["status"] == answer.status_code
+    return answer.status_code
+
+
+BAD: dict[str, tuple[str, str, dict[str, Any], int]] = {
+    "no JSON": ("PATCH", "api/sessions/x", {"json": None, "content": b"{"}, 422),
+    "JSON of another shape": ("PATCH", "api/sessions/x", {"json": ["name"]}, 422),
+    "a name that is none": ("PATCH", "api/sessions/x", {"json": {"name": 5}}, 422),
+    "a surrogate": ("PATCH", "api/sessions/x", {"content": b'{"name": "\\ud800"}'}, 422),
+    "deep JSON": ("PATCH", "api/sessions/x", {"content": b'{"name":' + b"[" * 4000}, 422),
+    "too long": ("PATCH", "api/sessions/x", {"content": b"x" * 5000}, 413),
+    "a form": ("PATCH", "api/sessions/x", {"data": {"name": "x"}}, 415),
+    "a limit that is none": ("GET", "api/history?limit=x", {}, 422),
+    "a limit of superscripts": ("GET", "api/history?limit=²", {}, 422),
+    "a limit beyond": ("GET", "api/history?limit=201", {}, 422),
+    "a huge limit": ("GET", "api/history?limit=" + "9" * 5000, {}, 422),
+}
+
+
+@pytest.mark.parametrize(("method", "path", "options", "status"), BAD.values(), ids=BAD.keys())
+async def test_bad_requests_to_the_api_are_4xx(
+    visit: Visit, method: str, path: str, options: dict[str, Any], status: int
+) -> None:
+    laptop = visit()
+    await laptop.get("/login")
+    headers = {} if "data" in options else {"content-type": "application/json"}
+
+    assert await refusal(laptop, method, path, headers=headers, **options) == status
+
+
+FORMS = {
+    "another kind": ({"content": b"{}", "headers": {"content-type": "application/json"}}, 415),
+    "too long": (
+        {"content": b"id=" + b"x" * 5000, "headers": {"content-type": "application/x-www-form-urlencoded"}},
+        413,
+    ),
+    "not a form": ({"content": b"%ff&&&", "headers": {"content-type": "application/x-www-form-urlencoded"}}, 400),
+    "bytes": ({"content": bytes(range(256)), "headers": {"content-type": "application/x-www-form-urlencoded"}}, 400),
+    "nothing": ({}, 303),
+}
+
+
+@pytest.mark.parametrize(("options", "status"), FORMS.values(), ids=FORMS.keys())
+@pytest.mark.parametrize("path", ["end", "end-others", "rename"])
+async def test_bad_forms_are_4xx(visit: Visit, path: str, options: dict[str, Any], status: int) -> None:
+    laptop = visit()
+    await laptop.get("/login")
+
+    assert (await laptop.post(f"{HOME}{path}", **options)).status_code == status
+
+
+CROSS = [
+    ("POST", "end"),
+    ("POST", "end-others"),
+    ("POST", "rename"),
+    ("DELETE", "api/sessions"),
+    ("PATCH", "api/sessions/x"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), CROSS)
+async def test_forms_of_other_sites_are_refused(visit: Visit, method: str, path: str) -> None:
+    laptop, phone = visit(), visit(PHONE)
+    await laptop.get("/login")
+    await phone.get("/login")
+
+    answer = await laptop.request(method, f"{HOME}{path}", headers={"sec-fetch-site": "same-site"})
+
+    assert answer.status_code == 403
+    assert len(await sessions_of(laptop)) == 2
+
+
+async def test_nothing_is_changed_by_get(visit: Visit) -> None:
+    laptop = visit()
+    await laptop.get("/login")
+
+    assert {(await laptop.get(f"{HOME}{path}")).status_code for path in ("end", "end-others", "rename")} == {405}
+
+
+async def test_the_openapi_document_tells_what_is_there(visit: Visit) -> None:
+    laptop = visit()
+    await laptop.get("/login")
+
+    document = (await laptop.get(f"{HOME}api/openapi.json")).json()
+
+    assert document["servers"] == [{"url": "/account/sessions"}]
+    (session, *_) = await sessions_of(laptop)
+    check(session, document["components"]["schemas"]["Session"])
+    (entry, *_) = (await laptop.get(f"{HOME}api/history")).json()["history"]
+    check(entry, document["components"]["schemas"]["Entry"])
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            answer = await laptop.request(method, HOME + path.removeprefix("/").format(id="x"), json={"name": "x"})
+            assert str(answer.status_code) in operation["responses"], (method, path)
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    assert references == set(document["components"]["schemas"])
+
+
+def check(value: dict[str, Any], schema: dict[str, Any]) -> None:
+    """As much of JSON Schema as the document uses."""
+    assert sorted(value) == sorted(schema["properties"]) == sorted(schema["required"])
+    names = {"string": str, "boolean": bool, "null": type(None), "object": dict}
+    for key, inner in schema["properties"].items():
+        kinds = inner.get("type", [])
+        assert not kinds or isinstance(
+            value[key], tuple(names[k] for k in ([kinds] if isinstance(kinds, str) else kinds))
+        )
+        assert value[key] in inner.get("enum", [value[key]])
+        if kinds == "object":
+            check(value[key], inner)
+
+
+# ── Who may ──
+
+
+async def test_visitors_are_sent_to_log_in(memory: MemoryStore, clock: FakeClock, visit: Visit) -> None:
+    browser = visit(app=an_app(memory, clock, log_in_url="/login?next=sessions"))
+
+    page = await browser.get(HOME)
+    api = await browser.get(f"{HOME}api/sessions")
+
+    assert (page.status_code, page.headers["location"]) == (303, "/login?next=sessions")
+    assert (api.status_code, api.headers["www-authenticate"]) == (401, "Cookie")
+    assert (await browser.get(f"{HOME}style.css")).status_code == 200
+
+
+async def test_ending_may_need_a_fresh_session(memory: MemoryStore, clock: FakeClock, visit: Visit) -> None:
+    strict = an_app(memory, clock, within=timedelta(minutes=5), confirm_url="/confirm")
+    laptop = visit(app=strict)
+    await laptop.get("/login")
+    (this,) = await sessions_of(laptop)
+    clock.advance(timedelta(minutes=6))
+
+    form = await laptop.post(f"{HOME}end-others")
+    api = await laptop.delete(f"{HOME}api/sessions/{this['id']}")
+
+    assert (form.status_code, form.headers["location"]) == (303, "/confirm")
+    assert api.status_code == 401
+    assert api.headers["www-authenticate"] == "Cookie error=insufficient_user_authentication, max_age=300"
+    assert (await laptop.get(HOME)).status_code == 200
+    await laptop.get("/login")
+    assert (await laptop.post(f"{HOME}end-others")).headers["location"] == "./?done=ended-others"
+
+
+async def test_ending_that_needs_a_fresh_session_without_a_place_to_confirm(
+    memory: MemoryStore, clock: FakeClock, visit: Visit
+) -> None:
+    laptop = visit(app=an_app(memory, clock, within=timedelta(minutes=5)))
+    await laptop.get("/login")
+    clock.advance(timedelta(minutes=6))
+
+    assert (await laptop.post(f"{HOME}end-others")).status_code == 401
+
+
+async def test_without_sessions_it_says_what_is_missing(memory: MemoryStore) -> None:
+    app = Starlette(routes=[Mount("/s", SessionsPage(UserSessions(memory)))])
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://shop.example") as client:
+        with pytest.raises(ConfigurationError, match="put SessionMiddleware around the app"):
+            await client.get("/s/")
+
+
+async def test_it_can_stand_alone(memory: MemoryStore, clock: FakeClock, visit: Visit) -> None:
+    page = SessionsPage(UserSessions(memory))
+    app = SessionMiddleware(page, memory, clock=clock)
+    alone = visit(app=app)
+
+    answer = await alone.get("/")
+    assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
+
+    messages: list[Any] = []
+    incoming = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+
+    async def receive() -> Any:
+        return next(incoming)
+
+    async def send(message: Any) -> None:
+        messages.append(message["type"])
+
+    await app({"type": "lifespan"}, receive, send)
+    assert messages == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+# ── In other words ──
+
+
+async def test_every_word_can_be_replaced(memory: MemoryStore, clock: FakeClock, visit: Visit) -> None:
+    german = Strings(
+        lang="de",
+        title="Ihre Geräte",
+        end="Beenden",
+        events={"new_device": "Neues Gerät"},
+        ago=lambda time: f"vor {time.seconds // 60} Minuten",
+    )
+    laptop, phone = (visit(app=an_app(memory, clock, strings=german)) for _ in range(2))
+    await laptop.get("/login")
+    await phone.get("/login")
+
+    page = await laptop.get(HOME)
+
+    for said in ('<html lang="de"', "<h1>Ihre Geräte</h1>", "Beenden", "Neues Gerät", "Minuten"):
+        assert said in page.text
+
+
+async def test_the_template_can_be_overridden(
+    memory: MemoryStore, clock: FakeClock, visit: Visit, tmp_path: Path
+) -> None:
+    (tmp_path / "asgi_sessions").mkdir()
+    (tmp_path / "asgi_sessions" / "sessions.html").write_text(
+        '{% extends "asgi_sessions/base.html" %}{% block main %}<h1>Ours</h1>{% for s in sessions %}{{ s.title }}{% endfor %}'
+        "{% endblock %}"
+    )
+    laptop = visit(app=an_app(memory, clock, templates=tmp_path))
+    await laptop.get("/login")
+
+    assert "<h1>Ours</h1>Firefox 133 on Linux" in (await laptop.get(HOME)).text
+
+
+AGO = {0: "just now", 90: "just now", 150: "2 minutes ago", 4000: "an hour ago", 9000: "2 hours ago"}
+AGO |= {90_000: "yesterday", 200_000: "2 days ago", -5: "just now"}
+
+
+@pytest.mark.parametrize(("seconds", "said"), AGO.items())
+def test_how_long_ago(seconds: int, said: str) -> None:
+    assert Strings().ago(timedelta(seconds=seconds)) == said
+
+
+def test_every_event_has_its_words() -> None:
+    from typing import get_args
+
+    from asgi_sessions._devices import Kind, Reason
+
+    strings = Strings()
+    assert {*get_args(Reason), "logged_in", "new_device", "stepped_up", "regenerated"} == set(strings.events)
+    assert set(get_args(Kind)) == set(strings.kinds)
+
+
+WRONG: list[dict[str, Any]] = [
+    {"within": 300},
+    {"log_in_url": ""},
+    {"log_in_url": "/a\nb"},
+    {"strings": {"title": "x"}},
+    {"templates": "/nowhere"},
+    {"trusted_origins": "https://x.example"},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+def test_what_does_not_fit_is_refused_when_the_app_is_built(memory: MemoryStore, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        SessionsPage(UserSessions(memory), **wrong)
+
+
+def test_it_wants_user_sessions(memory: MemoryStore) -> None:
+    with pytest.raises(ConfigurationError, match=r"give UserSessions\(store\)"):
+        SessionsPage(memory)  # type: ignore[arg-type]
+
+
+async def test_fifty_at_once(visit: Visit) -> None:
+    laptop = visit()
+    await laptop.get("/login")
+
+    answers = await asyncio.gather(*(laptop.get(HOME) for _ in range(50)))
+
+    assert {answer.status_code for answer in answers} == {200}
