@@ -567,6 +567,19 @@ class UserStoreContract(StoreContract):
         assert list(await store.end(owner_of("alice"), note=an_end("a"))) == [records[0].id]
         assert [letter for letter, _ in await lines(store)] == ["a"] * 4
 
+    async def test_what_is_over_by_the_clock_does_not_end_once_more(self, store: Any) -> None:
+        over, living = (
+            a_record(owner="alice", number=1),
+            replace(a_record(owner="alice", number=2), expires_at=NOW + 9999),
+        )
+        for record in (over, living):
+            await store.create(record, note=a_note(record))
+
+        ended = await store.end(owner_of("alice"), note=replace(an_end("a"), now=over.expires_at + 1))
+
+        assert list(ended) == [living.id]
+        assert [letter for letter, _ in await lines(store)] == ["a", "t", "i", "n"]
+
     async def test_nothing_brings_an_ended_session_back(self, store: Any) -> None:
         record = a_record(owner="alice")
         await store.create(record)

@@ -834,6 +834,18 @@ class Lying:
         return lie
 
 
+async def test_a_record_of_somebody_else_is_not_listed(clock: FakeClock) -> None:
+    store = MemoryStore()
+    app = app_with(store, clock=clock)
+    bob = await logged_in(app, "bob")
+    lying: Any = Lying(store, "records", [await store.load(bob.key)])
+    other = app_with(lying, clock=clock)
+
+    assert await UserSessions(lying).list("alice") == []
+    assert len(await UserSessions(lying).list("bob")) == 1
+    assert other.manager.knows_users
+
+
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_store_that_hangs_is_given_up(clock: FakeClock, method: str) -> None:
     hanging: Any = Lying(MemoryStore(), method, None)

@@ -96,6 +96,11 @@ async def test_hostile_user_agents_are_no_error_and_stay_small(
     assert str(found.device).isprintable()
 
 
+def test_of_a_long_user_agent_the_beginning_counts() -> None:
+    assert str(device_of(LAPTOP.encode() + b" " * 60_000)) == "Firefox 133 on Linux"
+    assert device_of(b" " * 600 + LAPTOP.encode()) == Device()
+
+
 @given(st.binary(max_size=2000))
 def test_no_user_agent_raises(agent: bytes) -> None:
     device = device_of(agent)

@@ -13,6 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
+from litestar import Litestar, asgi, get
+from litestar import Request as LitestarRequest
+from litestar.middleware import DefineMiddleware
+from litestar.types import Receive, Send
+from litestar.types import Scope as LitestarScope
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -392,6 +397,32 @@ async def test_without_sessions_it_says_what_is_missing(memory: MemoryStore) -> 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://shop.example") as client:
         with pytest.raises(ConfigurationError, match="put SessionMiddleware around the app"):
             await client.get("/s/")
+
+
+async def test_it_can_be_mounted_in_litestar(memory: MemoryStore, clock: FakeClock, visit: Visit) -> None:
+    """Which makes no difference between a path and the same with a slash at its end."""
+    page = SessionsPage(UserSessions(memory))
+
+    @get("/login")
+    async def begin(request: LitestarRequest[Any, Any, Any]) -> str:
+        session: Any = request.session
+        session.log_in("alice")
+        return "in"
+
+    @asgi("/account/sessions", is_mount=True, copy_scope=True)
+    async def mounted(scope: LitestarScope, receive: Receive, send: Send) -> None:
+        await page(scope, receive, send)  # type: ignore[arg-type]  # Litestar types ASGI in its own way
+
+    app = Litestar([begin, mounted], middleware=[DefineMiddleware(SessionMiddleware, store=memory, clock=clock)])
+    laptop = visit(app=app)
+    await laptop.get("/login")
+
+    assert (await laptop.get("/account/sessions")).headers["location"] == "sessions/"
+    assert "This device" in (await laptop.get(HOME)).text
+    assert (await laptop.get(f"{HOME}style.css")).status_code == 200
+    assert len(await sessions_of(laptop)) == 1
+    assert (await laptop.get(f"{HOME}api/openapi.json")).json()["servers"] == [{"url": "/account/sessions"}]
+    assert (await laptop.post(f"{HOME}end-others")).headers["location"] == "./?done=ended-others"
 
 
 async def test_it_can_stand_alone(memory: MemoryStore, clock: FakeClock, visit: Visit) -> None:

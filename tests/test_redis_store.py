@@ -373,3 +373,38 @@ def test_a_synchronous_client_is_refused() -> None:
 async def test_a_client_that_decodes_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="decode_responses"):
         RedisStore(Redis(decode_responses=True))
+
+
+async def test_an_index_that_was_tampered_with_ends_nobody_else(
+    store: RedisStore, kind: a_store, server: redis.Redis, clock: FakeClock
+) -> None:
+    """The index stands in the clear; what it leads to must be of that session and that user."""
+    app = app_with(store, clock=clock)
+    one, other = Browser(app), Browser(app)
+    for browser in (one, other):
+        await browser.do(log_in("alice"))
+    index = f"{store._stem(one.key)}u:{owner_of('alice')}"
+    ids = {key: id for id, key in (await store.index(owner_of("alice"))).items()}
+    server.hset(index, ids[one.key], other.key[3:] + "9999999999999")
+
+    ended = await UserSessions(store).revoke("alice", ids[one.key])
+
+    assert not ended
+    assert await store.load(other.key) is not None
+
+
+async def test_the_history_knows_when_a_session_ended_whose_record_the_server_has_dropped(
+    store: RedisStore, kind: a_store, server: redis.Redis, clock: FakeClock
+) -> None:
+    browser = Browser(app_with(store, clock=clock))
+    await browser.do(log_in("alice"))
+    clock.advance(1800)
+    await browser.do()  # touched, so the end moves
+    server.delete(store._name(browser.key))
+    ends_at = clock() + 3600
+    clock.advance(7200)
+
+    (end, _) = await UserSessions(store).history("alice")
+
+    assert (end.event, end.reason) == ("ended", "idle")
+    assert -60 < end.at.timestamp() - ends_at <= 0

@@ -129,6 +129,15 @@ class SessionsPage:
         if scope["type"] == "lifespan":  # mounted apps get none; one that stands alone does
             await _lifespan(receive, send)
             return
+        if scope["type"] == "http":
+            # Frameworks differ in what they make of a mount: some add a slash at the end, some take one away.
+            asked, path = _asked(scope), "/" + _routed(scope).strip("/")
+            if path == "/" and not asked.endswith("/"):
+                # The links of the page are relative, wherever it is mounted and whatever a proxy calls that place.
+                again = RedirectResponse(f"{asked.rpartition('/')[2]}/", 307, headers=_HEADERS)
+                await again(scope, receive, send)
+                return
+            scope = {**scope, "path": path, "root_path": "", "asgi_sessions.asked": asked}
         try:
             await self._app(scope, receive, send)
         except _Answer as answer:
@@ -219,7 +228,7 @@ class SessionsPage:
         return _json({"history": [_told(entry) for entry in await self._sessions.history(user_id, int(limit))]})
 
     async def _api_document(self, request: Request) -> Response:
-        base = str(request.url.path).removesuffix("/api/openapi.json")
+        base = str(request.scope["asgi_sessions.asked"]).rstrip("/").removesuffix("/api/openapi.json")
         return JSONResponse(openapi(base), headers=_HEADERS)
 
     # ── Who is asking ──
@@ -248,6 +257,18 @@ class SessionsPage:
         if self._confirm_url is None:
             raise HTTPException(*refusal)
         raise _Answer(RedirectResponse(self._confirm_url, 303, headers=_HEADERS))
+
+
+def _asked(scope: Scope) -> str:
+    """The path as the client asked for it."""
+    raw = scope.get("raw_path")
+    return str(scope.get("path", "/")) if raw is None else bytes(raw).partition(b"?")[0].decode("latin-1")
+
+
+def _routed(scope: Scope) -> str:
+    """The path below the mount."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and (path == root or path.startswith(f"{root}/")) else path
 
 
 class _Answer(Exception):
