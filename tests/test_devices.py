@@ -361,6 +361,24 @@ async def test_end_others_counts_once_also_when_others_write_meanwhile(app: Sess
     assert await other.is_out()
 
 
+async def test_a_remembered_session_is_fresh_by_a_proof_alone(app: SessionMiddleware, clock: FakeClock) -> None:
+    """No visit makes it so, however many there are."""
+    browser = await logged_in(app, remember=True)
+    fresh: list[bool] = []
+
+    def look(session: Session) -> None:
+        session["visits"] = session.get("visits", 0) + 1
+        fresh.append(session.is_fresh(timedelta(minutes=5)))
+
+    for change in (look, look, look, regenerate, look):
+        await browser.do(change)
+        clock.advance(timedelta(minutes=4))
+    await browser.do(lambda session: session.confirm())
+    await browser.do(look)
+
+    assert fresh == [True, True, False, False, True]
+
+
 # ── Limits ──
 
 

@@ -397,3 +397,24 @@ async def test_an_outage_ends_nobodys_session(own_server: Server, clock: FakeClo
     assert browser.app.watch is not None
     await browser.app.watch.aclose()
     await store.aclose()
+
+
+async def test_a_server_without_sharded_channels_tells_all_the_same(own_server: Server, clock: FakeClock) -> None:
+    """Redis 6.2: the two commands are not there."""
+    own_server.options = ("--rename-command", "SSUBSCRIBE", "", "--rename-command", "SPUBLISH", "")
+    own_server.start()
+    here, there = RedisStore.from_url(own_server.url), RedisStore.from_url(own_server.url)
+    browser = Browser(app_with(here, clock=clock))
+    await browser.do(log_in("alice"))
+    line = Line(browser, "websocket", listens)
+    await line.open.wait()
+    assert await line.stays_open(0.3)
+
+    await UserSessions(there, clock=clock).revoke_all("alice")
+
+    assert await line.is_closed_soon()
+    assert line.code == 4401
+    assert browser.app.watch is not None
+    await browser.app.watch.aclose()
+    for store in (here, there):
+        await store.aclose()
