@@ -362,6 +362,11 @@ class Devices:
         if self.geoip is not None:
             put(self, "_reader", _open_geoip(fspath(self.geoip)))
 
+    def prepare(self) -> None:
+        """Load what it takes to recognise devices, once per process: a tenth of a second, and not of somebody's log-in."""
+        if self.facts:
+            _parser()
+
     def describe(self, scope: Scope | None) -> Facts:
         """What is to be kept of where a request came from. Never raises, whatever was sent."""
         if not self.facts or scope is None:

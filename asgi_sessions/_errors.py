@@ -55,5 +55,21 @@ class RecordDamaged(StoreError):
     """There is something under the key, but it is not a record this package can read."""
 
 
+class TokenError(SessionError):
+    """A refresh or access token that does not do."""
+
+
+class TokenInvalid(TokenError):
+    """It is none of ours, malformed, forged, or of a session that has ended."""
+
+
+class TokenExpired(TokenError):
+    """It was ours, and its time is over."""
+
+
+class TokenReused(TokenError):
+    """A refresh token that was spent before: the session has been ended."""
+
+
 class SessionWarning(UserWarning):
     """The category of every Python warning of this package."""

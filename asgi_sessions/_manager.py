@@ -202,9 +202,11 @@ class Manager:
         self._breaker = _breaker_of(store)
         self.devices = devices if devices is not None else Devices()
         self.knows_users = knows_users(store)
-        self.rules: Rules | None = self.devices.rules if self.knows_users else None
+        self.rules: Rules | None = self.devices.rules if self.knows_users and _takes_notes(store) else None
         if is_app:
             _remember(store, self)
+        if self.knows_users:
+            self.devices.prepare()
 
     # ── Load ──
 
@@ -267,7 +269,7 @@ class Manager:
         """Fill the session from a record of a living session; anything else is left to :meth:`_find`."""
         try:
             body = unseal(record, self._secrets, self._namespace)
-            if body.kind == "alias" or self._ended(record, body, session._now) is not None:
+            if body.kind != "session" or self._ended(record, body, session._now) is not None:
                 return False
             data = self._codec.decode(body.payload)
         except RecordDamaged:
@@ -293,6 +295,8 @@ class Manager:
                         return False
                     key, record = _successor(body), None
                     continue
+                if body.kind == "token":
+                    return False  # no cookie leads to it; somebody put it here
                 reason = self._ended(record, body, session._now)
                 if reason is None:
                     self._codec.decode(body.payload)
@@ -310,6 +314,9 @@ class Manager:
         return False
 
     def _ended(self, record: Record, body: Body, now: float) -> Literal["idle", "absolute"] | None:
+        if body.kind == "token":
+            # Its limits are those of its refresh tokens, and were put down when the last one was issued.
+            return "idle" if now >= record.expires_at else None
         return self.timeouts.over(body.created_at, record.seen_at, record.expires_at, body.remembered, now)
 
     async def _load(self, key: str, events: list[Event]) -> Record | None:
@@ -562,7 +569,13 @@ class Manager:
         if user_id is None:
             events.append(self._event("session.created", session_id=record.id))
             return token
+        events.extend(self._welcome(record, body, admission))
+        return token
+
+    def _welcome(self, record: Record, body: Body, admission: object) -> list[Event]:
+        """The events of a log-in."""
         details: dict[str, Any] = {"remembered": body.remembered}
+        events: list[Event] = []
         if isinstance(admission, Admission):
             facts = unpack_facts(body.about)
             details |= {
@@ -571,10 +584,9 @@ class Manager:
                 "device": str(facts.device),
                 "location": str(facts.location),
             }
-            for id in admission.ended:
-                events.append(self._event("session.ended", session_id=id, user_id=user_id, reason="limit"))  # noqa: PERF401
-        events.append(self._event("session.logged_in", session_id=record.id, user_id=user_id, **details))
-        return token
+            ids = admission.ended
+            events = [self._event("session.ended", session_id=id, user_id=body.user_id, reason="limit") for id in ids]
+        return [*events, self._event("session.logged_in", session_id=record.id, user_id=body.user_id, **details)]
 
     async def _touch(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
         record = _known(session)
@@ -962,6 +974,77 @@ class Manager:
         ends_at = self.timeouts.ends_at(created_at=session._created_at, remembered=True)
         return max(1, math.ceil(ends_at - self.clock()))
 
+    # ── Sessions that live by refresh tokens, for the room ``tokens`` ──
+
+    @property
+    def secrets(self) -> Secrets:
+        return self._secrets
+
+    async def admit(self, record: Record, body: Body) -> None:
+        """Keep the record of a log-in that is to live by refresh tokens."""
+        rules, owner = self.rules, record.owner or ""
+        facts = unpack_facts(body.about)
+        marks = marks_of(facts.device, owner, self._secrets)
+        sealed = seal_facts(facts, owner, record.id, self._secrets, self._namespace)
+        note = Note(LOGGED_IN, self.clock(), record.id, rules or Rules(0), marks, sealed)
+        create: Any = self.store.create
+        admission = await self._ask(create, record, note=note)
+        await self._tell(self._welcome(record, body, admission))
+
+    def sealed(self, record: Record, body: Body) -> Record:
+        """The record with this body."""
+        return replace(record, body=seal(record.key, record.id, record.owner, body, self._secrets, self._namespace))
+
+    async def opened(self, key: str) -> tuple[Record, Body] | None:
+        """The living session of any kind under a key; one whose time is over is ended."""
+        record = await self._load(key, [])
+        if record is None:
+            return None
+        try:
+            body = unseal(record, self._secrets, self._namespace)
+        except RecordDamaged:
+            await self._tell([self._event("session.damaged", reason="the record of a refresh token does not open")])
+            return None
+        if body.kind == "alias":
+            return None
+        if (reason := self._ended(record, body, self.clock())) is not None:
+            note = self._note(
+                ended(reason), record.id, record.owner, body.about, at=min(record.expires_at, self.clock())
+            )
+            await self._delete_noting(key, note=note)
+            await self._tell([self._event("session.ended", session_id=record.id, user_id=body.user_id, reason=reason)])
+            return None
+        return record, body
+
+    async def replaced(self, record: Record, *, rev: int) -> None:
+        """Put a record in the place of its revision ``rev``.
+
+        Raises:
+            RecordChanged, RecordGone: as of the store.
+        """
+        await self._ask(self.store.update, record, rev=rev)
+
+    async def index_of(self, owner: str) -> Mapping[str, str]:
+        """Where the sessions of a user are: id → key."""
+        index = await self._ask(self.store.index, owner)
+        if not isinstance(index, Mapping):
+            raise StoreError("the store answered with something other than an index")
+        return index
+
+    async def tell_of(self, event: Event) -> None:
+        """Log an event of a room and hand it to the app's hook."""
+        await self._tell([event])
+
+    async def ended_for(self, owner: str, user_id: str, id: str, reason: Reason, **details: object) -> bool:
+        """End one session for a reason; whether it was there."""
+        note = Note(ended(reason), self.clock(), "", self.rules or Rules(0))
+        store: Any = self.store
+        ids = _ids(await self._ask(store.end, owner, note=note, id=id, keep=None))
+        await self._tell(
+            [self._event("session.ended", session_id=each, user_id=user_id, reason=reason, **details) for each in ids]
+        )
+        return bool(ids)
+
     # ── The sessions of one user, for the room ``devices`` ──
 
     async def records_of(self, owner: str, now: float) -> list[tuple[Record, Body]]:
@@ -1166,6 +1249,7 @@ _LEVELS = {
     "session.created": logging.DEBUG,
     "session.damaged": logging.WARNING,
     "session.not_saved": logging.WARNING,
+    "session.refresh_reused": logging.WARNING,
     "cookie.duplicated": logging.WARNING,
     "store.failed": logging.ERROR,
 }
@@ -1221,6 +1305,16 @@ def _ids(found: object) -> Sequence[str]:
 def knows_users(store: object) -> bool:
     """Whether a store is a :class:`UserStore`."""
     return all(callable(getattr(store, name, None)) for name in USER_METHODS)
+
+
+def _takes_notes(store: object) -> bool:
+    """Whether what a store writes can be noted in the same step; somebody's subclass may not know of it."""
+    try:
+        methods = [inspect.signature(getattr(store, name)) for name in ("create", "rename", "delete")]
+    except (TypeError, ValueError):
+        return False
+    kinds = (inspect.Parameter.VAR_KEYWORD,)
+    return all("note" in m.parameters or any(p.kind in kinds for p in m.parameters.values()) for m in methods)
 
 
 _managers: WeakKeyDictionary[Store, ReferenceType[Manager]] = WeakKeyDictionary()

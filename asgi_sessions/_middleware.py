@@ -141,6 +141,11 @@ class SessionMiddleware:
             await self.app(scope, receive, send)
             return
         outer = scope.get("session")
+        if getattr(
+            outer, "is_bearer", False
+        ):  # somebody is known by an access token: a cookie beside it counts nothing
+            await self.app(scope, receive, send)
+            return
         if isinstance(outer, Session) and getattr(outer._keeper, "cookie_name", None) == self.cookie.name:
             raise ConfigurationError(_TWICE.format(name=self.cookie.name))
         # From here to the app in one frame: every await that passes through another one costs 0.15 µs, of 2 in all.
@@ -177,6 +182,8 @@ class SessionMiddleware:
             if not await exchange.crashed(error):
                 raise
         else:
+            if exchange.watcher is not None:
+                await exchange.closed()
             if not exchange.is_complete():
                 await exchange.finish()
         finally:
@@ -255,6 +262,11 @@ class _Exchange:
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close_ended())
 
+    async def closed(self) -> None:
+        """If we are closing it: done. A server takes an app that returns before that for one that failed."""
+        if self._closing is not None:
+            await asyncio.wait({self._closing})
+
     async def _close_ended(self) -> None:
         """Tell the client, in the app's place."""
         raise NotImplementedError
@@ -304,6 +316,7 @@ class _Exchange:
         if self._failure is not None:
             return _stems_from(error, self._failure)
         if self.watcher is not None and self._ended is not None:
+            await self.closed()
             await self._commit_late()
             return _stems_from(error, self._ended)
         try:
@@ -467,8 +480,7 @@ class _Socket(_Exchange):
                     message = await self._receive()
                 self._waiting = None
             if self._ended is not None:
-                if self._closing is not None:
-                    await asyncio.wait({self._closing})
+                await self.closed()
                 message = {"type": "websocket.disconnect", "code": WS_SESSION_ENDED, "reason": "session ended"}
         if message["type"] == "websocket.disconnect" and self._accepted:
             # Many apps leave by an exception now; what they changed before was well meant.

@@ -64,7 +64,8 @@ class Body(msgspec.Struct, frozen=True, array_like=True):
     """
 
     kind: str
-    """``session``; or ``alias``: then the payload is the key of the successor and nothing else counts."""
+    """``session``; ``token``: a session that lives by refresh tokens; ``alias``: then the payload is the key of the successor
+    and nothing else counts."""
     user_id: str | None
     created_at: float
     authenticated_at: float | None
@@ -74,6 +75,8 @@ class Body(msgspec.Struct, frozen=True, array_like=True):
     payload: bytes
     about: bytes = b""
     """The :class:`~asgi_sessions._devices.Facts` of the log-in, as bytes; they are looked at in listings only."""
+    grant: bytes = b""
+    """Of a ``token``: how far its refresh tokens have come; opaque to everybody but the room ``tokens``."""
 
     def __repr__(self) -> str:
         return f"<Body: {self.kind}>"  # neither the user nor the payload, as for a Record
@@ -144,7 +147,7 @@ def _makes_sense(record: Record, body: Body) -> bool:
         return False
     if body.kind == "alias":
         return record.rev == ALIAS_REV
-    if body.kind != "session" or record.rev == ALIAS_REV:
+    if body.kind not in ("session", "token") or record.rev == ALIAS_REV:
         return False
     if body.user_id is None:
         return record.owner is None and authenticated_at is None

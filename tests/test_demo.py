@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
+import json
 import os
 import re
 import signal
@@ -31,6 +32,7 @@ from asgi_sessions._record import Record
 from asgi_sessions.cli import _serve, _shop, _tour, main
 from asgi_sessions.testing import log_in as make_logged_in
 from asgi_sessions.testing import session_cookie
+from asgi_sessions.tokens import SigningKey
 
 # ── The tour ──
 
@@ -782,3 +784,23 @@ async def test_pages_are_whole_and_run_no_script(
     assert f"style-src 'sha256-{digest}'" in page.headers["content-security-policy"]
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert " style=" not in page.text
+
+
+# ── Keys ──
+
+
+@pytest.mark.parametrize("alg", ["EdDSA", "ES256"])
+def test_keygen_makes_a_key_that_only_its_owner_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], alg: str
+) -> None:
+    path = tmp_path / "key.pem"
+
+    assert main(["keygen", "--alg", alg, "--out", str(path)]) == 0
+    said = capsys.readouterr()
+    assert main(["keygen", "--alg", alg, "--out", str(path)]) == 1
+
+    made = SigningKey.from_file(path)
+    assert (made.alg, json.loads(said.err), said.out) == (alg, made.jwk, "")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert main(["keygen"]) == 0
+    assert SigningKey.from_pem(capsys.readouterr().out).alg == "EdDSA"

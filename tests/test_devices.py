@@ -776,6 +776,22 @@ async def test_a_store_that_does_not_know_users_still_keeps_their_sessions(clock
     assert await browser.is_out()
 
 
+class OfBefore(MemoryStore):
+    """Somebody's subclass, written before there were notes."""
+
+    async def create(self, record: Any) -> None:  # type: ignore[override]
+        await super().create(record)
+
+
+async def test_a_subclass_that_takes_no_notes_still_keeps_and_lists_sessions(clock: FakeClock) -> None:
+    store = OfBefore()
+    browser = await logged_in(app_with(store, clock=clock))
+
+    assert len(await UserSessions(store).list("alice")) == 1
+    assert await UserSessions(store).revoke_all("alice") == 1
+    assert await browser.is_out()
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import asgi_sessions
 
-_EXTRAS = frozenset({"uvicorn", "httpx"})
+_EXTRAS = frozenset({"uvicorn", "httpx", "jinja2"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,8 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        return _demo(options)
+        return _make_key(options) if options.command == "keygen" else _demo(options)
     except ModuleNotFoundError as missing:
+        if missing.name == "jwt":
+            return _refuse("keygen needs PyJWT: pip install 'asgi-server-sessions[tokens]'")
         if missing.name not in _EXTRAS:
             raise
         return _refuse(f"the demo needs {missing.name}: pip install 'asgi-server-sessions[demo]'")
@@ -43,6 +45,12 @@ def _demo(options: argparse.Namespace) -> int:
     from asgi_sessions.cli._serve import run_shop
 
     return run_shop(host=options.host, port=options.port, https=options.https)
+
+
+def _make_key(options: argparse.Namespace) -> int:
+    from asgi_sessions.cli._keygen import run
+
+    return run(options.alg, options.out)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--tour", action="store_true", help="play the life of a session over real HTTP, check it, and end"
     )
+    keygen = commands.add_parser(
+        "keygen",
+        help="make a key for access tokens",
+        description="Make a private key for access tokens, as PEM. Its public JWK goes to stderr.",
+    )
+    keygen.add_argument("--alg", choices=["EdDSA", "ES256"], default="EdDSA", help="(default: %(default)s)")
+    keygen.add_argument("--out", help="a file that does not exist yet; without it the key is printed")
     return parser
 
 

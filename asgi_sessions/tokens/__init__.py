@@ -1,0 +1,39 @@
+"""Tokens for clients without a cookie jar: access JWTs and rotating refresh tokens, on the sessions of the same store.
+
+::
+
+    tokens = Tokens(
+        store,
+        keys=[SigningKey.from_file("key.pem")],
+        secret_keys=[secret],
+        issuer="https://api.example.org",
+        audience="https://api.example.org",
+    )
+    pair = await tokens.log_in("alice", scope=request.scope)
+    app = BearerMiddleware(app, tokens)
+
+For browsers, cookies are the better choice: a script cannot read them. Needs the extra ``[tokens]``.
+"""
+
+from __future__ import annotations
+
+from asgi_sessions._errors import TokenError, TokenExpired, TokenInvalid, TokenReused
+from asgi_sessions.tokens._bearer import BearerMiddleware, BearerSession
+from asgi_sessions.tokens._endpoints import TokenEndpoints
+from asgi_sessions.tokens._jwt import Claims
+from asgi_sessions.tokens._keys import SigningKey
+from asgi_sessions.tokens._tokens import TokenPair, Tokens
+
+__all__ = [
+    "BearerMiddleware",
+    "BearerSession",
+    "Claims",
+    "SigningKey",
+    "TokenEndpoints",
+    "TokenError",
+    "TokenExpired",
+    "TokenInvalid",
+    "TokenPair",
+    "TokenReused",
+    "Tokens",
+]

@@ -1,0 +1,185 @@
+"""The endpoints of tokens: refresh, revoke, and the public keys; an ASGI app to mount at the root."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
+
+from asgi_sessions._cookie import CookieConfig
+from asgi_sessions._errors import ConfigurationError, StoreError, TokenError, TokenInvalid
+from asgi_sessions._types import Receive, Scope, Send
+from asgi_sessions.cross_origin import CrossOriginProtection
+from asgi_sessions.tokens._tokens import TokenPair, Tokens
+
+MAX_BODY: Final = 4096
+
+REFRESH_COOKIE: Final = CookieConfig("__Host-Http-refresh", samesite="strict")
+"""The cookie in which browsers keep their refresh token."""
+
+_NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}  # RFC 6749, section 5.1
+
+
+class TokenEndpoints:
+    """``POST /token/refresh``, ``POST /token/revoke``, ``GET /.well-known/jwks.json``.
+
+    The refresh token comes in the body (``{"refresh_token": …}`` or a form), or in a cookie for browsers, never in both; the
+    next one goes back the way it came. Answers have the shape of OAuth 2.0 (RFC 6749, sections 5.1 and 5.2; RFC 7009).
+
+    Args:
+        tokens: whose.
+        cookie: the browser's; ``None``: no browser refreshes here.
+        trusted_origins: other origins whose pages may refresh by cookie.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        cookie: CookieConfig | None = REFRESH_COOKIE,
+        trusted_origins: Iterable[str] = (),
+    ) -> None:
+        if not isinstance(tokens, Tokens):
+            raise ConfigurationError(f"TokenEndpoints({type(tokens).__name__}): give a Tokens")
+        self._tokens = tokens
+        self._cookie = cookie
+        router = Router(
+            [
+                Route("/token/refresh", self._refresh, methods=["POST"]),
+                Route("/token/revoke", self._revoke, methods=["POST"]),
+                Route("/.well-known/jwks.json", self._jwks, methods=["GET"]),
+            ]
+        )
+        self._app = CrossOriginProtection(router, trusted_origins=trusted_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+    def set_cookie(self, response: Response, pair: TokenPair) -> None:
+        """Give a browser its refresh token with the response to its log-in; the body then holds the access token only."""
+        if self._cookie is None:
+            raise ConfigurationError("TokenEndpoints(cookie=None): no browser refreshes here")
+        seconds = int(pair.refresh_expires_at.timestamp() - self._tokens.clock())
+        response.raw_headers.append(self._cookie.set(pair.refresh_token, max(seconds, 1)))
+
+    async def _refresh(self, request: Request) -> Response:
+        try:
+            token, by_cookie = await self._presented(request, "refresh_token")
+            if not token:
+                return _error("invalid_request", "there is no refresh token")
+            pair = await self._tokens.refresh(token, scope=request.scope)
+        except _Bad as bad:
+            return _error(bad.code, str(bad), bad.status)
+        except TokenError as error:
+            # The cookie is left alone: the browser may hold its successor by now, from another tab.
+            return _error("invalid_grant", str(error))
+        except StoreError:
+            return _unavailable()
+        content: dict[str, Any] = {
+            "access_token": pair.access_token,
+            "token_type": "Bearer",
+            "expires_in": pair.expires_in,
+        }
+        if not by_cookie:
+            content["refresh_token"] = pair.refresh_token
+        response = JSONResponse(content, headers=_NO_STORE)
+        if by_cookie:
+            self.set_cookie(response, pair)
+        return response
+
+    async def _revoke(self, request: Request) -> Response:
+        try:
+            token, by_cookie = await self._presented(request, "token")
+            if not token:
+                return _error("invalid_request", "there is no token")
+            if not await self._tokens.revoke(token) and not by_cookie:
+                await self._revoke_access(token)
+        except _Bad as bad:
+            return _error(bad.code, str(bad), bad.status)
+        except StoreError:
+            return _unavailable()
+        response = Response(status_code=200, headers=_NO_STORE)  # also for what is unknown: RFC 7009, section 2.2
+        if by_cookie and self._cookie is not None:
+            response.raw_headers.append(self._cookie.delete())
+        return response
+
+    async def _revoke_access(self, token: str) -> None:
+        """An access token may be given as well; what ends is its session."""
+        try:
+            claims = self._tokens.verify(token)
+        except TokenError:
+            return
+        await self._tokens.end(claims)
+
+    async def _jwks(self, request: Request) -> Response:
+        # For less time than a retired key stays, so that nobody misses a new one for long.
+        headers = {"cache-control": "public, max-age=300"}
+        return JSONResponse(self._tokens.jwks(), headers=headers, media_type="application/jwk-set+json")
+
+    async def _presented(self, request: Request, name: str) -> tuple[str, bool]:
+        """The token, and whether it came by cookie. Tokens in the query are not looked at (RFC 9700, section 4.3.2)."""
+        in_body = _field(await _fields(request), name)
+        values = [] if self._cookie is None else self._cookie.read(request.scope.get("headers", ()))
+        if in_body and values:
+            raise _Bad("invalid_request", "give the token in the body or in the cookie, not in both")
+        if in_body:
+            return in_body, False
+        if len(values) > 1:
+            raise TokenInvalid("two cookies of the same name")
+        return (values[0].decode("ascii", "replace"), True) if values else ("", False)
+
+
+class _Bad(Exception):
+    def __init__(self, code: str, text: str, status: int = 400) -> None:
+        super().__init__(text)
+        self.code = code
+        self.status = status
+
+
+async def _fields(request: Request) -> dict[str, Any]:
+    body = b""
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise _Bad("invalid_request", "the request is too long", 413)
+    except ClientDisconnect:
+        raise _Bad("invalid_request", "the request never arrived") from None
+    if not body:
+        return {}
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        if kind == "application/json":
+            found = json.loads(body)
+            if not isinstance(found, dict):
+                raise ValueError("no object")
+            return found
+        if kind == "application/x-www-form-urlencoded":
+            form = parse_qs(body.decode("ascii"), strict_parsing=True, errors="strict", max_num_fields=20)
+            # RFC 6749, section 3.2: parameters must not be included more than once.
+            if any(len(values) > 1 for values in form.values()):
+                raise ValueError("twice")
+            return {key: values[0] for key, values in form.items()}
+    except (ValueError, RecursionError):
+        raise _Bad("invalid_request", "the request cannot be read") from None
+    raise _Bad("invalid_request", "send JSON or a form", 415)
+
+
+def _field(fields: dict[str, Any], name: str) -> str:
+    value = fields.get(name, "")
+    if not isinstance(value, str):
+        raise _Bad("invalid_request", f"{name} is not text")
+    return value
+
+
+def _error(code: str, text: str, status: int = 400) -> Response:
+    return JSONResponse({"error": code, "error_description": text}, status, headers=_NO_STORE)
+
+
+def _unavailable() -> Response:
+    return JSONResponse({"error": "temporarily_unavailable"}, 503, headers={**_NO_STORE, "retry-after": "1"})

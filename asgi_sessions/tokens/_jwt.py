@@ -1,0 +1,142 @@
+"""Access tokens: JWTs as RFC 9068 has them, and nothing that is not.
+
+What is cheap comes first, and nothing of a token is believed before its signature is. PyJWT's algorithms do the cryptography; the
+order of the checks is ours, since that is where JWT libraries have gone wrong.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from asgi_sessions._errors import TokenExpired, TokenInvalid
+from asgi_sessions.tokens._keys import KeyRing, b64
+
+MAX_TOKEN: Final = 8192
+"""Bytes; servers refuse longer headers, and ours have 500."""
+
+MAX_LIFETIME: Final = 3600.0
+"""Seconds between ``iat`` and ``exp``: a token that lives longer is not one of ours, whoever signed it."""
+
+LEEWAY: Final = 10.0
+"""Seconds by which clocks may differ."""
+
+_PART = re.compile(rb"[A-Za-z0-9_-]+")
+_HEADER = {"alg", "typ", "kid"}
+_TYPES = ("at+jwt", "application/at+jwt")  # RFC 9068, section 4
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a verified access token says."""
+
+    user_id: str
+    session_id: str
+    issued_at: float
+    expires_at: float
+    authenticated_at: float
+    token_id: str
+    extra: dict[str, Any]
+
+
+def encode(ring: KeyRing, claims: dict[str, Any]) -> str:
+    key = ring.signing
+    header = {"alg": key.alg, "kid": key.kid, "typ": "at+jwt"}
+    message = f"{_part(header)}.{_part(claims)}".encode("ascii")
+    return f"{message.decode('ascii')}.{b64(key.sign(message))}"
+
+
+def decode(token: str | bytes, ring: KeyRing, *, issuer: str, audience: str, now: float, lifetime: float) -> Claims:
+    """The claims of an access token.
+
+    Raises:
+        TokenExpired: it was one. TokenInvalid: it is none; which of the many reasons it was, no more than the message tells.
+    """
+    raw = token if isinstance(token, bytes) else token.encode("utf-8", "replace")
+    if len(raw) > MAX_TOKEN:
+        raise TokenInvalid("the token is too long")
+    parts = raw.split(b".")
+    if len(parts) != 3 or not all(_PART.fullmatch(part) for part in parts):
+        raise TokenInvalid("the token does not have three parts")
+    header = _object(parts[0])
+    if set(header) != _HEADER or not all(isinstance(value, str) for value in header.values()):
+        # RFC 8725, section 3: what brings its own key (jwk, jku, x5c, x5u) or asks for more (crit, b64, zip) goes no further.
+        raise TokenInvalid("the header of the token is not one of ours")
+    if header["typ"].lower() not in _TYPES:
+        raise TokenInvalid("the token is of another type")
+    key = ring.get(header["kid"], now, lifetime)
+    if key is None or key.alg != header["alg"]:
+        raise TokenInvalid("the token names no key of ours")
+    try:
+        signature = base64.urlsafe_b64decode(parts[2] + b"=" * (-len(parts[2]) % 4))
+    except ValueError:
+        raise TokenInvalid("the signature is no base64url") from None
+    if b64(signature).encode("ascii") != parts[2] or not key.verify(parts[0] + b"." + parts[1], signature):
+        raise TokenInvalid("the signature does not match")
+    return _checked(_object(parts[1]), issuer, audience, now)
+
+
+def _checked(claims: dict[str, Any], issuer: str, audience: str, now: float) -> Claims:
+    if claims.get("iss") != issuer or claims.get("aud") != audience:
+        raise TokenInvalid("the token is from or for somebody else")
+    sub, sid, jti = (_text(claims, name) for name in ("sub", "sid", "jti"))
+    exp, iat, auth_time = (_time(claims, name) for name in ("exp", "iat", "auth_time"))
+    if "nbf" in claims and _time(claims, "nbf") > now + LEEWAY:
+        raise TokenInvalid("the token is not valid yet")
+    if iat > now + LEEWAY or not 0 < exp - iat <= MAX_LIFETIME:
+        raise TokenInvalid("the times of the token make no sense")
+    if now >= exp + LEEWAY:
+        raise TokenExpired("the token has expired")
+    known = {"iss", "aud", "sub", "sid", "jti", "exp", "iat", "auth_time", "nbf", "client_id"}
+    return Claims(sub, sid, iat, exp, auth_time, jti, {key: value for key, value in claims.items() if key not in known})
+
+
+def _text(claims: dict[str, Any], name: str) -> str:
+    value = claims.get(name)
+    if not isinstance(value, str) or not value:
+        raise TokenInvalid(f"the claim {name} is not text")
+    return value
+
+
+def _time(claims: dict[str, Any], name: str) -> float:
+    value = claims.get(name)
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or not 0 <= value < 2**40
+    ):
+        raise TokenInvalid(f"the claim {name} is not a time")
+    return float(value)
+
+
+def _part(content: dict[str, Any]) -> str:
+    return b64(json.dumps(content, separators=(",", ":")).encode("utf-8"))
+
+
+def _object(part: bytes) -> dict[str, Any]:
+    try:
+        text = base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4))
+        if b64(text).encode("ascii") != part:
+            raise TokenInvalid("a part of the token has two spellings")
+        found = json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise TokenInvalid("a part of the token is no JSON") from None
+    if not isinstance(found, dict):
+        raise TokenInvalid("a part of the token is no object")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")

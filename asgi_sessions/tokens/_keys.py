@@ -1,0 +1,195 @@
+"""Keys that sign access tokens: one algorithm for each, named by its thumbprint."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from hashlib import sha256
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from jwt.algorithms import Algorithm, ECAlgorithm, HMACAlgorithm, OKPAlgorithm
+
+from asgi_sessions._cipher import Secrets
+from asgi_sessions._errors import ConfigurationError
+
+Alg = Literal["EdDSA", "ES256", "HS256"]
+
+
+def b64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+class SigningKey:
+    """A key for access tokens. Make one with ``generate``, ``from_pem``, ``from_jwk``, ``from_file`` or ``secret``.
+
+    Ed25519 (EdDSA, RFC 8037) and P-256 (ES256, RFC 7518, section 3.4) for tokens that others verify; HS256 where the service that
+    issues them is the only one that does. A public key verifies and cannot sign.
+    """
+
+    __slots__ = ("_private", "_public", "_scheme", "alg", "jwk", "kid", "retired_at")
+
+    alg: Alg
+    kid: str
+    """The JWK thumbprint (RFC 7638), SHA-256; of a secret another hash, since its thumbprint would give a guess away."""
+    jwk: dict[str, str] | None
+    """The public key as RFC 7517 has it; ``None`` for a secret."""
+
+    def __init__(self, key: Any, *, retired_at: datetime | None = None) -> None:
+        if retired_at is not None and (not isinstance(retired_at, datetime) or retired_at.tzinfo is None):
+            raise ConfigurationError("SigningKey(retired_at=…): give an aware datetime")
+        self.retired_at = None if retired_at is None else retired_at.timestamp()
+        self._private: Any = None
+        self._scheme: Algorithm
+        if isinstance(key, bytes):
+            Secrets([key])  # as long as secrets are, and none of the famous ones
+            self.alg, self._scheme = "HS256", HMACAlgorithm(HMACAlgorithm.SHA256)
+            self._private = self._public = key
+            self.jwk, self.kid = None, b64(hmac.digest(key, b"asgi-sessions kid", "sha256"))
+            return
+        if isinstance(key, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey):
+            self._private, key = key, key.public_key()
+        self._public = key
+        if isinstance(key, ed25519.Ed25519PublicKey):
+            self.alg, self._scheme = "EdDSA", OKPAlgorithm()
+            raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+            members = {"crv": "Ed25519", "kty": "OKP", "x": b64(raw)}
+        elif isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+            self.alg, self._scheme = "ES256", ECAlgorithm(ECAlgorithm.SHA256)
+            numbers = key.public_numbers()
+            x, y = (b64(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
+            members = {"crv": "P-256", "kty": "EC", "x": x, "y": y}
+        else:
+            raise ConfigurationError(
+                f"SigningKey: a {type(key).__name__} will not do; use Ed25519, P-256, or a secret of 32 bytes. "
+                "Make one with: asgi-sessions keygen"
+            )
+        # RFC 7638, section 3.3: the required members, sorted, without white space.
+        self.kid = b64(sha256(json.dumps(members, separators=(",", ":"), sort_keys=True).encode()).digest())
+        self.jwk = {**members, "kid": self.kid, "alg": self.alg, "use": "sig"}
+
+    def __repr__(self) -> str:
+        return f"<SigningKey {self.alg} {self.kid[:8]}>"
+
+    @property
+    def can_sign(self) -> bool:
+        return self._private is not None
+
+    @classmethod
+    def generate(cls, alg: Alg = "EdDSA") -> Self:
+        """A fresh key."""
+        if alg == "EdDSA":
+            return cls(ed25519.Ed25519PrivateKey.generate())
+        if alg == "ES256":
+            return cls(ec.generate_private_key(ec.SECP256R1()))
+        raise ConfigurationError(
+            f"SigningKey.generate({alg!r}): use 'EdDSA' or 'ES256'; for HS256, SigningKey.secret(…)"
+        )
+
+    @classmethod
+    def secret(cls, secret: str | bytes, **options: Any) -> Self:
+        """A secret for HS256: at least 32 bytes."""
+        return cls(secret.encode("utf-8") if isinstance(secret, str) else secret, **options)
+
+    @classmethod
+    def from_pem(cls, pem: str | bytes, *, password: bytes | None = None, **options: Any) -> Self:
+        """A private key, or a public one that only verifies."""
+        data = pem.encode("utf-8") if isinstance(pem, str) else pem
+        try:
+            key: Any = (
+                serialization.load_pem_private_key(data, password)
+                if b"PRIVATE" in data
+                else serialization.load_pem_public_key(data)
+            )
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise ConfigurationError(
+                f"SigningKey.from_pem(): no key that can be read ({type(error).__name__})"
+            ) from None
+        return cls(key, **options)
+
+    @classmethod
+    def from_jwk(cls, jwk: dict[str, Any] | str, **options: Any) -> Self:
+        """A key as RFC 7517 has it; of one that names an ``alg``, it must be that of the key."""
+        try:
+            members = json.loads(jwk) if isinstance(jwk, str) else dict(jwk)
+            if members.get("kty") == "oct":
+                made = cls(base64.urlsafe_b64decode(members["k"] + "=="), **options)
+            else:
+                scheme = OKPAlgorithm if members.get("kty") == "OKP" else ECAlgorithm
+                made = cls(scheme.from_jwk(members), **options)
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(
+                f"SigningKey.from_jwk(): no key that can be read ({type(error).__name__})"
+            ) from None
+        if members.get("alg", made.alg) not in (made.alg, "Ed25519" if made.alg == "EdDSA" else made.alg):
+            raise ConfigurationError(f"SigningKey.from_jwk(): the key is for {made.alg}, and says {members['alg']!r}")
+        if members.get("use", "sig") != "sig":
+            raise ConfigurationError(f"SigningKey.from_jwk(): the key is for {members['use']!r}, not for signatures")
+        return made
+
+    @classmethod
+    def from_file(cls, path: str | PathLike[str], **options: Any) -> Self:
+        """A PEM or JWK file."""
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"SigningKey.from_file({str(path)!r}): {error.strerror}") from None
+        if data.lstrip().startswith(b"{"):
+            return cls.from_jwk(data.decode("utf-8", "replace"), **options)
+        return cls.from_pem(data, **options)
+
+    def pem(self) -> str:
+        """The private key as PEM (PKCS #8), for a file that nobody else reads."""
+        if self._private is None or isinstance(self._private, bytes):
+            raise ConfigurationError("SigningKey.pem(): there is no private key in it")
+        encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        pem: bytes = self._private.private_bytes(encoding, form, serialization.NoEncryption())
+        return pem.decode("ascii")
+
+    def sign(self, message: bytes) -> bytes:
+        signature: bytes = self._scheme.sign(message, self._private)
+        return signature
+
+    def verify(self, message: bytes, signature: bytes) -> bool:
+        try:
+            return bool(self._scheme.verify(message, self._public, signature))
+        except Exception:  # whatever a library makes of a hostile signature, it is none
+            return False
+
+
+class KeyRing:
+    """The keys of a deployment: the first one signs, all of them verify."""
+
+    def __init__(self, keys: Sequence[SigningKey]) -> None:
+        if isinstance(keys, SigningKey) or not all(isinstance(key, SigningKey) for key in keys):
+            raise ConfigurationError("keys=…: give a list of SigningKey, the one that signs first")
+        if not keys or not keys[0].can_sign:
+            raise ConfigurationError("keys=[…]: the first key signs, so it must be there and be a private one")
+        if keys[0].retired_at is not None:
+            raise ConfigurationError("keys=[…]: the first key signs, so it cannot be retired")
+        self.signing = keys[0]
+        self._by_kid = {key.kid: key for key in keys}
+        if len(self._by_kid) != len(keys):
+            raise ConfigurationError("keys=[…]: a key is there twice")
+
+    def get(self, kid: str, now: float, lifetime: float) -> SigningKey | None:
+        key = self._by_kid.get(kid)
+        return key if key is not None and _is_current(key, now, lifetime) else None
+
+    def jwks(self, now: float, lifetime: float) -> dict[str, list[dict[str, str]]]:
+        """The public keys (RFC 7517, section 5); a retired one leaves when the last token that it signed has expired."""
+        keys = [key for key in self._by_kid.values() if _is_current(key, now, lifetime)]
+        return {"keys": [key.jwk for key in keys if key.jwk is not None]}
+
+
+def _is_current(key: SigningKey, now: float, lifetime: float) -> bool:
+    return key.retired_at is None or now < key.retired_at + lifetime

@@ -1,0 +1,429 @@
+"""Tokens: refresh tokens that rotate, on the sessions of the store, and the access tokens that they are exchanged for.
+
+A refresh token names its family (the session) and its generation, and is computed: the same question has the same answer, so a
+lost response, a retry, five tabs at once, or a driver that sends a command twice hurt nobody. ::
+
+    Zk3                    the place of the user's records
+    16 characters          the family: the session's id
+    6 characters           the generation
+    43 characters          HMAC-SHA-256 of family and generation, under a key of the family's own that lies in its record
+    22 characters          HMAC-SHA-256 of all that, cut to 128 bits, under the deployment's secret: what lacks it costs no I/O
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import math
+import random
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Any, Final
+
+import anyio
+import msgspec
+from msgspec.structs import replace
+
+from asgi_sessions._cipher import Secrets
+from asgi_sessions._devices import Devices, pack_facts
+from asgi_sessions._errors import (
+    ConfigurationError,
+    RecordChanged,
+    RecordGone,
+    SessionDataError,
+    SessionError,
+    StoreError,
+    TokenExpired,
+    TokenInvalid,
+    TokenReused,
+)
+from asgi_sessions._manager import Manager, manager_of
+from asgi_sessions._record import Body, MessagePackCodec, Record
+from asgi_sessions._session import Session
+from asgi_sessions._store import USER_METHODS, Store
+from asgi_sessions._timeouts import duration
+from asgi_sessions._token import ID_CHARS, PLACE_CHARS, base64url, new_id, owner_of, place_of
+from asgi_sessions._types import Clock, Event, EventHook, Scope, instant
+from asgi_sessions.tokens import _jwt
+from asgi_sessions.tokens._jwt import Claims
+from asgi_sessions.tokens._keys import KeyRing, SigningKey
+
+GRACE: Final = 10.0
+"""Seconds for which the token just spent gives its successor again, while that is unused."""
+
+MAX_REPEATS: Final = 3
+"""How often it does so. Requests that were under way when it was spent do not count."""
+
+MAX_ATTEMPTS: Final = 24
+
+_GENERATION = 6
+_SECRET = 43
+_SIGNATURE = 22
+_SIGNED_AT = PLACE_CHARS + ID_CHARS + _GENERATION + _SECRET
+_SIZE = _SIGNED_AT + _SIGNATURE
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
+class _Grant(msgspec.Struct, frozen=True, array_like=True):
+    """How far the refresh tokens of a session have come. Later versions may append fields."""
+
+    seed: bytes
+    generation: int
+    rotated_at: float
+    repeats: int
+
+
+_encode_grant = msgspec.msgpack.Encoder().encode
+_decode_grant = msgspec.msgpack.Decoder(_Grant).decode
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """What a client gets for a log-in or a refresh."""
+
+    access_token: str
+    refresh_token: str
+    expires_in: int
+    """Seconds until the access token expires."""
+    session_id: str
+    refresh_expires_at: datetime
+    """When the refresh token does, if it is not used; aware, UTC."""
+
+    def __repr__(self) -> str:
+        return f"<TokenPair of {self.session_id}>"
+
+
+class Tokens:
+    """Issues and refreshes tokens for clients without cookies; their sessions are listed and ended like all others.
+
+    Args:
+        store: the one of the SessionMiddleware, if there is one; it must know the sessions of users.
+        keys: for access tokens, the one that signs first. All of them verify, so a new one logs nobody out.
+        secret_keys: as of SessionMiddleware, and the same where there is one.
+        issuer, audience: who issues the tokens and for whom; URLs, mostly. Compared exactly.
+        access: how long an access token lives; at most an hour.
+        refresh_idle, refresh_absolute: a refresh token ends when it is not used for this long; its session, this long after
+            the log-in.
+        on_event, clock, devices: as of SessionMiddleware.
+    Raises:
+        ConfigurationError: something does not fit together.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        keys: Sequence[SigningKey],
+        secret_keys: Sequence[str | bytes],
+        issuer: str,
+        audience: str,
+        access: timedelta = timedelta(minutes=15),
+        refresh_idle: timedelta = timedelta(days=7),
+        refresh_absolute: timedelta = timedelta(days=30),
+        devices: Devices | None = None,
+        on_event: EventHook | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        missing = [name for name in USER_METHODS if not callable(getattr(store, name, None))]
+        if isinstance(store, type) or missing:
+            raise ConfigurationError(f"Tokens({type(store).__name__}): this store does not know the sessions of a user")
+        for name, value in (("issuer", issuer), ("audience", audience)):
+            if not isinstance(value, str) or not value:
+                raise ConfigurationError(f"Tokens({name}={value!r}): give text, such as 'https://api.example.org'")
+        if not secret_keys:
+            raise ConfigurationError("Tokens(secret_keys=()): refresh tokens are computed from a secret; give one")
+        self._ring = KeyRing(keys)
+        self.issuer, self.audience = issuer, audience
+        self._access = duration("Tokens(access)", access).total_seconds()
+        if not 1 <= self._access <= _jwt.MAX_LIFETIME:
+            raise ConfigurationError(f"Tokens(access={access!r}): must lie between a second and an hour")
+        self._idle = duration("Tokens(refresh_idle)", refresh_idle).total_seconds()
+        self._absolute = duration("Tokens(refresh_absolute)", refresh_absolute).total_seconds()
+        if not 60 <= self._idle <= self._absolute <= 3660 * 86400:
+            raise ConfigurationError(
+                "Tokens(refresh_idle, refresh_absolute): from a minute on, and idle no longer than absolute"
+            )
+        options: dict[str, Any] = {} if clock is None else {"clock": clock}
+        self._manager = Manager(
+            store, secrets=Secrets(secret_keys), on_event=on_event, devices=devices, is_app=_is_first(store), **options
+        )
+        self._codec = MessagePackCodec()
+        self._signing = self._manager.secrets.subkeys("refresh token signature")
+        self._refreshing: dict[tuple[int, str], asyncio.Task[TokenPair]] = {}
+
+    @property
+    def clock(self) -> Clock:
+        return self._manager.clock
+
+    # ── Issue ──
+
+    async def log_in(
+        self, user_id: str, *, scope: Scope | None = None, data: dict[str, Any] | None = None
+    ) -> TokenPair:
+        """Begin a session that lives by refresh tokens.
+
+        Args:
+            scope: of the request, for device and place in the listing.
+            data: what the session is to hold; read-only from then on.
+        Raises:
+            SessionDataError: the user id or the data will not do.
+            SessionLimitReached: the user has too many sessions.
+            StoreError: the store failed.
+        """
+        if not isinstance(user_id, str) or not user_id:
+            raise SessionDataError("log_in(): a user id is a non-empty str")
+        try:
+            owner = owner_of(user_id)
+        except UnicodeEncodeError:
+            raise SessionDataError("log_in(): the user id is not valid Unicode: it holds a lone surrogate") from None
+        manager, now, id = self._manager, self._manager.clock(), new_id()
+        grant = _Grant(secrets.token_bytes(32), 0, now, 0)
+        facts = manager.devices.describe(scope)
+        about = pack_facts(replace(facts, ends_at=now + self._absolute))
+        payload = self._codec.encode(data or {})
+        body = Body("token", user_id, now, now, now, False, payload, about, _encode_grant(grant))
+        record = manager.sealed(Record(_key(place_of(owner), id), 1, now, self._ends(now, now), id, owner, b""), body)
+        with manager.limited():
+            await manager.admit(record, body)
+        return self._pair(record, body, grant)
+
+    def access_token(self, session: Session, **claims: Any) -> str:
+        """An access token for a session that has a user: a cookie session for its own front end, say.
+
+        Args:
+            claims: more of them, JSON; none of those that every token has.
+        """
+        user_id, authenticated_at = session.user_id, session.authenticated_at
+        if user_id is None or authenticated_at is None:
+            raise SessionError("access_token(): nobody is logged in")
+        return self._mint(user_id, session.id, authenticated_at.timestamp(), claims)
+
+    def _mint(self, user_id: str, id: str, authenticated_at: float, extra: dict[str, Any]) -> str:
+        now = self._manager.clock()
+        claims = {
+            "iss": self.issuer,
+            "aud": self.audience,
+            "sub": user_id,
+            "client_id": self.audience,
+            "sid": id,
+            "iat": int(now),
+            "exp": int(now) + int(self._access),
+            "auth_time": int(authenticated_at),
+            "jti": new_id(),
+        }
+        if clash := sorted(claims.keys() & extra.keys()):
+            raise SessionDataError(f"access_token(): every token has the claim {clash[0]!r} already")
+        return _jwt.encode(self._ring, {**extra, **claims})
+
+    # ── Refresh ──
+
+    async def refresh(self, token: str, *, scope: Scope | None = None) -> TokenPair:
+        """Exchange a refresh token for its successor and a new access token.
+
+        Args:
+            scope: of the request: what is known of the presenter is told in an event, should the token be a stolen one.
+        Raises:
+            TokenInvalid: it is none of ours, or its session has ended. TokenReused: it was spent before; the session has ended.
+            StoreError: the store failed; the token may be presented again.
+        """
+        family, generation, presented = self._read(token)
+        # Tabs of one browser come at the same time: one question for all of them in this process.
+        where = (id(asyncio.get_running_loop()), token)
+        task = self._refreshing.get(where)
+        if task is None:
+            task = self._refreshing[where] = asyncio.ensure_future(self._rotate(family, generation, presented, scope))
+            task.add_done_callback(
+                lambda done: (self._refreshing.pop(where, None), done.cancelled() or done.exception())
+            )
+        return await asyncio.shield(task)
+
+    async def _rotate(self, key: str, generation: int, presented: str, scope: Scope | None) -> TokenPair:
+        manager = self._manager
+        was_current = False  # when this request began
+        with manager.limited():
+            for attempt in range(MAX_ATTEMPTS):
+                record, body, grant = await self._found(key)
+                now = manager.clock()
+                if not hmac.compare_digest(_secret(grant.seed, record.id, generation), presented):
+                    raise TokenInvalid("the refresh token is not of this session")
+                if generation == grant.generation:
+                    was_current = True
+                    grant = _Grant(grant.seed, grant.generation + 1, now, 0)
+                elif generation != grant.generation - 1 or now - grant.rotated_at >= GRACE:
+                    if generation > grant.generation:
+                        raise TokenInvalid("the refresh token is newer than its session: the store has been put back")
+                    await self._end_reused(record, body, scope)
+                    raise TokenReused("the refresh token was spent before; its session has been ended")
+                elif was_current:
+                    return self._pair(record, body, grant)  # another request of the same moment was faster
+                elif grant.repeats >= MAX_REPEATS:
+                    raise TokenInvalid("the refresh token was presented too often")
+                else:
+                    grant = _Grant(grant.seed, grant.generation, grant.rotated_at, grant.repeats + 1)
+                newer = replace(body, minted_at=grant.rotated_at, grant=_encode_grant(grant))
+                record = replace(
+                    record, rev=record.rev + 1, seen_at=now, expires_at=self._ends(body.created_at, now), body=b""
+                )
+                try:
+                    await manager.replaced(manager.sealed(record, newer), rev=record.rev - 1)
+                except RecordChanged:
+                    await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
+                    continue
+                except RecordGone:
+                    raise TokenInvalid("the session of the refresh token has ended") from None
+                return self._pair(record, newer, grant)
+        raise StoreError("the session was changed by others each time its token was to be refreshed")
+
+    async def _found(self, key: str) -> tuple[Record, Body, _Grant]:
+        found = await self._manager.opened(key)
+        if found is None or found[1].kind != "token":
+            raise TokenInvalid("the session of the refresh token has ended")
+        try:
+            return (*found, _decode_grant(found[1].grant))
+        except msgspec.MsgspecError:
+            raise TokenInvalid("the session of the refresh token is damaged") from None
+
+    async def _end_reused(self, record: Record, body: Body, scope: Scope | None) -> None:
+        manager, user_id = self._manager, body.user_id or ""
+        presenter = manager.devices.describe(scope)
+        await manager.ended_for(record.owner or "", user_id, record.id, "refresh_reused")
+        details = {"device": str(presenter.device), "location": str(presenter.location)}
+        await manager.tell_of(Event("session.refresh_reused", instant(manager.clock()), record.id, user_id, details))
+
+    async def revoke(self, token: str) -> bool:
+        """End the session of a refresh token, spent ones included; whether it was there.
+
+        Anything else is ``False``, since RFC 7009 (section 2.2) has it that nobody learns more.
+        """
+        try:
+            key, generation, presented = self._read(token)
+            with self._manager.limited():
+                record, body, grant = await self._found(key)
+                if not hmac.compare_digest(_secret(grant.seed, record.id, generation), presented):
+                    return False
+                return await self._manager.ended_for(record.owner or "", body.user_id or "", record.id, "logged_out")
+        except TokenInvalid:
+            return False
+
+    # ── Verify ──
+
+    def verify(self, token: str | bytes) -> Claims:
+        """The claims of an access token; no I/O.
+
+        Raises:
+            TokenExpired, TokenInvalid: it is none that counts.
+        """
+        return _jwt.decode(
+            token,
+            self._ring,
+            issuer=self.issuer,
+            audience=self.audience,
+            now=self._manager.clock(),
+            lifetime=self._access + _jwt.LEEWAY,
+        )
+
+    async def living(self, claims: Claims) -> tuple[Record, Body]:
+        """The session of an access token, as the store has it now.
+
+        Raises:
+            TokenExpired: it has ended. StoreError: the store failed.
+        """
+        owner = owner_of(claims.user_id)
+        with self._manager.limited():
+            # One question for a session of refresh tokens; for others the index knows where they are.
+            found = await self._manager.opened(_key(place_of(owner), claims.session_id))
+            for _ in range(3):
+                if found is not None:
+                    break
+                key = (await self._manager.index_of(owner)).get(claims.session_id)
+                if key is None:
+                    break
+                found = await self._manager.opened(key)
+        if found is None or (found[0].id, found[0].owner) != (claims.session_id, owner):
+            raise TokenExpired("the session of the token has ended")
+        return found
+
+    async def end(self, claims: Claims) -> bool:
+        """End the session of an access token; whether it was there."""
+        with self._manager.limited():
+            owner = owner_of(claims.user_id)
+            return await self._manager.ended_for(owner, claims.user_id, claims.session_id, "logged_out")
+
+    def jwks(self) -> dict[str, list[dict[str, str]]]:
+        """The public keys, for those who verify access tokens elsewhere (RFC 7517, section 5)."""
+        return self._ring.jwks(self._manager.clock(), self._access + _jwt.LEEWAY)
+
+    @property
+    def access_lifetime(self) -> float:
+        """Seconds."""
+        return self._access
+
+    # ── What they are made of ──
+
+    def _ends(self, created_at: float, seen_at: float) -> float:
+        return min(seen_at + self._idle, created_at + self._absolute)
+
+    def _pair(self, record: Record, body: Body, grant: _Grant) -> TokenPair:
+        bare = (
+            place_of(record.key)
+            + record.id
+            + _number(grant.generation)
+            + _secret(grant.seed, record.id, grant.generation)
+        )
+        return TokenPair(
+            access_token=self._mint(body.user_id or "", record.id, body.authenticated_at or body.created_at, {}),
+            refresh_token=bare + _signature(self._signing[0], bare),
+            expires_in=math.floor(self._access),
+            session_id=record.id,
+            refresh_expires_at=instant(record.expires_at),
+        )
+
+    def _read(self, token: str) -> tuple[str, int, str]:
+        """The key of the family, the generation and the secret part; no I/O.
+
+        Raises:
+            TokenInvalid: it has not our form, or not our signature.
+        """
+        if not isinstance(token, str) or len(token) != _SIZE or token.strip(_ALPHABET):
+            raise TokenInvalid("that is no refresh token of ours")
+        bare, presented = token[:_SIGNED_AT], token[_SIGNED_AT:].encode("ascii", "replace")
+        good = False
+        for key in self._signing:  # all of them: time then says nothing about which
+            good |= hmac.compare_digest(_signature(key, bare).encode("ascii"), presented)
+        if not good:
+            raise TokenInvalid("that is no refresh token of ours")
+        place, id = bare[:PLACE_CHARS], bare[PLACE_CHARS : PLACE_CHARS + ID_CHARS]
+        number = 0
+        for character in bare[PLACE_CHARS + ID_CHARS :][:_GENERATION]:
+            number = number * 64 + _ALPHABET.index(character)
+        return _key(place, id), number, bare[-_SECRET:]
+
+
+def _key(place: str, id: str) -> str:
+    """Where the record of a family lives: in one place for as long as it lives, so that an old token finds it too."""
+    return place + base64url(sha256(b"asgi-sessions family\0" + id.encode("utf-8")).digest())
+
+
+def _number(generation: int) -> str:
+    digits = ""
+    for _ in range(_GENERATION):
+        generation, digit = divmod(generation, 64)
+        digits = _ALPHABET[digit] + digits
+    return digits
+
+
+def _secret(seed: bytes, id: str, generation: int) -> str:
+    message = b"\0".join((b"asgi-sessions refresh token", id.encode("ascii"), str(generation).encode("ascii")))
+    return base64url(hmac.digest(seed, message, "sha256"))
+
+
+def _signature(key: bytes, bare: str) -> str:
+    message = b"asgi-sessions refresh token\0" + bare.encode("ascii", "replace")
+    return base64url(hmac.digest(key, message, "sha256")[:16])
+
+
+def _is_first(store: Store) -> bool:
+    return manager_of(store) is None
