@@ -116,7 +116,9 @@ def baseline() -> dict[str, float] | None:
     return recorded
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "--json" in sys.argv:
+    print(json.dumps(asyncio.run(count(sys.argv[-1]))))
+elif __name__ == "__main__":
     from tests.conftest import Server
 
     server = Server()

@@ -37,7 +37,7 @@ NAME: Final = CookieConfig().name
 
 # The reasons for these stand in the package's docstring.
 LOG_IN: Final = "Cookie"
-CONFIRM: Final = "Cookie error=insufficient_user_authentication, max_age={:.0f}"
+CONFIRM: Final = "{} error=insufficient_user_authentication, max_age={:.0f}"
 
 
 class _Scheme(SecurityBase):
@@ -75,7 +75,7 @@ class RequireUser(_Scheme):
         if session.user_id is None:
             raise HTTPException(401, "Not logged in", {"WWW-Authenticate": LOG_IN})
         if self.within is not None and not session.is_fresh(self.within):
-            challenge = CONFIRM.format(self.within.total_seconds())
+            challenge = CONFIRM.format(session.scheme, self.within.total_seconds())
             raise HTTPException(401, "Confirm who you are", {"WWW-Authenticate": challenge})
         return session.user_id
 

@@ -68,12 +68,15 @@ async def require_user(connection: Connection, handler: BaseRouteHandler) -> Non
 def require_fresh(within: timedelta) -> Guard:
     """A guard: 401 unless they logged in, or ``session.confirm()`` was called, less than ``within`` ago."""
     seconds = duration("require_fresh(within)", within).total_seconds()
-    challenge = f"Cookie error=insufficient_user_authentication, max_age={seconds:.0f}"
+    challenge = f"error=insufficient_user_authentication, max_age={seconds:.0f}"
 
     async def guard(connection: Connection, handler: BaseRouteHandler) -> None:
         await require_user(connection, handler)
-        if not _find(connection.scope).is_fresh(within):
-            raise NotAuthorizedException("Confirm who you are", headers={"WWW-Authenticate": challenge})
+        session = _find(connection.scope)
+        if not session.is_fresh(within):
+            raise NotAuthorizedException(
+                "Confirm who you are", headers={"WWW-Authenticate": f"{session.scheme} {challenge}"}
+            )
 
     return guard
 

@@ -48,7 +48,7 @@ def require_user(view: Callable[..., Any], *, within: timedelta | None = None) -
             raise Unauthorized("Not logged in", www_authenticate=WWWAuthenticate("cookie"))
         if within is not None and not session.is_fresh(within):
             why = {"error": "insufficient_user_authentication", "max_age": f"{within.total_seconds():.0f}"}
-            raise Unauthorized("Confirm who you are", www_authenticate=WWWAuthenticate("cookie", {**why}))
+            raise Unauthorized("Confirm who you are", www_authenticate=WWWAuthenticate(session.scheme.lower(), {**why}))
         return await current_app.ensure_async(view)(*args, **kwargs)
 
     return guarded

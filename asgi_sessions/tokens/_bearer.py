@@ -21,6 +21,7 @@ class BearerSession(Session):
     __slots__ = ("claims",)
 
     is_bearer = True
+    scheme = "Bearer"
     claims: Claims
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
