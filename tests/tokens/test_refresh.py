@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from asgi_sessions import (
     ConfigurationError,
@@ -18,10 +19,12 @@ from asgi_sessions import (
     StoreError,
     UserSessions,
 )
+from asgi_sessions._record import unseal
 from asgi_sessions._token import owner_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import SigningKey, TokenError, TokenInvalid, TokenPair, TokenReused, Tokens
+from asgi_sessions.tokens._tokens import _signature
 from tests.support import Browser, app_with, log_in, read
 from tests.tokens.conftest import KEY, SECRET, URL, some_tokens
 from tests.wrapped import Wrapped
@@ -339,3 +342,31 @@ async def test_a_cookie_session_can_mint_access_tokens(tokens: Tokens, store: St
 def test_the_names_of_things() -> None:
     assert URL in repr(URL)
     assert repr(SigningKey.secret(SECRET)).startswith("<SigningKey HS256")
+
+
+async def test_the_secrets_alone_make_no_refresh_token(tokens: Tokens, store: Store) -> None:
+    """The signature can be made with them; what is signed needs the key in the session's record as well."""
+    pair = await tokens.log_in("alice")
+    made_up = pair.refresh_token[:25] + "A" * 43
+    forged = made_up + _signature(tokens._signing[0], made_up)
+
+    assert await outcome(tokens, forged) is TokenInvalid
+    assert await tokens.revoke(forged) is False
+
+    assert isinstance(await outcome(tokens, pair.refresh_token), TokenPair)
+
+
+async def test_the_record_of_a_refresh_token_is_no_session_of_a_cookie(
+    tokens: Tokens, store: Store, clock: FakeClock
+) -> None:
+    """Not even for somebody who can seal records and puts it where a cookie leads."""
+    app = app_with(store, clock=clock, secret_keys=[SECRET])
+    browser = Browser(app)
+    await browser.do(log_in("alice"))
+    there = await store.load(browser.key)
+    assert there is not None
+    manager = tokens._manager
+    body = replace(unseal(there, manager.secrets, manager._namespace), kind="token")
+    await store.update(manager.sealed(replace(there, rev=there.rev + 1), body), rev=there.rev)
+
+    assert (await read(browser))["user_id"] is None
