@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +16,7 @@ from asgi_sessions import (
     ConfigurationError,
     Devices,
     Event,
+    RedisStore,
     SessionDataError,
     SessionLimitReached,
     StoreError,
@@ -370,3 +373,61 @@ async def test_the_record_of_a_refresh_token_is_no_session_of_a_cookie(
     await store.update(manager.sealed(replace(there, rev=there.rev + 1), body), rev=there.rev)
 
     assert (await read(browser))["user_id"] is None
+
+
+PROCESS = """
+import asyncio, json, sys
+from asgi_sessions import RedisStore
+from asgi_sessions.tokens import SigningKey, TokenError, Tokens
+
+url, prefix, secret, pem, issuer, token = json.loads(sys.stdin.readline())
+
+async def main():
+    # Without the task that requests of one process share: each of them asks the store.
+    many = [Tokens(RedisStore.from_url(url, prefix=prefix), keys=[SigningKey.from_pem(pem)], secret_keys=[secret],
+                   issuer=issuer, audience=issuer) for _ in range(5)]
+    await asyncio.gather(*(tokens._manager.store.load("A" * 46) for tokens in many))
+    print("ready", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+
+    async def refresh(tokens):
+        try:
+            return (await tokens.refresh(token)).refresh_token
+        except TokenError as error:
+            return type(error).__name__
+
+    print(json.dumps(await asyncio.gather(*(refresh(many[n % 5]) for n in range(25)))), flush=True)
+    for tokens in many:
+        await tokens._manager.store.aclose()
+
+asyncio.run(main())
+"""
+
+
+async def test_fifty_uses_at_once_in_two_real_processes_give_one_successor(valkey_url: str) -> None:
+    prefix = f"test-{random.randrange(10**12)}"
+    store = RedisStore.from_url(valkey_url, prefix=prefix)
+    tokens = Tokens(store, keys=[KEY], secret_keys=[SECRET], issuer=URL, audience=URL)
+    token = (await tokens.log_in("alice")).refresh_token
+    task = json.dumps([valkey_url, prefix, SECRET, KEY.pem(), URL, token]).encode() + b"\n"
+    pipe = asyncio.subprocess.PIPE
+    processes = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", PROCESS, stdin=pipe, stdout=pipe) for _ in range(2)
+    ]
+    found: list[str] = []
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(task)
+    for process in processes:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+    for said, _ in await asyncio.gather(*(process.communicate(b"go\n") for process in processes)):
+        found += json.loads(said)
+
+    pairs = {each for each in found if len(each) == 90}
+    assert len(found) == 50
+    assert len(pairs) == 1
+    assert "TokenReused" not in found
+    assert isinstance(await outcome(tokens, pairs.pop()), TokenPair)
+    await UserSessions(store).erase("alice")
+    await store.aclose()
