@@ -48,6 +48,10 @@ class Breaker:
         self._probing_since = None
         return was_open
 
+    def abandoned(self) -> None:
+        """Note that a caller was cancelled before there was an answer: if it was the probe, somebody else may try."""
+        self._probing_since = None
+
     def failed(self, now: float) -> bool:
         """Note a failure; whether it opened the breaker."""
         if self.is_open:

@@ -1192,6 +1192,8 @@ class Manager:
         elif time.monotonic() - began > DEADLINE / 2:
             # Cancelled: by our deadline, or by a client that gave up. Only a long wait speaks against the store.
             self._note_failure(self._too_slow())
+        else:
+            self._breaker.abandoned()
 
     def _too_slow(self) -> StoreError:
         return StoreError(f"the store did not answer within {DEADLINE:.2f} s")

@@ -263,3 +263,23 @@ def test_a_forked_worker_has_its_own_connection(valkey_url: str) -> None:
 def _in_child_of_loop(client: OwnClient, answers: Any) -> None:
     asyncio.events._set_running_loop(None)  # we were forked from inside the parent's
     _in_child(client, answers)
+
+
+async def test_a_restart_between_two_tries_of_a_script_is_no_error() -> None:
+    """The connection breaks, the server that answers next has forgotten its scripts: then the text is sent."""
+    replies = [b":1\r\n", None, b"-NOSCRIPT No matching script.\r\n", b":1\r\n"]
+    sent: list[bytes] = []
+
+    def answers(data: bytes) -> bytes | None:
+        sent.append(data[:40])
+        return replies[len(sent) - 1]
+
+    async with a_server_that(answers) as url:
+        store = RedisStore.from_url(url)
+        key = a_record().key
+
+        assert await store.touch(key, seen_at=1.0, expires_at=2.0) is True
+        assert await store.touch(key, seen_at=1.0, expires_at=2.0) is True
+
+        await store.aclose()
+    assert [b"EVALSHA" in data for data in sent] == [True, True, True, False]

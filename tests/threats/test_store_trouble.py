@@ -605,3 +605,26 @@ def test_requests_that_fail_together_are_one_failure() -> None:
         breaker.failed(100.0)
 
     assert breaker.allows(100.0 + FIRST_PAUSE)
+
+
+async def test_a_client_that_leaves_while_it_probes_does_not_keep_everybody_else_out(
+    memory: Store, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may ask a store that was down is a browser like any other, and may hang up before it has answered."""
+    watched = Between(memory)
+    alice = Browser(app_with(watched, clock=clock))
+    await alice.do(log_in("alice"))
+    watched.instead["load"] = raising(OSError())
+    for _ in range(FAILURES_TO_OPEN):
+        await alice.do()
+    await anyio.sleep(FIRST_PAUSE)
+
+    async def forever(*args: Any, **kwargs: Any) -> None:
+        await anyio.sleep_forever()
+
+    watched.instead["load"] = forever
+    with anyio.move_on_after(0.05):
+        await alice.another().do()
+    del watched.instead["load"]
+
+    assert (await read(alice))["user_id"] == "alice"

@@ -271,10 +271,11 @@ async def run(client: OwnClient | GivenClient, script: Script, keys: tuple[str, 
     future = client.at_once(command)
     try:
         try:
-            return await client.call(command) if future is None else checked(await future)
-        except ConnectionLost:
-            return await client.again(command)
-        except Refused as refused:
+            try:
+                return await client.call(command) if future is None else checked(await future)
+            except ConnectionLost:
+                return await client.again(command)
+        except Refused as refused:  # also of the second try: the server may have been restarted meanwhile
             if refused.code != "NOSCRIPT":
                 raise
             return await client.call(("EVAL", script.text, *command[2:]))
