@@ -187,6 +187,7 @@ class SessionMiddleware:
             if not exchange.is_complete():
                 await exchange.finish()
         finally:
+            session._origin = None  # a cycle otherwise: all of the request would wait for the collector
             if exchange.watcher is not None:
                 exchange.watcher.leave()
 

@@ -418,3 +418,79 @@ async def test_a_server_without_sharded_channels_tells_all_the_same(own_server: 
     await browser.app.watch.aclose()
     for store in (here, there):
         await store.aclose()
+
+
+# ── The ear and the watch themselves ──
+
+
+@pytest.fixture
+async def ear(valkey_url: str) -> AsyncIterator[tuple[Any, RedisStore, list[str], list[str]]]:
+    """An ear, its store, and what it has heard and doubted."""
+    store = RedisStore.from_url(valkey_url, prefix="test-ear")
+    heard: list[str] = []
+    doubted: list[str] = []
+    made = store.listen(heard.append, doubted.append)
+    yield made, store, heard, doubted
+    await made.aclose()
+    await store.aclose()
+
+
+async def until(condition: Any) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(2):
+            while not condition():  # noqa: ASYNC110 - a look now and then is enough
+                await asyncio.sleep(0.01)
+    return bool(condition())
+
+
+async def test_a_tab_that_reloads_does_not_make_the_ear_deaf(ear: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Left and entered again before the server has answered the first: its answer is not one to a subscription that is wanted."""
+    made, _, _, doubted = ear
+    made.add("Zk3")
+    assert await until(lambda: doubted == ["Zk3"])
+
+    made.remove("Zk3")
+    made.add("Zk3")
+    assert await until(lambda: doubted == ["Zk3", "Zk3"])
+    await asyncio.sleep(0.2)
+
+    assert made.is_live
+    assert doubted == ["Zk3", "Zk3"]
+    assert "store.deaf" not in caplog.text
+
+
+async def test_every_loss_of_the_ear_is_told_and_the_first_try_after_it_comes_soon(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many losses there were before, if it has heard something since."""
+    own_server.start()
+    with Proxy(own_server.port) as proxy:
+        store = RedisStore.from_url(proxy.url(own_server.url))
+        doubted: list[str] = []
+        made: Any = store.listen(lambda _: None, doubted.append)
+        made.add("Zk3")
+        for losses in range(1, 9):
+            assert await until(lambda losses=losses: len(doubted) == losses), losses
+            proxy.cut()
+        assert await until(lambda: len(doubted) == 9)
+
+        assert caplog.text.count("store.deaf") == 8
+        await made.aclose()
+        await store.aclose()
+
+
+async def test_who_comes_and_goes_leaves_nothing_behind(connect: Any, browser: Browser) -> None:
+    """A session lives for days, and a page opens a socket with every visit."""
+    assert browser.app.watch is not None
+    stays = await connect()
+    for _ in range(20):
+        line = Line(browser, "websocket", listens)
+        await line.open.wait()
+        line.task.cancel()
+        await asyncio.wait({line.task})
+    stays.task.cancel()
+    await asyncio.wait({stays.task})
+
+    (circle,) = browser.app.watch._circles.values()
+    sizes = {name: len(value) for name, value in vars(circle).items() if isinstance(value, dict | list | set)}
+    assert set(sizes.values()) == {0}, sizes

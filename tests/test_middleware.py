@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from datetime import timedelta
 from typing import Any, cast
@@ -598,3 +599,22 @@ def test_a_client_is_made_logged_in_from_a_synchronous_test(memory: MemoryStore)
 async def test_an_anonymous_cookie_without_data_makes_no_sense(memory: MemoryStore) -> None:
     with pytest.raises(ValueError, match="data"):
         await session_cookie(memory, None)
+
+
+async def test_a_request_leaves_no_garbage_behind(memory: MemoryStore) -> None:
+    """What is in a cycle waits for the collector, and with it everything that is in the session."""
+    browser = Browser(app_with(memory))
+    await browser.do(put(a=1))
+
+    def sessions() -> int:
+        return sum(type(each) is Session for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = sessions()
+        for _ in range(5):
+            await browser.do()
+        assert sessions() == before
+    finally:
+        gc.enable()

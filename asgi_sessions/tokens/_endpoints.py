@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
 from asgi_sessions._cookie import CookieConfig
-from asgi_sessions._errors import ConfigurationError, StoreError, TokenError, TokenInvalid
+from asgi_sessions._errors import ConfigurationError, StoreError, TokenError
 from asgi_sessions._types import Receive, Scope, Send
 from asgi_sessions.cross_origin import CrossOriginProtection
 from asgi_sessions.tokens._tokens import TokenPair, Tokens
@@ -130,7 +130,7 @@ class TokenEndpoints:
         if in_body:
             return in_body, False
         if len(values) > 1:
-            raise TokenInvalid("two cookies of the same name")
+            raise _Bad("invalid_grant", "two cookies of the same name")
         return (values[0].decode("ascii", "replace"), True) if values else ("", False)
 
 

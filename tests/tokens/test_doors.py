@@ -364,3 +364,13 @@ async def test_the_client_refreshes_by_itself_once_for_many(store: Store, clock:
         clock.advance(timedelta(minutes=16))
         with pytest.raises(TokenError, match="log in again"):
             await client.get("/")
+
+
+@pytest.mark.parametrize("path", ["refresh", "revoke"])
+async def test_two_refresh_cookies_are_4xx(client: httpx.AsyncClient, path: str) -> None:
+    """Under a ``__Host-`` name a second one was smuggled in."""
+    twice = [("cookie", "__Host-Http-refresh=a"), ("cookie", "__Host-Http-refresh=b")]
+
+    answer = await client.post(f"/token/{path}", headers=twice)
+
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_grant")

@@ -41,8 +41,10 @@ class Ear:
         self._doubt = doubt
         self._places: Counter[str] = Counter()
         self._asked: dict[bytes, str] = {}  # channels that were subscribed to, and their places
+        self._leaving: Counter[bytes] = Counter()  # channels that were given up, and how many answers to that are due
         self._waiting: set[str] = set()  # places for which the server has not said yes yet
         self._sharded = True
+        self._pause = 0.0  # before the next try; none since something was heard
         self._writer: asyncio.StreamWriter | None = None
         self._task = asyncio.ensure_future(self._run())
 
@@ -77,20 +79,20 @@ class Ear:
         channel = self._channel(place)
         if verb == "SUBSCRIBE":
             self._asked[channel] = place
+        else:
+            self._leaving[channel] += 1
         command: Any = (f"S{verb}" if self._sharded else verb, channel)
         self._writer.write(hiredis.pack_command(command))
 
     async def _run(self) -> None:
-        pause = 0.0
         while True:
             try:
                 await self._listen()
-                pause = 0.0
             except (RedisError, OSError, TimeoutError, hiredis.HiredisError) as error:
-                if pause == 0.0:
+                if self._pause == 0.0:
                     logger.warning("store.deaf: ends of sessions are not heard of (%s)", type(error).__name__)
-                pause = min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing
+                self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+            await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing
 
     async def _listen(self) -> None:
         """One connection, from its beginning to its end."""
@@ -104,6 +106,7 @@ class Ear:
             self._writer = writer
             self._waiting = set(self._places)
             self._asked.clear()
+            self._leaving.clear()
             for place in self._places:
                 self._say("SUBSCRIBE", place)
             await self._hear(reader, writer)
@@ -144,7 +147,13 @@ class Ear:
         if kind in (b"smessage", b"message") and isinstance(content, bytes):
             self._heard(content.decode("ascii", "replace"))
         elif kind in (b"ssubscribe", b"subscribe") and channel in self._asked:
+            self._pause = 0.0
             self._waiting.discard(self._asked[channel])
             self._doubt(self._asked[channel])
-        elif kind == b"sunsubscribe" and channel in self._asked:
-            raise RedisError("the server ended a subscription: its slot has moved")
+        elif kind in (b"sunsubscribe", b"unsubscribe"):
+            if self._leaving[channel] > 1:
+                self._leaving[channel] -= 1
+            elif self._leaving.pop(channel, 0):
+                pass
+            elif channel in self._asked:
+                raise RedisError("the server ended a subscription: its slot has moved")
