@@ -61,7 +61,7 @@ from asgi_sessions._errors import (
 )
 from asgi_sessions._record import ALIAS_REV, Body, MessagePackCodec, Record, merge, seal, unseal
 from asgi_sessions._session import Asked, Session
-from asgi_sessions._store import USER_METHODS, Store
+from asgi_sessions._store import Store, lacking_for_users
 from asgi_sessions._timeouts import RENEWAL_GRACE, Timeouts
 from asgi_sessions._token import TokenMint, key_of, owner_of, place_of
 from asgi_sessions._types import Clock, Event, EventHook, instant
@@ -201,7 +201,7 @@ class Manager:
             store.notice = self.tell
         self._breaker = _breaker_of(store)
         self.devices = devices if devices is not None else Devices()
-        self.knows_users = knows_users(store)
+        self.knows_users = not lacking_for_users(store)
         self.rules: Rules | None = self.devices.rules if self.knows_users and _takes_notes(store) else None
         if is_app:
             _remember(store, self)
@@ -305,11 +305,7 @@ class Manager:
                 events.append(self._event("session.damaged", reason=str(damage)))
                 return False
             # At once, so that setting the clock back does not revive it.
-            note = self._note(
-                ended(reason or "idle"), record.id, record.owner, body.about, at=min(record.expires_at, session._now)
-            )
-            await self._delete_noting(key, note=note)
-            events.append(self._event("session.ended", session_id=record.id, user_id=body.user_id, reason=reason))
+            events.append(await self._expire(record, body, reason or "idle", session._now))
             return False
         return False
 
@@ -318,6 +314,13 @@ class Manager:
             # Its limits are those of its refresh tokens, and were put down when the last one was issued.
             return "idle" if now >= record.expires_at else None
         return self.timeouts.over(body.created_at, record.seen_at, record.expires_at, body.remembered, now)
+
+    async def _expire(self, record: Record, body: Body, reason: Literal["idle", "absolute"], now: float) -> Event:
+        """End a session whose time is over; what there is to tell."""
+        at = min(record.expires_at, now)
+        note = self._note(ended(reason), record.id, record.owner, body.about, at=at)
+        await self._ask(self.store.delete, record.key, **_noting(note))
+        return self._event("session.ended", session_id=record.id, user_id=body.user_id, reason=reason)
 
     async def _load(self, key: str, events: list[Event]) -> Record | None:
         try:
@@ -439,10 +442,8 @@ class Manager:
         if reason is None:
             session._record = replace(record, seen_at=current.seen_at, expires_at=current.expires_at)
             return True
-        about = b"" if session._stored is None else session._stored.about
-        note = self._note(ended(reason), record.id, record.owner, about, at=min(current.expires_at, self.clock()))
-        await self._delete_noting(record.key, note=note)
-        events.append(self._event("session.ended", session_id=record.id, user_id=session._user_id, reason=reason))
+        if session._stored is not None:
+            events.append(await self._expire(current, session._stored, reason, self.clock()))
         return False
 
     def _over(self, session: Session, record: Record) -> Literal["idle", "absolute"] | None:
@@ -545,48 +546,39 @@ class Manager:
     async def _create(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
         epoch = session._epoch
         token, record, body = self._next(session, payload, fresh_token=True)
-        rules, admission = self.rules, None
-        if rules is None or record.owner is None:
-            await self._ask(self.store.create, record)
-        else:
-            facts = unpack_facts(body.about)
-            note = Note(
-                LOGGED_IN,
-                self.clock(),
-                record.id,
-                rules,
-                marks_of(facts.device, record.owner, self._secrets),
-                seal_facts(facts, record.owner, record.id, self._secrets, self._namespace),
-            )
-            admission = await self._ask(self.store.create, record, note=note)  # type: ignore[call-arg]  # of a UserStore
+        told = await self._keep(record, body)
         if session._epoch != epoch:
             # While this was under way, another task of the request destroyed the session or logged somebody in.
             await self._ask(self.store.delete, record.key)
             return None
         self._take(session, record, body)
         session._asked = Asked.NOTHING
-        user_id = body.user_id
-        if user_id is None:
-            events.append(self._event("session.created", session_id=record.id))
-            return token
-        events.extend(self._welcome(record, body, admission))
+        events.extend(told)
         return token
 
-    def _welcome(self, record: Record, body: Body, admission: object) -> list[Event]:
-        """The events of a log-in."""
+    async def _keep(self, record: Record, body: Body) -> list[Event]:
+        """Keep a new record; of a log-in, with its line in the history. What there is to tell."""
+        id, owner, user_id, note = record.id, record.owner, body.user_id, None
+        facts = unpack_facts(body.about) if body.about else Facts()
+        if owner is not None and self.rules is not None:
+            marks = marks_of(facts.device, owner, self._secrets)
+            sealed = seal_facts(facts, owner, id, self._secrets, self._namespace)
+            note = Note(LOGGED_IN, self.clock(), id, self.rules, marks, sealed)
+        admission: object = await self._ask(self.store.create, record, **_noting(note))
+        if user_id is None:
+            return [self._event("session.created", session_id=id)]
         details: dict[str, Any] = {"remembered": body.remembered}
-        events: list[Event] = []
+        told: list[Event] = []
         if isinstance(admission, Admission):
-            facts = unpack_facts(body.about)
             details |= {
                 "new_device": admission.new_device,
                 "first": admission.first,
                 "device": str(facts.device),
                 "location": str(facts.location),
             }
-            ids = admission.ended
-            events = [self._event("session.ended", session_id=id, user_id=body.user_id, reason="limit") for id in ids]
-        return [*events, self._event("session.logged_in", session_id=record.id, user_id=body.user_id, **details)]
+            out = admission.ended
+            told = [self._event("session.ended", session_id=each, user_id=user_id, reason="limit") for each in out]
+        return [*told, self._event("session.logged_in", session_id=id, user_id=user_id, **details)]
 
     async def _touch(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
         record = _known(session)
@@ -644,10 +636,7 @@ class Manager:
         note = None if grace else self._note(STEPPED_UP if confirmed else REGENERATED, old.id, old.owner, body.about)
         if session._others:
             await self._end_others(session, old)
-        if note is None:
-            await self._ask(self.store.rename, old.key, record, rev=old.rev, alias=alias)
-        else:
-            await self._ask(self.store.rename, old.key, record, rev=old.rev, alias=alias, note=note)  # type: ignore[call-arg]
+        await self._ask(self.store.rename, old.key, record, rev=old.rev, alias=alias, **_noting(note))
         if session._epoch != epoch:
             if session._leaving is old:
                 session._leaving = record  # what is to end has just moved
@@ -829,16 +818,11 @@ class Manager:
         facts = seal_facts(unpack_facts(about), owner, id, self._secrets, self._namespace) if about else b""
         return Note(what, self.clock(), id, rules, (), facts, at)
 
-    async def _delete_noting(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
-        if note is None:
-            return await self._ask(self.store.delete, key, rev=rev)
-        return await self._ask(self.store.delete, key, rev=rev, note=note)  # type: ignore[call-arg]  # of a UserStore
-
     async def _end_others(self, session: Session, kept: Record) -> None:
         """End all sessions of the user but this one."""
         owner = kept.owner
         if self.knows_users and owner is not None:
-            await self.end(owner, session._user_id or "", self.clock(), id=None, keep=kept.id)
+            await self.end(owner, session._user_id or "", "revoked_all", self.clock(), keep=kept.id)
         session._others = False
 
     def _alias(self, old: Record, successor: str, now: float) -> Record:
@@ -875,10 +859,7 @@ class Manager:
         """The index stands in the clear, so what it leads to is looked at before it is believed."""
         events: list[Event] = []
         for _ in range(MAX_HOPS):
-            index = await self._ask(self.store.index, record.owner or "")
-            if not isinstance(index, Mapping):
-                raise StoreError("the store answered with something other than an index")
-            moved_to = index.get(record.id)
+            moved_to = (await self.index_of(record.owner or "")).get(record.id)
             if not isinstance(moved_to, str):
                 return None
             current = await self._load(moved_to, events)
@@ -899,7 +880,7 @@ class Manager:
         self, record: Record, key: str, *, rev: int | None = None, note: Note | None = None
     ) -> Record | None:
         """Delete what lies under ``key``; it must have been of the same session as ``record``."""
-        gone = await self._delete_noting(key, rev=rev, note=note)
+        gone = await self._ask(self.store.delete, key, rev=rev, **_noting(note))
         if gone is None:
             return None
         if _checked(gone, key).id != record.id:
@@ -982,14 +963,7 @@ class Manager:
 
     async def admit(self, record: Record, body: Body) -> None:
         """Keep the record of a log-in that is to live by refresh tokens."""
-        rules, owner = self.rules, record.owner or ""
-        facts = unpack_facts(body.about)
-        marks = marks_of(facts.device, owner, self._secrets)
-        sealed = seal_facts(facts, owner, record.id, self._secrets, self._namespace)
-        note = Note(LOGGED_IN, self.clock(), record.id, rules or Rules(0), marks, sealed)
-        create: Any = self.store.create
-        admission = await self._ask(create, record, note=note)
-        await self._tell(self._welcome(record, body, admission))
+        await self._tell(await self._keep(record, body))
 
     def sealed(self, record: Record, body: Body) -> Record:
         """The record with this body."""
@@ -1008,11 +982,7 @@ class Manager:
         if body.kind == "alias":
             return None
         if (reason := self._ended(record, body, self.clock())) is not None:
-            note = self._note(
-                ended(reason), record.id, record.owner, body.about, at=min(record.expires_at, self.clock())
-            )
-            await self._delete_noting(key, note=note)
-            await self._tell([self._event("session.ended", session_id=record.id, user_id=body.user_id, reason=reason)])
+            await self._tell([await self._expire(record, body, reason, self.clock())])
             return None
         return record, body
 
@@ -1035,16 +1005,6 @@ class Manager:
         """Log an event of a room and hand it to the app's hook."""
         await self._tell([event])
 
-    async def ended_for(self, owner: str, user_id: str, id: str, reason: Reason, **details: object) -> bool:
-        """End one session for a reason; whether it was there."""
-        note = Note(ended(reason), self.clock(), "", self.rules or Rules(0))
-        store: Any = self.store
-        ids = _ids(await self._ask(store.end, owner, note=note, id=id, keep=None))
-        await self._tell(
-            [self._event("session.ended", session_id=each, user_id=user_id, reason=reason, **details) for each in ids]
-        )
-        return bool(ids)
-
     # ── The sessions of one user, for the room ``devices`` ──
 
     async def records_of(self, owner: str, now: float) -> list[tuple[Record, Body]]:
@@ -1065,16 +1025,20 @@ class Manager:
                 living.append((record, body))
         return living
 
-    async def end(self, owner: str, user_id: str, now: float, *, id: str | None, keep: str | None) -> Sequence[str]:
+    async def end(
+        self, owner: str, user_id: str, reason: Reason, now: float, *, id: str | None = None, keep: str | None = None
+    ) -> Sequence[str]:
         """End the session ``id`` of a user, or all but ``keep``; the ids that ended by this."""
-        reason: Reason = "revoked_all" if id is None else "revoked"
         note = Note(ended(reason), now, "", self.rules or Rules(0))
         store: Any = self.store
-        ids = _ids(await self._ask(store.end, owner, note=note, id=id, keep=keep))
-        await self._tell(
-            [self._event("session.ended", session_id=each, user_id=user_id, reason=reason) for each in ids]
-        )
-        return ids
+        return await self._tell_ended(await self._ask(store.end, owner, note=note, id=id, keep=keep), user_id, reason)
+
+    async def _tell_ended(self, found: object, user_id: str, reason: str) -> Sequence[str]:
+        """The ids that a store says it has ended, told."""
+        if not (isinstance(found, list | tuple) and all(isinstance(id, str) for id in found)):
+            raise StoreError("the store answered with something other than ids")
+        await self._tell([self._event("session.ended", session_id=id, user_id=user_id, reason=reason) for id in found])
+        return found
 
     async def history_of(self, owner: str, now: float) -> list[tuple[Entry, Facts | None]]:
         """The lines of a user's history, the newest first, with their facts where they have some that open."""
@@ -1094,11 +1058,7 @@ class Manager:
     async def erase(self, owner: str, user_id: str, *, sessions: bool) -> Sequence[str]:
         """Forget the history of a user, and with ``sessions`` everything."""
         store: Any = self.store
-        ids = _ids(await self._ask(store.erase, owner, sessions=sessions))
-        await self._tell(
-            [self._event("session.ended", session_id=each, user_id=user_id, reason="erased") for each in ids]
-        )
-        return ids
+        return await self._tell_ended(await self._ask(store.erase, owner, sessions=sessions), user_id, "erased")
 
     async def name(self, owner: str, id: str, name: str, now: float) -> bool:
         """Give the device of a session a name; whether there is such a session."""
@@ -1108,9 +1068,8 @@ class Manager:
                 return False
             record, body = found
             body = replace(body, about=pack_facts(replace(unpack_facts(body.about), name=name)))
-            sealed = seal(record.key, record.id, record.owner, body, self._secrets, self._namespace)
             try:
-                await self._ask(self.store.update, replace(record, rev=record.rev + 1, body=sealed), rev=record.rev)
+                await self.replaced(self.sealed(replace(record, rev=record.rev + 1), body), rev=record.rev)
             except RecordChanged:
                 await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
                 continue
@@ -1127,8 +1086,8 @@ class Manager:
                 current = await self._load(key, [])
                 if current is None or current.id != record.id:
                     # Regenerated, perhaps, since we heard of it: then the index knows where to.
-                    index = {} if record.owner is None else await self._ask(self.store.index, record.owner)
-                    moved_to = index.get(record.id) if isinstance(index, Mapping) else None
+                    index = {} if record.owner is None else await self.index_of(record.owner)
+                    moved_to: object = index.get(record.id)
                     if not isinstance(moved_to, str) or moved_to == key:
                         return None
                     key = moved_to
@@ -1298,15 +1257,9 @@ def _successor(alias: Body) -> str:
         raise RecordDamaged("an alias does not hold a key") from error
 
 
-def _ids(found: object) -> Sequence[str]:
-    if isinstance(found, list | tuple) and all(isinstance(id, str) for id in found):
-        return found
-    raise StoreError("the store answered with something other than ids")
-
-
-def knows_users(store: object) -> bool:
-    """Whether a store is a :class:`UserStore`."""
-    return all(callable(getattr(store, name, None)) for name in USER_METHODS)
+def _noting(note: Note | None) -> dict[str, Any]:
+    """How a store is given a note; one that takes none is given none."""
+    return {} if note is None else {"note": note}
 
 
 def _takes_notes(store: object) -> bool:

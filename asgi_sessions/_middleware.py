@@ -12,7 +12,7 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, Literal, get_args
+from typing import Any, ClassVar, Final, Literal, get_args
 from weakref import WeakSet
 
 import anyio
@@ -29,7 +29,7 @@ from asgi_sessions._errors import (
 )
 from asgi_sessions._manager import Manager
 from asgi_sessions._session import Session
-from asgi_sessions._store import USER_METHODS, Store
+from asgi_sessions._store import Store, lacking_for_users
 from asgi_sessions._timeouts import Timeouts
 from asgi_sessions._types import Clock, EventHook, Headers, Message, Receive, Scope, Send
 from asgi_sessions._watch import Watch, Watcher
@@ -99,8 +99,7 @@ class SessionMiddleware:
         if devices is not None:
             if not isinstance(devices, Devices):
                 raise ConfigurationError(f"SessionMiddleware(devices={devices!r}): give a Devices")
-            lacking = [name for name in USER_METHODS if not callable(getattr(store, name, None))]
-            if lacking:
+            if lacking := lacking_for_users(store):
                 raise ConfigurationError(
                     f"SessionMiddleware(devices=…): {type(store).__name__} does not know the sessions of a user; it has no "
                     f"{', '.join(lacking)}. Leave devices= out, or use another store."
@@ -217,6 +216,9 @@ class _Exchange:
         "watcher",
     )
 
+    _FAREWELL: ClassVar[Mapping[str, object]]
+    """The message that ends a socket or stream whose session has ended."""
+
     session: Session
     _busy: int  # messages to a watched socket or stream that are on their way
     _closing: asyncio.Future[None] | None
@@ -270,7 +272,10 @@ class _Exchange:
 
     async def _close_ended(self) -> None:
         """Tell the client, in the app's place."""
-        raise NotImplementedError
+        try:
+            await self._send(dict(self._FAREWELL))
+        except Exception as error:
+            logger.debug("what was to be ended was closed already (%s)", type(error).__name__)
 
     def receiver(self, receive: Receive) -> Receive:
         """What the app receives by."""
@@ -417,6 +422,7 @@ class _Request(_Exchange):
     """An HTTP request."""
 
     __slots__ = ("_start",)
+    _FAREWELL: ClassVar[Mapping[str, object]] = {"type": "http.response.body", "body": b"", "more_body": False}
 
     def send(self, message: Message) -> Awaitable[None]:
         if self._failure is not None:
@@ -450,12 +456,6 @@ class _Request(_Exchange):
         self._begin_watching()
         return self.watcher is not None
 
-    async def _close_ended(self) -> None:
-        try:
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-        except Exception as error:
-            logger.debug("a stream was closed already (%s)", type(error).__name__)
-
     async def _answer(self, status: int, text: bytes, retry_after: int | None = None) -> None:
         for message in _response("http.response", status, text, retry_after):
             await self._send(message)
@@ -465,6 +465,11 @@ class _Socket(_Exchange):
     """A WebSocket, from handshake to close."""
 
     __slots__ = ("_accepted", "_receive", "_waiting")
+    _FAREWELL: ClassVar[Mapping[str, object]] = {
+        "type": "websocket.close",
+        "code": WS_SESSION_ENDED,
+        "reason": "session ended",
+    }
 
     def receiver(self, receive: Receive) -> Receive:
         self._accepted = False
@@ -482,7 +487,7 @@ class _Socket(_Exchange):
                 self._waiting = None
             if self._ended is not None:
                 await self.closed()
-                message = {"type": "websocket.disconnect", "code": WS_SESSION_ENDED, "reason": "session ended"}
+                message = {**self._FAREWELL, "type": "websocket.disconnect"}
         if message["type"] == "websocket.disconnect" and self._accepted:
             # Many apps leave by an exception now; what they changed before was well meant.
             await self._commit_late()
@@ -492,13 +497,11 @@ class _Socket(_Exchange):
         if self._failure is not None:
             return _nothing()
         kind = message["type"]
-        if self.watcher is not None:
-            if self._ended is not None and kind == "websocket.close":
-                return _nothing()  # it is closed
-            if kind != "websocket.close":
-                return self._send_watched(message)
         if kind == "websocket.close":
-            return self._close(message)
+            is_closed = self.watcher is not None and self._ended is not None
+            return _nothing() if is_closed else self._close(message)
+        if self.watcher is not None:
+            return self._send_watched(message)
         accepts = kind == "websocket.accept"
         if not self._started and (accepts or kind == "websocket.http.response.start"):
             settled = self._is_settled(message.get("status"))
@@ -521,12 +524,6 @@ class _Socket(_Exchange):
         super()._session_ended()
         if self._waiting is not None:
             self._waiting.cancel()
-
-    async def _close_ended(self) -> None:
-        try:
-            await self._send({"type": "websocket.close", "code": WS_SESSION_ENDED, "reason": "session ended"})
-        except Exception as error:
-            logger.debug("a socket was closed already (%s)", type(error).__name__)
 
     async def _close(self, message: Message) -> None:
         self._started = True

@@ -175,4 +175,9 @@ class TellingStore(Store, Protocol):
         """
 
 
-USER_METHODS = ("records", "end", "history", "erase")
+_USER_METHODS = ("records", "end", "history", "erase")
+
+
+def lacking_for_users(store: object) -> list[str]:
+    """The methods that keep a store from being a :class:`UserStore`; none: it is one."""
+    return [name for name in _USER_METHODS if not callable(getattr(store, name, None))]

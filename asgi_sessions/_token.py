@@ -36,7 +36,7 @@ ID_BYTES = 12
 ID_CHARS = 16
 
 OWNER_CHARS = 22
-_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
@@ -79,7 +79,7 @@ def _key_of(bare: bytes) -> str:
     return (bare[:PLACE_CHARS] + digest).decode("ascii")
 
 
-class _Signer:
+class Signer:
     """HMAC-SHA-256 (RFC 2104) with the key and the beginning of the message hashed in once: a third of ``hmac.digest()``."""
 
     __slots__ = ("_inner", "_outer")
@@ -108,7 +108,7 @@ class TokenMint:
 
     def __init__(self, keys: Sequence[bytes] = (), purpose: str = "") -> None:
         context = b"asgi-sessions token\0" + purpose.encode("utf-8") + b"\0"
-        self._signers = tuple(_Signer(key, context) for key in keys)
+        self._signers = tuple(Signer(key, context) for key in keys)
         self._size = SIGNED_CHARS if self._signers else BARE_CHARS
 
     def mint(self, place: str | None = None) -> str:
@@ -129,7 +129,7 @@ class TokenMint:
 
     def key_in(self, raw: bytes) -> str | None:
         """The key of the token in ``raw``, where :meth:`parse` finds one."""
-        if len(raw) != self._size or raw.translate(None, _ALPHABET):
+        if len(raw) != self._size or raw.translate(None, ALPHABET):
             return None
         if self._signers:
             bare, presented = raw[:BARE_CHARS], raw[BARE_CHARS:]

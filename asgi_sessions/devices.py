@@ -33,7 +33,7 @@ from asgi_sessions._errors import ConfigurationError, SessionDataError
 from asgi_sessions._manager import Manager, manager_of
 from asgi_sessions._record import Body, Record
 from asgi_sessions._session import Session
-from asgi_sessions._store import USER_METHODS, Store
+from asgi_sessions._store import Store, lacking_for_users
 from asgi_sessions._token import owner_of
 from asgi_sessions._types import Clock, instant
 
@@ -96,7 +96,7 @@ class UserSessions:
     """
 
     def __init__(self, store: Store, *, secret_keys: Sequence[str | bytes] = (), clock: Clock = time.time) -> None:
-        missing = [name for name in USER_METHODS if not callable(getattr(store, name, None))]
+        missing = lacking_for_users(store)
         if isinstance(store, type) or missing:
             raise ConfigurationError(
                 f"UserSessions({type(store).__name__}): this store does not know which sessions belong to a user"
@@ -107,6 +107,7 @@ class UserSessions:
         self._store = store
         self._clock = clock
         self._own = Manager(store, secrets=Secrets(secret_keys), clock=clock, is_app=False) if secret_keys else None
+        self._stand_in: Manager | None = None
 
     async def list(self, user_id: str, *, current: Session | str | None = None) -> builtins.list[SessionInfo]:
         """The sessions of a user that are alive, latest activity first.
@@ -188,14 +189,17 @@ class UserSessions:
     async def _end(self, user_id: str, *, id: str | None = None, keep: str | None = None) -> Sequence[str]:
         manager = self._manager()
         with manager.limited():
-            return await manager.end(owner_of(user_id), user_id, self._now(manager), id=id, keep=keep)
+            reason: Reason = "revoked_all" if id is None else "revoked"
+            return await manager.end(owner_of(user_id), user_id, reason, self._now(manager), id=id, keep=keep)
 
     def _manager(self) -> Manager:
         """The app's, since it has the secrets and hears of events; one of our own where there is no app."""
         if self._own is not None:
             return self._own
-        manager = manager_of(self._store)
-        return manager if manager is not None else Manager(self._store, clock=self._clock, is_app=False)
+        manager = manager_of(self._store)  # asked each time: the app may be built later, as Starlette builds its own
+        if manager is None:
+            manager = self._stand_in = self._stand_in or Manager(self._store, clock=self._clock, is_app=False)
+        return manager
 
     def _now(self, manager: Manager) -> float:
         return manager.clock() if self._clock is time.time else self._clock()

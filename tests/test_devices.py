@@ -153,7 +153,8 @@ async def test_what_has_expired_is_not_listed_and_leaves_the_index(
 
 
 async def test_a_session_that_a_lowered_limit_ended_is_not_listed(store: Store, clock: FakeClock) -> None:
-    await logged_in(app_with(store, clock=clock))
+    app = app_with(store, clock=clock)
+    await logged_in(app)
     clock.advance(timedelta(minutes=10))
     app = app_with(store, clock=clock, timeouts=Timeouts(idle=timedelta(minutes=5)))
 
@@ -599,7 +600,8 @@ async def test_a_new_device_is_judged_against_the_history(
 
 async def test_new_devices_survive_a_change_of_secrets(store: Store, clock: FakeClock, events: list[Event]) -> None:
     newer = "another excellent secret of at least 32 bytes"
-    await logged_in(app_with(store, clock=clock, secret_keys=[SECRET]))
+    app = app_with(store, clock=clock, secret_keys=[SECRET])
+    await logged_in(app)
 
     app = app_with(store, clock=clock, secret_keys=[newer, SECRET], on_event=events.append)
     await logged_in(app)
@@ -650,7 +652,8 @@ async def test_no_history_is_kept_where_none_is_wanted(
 async def test_facts_are_not_kept_where_none_are_wanted(
     store: Store, options: dict[str, Any], sessions: UserSessions
 ) -> None:
-    await logged_in(app_with(store, devices=Devices(facts=False), **options))
+    app = app_with(store, devices=Devices(facts=False), **options)
+    await logged_in(app)
 
     (found,) = await sessions.list("alice")
 

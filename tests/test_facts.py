@@ -252,7 +252,8 @@ def test_a_database_without_the_extra_says_what_to_install(geoip: Path, monkeypa
 
 
 async def test_the_place_is_listed(geoip: Path, memory: MemoryStore, clock: FakeClock) -> None:
-    await logged_in(app_with(memory, clock=clock, devices=Devices(geoip=geoip)))
+    app = app_with(memory, clock=clock, devices=Devices(geoip=geoip))
+    await logged_in(app)
 
     (found,) = await UserSessions(memory).list("alice")
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from asgi_sessions._errors import TokenExpired, TokenInvalid
-from asgi_sessions.tokens._keys import KeyRing, b64
+from asgi_sessions._token import base64url
+from asgi_sessions.tokens._keys import KeyRing
 
 MAX_TOKEN: Final = 8192
 """Bytes; servers refuse longer headers, and ours have 500."""
@@ -47,7 +48,7 @@ def encode(ring: KeyRing, claims: dict[str, Any]) -> str:
     key = ring.signing
     header = {"alg": key.alg, "kid": key.kid, "typ": "at+jwt"}
     message = f"{_part(header)}.{_part(claims)}".encode("ascii")
-    return f"{message.decode('ascii')}.{b64(key.sign(message))}"
+    return f"{message.decode('ascii')}.{base64url(key.sign(message))}"
 
 
 def decode(token: str | bytes, ring: KeyRing, *, issuer: str, audience: str, now: float, lifetime: float) -> Claims:
@@ -75,7 +76,7 @@ def decode(token: str | bytes, ring: KeyRing, *, issuer: str, audience: str, now
         signature = base64.urlsafe_b64decode(parts[2] + b"=" * (-len(parts[2]) % 4))
     except ValueError:
         raise TokenInvalid("the signature is no base64url") from None
-    if b64(signature).encode("ascii") != parts[2] or not key.verify(parts[0] + b"." + parts[1], signature):
+    if base64url(signature).encode("ascii") != parts[2] or not key.verify(parts[0] + b"." + parts[1], signature):
         raise TokenInvalid("the signature does not match")
     return _checked(_object(parts[1]), issuer, audience, now)
 
@@ -115,13 +116,13 @@ def _time(claims: dict[str, Any], name: str) -> float:
 
 
 def _part(content: dict[str, Any]) -> str:
-    return b64(json.dumps(content, separators=(",", ":")).encode("utf-8"))
+    return base64url(json.dumps(content, separators=(",", ":")).encode("utf-8"))
 
 
 def _object(part: bytes) -> dict[str, Any]:
     try:
         text = base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4))
-        if b64(text).encode("ascii") != part:
+        if base64url(text).encode("ascii") != part:
             raise TokenInvalid("a part of the token has two spellings")
         found = json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
     except (ValueError, RecursionError):

@@ -19,12 +19,9 @@ from jwt.algorithms import Algorithm, ECAlgorithm, HMACAlgorithm, OKPAlgorithm
 
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._errors import ConfigurationError
+from asgi_sessions._token import base64url
 
 Alg = Literal["EdDSA", "ES256", "HS256"]
-
-
-def b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
 
 
 class SigningKey:
@@ -52,7 +49,7 @@ class SigningKey:
             Secrets([key])  # as long as secrets are, and none of the famous ones
             self.alg, self._scheme = "HS256", HMACAlgorithm(HMACAlgorithm.SHA256)
             self._private = self._public = key
-            self.jwk, self.kid = None, b64(hmac.digest(key, b"asgi-sessions kid", "sha256"))
+            self.jwk, self.kid = None, base64url(hmac.digest(key, b"asgi-sessions kid", "sha256"))
             return
         if isinstance(key, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey):
             self._private, key = key, key.public_key()
@@ -60,11 +57,11 @@ class SigningKey:
         if isinstance(key, ed25519.Ed25519PublicKey):
             self.alg, self._scheme = "EdDSA", OKPAlgorithm()
             raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-            members = {"crv": "Ed25519", "kty": "OKP", "x": b64(raw)}
+            members = {"crv": "Ed25519", "kty": "OKP", "x": base64url(raw)}
         elif isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
             self.alg, self._scheme = "ES256", ECAlgorithm(ECAlgorithm.SHA256)
             numbers = key.public_numbers()
-            x, y = (b64(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
+            x, y = (base64url(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
             members = {"crv": "P-256", "kty": "EC", "x": x, "y": y}
         else:
             raise ConfigurationError(
@@ -72,7 +69,7 @@ class SigningKey:
                 "Make one with: asgi-sessions keygen"
             )
         # RFC 7638, section 3.3: the required members, sorted, without white space.
-        self.kid = b64(sha256(json.dumps(members, separators=(",", ":"), sort_keys=True).encode()).digest())
+        self.kid = base64url(sha256(json.dumps(members, separators=(",", ":"), sort_keys=True).encode()).digest())
         self.jwk = {**members, "kid": self.kid, "alg": self.alg, "use": "sig"}
 
     def __repr__(self) -> str:

@@ -17,6 +17,7 @@ import hmac
 import math
 import random
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -28,7 +29,7 @@ import msgspec
 from msgspec.structs import replace
 
 from asgi_sessions._cipher import Secrets
-from asgi_sessions._devices import Devices, pack_facts
+from asgi_sessions._devices import Devices, Reason, pack_facts
 from asgi_sessions._errors import (
     ConfigurationError,
     RecordChanged,
@@ -40,12 +41,12 @@ from asgi_sessions._errors import (
     TokenInvalid,
     TokenReused,
 )
-from asgi_sessions._manager import Manager, manager_of
+from asgi_sessions._manager import MAX_ATTEMPTS, Manager, manager_of
 from asgi_sessions._record import Body, MessagePackCodec, Record
 from asgi_sessions._session import Session
-from asgi_sessions._store import USER_METHODS, Store
+from asgi_sessions._store import Store, lacking_for_users
 from asgi_sessions._timeouts import duration
-from asgi_sessions._token import ID_CHARS, PLACE_CHARS, base64url, new_id, owner_of, place_of
+from asgi_sessions._token import ALPHABET, ID_CHARS, PLACE_CHARS, Signer, base64url, new_id, owner_of, place_of
 from asgi_sessions._types import Clock, Event, EventHook, Scope, instant
 from asgi_sessions.tokens import _jwt
 from asgi_sessions.tokens._jwt import Claims
@@ -57,14 +58,12 @@ GRACE: Final = 10.0
 MAX_REPEATS: Final = 3
 """How often it does so. Requests that were under way when it was spent do not count."""
 
-MAX_ATTEMPTS: Final = 24
-
 _GENERATION = 6
 _SECRET = 43
 _SIGNATURE = 22
 _SIGNED_AT = PLACE_CHARS + ID_CHARS + _GENERATION + _SECRET
 _SIZE = _SIGNED_AT + _SIGNATURE
-_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+_DIGITS = ALPHABET.decode("ascii")
 
 
 class _Grant(msgspec.Struct, frozen=True, array_like=True):
@@ -125,10 +124,9 @@ class Tokens:
         refresh_absolute: timedelta = timedelta(days=30),
         devices: Devices | None = None,
         on_event: EventHook | None = None,
-        clock: Clock | None = None,
+        clock: Clock = time.time,
     ) -> None:
-        missing = [name for name in USER_METHODS if not callable(getattr(store, name, None))]
-        if isinstance(store, type) or missing:
+        if isinstance(store, type) or lacking_for_users(store):
             raise ConfigurationError(f"Tokens({type(store).__name__}): this store does not know the sessions of a user")
         for name, value in (("issuer", issuer), ("audience", audience)):
             if not isinstance(value, str) or not value:
@@ -146,12 +144,17 @@ class Tokens:
             raise ConfigurationError(
                 "Tokens(refresh_idle, refresh_absolute): from a minute on, and idle no longer than absolute"
             )
-        options: dict[str, Any] = {} if clock is None else {"clock": clock}
         self._manager = Manager(
-            store, secrets=Secrets(secret_keys), on_event=on_event, devices=devices, is_app=_is_first(store), **options
+            store,
+            secrets=Secrets(secret_keys),
+            clock=clock,
+            on_event=on_event,
+            devices=devices,
+            is_app=manager_of(store) is None,
         )
         self._codec = MessagePackCodec()
-        self._signing = self._manager.secrets.subkeys("refresh token signature")
+        keys_to_sign = self._manager.secrets.subkeys("refresh token signature")
+        self._signers = tuple(Signer(key, b"asgi-sessions refresh token\0") for key in keys_to_sign)
         self._refreshing: dict[tuple[int, str], asyncio.Task[TokenPair]] = {}
 
     @property
@@ -245,10 +248,8 @@ class Tokens:
         was_current = False  # when this request began
         with manager.limited():
             for attempt in range(MAX_ATTEMPTS):
-                record, body, grant = await self._found(key)
+                record, body, grant = await self._found(key, generation, presented)
                 now = manager.clock()
-                if not hmac.compare_digest(_secret(grant.seed, record.id, generation), presented):
-                    raise TokenInvalid("the refresh token is not of this session")
                 if generation == grant.generation:
                     was_current = True
                     grant = _Grant(grant.seed, grant.generation + 1, now, 0)
@@ -277,19 +278,23 @@ class Tokens:
                 return self._pair(record, newer, grant)
         raise StoreError("the session was changed by others each time its token was to be refreshed")
 
-    async def _found(self, key: str) -> tuple[Record, Body, _Grant]:
+    async def _found(self, key: str, generation: int, presented: str) -> tuple[Record, Body, _Grant]:
+        """The session of a refresh token, if that was ever one of its tokens."""
         found = await self._manager.opened(key)
         if found is None or found[1].kind != "token":
             raise TokenInvalid("the session of the refresh token has ended")
         try:
-            return (*found, _decode_grant(found[1].grant))
+            grant = _decode_grant(found[1].grant)
         except msgspec.MsgspecError:
             raise TokenInvalid("the session of the refresh token is damaged") from None
+        if not hmac.compare_digest(_secret(grant.seed, found[0].id, generation), presented):
+            raise TokenInvalid("the refresh token is not of this session")
+        return (*found, grant)
 
     async def _end_reused(self, record: Record, body: Body, scope: Scope | None) -> None:
         manager, user_id = self._manager, body.user_id or ""
         presenter = manager.devices.describe(scope)
-        await manager.ended_for(record.owner or "", user_id, record.id, "refresh_reused")
+        await self._end(record.owner or "", user_id, record.id, "refresh_reused")
         details = {"device": str(presenter.device), "location": str(presenter.location)}
         await manager.tell_of(Event("session.refresh_reused", instant(manager.clock()), record.id, user_id, details))
 
@@ -299,12 +304,9 @@ class Tokens:
         Anything else is ``False``, since RFC 7009 (section 2.2) has it that nobody learns more.
         """
         try:
-            key, generation, presented = self._read(token)
             with self._manager.limited():
-                record, body, grant = await self._found(key)
-                if not hmac.compare_digest(_secret(grant.seed, record.id, generation), presented):
-                    return False
-                return await self._manager.ended_for(record.owner or "", body.user_id or "", record.id, "logged_out")
+                record, body, _ = await self._found(*self._read(token))
+                return await self._end(record.owner or "", body.user_id or "", record.id, "logged_out")
         except TokenInvalid:
             return False
 
@@ -349,8 +351,10 @@ class Tokens:
     async def end(self, claims: Claims) -> bool:
         """End the session of an access token; whether it was there."""
         with self._manager.limited():
-            owner = owner_of(claims.user_id)
-            return await self._manager.ended_for(owner, claims.user_id, claims.session_id, "logged_out")
+            return await self._end(owner_of(claims.user_id), claims.user_id, claims.session_id, "logged_out")
+
+    async def _end(self, owner: str, user_id: str, id: str, reason: Reason) -> bool:
+        return bool(await self._manager.end(owner, user_id, reason, self._manager.clock(), id=id))
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
         """The public keys, for those who verify access tokens elsewhere (RFC 7517, section 5)."""
@@ -375,7 +379,7 @@ class Tokens:
         )
         return TokenPair(
             access_token=self._mint(body.user_id or "", record.id, body.authenticated_at or body.created_at, {}),
-            refresh_token=bare + _signature(self._signing[0], bare),
+            refresh_token=bare + self._signers[0].sign(bare.encode("ascii")).decode("ascii"),
             expires_in=math.floor(self._access),
             session_id=record.id,
             refresh_expires_at=instant(record.expires_at),
@@ -387,18 +391,18 @@ class Tokens:
         Raises:
             TokenInvalid: it has not our form, or not our signature.
         """
-        if not isinstance(token, str) or len(token) != _SIZE or token.strip(_ALPHABET):
+        if not isinstance(token, str) or len(token) != _SIZE or token.strip(_DIGITS):
             raise TokenInvalid("that is no refresh token of ours")
-        bare, presented = token[:_SIGNED_AT], token[_SIGNED_AT:].encode("ascii", "replace")
+        bare, presented = token[:_SIGNED_AT], token[_SIGNED_AT:].encode("ascii")
         good = False
-        for key in self._signing:  # all of them: time then says nothing about which
-            good |= hmac.compare_digest(_signature(key, bare).encode("ascii"), presented)
+        for signer in self._signers:  # all of them: time then says nothing about which
+            good |= hmac.compare_digest(signer.sign(bare.encode("ascii")), presented)
         if not good:
             raise TokenInvalid("that is no refresh token of ours")
         place, id = bare[:PLACE_CHARS], bare[PLACE_CHARS : PLACE_CHARS + ID_CHARS]
         number = 0
         for character in bare[PLACE_CHARS + ID_CHARS :][:_GENERATION]:
-            number = number * 64 + _ALPHABET.index(character)
+            number = number * 64 + _DIGITS.index(character)
         return _key(place, id), number, bare[-_SECRET:]
 
 
@@ -411,19 +415,10 @@ def _number(generation: int) -> str:
     digits = ""
     for _ in range(_GENERATION):
         generation, digit = divmod(generation, 64)
-        digits = _ALPHABET[digit] + digits
+        digits = _DIGITS[digit] + digits
     return digits
 
 
 def _secret(seed: bytes, id: str, generation: int) -> str:
     message = b"\0".join((b"asgi-sessions refresh token", id.encode("ascii"), str(generation).encode("ascii")))
     return base64url(hmac.digest(seed, message, "sha256"))
-
-
-def _signature(key: bytes, bare: str) -> str:
-    message = b"asgi-sessions refresh token\0" + bare.encode("ascii", "replace")
-    return base64url(hmac.digest(key, message, "sha256")[:16])
-
-
-def _is_first(store: Store) -> bool:
-    return manager_of(store) is None

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_sessions import ConfigurationError, MemoryStore
+from asgi_sessions._token import base64url as b64
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import SigningKey, TokenExpired, TokenInvalid, Tokens
-from asgi_sessions.tokens._keys import b64
 from tests.tokens.conftest import KEY, SECRET, URL, some_tokens
 
 NOW = 1_800_000_000

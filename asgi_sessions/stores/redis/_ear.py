@@ -151,9 +151,8 @@ class Ear:
             self._waiting.discard(self._asked[channel])
             self._doubt(self._asked[channel])
         elif kind in (b"sunsubscribe", b"unsubscribe"):
-            if self._leaving[channel] > 1:
-                self._leaving[channel] -= 1
-            elif self._leaving.pop(channel, 0):
-                pass
-            elif channel in self._asked:
+            left = self._leaving.pop(channel, 0) - 1
+            if left > 0:
+                self._leaving[channel] = left
+            elif left < 0 and channel in self._asked:
                 raise RedisError("the server ended a subscription: its slot has moved")
