@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hmac
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from os import PathLike, fspath
@@ -303,8 +303,6 @@ def name_of(name: object) -> str:
 
 
 # ── Finding out ──
-
-Describe = Callable[[Scope], Facts]
 
 
 @dataclass(frozen=True)

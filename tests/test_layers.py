@@ -22,6 +22,7 @@ LAYERS = {
     "_cookie": 1,
     "_timeouts": 1,
     "_cipher": 1,
+    "_forms": 1,
     "_devices": 1.5,  # facts are sealed by the cipher, come from an address and end with the clock
     "_record": 1.5,  # a record is sealed by the cipher and names its owner as tokens do
     "_store": 2,

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
-from urllib.parse import parse_qs
 
 import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
 from asgi_sessions import CookieConfig, Event, Session, SessionMiddleware, UserSessions
+from asgi_sessions._forms import FORM, NeverArrived, TooLong, body_of, form_in, kind_of
 from asgi_sessions.page import SessionsPage
 from asgi_sessions.stores import Store
 
@@ -266,23 +266,18 @@ def _post(path: str, handler: Handler) -> Route:
 
 
 async def _form(request: Request) -> Form:
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    body = b""
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY:
-                raise HTTPException(413, "That is too long for a form of this shop.")
-    except ClientDisconnect:
+        body = await body_of(request, MAX_BODY)
+    except TooLong:
+        raise HTTPException(413, "That is too long for a form of this shop.") from None
+    except NeverArrived:
         raise HTTPException(400, "The form never arrived.") from None
     if not body:
         return {}
-    if kind != "application/x-www-form-urlencoded":
+    if kind_of(request) != FORM:
         raise HTTPException(415, "Send the form as application/x-www-form-urlencoded.")
     try:
-        fields = parse_qs(
-            body.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=10
-        )
+        fields = form_in(body, max_fields=10)
     except ValueError:
         raise HTTPException(400, "The form cannot be read.") from None
     if any(len(values) > 1 for values in fields.values()):

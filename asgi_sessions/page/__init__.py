@@ -17,15 +17,15 @@ from datetime import UTC, datetime, timedelta
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route, Router
 
 from asgi_sessions._errors import ConfigurationError, SessionDataError
+from asgi_sessions._forms import FORM, JSON, NeverArrived, TooLong, body_of, form_in, kind_of
 from asgi_sessions._session import Session
 from asgi_sessions._timeouts import duration
 from asgi_sessions._types import Receive, Scope, Send
@@ -206,7 +206,7 @@ class SessionsPage:
 
     async def _api_rename(self, request: Request) -> Response:
         _, user_id = self._fresh_user(request, api=True)
-        if not _says(request, "application/json"):
+        if kind_of(request) != JSON:
             raise _api_error(415, "Send JSON.")
         try:
             name = json.loads(await _body(request, api=True))["name"]
@@ -310,32 +310,23 @@ def _problem(status: int, detail: str, headers: dict[str, str]) -> Response:
     return JSONResponse(content, status, {**_HEADERS, **headers}, media_type="application/problem+json")
 
 
-def _says(request: Request, kind: str) -> bool:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == kind
-
-
 async def _body(request: Request, *, api: bool = False) -> bytes:
-    body = b""
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY:
-                raise _api_error(413, "That is too long.") if api else HTTPException(413, "That is too long.")
-    except ClientDisconnect:
+        return await body_of(request, MAX_BODY)
+    except TooLong:
+        raise (_api_error(413, "That is too long.") if api else HTTPException(413, "That is too long.")) from None
+    except NeverArrived:
         raise HTTPException(400, "The request never arrived.") from None
-    return body
 
 
 async def _form(request: Request) -> dict[str, str]:
     body = await _body(request)
     if not body:
         return {}
-    if not _says(request, "application/x-www-form-urlencoded"):
+    if kind_of(request) != FORM:
         raise HTTPException(415, "Send a form.")
     try:
-        fields = parse_qs(
-            body.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=9
-        )
+        fields = form_in(body, max_fields=9)
     except ValueError:
         raise HTTPException(400, "The form cannot be read.") from None
     return {name: values[-1] for name, values in fields.items()}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from typing import Any, Final
-from urllib.parse import parse_qs
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
 from asgi_sessions._cookie import CookieConfig
 from asgi_sessions._errors import ConfigurationError, StoreError, TokenError
+from asgi_sessions._forms import FORM, JSON, NeverArrived, TooLong, body_of, form_in, kind_of
 from asgi_sessions._types import Receive, Scope, Send
 from asgi_sessions.cross_origin import CrossOriginProtection
 from asgi_sessions.tokens._tokens import TokenPair, Tokens
@@ -142,25 +142,23 @@ class _Bad(Exception):
 
 
 async def _fields(request: Request) -> dict[str, Any]:
-    body = b""
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY:
-                raise _Bad("invalid_request", "the request is too long", 413)
-    except ClientDisconnect:
+        body = await body_of(request, MAX_BODY)
+    except TooLong:
+        raise _Bad("invalid_request", "the request is too long", 413) from None
+    except NeverArrived:
         raise _Bad("invalid_request", "the request never arrived") from None
     if not body:
         return {}
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = kind_of(request)
     try:
-        if kind == "application/json":
+        if kind == JSON:
             found = json.loads(body)
             if not isinstance(found, dict):
                 raise ValueError("no object")
             return found
-        if kind == "application/x-www-form-urlencoded":
-            form = parse_qs(body.decode("ascii"), strict_parsing=True, errors="strict", max_num_fields=20)
+        if kind == FORM:
+            form = form_in(body, max_fields=20, keep_blank=False)
             # RFC 6749, section 3.2: parameters must not be included more than once.
             if any(len(values) > 1 for values in form.values()):
                 raise ValueError("twice")
