@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from asgi_sessions._cookie import CookieConfig
 from asgi_sessions._devices import Devices
 from asgi_sessions._errors import (
@@ -21,6 +23,9 @@ from asgi_sessions.devices import UserSessions
 from asgi_sessions.stores.memory import MemoryStore
 from asgi_sessions.stores.redis import RedisStore
 
+if TYPE_CHECKING:
+    from asgi_sessions.stores.sql import SQLStore
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -31,6 +36,7 @@ __all__ = [
     "MemoryStore",
     "RedisStore",
     "ResponseStarted",
+    "SQLStore",
     "Session",
     "SessionDataError",
     "SessionError",
@@ -41,3 +47,17 @@ __all__ = [
     "Timeouts",
     "UserSessions",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``SQLStore`` when it is first asked for: SQLAlchemy is an extra, and takes a third of a second to import."""
+    if name != "SQLStore":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from asgi_sessions.stores.sql import SQLStore
+    except ModuleNotFoundError as missing:
+        if missing.name not in ("sqlalchemy", "greenlet"):
+            raise
+        raise ImportError("SQLStore needs SQLAlchemy: pip install 'asgi-server-sessions[sql]'") from missing
+    globals()[name] = SQLStore
+    return SQLStore

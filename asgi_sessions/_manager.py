@@ -61,7 +61,7 @@ from asgi_sessions._errors import (
 )
 from asgi_sessions._record import ALIAS_REV, Body, MessagePackCodec, Record, merge, seal, unseal
 from asgi_sessions._session import Asked, Session
-from asgi_sessions._store import Store, lacking_for_users
+from asgi_sessions._store import Store, SweepingStore, lacking_for_users
 from asgi_sessions._timeouts import RENEWAL_GRACE, Timeouts
 from asgi_sessions._token import TokenMint, key_of, owner_of, place_of
 from asgi_sessions._types import Clock, Event, EventHook, instant
@@ -180,6 +180,7 @@ class Manager:
         clock: Clock = time.time,
         on_event: EventHook | None = None,
         devices: Devices | None = None,
+        deadline: float | None = None,
         is_app: bool = True,
     ) -> None:
         self.store = store
@@ -195,7 +196,10 @@ class Manager:
         self._needs_no_shield = getattr(type(store), "carries_out_what_it_was_asked", False) is True
         self._keeps_time = hasattr(type(store), "keeps_time") and store.keeps_time is True  # type: ignore[attr-defined]  # just asked
         self._hooks: set[asyncio.Future[Any]] = set()
-        self._deadlines = Deadlines(DEADLINE)
+        self._deadline = DEADLINE if deadline is None else deadline
+        self._deadlines = Deadlines(self._deadline)
+        if self._deadline < DEADLINE:
+            self._keeps_time = False  # it would take longer
         self._queues: WeakValueDictionary[tuple[str, int], anyio.Lock] = WeakValueDictionary()
         if is_app and hasattr(store, "notice"):
             store.notice = self.tell
@@ -375,7 +379,7 @@ class Manager:
                             await self._commit(session, events, failed=failed)
                     raise
                 # Someone else was faster. What is left of the time is left for trying again.
-                limit = partial(anyio.fail_after, max(DEADLINE - (time.monotonic() - began), 0.0))
+                limit = partial(anyio.fail_after, max(self._deadline - (time.monotonic() - began), 0.0))
             with anyio.CancelScope(shield=True), limit():
                 await self._commit(session, events, failed=failed)
         except TimeoutError as error:
@@ -587,7 +591,7 @@ class Manager:
         expires_at = self.timeouts.expires_at(session._created_at, seen_at, session._remembered)
         # To lose a touch shortens the idle time by a minute; not worth an error page.
         try:
-            with anyio.fail_after(DEADLINE * 0.6):
+            with anyio.fail_after(self._deadline * 0.6):
                 found = await self._ask(self.store.touch, record.key, seen_at=seen_at, expires_at=expires_at)
                 current = None if found else await self._load(record.key, events)
                 if current is not None and current.rev == record.rev:
@@ -1111,6 +1115,18 @@ class Manager:
         except TimeoutError as error:
             raise self._too_slow() from error
 
+    async def sweep_for_ever(self, store: SweepingStore) -> None:
+        """Have the store forget what is over, now and then, until this is cancelled."""
+        while True:
+            # With jitter, so that processes that were started together do not come together.
+            await asyncio.sleep(store.sweep_every * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing
+            try:
+                removed = await store.sweep(now=self.clock(), rules=self.devices.rules)
+            except Exception as error:
+                logger.warning("store.not_swept: tried again later (%s)", type(error).__name__)
+            else:
+                logger.debug("store.swept removed=%s", removed)
+
     # ── Asking the store ──
 
     @property
@@ -1148,14 +1164,14 @@ class Manager:
             wrapped = StoreError(f"the store failed: {type(error).__name__}")
             self._note_failure(wrapped)
             raise wrapped from error
-        elif time.monotonic() - began > DEADLINE / 2:
+        elif time.monotonic() - began > self._deadline / 2:
             # Cancelled: by our deadline, or by a client that gave up. Only a long wait speaks against the store.
             self._note_failure(self._too_slow())
         else:
             self._breaker.abandoned()
 
     def _too_slow(self) -> StoreError:
-        return StoreError(f"the store did not answer within {DEADLINE:.2f} s")
+        return StoreError(f"the store did not answer within {self._deadline:.2f} s")
 
     def _note_failure(self, failure: StoreError) -> None:
         if self._breaker.failed(time.monotonic()):

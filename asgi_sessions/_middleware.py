@@ -12,6 +12,7 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, ClassVar, Final, Literal, get_args
 from weakref import WeakSet
 
@@ -29,8 +30,8 @@ from asgi_sessions._errors import (
 )
 from asgi_sessions._manager import Manager
 from asgi_sessions._session import Session
-from asgi_sessions._store import Store, lacking_for_users
-from asgi_sessions._timeouts import Timeouts
+from asgi_sessions._store import Store, SweepingStore, lacking_for_users
+from asgi_sessions._timeouts import Timeouts, duration
 from asgi_sessions._types import Clock, EventHook, Headers, Message, Receive, Scope, Send
 from asgi_sessions._watch import Watch, Watcher
 
@@ -62,6 +63,8 @@ class SessionMiddleware:
             Retry-After. ``"raise"``: the ``StoreError`` goes to your error handlers. ``"anonymous"``: an empty session, marked
             ``is_degraded``, of which nothing is written.
         devices: what is kept so that users can recognise and end their sessions: limits, history, facts. See :class:`Devices`.
+        store_deadline: how long a load, or a whole commit, may take; a request does one of each. ``None``: 0.45 s. A database
+            that is slower but well may need more.
         on_event: is given an :class:`Event` for everything that happens to sessions; may be a coroutine function.
         clock: seconds since the epoch; for tests.
 
@@ -81,6 +84,7 @@ class SessionMiddleware:
         on_store_failure: OnStoreFailure = "unavailable",
         on_event: EventHook | None = None,
         devices: Devices | None = None,
+        store_deadline: timedelta | None = None,
         clock: Clock = time.time,
     ) -> None:
         if not callable(app):
@@ -113,6 +117,13 @@ class SessionMiddleware:
                 raise ConfigurationError(f"SessionMiddleware({name}={function!r}): give a function")
         if inspect.iscoroutinefunction(skip):
             raise ConfigurationError("SessionMiddleware(skip=…): give a plain function, not a coroutine function")
+        deadline = None
+        if store_deadline is not None:
+            deadline = duration("SessionMiddleware(store_deadline)", store_deadline).total_seconds()
+            if not 0.01 <= deadline <= 30:
+                raise ConfigurationError(
+                    f"SessionMiddleware(store_deadline={store_deadline!r}): must lie between 10 milliseconds and 30 seconds"
+                )
         _refuse_twice(app, cookie.name)
         if not cookie.secure and _first_time(store):
             logger.warning("the session cookie %s is sent over plain http too: for development only", cookie.name)
@@ -128,6 +139,7 @@ class SessionMiddleware:
             clock=clock,
             on_event=on_event,
             devices=devices,
+            deadline=deadline,
         )
         self.watch = Watch(store, self.manager.lives, clock) if self.manager.devices.live else None
 
@@ -136,7 +148,7 @@ class SessionMiddleware:
         kind = scope["type"]
         if (kind != "http" and kind != "websocket") or (self._skip is not None and self._skip(scope)):
             if kind == "lifespan":
-                send = _Lifespan(send, self.manager.store, self.watch).send
+                send = _Lifespan(send, self.manager, self.watch).send
             await self.app(scope, receive, send)
             return
         outer = scope.get("session")
@@ -553,21 +565,30 @@ async def _nothing() -> None:
 
 
 class _Lifespan:
-    """Closes the store's connections when the app has shut down, before the server hears of it and stops the loop."""
+    """Has the store swept while the app is up, where that is needed, and closes its connections when the app has shut down,
+    before the server hears of it and stops the loop.
+    """
 
-    __slots__ = ("_send", "_store", "_watch")
+    __slots__ = ("_manager", "_send", "_sweeper", "_watch")
 
-    def __init__(self, send: Send, store: Store, watch: Watch | None) -> None:
+    def __init__(self, send: Send, manager: Manager, watch: Watch | None) -> None:
         self._send = send
-        self._store = store
+        self._manager = manager
         self._watch = watch
+        self._sweeper: asyncio.Task[None] | None = None
 
     async def send(self, message: Message) -> None:
-        if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+        kind = message["type"]
+        if kind == "lifespan.startup.complete" and isinstance(self._manager.store, SweepingStore):
+            self._sweeper = asyncio.ensure_future(self._manager.sweep_for_ever(self._manager.store))
+        elif kind in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
             try:
+                if self._sweeper is not None:
+                    self._sweeper.cancel()
+                    await asyncio.wait({self._sweeper})
                 if self._watch is not None:
                     await self._watch.aclose()
-                await self._store.aclose()
+                await self._manager.store.aclose()
             except Exception:
                 logger.exception("closing the session store failed")
         await self._send(message)

@@ -175,6 +175,18 @@ class TellingStore(Store, Protocol):
         """
 
 
+@runtime_checkable
+class SweepingStore(Store, Protocol):
+    """A store that does not forget by itself what is over, and has to be asked to. While an app is up it is, by itself."""
+
+    @property
+    def sweep_every(self) -> float:
+        """Seconds between two sweeps."""
+
+    async def sweep(self, *, now: float, rules: Rules) -> int | None:
+        """Remove what is over by ``now``; how many records that were, or ``None`` where somebody else is at it."""
+
+
 _USER_METHODS = ("records", "end", "history", "erase")
 
 

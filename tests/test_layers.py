@@ -71,8 +71,14 @@ def test_no_room_imports_another(room: str) -> None:
 
 
 def test_a_store_needs_two_imports() -> None:
-    """Record and the errors; and a third one for the sessions of users. That is what MemoryStore has."""
-    assert imports_of(PACKAGE / "stores" / "memory.py") == {"_devices", "_errors", "_record"}
+    """Record and the errors. MemoryStore has two more for the sessions of users, and one to tell of their ends."""
+    assert imports_of(PACKAGE / "stores" / "memory.py") == {
+        "_devices",
+        "_errors",
+        "_record",
+        "_store",
+        "stores._listeners",
+    }
 
 
 def test_the_public_names_are_the_public_names() -> None:
@@ -86,6 +92,7 @@ def test_the_public_names_are_the_public_names() -> None:
         "MemoryStore",
         "RedisStore",
         "ResponseStarted",
+        "SQLStore",
         "Session",
         "SessionDataError",
         "SessionError",

@@ -210,7 +210,9 @@ async def test_promise_07_different_keys_both_win_and_of_one_key_the_later(brows
     assert (await read(browser))["data"] == {"a": "slow", "b": "fast", "both": "slow"}
 
 
-async def test_promise_07_fifty_writers_of_different_keys_all_win(browser: Browser) -> None:
+async def test_promise_07_fifty_writers_of_different_keys_all_win(store: Store, clock: FakeClock) -> None:
+    # Each waits for those before it, and a database takes its time.
+    browser = Browser(app_with(store, clock=clock, store_deadline=timedelta(seconds=20)))
     await browser.do(put(start=0))
 
     async with anyio.create_task_group() as tasks:

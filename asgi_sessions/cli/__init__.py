@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import asgi_sessions
 
@@ -26,10 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        return _make_key(options) if options.command == "keygen" else _demo(options)
+        return _COMMANDS[options.command](options)
     except ModuleNotFoundError as missing:
         if missing.name == "jwt":
             return _refuse("keygen needs PyJWT: pip install 'asgi-server-sessions[tokens]'")
+        if missing.name in ("sqlalchemy", "greenlet"):
+            return _refuse(f"{options.command} needs SQLAlchemy: pip install 'asgi-server-sessions[sql]'")
         if missing.name not in _EXTRAS:
             raise
         return _refuse(f"the demo needs {missing.name}: pip install 'asgi-server-sessions[demo]'")
@@ -53,6 +55,26 @@ def _make_key(options: argparse.Namespace) -> int:
     return run(options.alg, options.out)
 
 
+def _schema(options: argparse.Namespace) -> int:
+    from asgi_sessions.cli._sql import print_schema
+
+    return print_schema(options.dialect, options.table)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from asgi_sessions.cli._sql import sweep
+
+    return sweep(options.url, options.table, options.history_days)
+
+
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "demo": _demo,
+    "keygen": _make_key,
+    "schema": _schema,
+    "sweep": _sweep,
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="asgi-sessions", description="Server-side sessions for ASGI.")
     parser.add_argument("--version", action="version", version=f"asgi-server-sessions {asgi_sessions.__version__}")
@@ -60,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="serve a small shop, or play the life of a session against it",
-        description="Serve a small shop behind SessionMiddleware. Sessions are kept in memory, or in Redis or Valkey "
-        "where REDIS_URL is set.",
+        description="Serve a small shop behind SessionMiddleware. Sessions are kept in a file of "
+        "SQLite here (the tour's in memory), or in Redis or Valkey where REDIS_URL is set.",
     )
     demo.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     demo.add_argument("--port", type=_port, default=8000, help="port; 0 picks a free one (default: %(default)s)")
@@ -76,6 +98,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     keygen.add_argument("--alg", choices=["EdDSA", "ES256"], default="EdDSA", help="(default: %(default)s)")
     keygen.add_argument("--out", help="a file that does not exist yet; without it the key is printed")
+    schema = commands.add_parser(
+        "schema",
+        help="print the tables of SQLStore as SQL",
+        description="Print the statements that make the tables of SQLStore, for a migration of your own.",
+    )
+    schema.add_argument("--dialect", choices=["postgresql", "mysql", "mariadb", "sqlite"], default="postgresql")
+    schema.add_argument("--table", default="asgi_sessions", help="name of the table of records (default: %(default)s)")
+    sweep = commands.add_parser(
+        "sweep",
+        help="remove from a database what is over",
+        description="Remove sessions that are over, and old history, from the tables of SQLStore: from cron, where no app "
+        "does so by itself. Of many that run, one works.",
+    )
+    sweep.add_argument("url", help="as for SQLStore.from_url()")
+    sweep.add_argument("--table", default="asgi_sessions", help="name of the table of records (default: %(default)s)")
+    sweep.add_argument(
+        "--history-days", type=int, default=90, metavar="DAYS", help="how long history is kept (default: %(default)s)"
+    )
     return parser
 
 

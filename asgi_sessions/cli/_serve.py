@@ -24,15 +24,18 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from asgi_sessions import CookieConfig, Event, MemoryStore, RedisStore
+from asgi_sessions import ConfigurationError, CookieConfig, Event, MemoryStore, RedisStore
 from asgi_sessions.cli._shop import PASSWORDS, USERS, create_shop
 from asgi_sessions.stores import Store
+
+DATABASE = "asgi-sessions-demo.db"
+"""Of the demo, in the folder where it was started."""
 
 
 def run_shop(*, host: str, port: int, https: bool) -> int:
     """Serve the shop until Ctrl-C or SIGTERM."""
     cookie = CookieConfig() if https else CookieConfig.insecure_development()
-    store, where = open_store(environ)
+    store, where = open_store(environ, file=DATABASE)
     try:
         listener = listen(host, port)
     except OSError as error:
@@ -52,31 +55,41 @@ def run_shop(*, host: str, port: int, https: bool) -> int:
     logging.getLogger("asgi_sessions").setLevel(logging.ERROR)
     shop = create_shop(store, cookie=cookie, on_event=_show)
     try:
-        asyncio.run(_until_stopped(shop, listener, https=https))
+        asyncio.run(_until_stopped(shop, store, listener, https=https))
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("\nThe shop is closed.", flush=True)
     return 0
 
 
-async def _until_stopped(shop: Any, listener: socket.socket, *, https: bool) -> None:
+async def _until_stopped(shop: Any, store: Any, listener: socket.socket, *, https: bool) -> None:
     this = asyncio.current_task()
     if this is not None:
         with suppress(NotImplementedError):  # on Windows; there Ctrl-C comes as a KeyboardInterrupt
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, this.cancel)
+    if hasattr(store, "create_tables"):
+        await store.create_tables()
     async with serving(shop, listener, pem=certificate() if https else None) as server:
         await asyncio.wait({server})
 
 
-def open_store(environment: Mapping[str, str], *, prefix: str = "asgi-sessions-demo") -> tuple[Store, str]:
-    """The store that ``REDIS_URL`` names, or one in memory; and in words where that is, without the password."""
+def open_store(
+    environment: Mapping[str, str], *, prefix: str = "asgi-sessions-demo", file: str | None = None
+) -> tuple[Store, str]:
+    """The store that ``REDIS_URL`` names, or one in a file or in memory; and in words where that is, without the password."""
     url = environment.get("REDIS_URL")
+    if not url and file is not None:
+        with suppress(ImportError, ConfigurationError):  # without the extra [sql] or the driver: in memory
+            from asgi_sessions.stores.sql import SQLStore
+
+            store = SQLStore.from_url(f"sqlite+aiosqlite:///{file}")
+            return store, f"in {file} and survive a restart; set REDIS_URL to keep them in Redis or Valkey"
     if not url:
         return MemoryStore(), "in memory, and gone when this ends; set REDIS_URL to keep them in Redis or Valkey"
-    store = RedisStore.from_url(url, prefix=prefix)
+    in_redis = RedisStore.from_url(url, prefix=prefix)
     parts = urlsplit(url)
     where = parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
-    return store, f"in Redis at {where}, every key beginning with {prefix}"
+    return in_redis, f"in Redis at {where}, every key beginning with {prefix}"
 
 
 def listen(host: str, port: int) -> socket.socket:

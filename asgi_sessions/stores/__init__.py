@@ -1,11 +1,11 @@
 """Where records are kept. Each store fulfils :class:`asgi_sessions.stores.Store`, and nothing else knows it.
 
 :class:`UserStore` is what it may do besides, so that users can see and end their sessions, and :class:`TellingStore`, so that
-sockets and streams close when their session ends.
+sockets and streams close when their session ends. :class:`SweepingStore` is one that has to be asked to forget.
 """
 
 from asgi_sessions._devices import Admission, Note, Rules
 from asgi_sessions._record import Record
-from asgi_sessions._store import Listening, Store, TellingStore, UserStore
+from asgi_sessions._store import Listening, Store, SweepingStore, TellingStore, UserStore
 
-__all__ = ["Admission", "Listening", "Note", "Record", "Rules", "Store", "TellingStore", "UserStore"]
+__all__ = ["Admission", "Listening", "Note", "Record", "Rules", "Store", "SweepingStore", "TellingStore", "UserStore"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,8 @@ from asgi_sessions._devices import (
 )
 from asgi_sessions._errors import ConfigurationError, RecordChanged, RecordExists, RecordGone, SessionLimitReached
 from asgi_sessions._record import ALIAS_REV, Record
+from asgi_sessions._store import Listening
+from asgi_sessions.stores._listeners import Listeners
 
 SWEEP_EVERY = 60.0
 """Seconds of the app's clock between two looks for expired records."""
@@ -49,7 +50,7 @@ class MemoryStore:
         self._index: dict[str, dict[str, str]] = {}
         self._histories: dict[str, deque[bytes]] = {}  # the newest first
         self._rules = Rules(0)  # by which expired records are noted: those of the last note
-        self._listeners: set[_Listening] = set()
+        self._listeners = Listeners(hears_all=True)
         self._latest = 0.0
         self._swept_at = 0.0
         # No method awaits, so tasks cannot interleave; threads, each with a loop of its own, could.
@@ -159,8 +160,8 @@ class MemoryStore:
                 self._drop(self._index[owner][id])
             return ids
 
-    def listen(self, heard: Callable[[str], None], doubt: Callable[[str], None]) -> _Listening:
-        return _Listening(self._listeners, heard)
+    def listen(self, heard: Callable[[str], None], doubt: Callable[[str], None]) -> Listening:
+        return self._listeners.listen(heard)
 
     def _admit(self, owner: str, note: Note, *, repeated: bool) -> Admission:
         self._rules = note.rules
@@ -224,8 +225,7 @@ class MemoryStore:
     def _drop(self, key: str, *, moved: bool = False) -> None:
         record = self._records.pop(key)
         if not moved and record.rev != ALIAS_REV:
-            for listener in tuple(self._listeners):
-                listener.tell(record.id)
+            self._listeners.tell((record.id,))
         if record.owner is not None:
             entries = self._index.get(record.owner, {})
             if entries.get(record.id) == key:
@@ -253,34 +253,3 @@ def _later(record: Record, there: Record) -> Record:
     return replace(
         record, seen_at=max(record.seen_at, there.seen_at), expires_at=max(record.expires_at, there.expires_at)
     )
-
-
-class _Listening:
-    """Ends as they happen, told in the event loop that listens."""
-
-    is_live = True
-
-    def __init__(self, listeners: set[_Listening], heard: Callable[[str], None]) -> None:
-        self._listeners = listeners
-        self._heard = heard
-        self._thread = threading.get_ident()
-        try:
-            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:  # trio, or no loop at all
-            self._loop = None
-        listeners.add(self)
-
-    def tell(self, id: str) -> None:
-        if threading.get_ident() == self._thread:
-            self._heard(id)
-        elif self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._heard, id)
-
-    def add(self, place: str) -> None:
-        """All places are told of."""
-
-    def remove(self, place: str) -> None:
-        """All places are told of."""
-
-    async def aclose(self) -> None:
-        self._listeners.discard(self)

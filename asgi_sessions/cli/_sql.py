@@ -1,0 +1,51 @@
+"""What is done to a database by hand or from cron: its schema, and its sweeping."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from datetime import timedelta
+
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.engine import Dialect
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from asgi_sessions import Devices, StoreError
+from asgi_sessions.stores.sql import SQLStore, session_tables
+
+
+def print_schema(dialect: str, table: str) -> int:
+    """Print the statements that make the tables."""
+    make = {
+        "postgresql": postgresql.dialect,
+        "mysql": mysql.dialect,
+        "mariadb": mysql.dialect,
+        "sqlite": sqlite.dialect,
+    }
+    compiled_for: Dialect = make[dialect]()
+    for made in session_tables(table=table):
+        print(f"{str(CreateTable(made).compile(dialect=compiled_for)).strip()};\n")
+        for index in sorted(made.indexes, key=lambda index: str(index.name)):
+            print(f"{CreateIndex(index).compile(dialect=compiled_for)};\n")
+    return 0
+
+
+def sweep(url: str, table: str, history_days: int) -> int:
+    """Remove what is over, once: 0 also where somebody else is at it, else 1."""
+    rules = Devices(history=timedelta(days=history_days)).rules
+
+    async def run() -> int | None:
+        store = SQLStore.from_url(url, table=table)
+        try:
+            return await store.sweep(now=time.time(), rules=rules)
+        finally:
+            await store.aclose()
+
+    try:
+        removed = asyncio.run(run())
+    except StoreError as error:
+        print(f"asgi-sessions: {error}", file=sys.stderr)
+        return 1
+    print("somebody else is sweeping" if removed is None else f"{removed} sessions that were over are removed")
+    return 0

@@ -1,0 +1,597 @@
+"""SQLStore: records in PostgreSQL, MariaDB, MySQL or SQLite, through SQLAlchemy. Needs the extra ``[sql]`` and a driver.
+
+Two tables, which :func:`session_tables` describes. How the contract is held:
+
+* ``create`` never overwrites: the primary key says so. ``update`` and ``touch`` are one ``UPDATE … WHERE key … AND rev …``.
+* What concerns all of a user (log-ins and their limit, ends, the history) begins with an UPDATE of one row of theirs, which is
+  the lock of the rest: they happen one after the other, on every server, without a lock that outlives its transaction.
+* A transaction that lost to another (a deadlock, a conflict) is begun anew.
+
+A load is one SELECT by primary key, without BEGIN and COMMIT around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Self
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import MetaData
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from asgi_sessions._devices import (
+    ENTRY_HEADER,
+    EXPIRED,
+    LIMIT_LETTER,
+    LOGGED_IN,
+    MARK_CHARS,
+    NEW_DEVICE,
+    Admission,
+    Note,
+    Rules,
+    line,
+    line_of,
+)
+from asgi_sessions._errors import (
+    ConfigurationError,
+    RecordChanged,
+    RecordDamaged,
+    RecordExists,
+    RecordGone,
+    SessionLimitReached,
+)
+from asgi_sessions._record import ALIAS_REV, Record
+from asgi_sessions._store import Listening
+from asgi_sessions._token import ID_CHARS, owner_of
+from asgi_sessions.stores._listeners import Listeners
+from asgi_sessions.stores.sql._lane import Lane, build, check
+from asgi_sessions.stores.sql._tables import BATCH, SWEEPER, Statements, session_tables
+
+__all__ = ["SQLStore", "owner_of", "session_tables"]
+
+logger = logging.getLogger("asgi_sessions")
+
+SWEEP_MARGIN: Final = 60.0
+"""Seconds for which a record is kept beyond its end, so that it is the app's clock that ends it, and not another server's."""
+
+TURN: Final = 30.0
+"""Seconds for which one sweeper keeps others away with each batch; one that died is followed by another after that."""
+
+MAKERS: Final = 8
+"""How often it is tried to make the tables: as many processes as may start at once, and be in each other's way."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,40}")
+
+_SWEEPER_ROW: Final = {"owner": SWEEPER, "seq": 0, "at": 0, "what": "", "id": "", "mark": "", "facts": b""}
+
+
+class SQLStore:
+    """Keeps records in a database of yours, beside your own tables.
+
+    ``SQLStore.from_url("postgresql+asyncpg://…")`` opens its own connections, lazily, in the event loop that uses them, and
+    closes them when the app's lifespan ends. ``SQLStore(engine)`` uses an ``AsyncEngine`` of yours and leaves its care to you.
+    For asyncio; SQLAlchemy knows no trio.
+
+    The tables must be there: ``await store.create_tables()``, or your own migration with :func:`session_tables`.
+    """
+
+    sweep_every = 60.0
+    """Seconds between two sweeps while an app is up."""
+
+    def __init__(self, engine: AsyncEngine, *, table: str = "asgi_sessions", schema: str | None = None) -> None:
+        if not isinstance(engine, AsyncEngine):
+            raise ConfigurationError(
+                f"SQLStore({type(engine).__name__}): give an AsyncEngine of SQLAlchemy (create_async_engine), "
+                "or use SQLStore.from_url('postgresql+asyncpg://…')"
+            )
+        check(engine)
+        self._set_up(lambda: engine, engine, table, schema, is_own=False)
+
+    @classmethod
+    def from_url(cls, url: str, *, table: str = "asgi_sessions", schema: str | None = None, **options: Any) -> Self:
+        """A store with its own connections.
+
+        Args:
+            url: ``postgresql+asyncpg://…``, ``mysql+asyncmy://…`` (or ``aiomysql``) or ``sqlite+aiosqlite:///path``.
+            table: the name of the table of records; that of the history ends with ``_history``. One table per app.
+            schema: where the tables lie, if not in the default schema.
+            options: passed to ``create_async_engine``, for example ``pool_size=20`` or ``connect_args={"ssl": …}``.
+        """
+        if not isinstance(url, str):
+            raise ConfigurationError(
+                f"SQLStore.from_url({type(url).__name__}): give a str such as 'sqlite+aiosqlite:///sessions.db'"
+            )
+        first = build(url, options)
+        store = cls.__new__(cls)
+        store._set_up(lambda: build(url, options), first, table, schema, is_own=True)
+        return store
+
+    def _set_up(
+        self, make: Callable[[], AsyncEngine], first: AsyncEngine, table: str, schema: str | None, *, is_own: bool
+    ) -> None:
+        for name, value in (("table", table), ("schema", schema)):
+            if value is not None and not (isinstance(value, str) and _NAME.fullmatch(value)):
+                raise ConfigurationError(
+                    f"SQLStore({name}={value!r}): use at most 41 letters, digits and _, no digit first"
+                )
+        self._make, self._first, self._is_own = make, first, is_own
+        self._table = table
+        self.metadata = MetaData()
+        """Holds the two tables; for migrations of your own, see :func:`session_tables`."""
+        self._say = Statements(*session_tables(self.metadata, table=table, schema=schema))
+        self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, Lane] = WeakKeyDictionary()
+        self._listeners = Listeners(hears_all=False)
+
+    @property
+    def namespace(self) -> str:
+        return self._table
+
+    def __repr__(self) -> str:
+        return f"<SQLStore {self._first.dialect.name} {self._table}>"
+
+    def _lane(self) -> Lane:
+        loop = asyncio.get_running_loop()
+        lane = self._lanes.get(loop)
+        if lane is None:
+            # The first loop takes the engine that was made to see whether it can be made.
+            engine = self._make() if self._is_own and self._lanes else self._first
+            lane = self._lanes[loop] = Lane(engine, is_own=self._is_own)
+        return lane
+
+    async def create_tables(self) -> None:
+        """Make the tables where they are not there; for a quick start. In production let your migrations do it."""
+
+        async def work(lane: Lane) -> None:
+            for attempt in range(MAKERS):
+                try:
+                    async with lane.transaction() as connection:
+                        await connection.run_sync(self.metadata.create_all)
+                    return
+                except DBAPIError as error:
+                    if error.connection_invalidated or attempt == MAKERS - 1:
+                        raise
+                    await asyncio.sleep(0.05)  # another process made them at the same time: look again
+
+        await self._lane().run(work)
+
+    # ── The contract of a store ──
+
+    async def load(self, key: str) -> Record | None:
+        async def work(lane: Lane) -> Record | None:
+            async with lane.statement() as connection:
+                return await self._load(connection, key)
+
+        return await self._lane().run(work)
+
+    async def create(self, record: Record, *, note: Note | None = None) -> Admission | None:
+        async def work(lane: Lane) -> None:
+            async with lane.writing() as connection:
+                try:
+                    await connection.execute(self._say.create, _row(record))
+                except IntegrityError:
+                    if await self._load(connection, record.key) != _rounded(record):
+                        raise RecordExists("there is a record under this key already") from None
+
+        if note is None or record.owner is None:
+            await self._lane().run(work)
+            return None
+        admission, ended = await self._lane().run(self._admitting(record, record.owner, note))
+        self._listeners.tell(ended)
+        return admission
+
+    async def update(self, record: Record, *, rev: int) -> None:
+        row = _row(record)
+        values = {
+            "key_": row["key"], "rev_": rev, "new_rev": row["rev"],
+            "seen_": row["seen_at"], "expires_": row["expires_at"], "body_": row["body"],
+        }  # fmt: skip
+
+        async def work(lane: Lane) -> None:
+            async with lane.writing() as connection:
+                done = await connection.execute(self._say.update, values)
+                if done.rowcount == 1:
+                    return
+                # Nothing was changed. This is to say why.
+                there = await self._load(connection, record.key)
+            if there is None:
+                raise RecordGone("there is no record under this key")
+            if not _same(record, there):
+                raise RecordChanged(there)
+
+        await self._lane().run(work)
+
+    async def touch(self, key: str, *, seen_at: float, expires_at: float) -> bool:
+        values = {"key_": key, "seen_": _ms(seen_at), "expires_": _ms(expires_at)}
+
+        async def work(lane: Lane) -> bool:
+            async with lane.writing() as connection:
+                return (await connection.execute(self._say.touch, values)).rowcount == 1
+
+        return await self._lane().run(work)
+
+    async def rename(
+        self, key: str, record: Record, *, rev: int, alias: Record | None = None, note: Note | None = None
+    ) -> None:
+        async def work(lane: Lane) -> None:
+            async with lane.transaction() as connection:
+                if note is not None and record.owner is not None:
+                    await self._lock(connection, record.owner, note.now)
+                # In the same order whoever comes, so that two of them wait for each other and not both.
+                found = {each: await self._load(connection, each, locked=True) for each in sorted((key, record.key))}
+                there, target = found[key], found[record.key]
+                if target is not None and _same(record, target) and (there is None or _are_one(there, alias)):
+                    return  # a repeated call
+                if there is None:
+                    raise RecordGone("there is no record under this key")
+                if there.rev != rev:
+                    raise RecordChanged(there)
+                if target is not None:
+                    raise RecordExists("there is a record under the new key already")
+                await connection.execute(self._say.delete, {"key_": key})
+                rows = [_row(_later(record, there))] + ([] if alias is None else [_row(alias)])
+                await connection.execute(self._say.create, rows)
+                if note is not None and record.owner is not None:
+                    await self._note(connection, record.owner, [line_of(note)], note.now, note.rules)
+
+        await self._lane().run(work)
+
+    async def delete(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
+        async def work(lane: Lane) -> Record | None:
+            async with lane.transaction() as connection:
+                if note is not None:
+                    # Whose it is never changes; only what is locked after this is decided by.
+                    owner = await self._owner_in(connection, key)
+                    if owner is not None:
+                        await self._lock(connection, owner, note.now)
+                try:
+                    there = await self._load(connection, key, locked=True)
+                except RecordDamaged:
+                    await connection.execute(self._say.delete, {"key_": key})
+                    return None
+                if there is None:
+                    return None
+                if rev is not None and there.rev != rev:
+                    raise RecordChanged(there)
+                await connection.execute(self._say.delete, {"key_": key})
+                if note is not None and there.owner is not None:
+                    await self._note(connection, there.owner, [line_of(note)], note.now, note.rules)
+                return there
+
+        gone = await self._lane().run(work)
+        if gone is not None and gone.rev != ALIAS_REV:
+            self._listeners.tell((gone.id,))
+        return gone
+
+    async def index(self, owner: str) -> Mapping[str, str]:
+        async def work(lane: Lane) -> Mapping[str, str]:
+            async with lane.statement() as connection:
+                rows = await connection.execute(self._say.index, {"owner_": owner})
+                return {row.id: row.key for row in rows}
+
+        return await self._lane().run(work)
+
+    # ── The sessions of one user ──
+
+    async def records(self, owner: str, *, now: float, rules: Rules) -> Sequence[Record]:
+        async def work(lane: Lane) -> Sequence[Record]:
+            await self._prune_if_due(lane, owner, now, rules)
+            async with lane.statement() as connection:
+                rows = await connection.execute(self._say.of_owner, {"owner_": owner})
+                found = []
+                for row in rows:
+                    try:
+                        found.append(_record(row))
+                    except RecordDamaged:
+                        continue  # cannot be shown, but ended
+                return found
+
+        return await self._lane().run(work)
+
+    async def end(self, owner: str, *, note: Note, id: str | None = None, keep: str | None = None) -> Sequence[str]:
+        async def work(lane: Lane) -> tuple[list[str], list[str]]:
+            async with lane.transaction() as connection:
+                await self._lock(connection, owner, note.now)
+                alive, lines, over = await self._alive(connection, owner, note.now)
+                out = [one for one in alive if id in (None, one.id) and one.id != keep]
+                await self._remove(connection, [*(one.key for one in over), *(one.key for one in out)])
+                lines += [line(note.what, note.now, one.id) for one in out]
+                await self._note(connection, owner, lines, note.now, note.rules)
+                return [one.id for one in out], [one.id for one in (*over, *out)]
+
+        ids, gone = await self._lane().run(work)
+        self._listeners.tell(gone)
+        return ids
+
+    async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
+        async def work(lane: Lane) -> Sequence[bytes]:
+            await self._prune_if_due(lane, owner, now, rules)
+            async with lane.statement() as connection:
+                rows = await connection.execute(self._say.lines, {"owner_": owner})
+                return [f"{row.at:013d}{row.what}{row.id}{row.mark}".encode() + bytes(row.facts) for row in rows]
+
+        return await self._lane().run(work)
+
+    async def erase(self, owner: str, *, sessions: bool) -> Sequence[str]:
+        async def work(lane: Lane) -> list[str]:
+            async with lane.transaction() as connection:
+                await self._lock(connection, owner, 0.0)
+                ids: list[str] = []
+                if sessions:
+                    rows = await connection.execute(self._say.heads_locked, {"owner_": owner})
+                    ids = [row.id for row in rows]
+                    await connection.execute(self._say.delete_all, {"owner_": owner})
+                await connection.execute(self._say.forget, {"owner_": owner})
+                return ids
+
+        ids = await self._lane().run(work)
+        self._listeners.tell(ids)
+        return ids
+
+    def listen(self, heard: Callable[[str], None], doubt: Callable[[str], None]) -> Listening:
+        """Ends that were carried out here are told at once; those of other processes are not heard of (``is_live`` is False)."""
+        return self._listeners.listen(heard)
+
+    # ── Housekeeping ──
+
+    async def sweep(self, *, now: float, rules: Rules = Rules()) -> int | None:  # noqa: B008 - frozen
+        """Remove what is over, in small batches: records, lines of history, locks of users who have neither.
+
+        Of many processes one sweeps at a time. What ended by the clock is noted in the history, at its end.
+
+        Args:
+            now: by the app's clock, in seconds since the epoch.
+            rules: those of the app; the history is kept for ``rules.keep`` seconds.
+        Returns:
+            How many records were removed; ``None``: somebody else is at it.
+        Raises:
+            StoreError: the database failed; what was removed stays removed.
+        """
+        lane, removed, cut = self._lane(), 0, now - SWEEP_MARGIN
+        if not await lane.run(lambda lane: self._take_turn(lane, now)):
+            return None
+        while batch := await lane.run(lambda lane: self._sweep_users(lane, cut, now, rules)):
+            removed += batch
+            await self._keep_turn(lane, now)
+        while batch := await lane.run(lambda lane: self._sweep_anonymous(lane, cut)):
+            removed += batch
+            await self._keep_turn(lane, now)
+        horizon = _ms(now - rules.keep)
+        while await lane.run(lambda lane: self._sweep_lines(lane, horizon)):
+            await self._keep_turn(lane, now)
+        return removed
+
+    async def _take_turn(self, lane: Lane, now: float) -> bool:
+        values = {"now_": _ms(now), "until_": _ms(now + TURN)}
+        async with lane.writing() as connection:
+            if (await connection.execute(self._say.take_turn, values)).rowcount:
+                return True
+            try:
+                await connection.execute(self._say.add_line, {**_SWEEPER_ROW, "at": values["until_"]})
+            except IntegrityError:
+                return False
+            return True
+
+    async def _keep_turn(self, lane: Lane, now: float) -> None:
+        async def work(lane: Lane) -> None:
+            async with lane.writing() as connection:
+                # Its own turn, so whatever stands there; a turn that ended long ago does no harm.
+                await connection.execute(self._say.lock, {"owner_": SWEEPER, "now_": _ms(now + TURN)})
+
+        await lane.run(work)
+
+    async def _sweep_users(self, lane: Lane, cut: float, now: float, rules: Rules) -> int:
+        async with lane.statement() as connection:
+            rows = await connection.execute(self._say.owners_over, {"now_": _ms(cut), "some": BATCH // 10})
+            owners = [row.owner for row in rows]
+        removed = 0
+        for owner in owners:
+            removed += await self._prune(lane, owner, cut, rules, now)
+        return removed
+
+    async def _sweep_anonymous(self, lane: Lane, cut: float) -> int:
+        async with lane.writing() as connection:
+            rows = await connection.execute(self._say.keys_over, {"now_": _ms(cut), "some": BATCH})
+            keys = [row.key for row in rows]
+            if keys:
+                await connection.execute(self._say.delete_over, {"keys_": keys, "now_": _ms(cut)})
+            return len(keys)
+
+    async def _sweep_lines(self, lane: Lane, horizon: int) -> int:
+        async with lane.transaction() as connection:
+            rows = (await connection.execute(self._say.old_lines, {"horizon": horizon, "some": BATCH})).all()
+            if rows:
+                lines = [{"owner_": row.owner, "seq_": row.seq} for row in rows]
+                await connection.execute(self._say.delete_line, lines)
+                return len(rows)
+            rows = (await connection.execute(self._say.old_locks, {"horizon": horizon, "some": BATCH})).all()
+            if rows:
+                await connection.execute(
+                    self._say.delete_lock, [{"owner_": row.owner, "horizon": horizon} for row in rows]
+                )
+            return len(rows)
+
+    # ── Steps within a transaction ──
+
+    def _admitting(
+        self, record: Record, owner: str, note: Note
+    ) -> Callable[[Lane], Awaitable[tuple[Admission, list[str]]]]:
+        rules = note.rules
+
+        async def work(lane: Lane) -> tuple[Admission, list[str]]:
+            async with lane.transaction() as connection:
+                await self._lock(connection, owner, note.now)
+                alive, lines, over = await self._alive(connection, owner, note.now)
+                past = await self._past(connection, owner)
+                log_ins = [row for row in past if row.what in (LOGGED_IN, NEW_DEVICE)]
+                if any(one.key == record.key for one in (*alive, *over)):
+                    if await self._load(connection, record.key) != _rounded(record):
+                        raise RecordExists("there is a record under this key already")
+                    return Admission(any(row.id == note.id and row.what == NEW_DEVICE for row in log_ins)), []
+                surplus = len(alive) - rules.limit + 1 if rules.limit else 0
+                if surplus > 0 and rules.refuses:
+                    raise SessionLimitReached(f"the user has {len(alive)} sessions already")
+                out = sorted(alive, key=lambda one: one.seen_at)[: max(surplus, 0)]
+                await self._remove(connection, [one.key for one in (*over, *out)])
+                try:
+                    await connection.execute(self._say.create, _row(record))
+                except IntegrityError as error:  # of somebody else: keys are random, so this is no accident
+                    raise RecordExists("there is a record under this key already") from error.orig
+                known = {row.mark for row in log_ins}
+                new = bool(rules.entries) and note.what == LOGGED_IN and known.isdisjoint(note.marks)
+                text = line_of(note)
+                lines += [line(LIMIT_LETTER, note.now, one.id) for one in out]
+                lines.append(text[:13] + NEW_DEVICE.encode() + text[14:] if new else text)
+                await self._note(connection, owner, lines, note.now, rules, past)
+                ended = [one.id for one in out]
+                return Admission(new, not log_ins, tuple(ended)), [*(one.id for one in over), *ended]
+
+        return work
+
+    async def _load(self, connection: AsyncConnection, key: str, *, locked: bool = False) -> Record | None:
+        found = await connection.execute(self._say.load_locked if locked else self._say.load, {"key_": key})
+        row = found.one_or_none()
+        return None if row is None else _record(row)
+
+    async def _owner_in(self, connection: AsyncConnection, key: str) -> str | None:
+        row = (await connection.execute(self._say.load, {"key_": key})).one_or_none()
+        return row.owner if row is not None and isinstance(row.owner, str) else None
+
+    async def _lock(self, connection: AsyncConnection, owner: str, now: float) -> None:
+        """From here to the end of the transaction nobody else changes what is this user's."""
+        if not (await connection.execute(self._say.lock, {"owner_": owner, "now_": _ms(now)})).rowcount:
+            # Two at once: one of them meets the primary key, and begins anew.
+            await connection.execute(self._say.add_line, {**_SWEEPER_ROW, "owner": owner, "at": _ms(now)})
+
+    async def _alive(
+        self, connection: AsyncConnection, owner: str, now: float
+    ) -> tuple[list[Any], list[bytes], list[Any]]:
+        """Of a user's records: those whose time is not over; lines about the others; the others, still to be removed."""
+        rows = (await connection.execute(self._say.heads_locked, {"owner_": owner})).all()
+        at = _ms(now)
+        over = [row for row in rows if row.expires_at <= at]
+        lines = [line(EXPIRED, row.expires_at / 1000, row.id) for row in over]
+        return [row for row in rows if row.expires_at > at], lines, over
+
+    async def _remove(self, connection: AsyncConnection, keys: Iterable[str]) -> None:
+        if keys := list(keys):
+            await connection.execute(self._say.delete_these, {"keys_": keys})
+
+    async def _past(self, connection: AsyncConnection, owner: str) -> Sequence[Any]:
+        """The lines of the history as they are now, without facts."""
+        return (await connection.execute(self._say.past, {"owner_": owner})).all()
+
+    async def _note(
+        self,
+        connection: AsyncConnection,
+        owner: str,
+        lines: Sequence[bytes],
+        now: float,
+        rules: Rules,
+        past: Sequence[Any] | None = None,
+    ) -> None:
+        if not rules.entries or not lines:
+            return
+        if past is None:
+            past = await self._past(connection, owner)
+        last = max((row.seq for row in past), default=0)
+        rows = [{"owner": owner, "seq": last + n, **_columns(text)} for n, text in enumerate(lines, 1)]
+        await connection.execute(self._say.add_line, rows)
+        far_end, horizon = last + len(lines) - rules.entries, _ms(now - rules.keep)
+        if any(row["seq"] <= far_end or row["at"] < horizon for row in (*(one._mapping for one in past), *rows)):
+            await connection.execute(self._say.trim, {"owner_": owner, "far_end": far_end, "horizon": horizon})
+
+    async def _prune_if_due(self, lane: Lane, owner: str, now: float, rules: Rules) -> None:
+        async with lane.statement() as connection:
+            due = (await connection.execute(self._say.any_over, {"owner_": owner, "now_": _ms(now)})).first()
+        if due is not None:
+            await self._prune(lane, owner, now, rules, now)
+
+    async def _prune(self, lane: Lane, owner: str, cut: float, rules: Rules, now: float) -> int:
+        async with lane.transaction() as connection:
+            await self._lock(connection, owner, now)
+            _, lines, over = await self._alive(connection, owner, cut)
+            await self._remove(connection, [one.key for one in over])
+            await self._note(connection, owner, lines, now, rules)
+        self._listeners.tell(one.id for one in over)
+        return len(over)
+
+    async def aclose(self) -> None:
+        """Wait for what is under way and, of our own, close the connections of this event loop."""
+        lane = self._lanes.pop(asyncio.get_running_loop(), None)
+        if lane is not None:
+            await lane.aclose(dispose=self._is_own)
+
+
+_LAST_TIME = 10**13 - 1
+
+
+def _ms(seconds: float) -> int:
+    """Milliseconds. What no clock of ours shows becomes the nearest that one does: sessions end there."""
+    return round(min(max(seconds * 1000, 0), _LAST_TIME))
+
+
+def _row(record: Record) -> dict[str, Any]:
+    return {
+        "key": record.key,
+        "rev": record.rev,
+        "seen_at": _ms(record.seen_at),
+        "expires_at": _ms(record.expires_at),
+        "id": record.id,
+        "owner": record.owner,
+        "body": record.body,
+    }
+
+
+def _record(row: Any) -> Record:
+    """A row as a record.
+
+    Raises:
+        RecordDamaged: its columns hold something else. SQLite does not look at types and keeps whatever it is given.
+    """
+    key, rev, seen_at, expires_at, id, owner, body = row
+    if not (
+        isinstance(rev, int)
+        and isinstance(seen_at, int)
+        and isinstance(expires_at, int)
+        and isinstance(id, str)
+        and (owner is None or isinstance(owner, str))
+        and isinstance(body, bytes | bytearray | memoryview)
+    ):
+        raise RecordDamaged("a row holds something else than a record")
+    return Record(key, rev, seen_at / 1000, expires_at / 1000, id, owner, bytes(body))
+
+
+def _rounded(record: Record) -> Record:
+    """``record`` as it comes back: clocks to the millisecond."""
+    return _record(tuple(_row(record).values()))
+
+
+def _later(record: Record, there: Record) -> Record:
+    seen_at, expires_at = max(record.seen_at, there.seen_at), max(record.expires_at, there.expires_at)
+    return Record(record.key, record.rev, seen_at, expires_at, record.id, record.owner, record.body)
+
+
+def _same(record: Record, there: Record) -> bool:
+    """Whether ``record`` lies there already, but for clocks that were moved on."""
+    return (record.rev, record.id, record.owner, record.body) == (there.rev, there.id, there.owner, there.body)
+
+
+def _are_one(there: Record, alias: Record | None) -> bool:
+    return alias is not None and there == _rounded(alias)
+
+
+def _columns(text: bytes) -> dict[str, Any]:
+    """A line of the history, as :func:`line_of` makes it, taken apart."""
+    header = text[:ENTRY_HEADER].decode("ascii")
+    mark = ENTRY_HEADER - MARK_CHARS
+    return {
+        "at": int(header[:13]),
+        "what": header[13],
+        "id": header[14 : 14 + ID_CHARS],
+        "mark": header[mark:],
+        "facts": text[ENTRY_HEADER:],
+    }

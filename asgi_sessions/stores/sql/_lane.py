@@ -1,0 +1,236 @@
+"""How statements reach the database: one engine per event loop, and what is tried again.
+
+What was begun is carried out, though the caller be cancelled: SQLAlchemy throws the connection of a cancelled task away, and a
+browser that hangs up should not cost a new one. A caller that still waits for its turn has begun nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from asgi_sessions._errors import ConfigurationError, SessionLimitReached, StoreError
+
+T = TypeVar("T")
+
+LONGEST: Final = 5.0
+"""Seconds that one operation may take, its waits and repetitions included; a request gives up long before."""
+
+MAX_ATTEMPTS: Final = 50
+"""How often an operation is begun anew because others were faster; it ends by LONGEST, mostly."""
+
+# READ COMMITTED: what we decide by is locked, not remembered, so each statement should see what others have committed.
+_BEGIN: Final = {
+    "postgresql": ("BEGIN ISOLATION LEVEL READ COMMITTED",),
+    "mysql": ("START TRANSACTION",),
+    "mariadb": ("START TRANSACTION",),
+    "sqlite": ("BEGIN IMMEDIATE",),
+}
+_MYSQL = ("mysql", "mariadb")
+
+_EXAMPLE = (
+    "sqlite+aiosqlite:///sessions.db, postgresql+asyncpg://user@host/database, mysql+asyncmy://user@host/database"
+)
+_DRIVERS = {"postgresql": "asyncpg", "mysql": "asyncmy", "mariadb": "asyncmy", "sqlite": "aiosqlite"}
+
+
+def build(url: str, options: dict[str, Any]) -> AsyncEngine:
+    """An engine for our own use. Opens nothing.
+
+    Raises:
+        ConfigurationError: the URL or an option is not understood, or the driver is not there; without the URL's password.
+    """
+    try:
+        parsed = make_url(url)
+        dialect = parsed.get_backend_name()
+    except SQLAlchemyError:
+        raise ConfigurationError(f"SQLStore.from_url(): the URL is not understood; use {_EXAMPLE}") from None
+    if dialect == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise ConfigurationError(
+            "SQLStore.from_url(): SQLite in memory is one connection's; use a file, or MemoryStore()"
+        )
+    if "isolation_level" in options:
+        raise ConfigurationError("SQLStore.from_url(isolation_level=…): the store chooses it, by what it does")
+    given = {"hide_parameters": True, **options}
+    if "poolclass" not in given:
+        # None beyond those: the pool would close it as soon as it is back, and the next request open another.
+        given.setdefault("pool_size", 10)
+        given.setdefault("max_overflow", 0)
+    if dialect in _MYSQL:
+        given.setdefault("pool_recycle", 1800)  # these servers hang up after eight hours without a word
+    try:
+        # Most of what is asked is one statement; that needs no BEGIN and no COMMIT around it.
+        engine = create_async_engine(parsed, isolation_level="AUTOCOMMIT", **given)
+    except ModuleNotFoundError as missing:
+        raise ConfigurationError(
+            f"SQLStore.from_url(): there is no driver {missing.name}; pip install {_DRIVERS.get(dialect, missing.name)}"
+        ) from None
+    except (SQLAlchemyError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"SQLStore.from_url(): the URL or an option is not understood ({type(error).__name__}); use {_EXAMPLE}"
+        ) from None
+    check(engine)
+    if dialect == "sqlite":
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    elif dialect in _MYSQL:
+        event.listen(engine.sync_engine, "connect", _prepare_mysql)
+    return engine
+
+
+def check(engine: AsyncEngine) -> None:
+    if engine.dialect.name not in _BEGIN:
+        raise ConfigurationError(
+            f"SQLStore: not for {engine.dialect.name}; it is held to its promises on {', '.join(_BEGIN)}"
+        )
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    """Readers and one writer at a time, nobody waits for a reader, and what was said to be kept survives a power cut."""
+    _say(connection, "PRAGMA busy_timeout=5000", "PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL")
+
+
+def _prepare_mysql(connection: Any, _record: object) -> None:
+    _say(connection, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+
+def _say(connection: Any, *statements: str) -> None:
+    cursor = connection.cursor()
+    for statement in statements:
+        cursor.execute(statement)
+    cursor.close()
+
+
+class Lane:
+    """The way to the database in one event loop."""
+
+    def __init__(self, engine: AsyncEngine, *, is_own: bool) -> None:
+        self._engine = engine
+        self._is_sqlite = engine.dialect.name == "sqlite"
+        self._begin: tuple[str, ...] = _BEGIN[engine.dialect.name]
+        if engine.dialect.name in _MYSQL and not is_own:
+            self._begin = ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", *self._begin)
+        self._single = engine if is_own else engine.execution_options(isolation_level="AUTOCOMMIT")
+        # As many as the pool gives connections: who waits here can be cancelled and leaves nothing behind.
+        pool: Any = engine.pool
+        size = pool.size() + pool._max_overflow if hasattr(pool, "_max_overflow") and hasattr(pool, "size") else 0
+        self._seats = asyncio.Semaphore(size if size > 0 else 32)
+        # SQLite has one writer at a time. Others would wait in steps of up to 0.1 s; here they wait in turn.
+        self._writing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self, work: Callable[[Lane], Awaitable[T]]) -> T:
+        """Carry out one operation, again where others were faster or a connection broke: all of ours are harmless to repeat.
+
+        Raises:
+            StoreError: the database failed, or took too long; the driver's error is the cause.
+        """
+        await self._seats.acquire()
+        task = asyncio.ensure_future(self._carry_out(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return await asyncio.shield(task)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._seats.release()
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at, so that asyncio does not complain where the caller is gone
+
+    async def _carry_out(self, work: Callable[[Lane], Awaitable[T]]) -> T:
+        breaks = 0
+        try:
+            async with asyncio.timeout(LONGEST):
+                for attempt in range(1, MAX_ATTEMPTS + 1):
+                    try:
+                        return await work(self)
+                    except DBAPIError as error:
+                        breaks += error.connection_invalidated
+                        again = breaks == 1 if error.connection_invalidated else _others_were_faster(error)
+                        if not again or attempt == MAX_ATTEMPTS:
+                            # Of the driver's error: SQLAlchemy's quotes the statement and what was in it.
+                            raise StoreError(_reason(error)) from error.orig
+                    pause = 0.001 * min(2**attempt, 64)
+                    await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing
+        except (StoreError, SessionLimitReached):
+            raise
+        except TimeoutError as error:
+            raise StoreError(f"the database did not answer within {LONGEST:.0f} s") from error
+        except Exception as error:  # drivers let through what the socket, TLS or a server that starts says
+            raise StoreError(f"the database cannot be asked: {type(error).__name__}") from error
+        raise StoreError("others were faster each time")
+
+    @asynccontextmanager
+    async def statement(self) -> AsyncIterator[AsyncConnection]:
+        """For single statements: each takes effect at once."""
+        async with self._single.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """:meth:`statement`, for one that writes."""
+        if not self._is_sqlite:
+            async with self._single.connect() as connection:
+                yield connection
+            return
+        async with self._writing, self._single.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """All of it takes effect, or nothing. What is read FOR UPDATE stays as it is until the end.
+
+        Begun and ended in words, on a connection that SQLAlchemy need not switch to and fro: on MariaDB that were four questions
+        more; and SQLite's driver begins by itself, but too late, when what was read before the first write may have changed.
+        """
+        async with self.writing() as connection:
+            for words in self._begin:
+                await connection.exec_driver_sql(words)
+            try:
+                yield connection
+            except BaseException:
+                try:
+                    await connection.exec_driver_sql("ROLLBACK")
+                except Exception:
+                    await connection.invalidate()  # nobody else gets it with half of our work on it
+                raise
+            await connection.exec_driver_sql("COMMIT")
+
+    async def aclose(self, *, dispose: bool) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if dispose:
+            await self._engine.dispose()
+
+
+def _others_were_faster(error: DBAPIError) -> bool:
+    """Whether to begin anew: a deadlock, a conflict, a row that appeared between two statements, a locked SQLite file."""
+    if isinstance(error, IntegrityError):
+        return True
+    cause: Any = error.orig
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    if state in ("40001", "40P01"):
+        return True
+    number = cause.args[0] if getattr(cause, "args", ()) else None
+    if number in (1205, 1213, 1020):  # MySQL and MariaDB: lock wait, deadlock, record has changed since last read
+        return True
+    return getattr(cause, "sqlite_errorcode", 0) & 0xFF in (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED
+
+
+_NO_TABLE = ("42P01", "42S02", 1146)
+
+
+def _reason(error: DBAPIError) -> str:
+    cause: Any = error.orig
+    state = getattr(cause, "sqlstate", None) or (cause.args[0] if getattr(cause, "args", ()) else None)
+    if state in _NO_TABLE or (isinstance(state, str) and state.startswith("no such table")):
+        return "there are no tables: await store.create_tables(), or migrate by what `asgi-sessions schema` prints"
+    what = state if isinstance(state, int) or (isinstance(state, str) and len(state) == 5) else type(cause).__name__
+    return f"the database failed: {what}"

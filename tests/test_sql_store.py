@@ -1,0 +1,486 @@
+"""What is particular to SQLStore; that it is a store like the others, the contract and the suites of promises say."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from asgi_sessions import ConfigurationError, Devices, SQLStore, StoreError, UserSessions
+from asgi_sessions._devices import Rules
+from asgi_sessions._errors import RecordDamaged
+from asgi_sessions._token import owner_of
+from asgi_sessions.cli import main
+from asgi_sessions.stores import SweepingStore
+from asgi_sessions.stores.sql import session_tables
+from asgi_sessions.testing import FakeClock, UserStoreContract, a_note, a_record, an_alias, lines, moved
+from tests.conftest import SQL, TABLE, a_store, empty, sql_url
+from tests.support import Browser, app_with, log_in, put, read
+
+
+@pytest.fixture(params=SQL)
+async def store(request: pytest.FixtureRequest, anyio_backend: Any) -> AsyncIterator[SQLStore]:
+    async with a_store(request, request.param) as made:
+        assert isinstance(made, SQLStore)
+        yield made
+
+
+# ── The user's choice: the driver, and whose engine ──
+
+
+class TestAnEngineOfTheApps(UserStoreContract):
+    """With the transactions that the app's engine has by default, REPEATABLE READ on MariaDB."""
+
+    @pytest.fixture(params=SQL)
+    async def store(self, request: pytest.FixtureRequest) -> AsyncIterator[SQLStore]:
+        engine = create_async_engine(sql_url(request, request.param))
+        store = SQLStore(engine, table=TABLE)
+        yield store
+        await empty(store)
+        await store.aclose()
+        await engine.dispose()
+
+
+class TestTheOtherDriverOfMariaDB(UserStoreContract):
+    @pytest.fixture
+    async def store(self, request: pytest.FixtureRequest) -> AsyncIterator[SQLStore]:
+        store = SQLStore.from_url(sql_url(request, "mariadb").replace("asyncmy", "aiomysql"), table=TABLE)
+        yield store
+        await empty(store)
+        await store.aclose()
+
+
+# ── Text that databases trip over ──
+
+EMOJI = "🫖"
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 10, 11, 15, 16, 21, 22, 45, 46, 63, 64])
+async def test_text_of_four_byte_characters_is_kept_at_every_width(
+    store: SQLStore, clock: FakeClock, size: int
+) -> None:
+    """The widths of all columns and one beside each: a user, a name of a device, a key and a value of the session."""
+    words = "x" * (size % 2) + EMOJI * size
+    app = app_with(store, clock=clock, devices=Devices())
+    alice = Browser(app)
+    await alice.do(lambda session: (session.log_in(f"user {words}"), session.update({f"key {words}": words})))
+    sessions = UserSessions(store)
+    (info,) = await sessions.list(f"user {words}")
+    await sessions.name(f"user {words}", info.id, words[:64])
+
+    assert (await read(alice))["data"] == {f"key {words}": words}
+    (info,) = await sessions.list(f"user {words}")
+    assert info.name == words[:64]
+    assert len(await sessions.history(f"user {words}")) == 1
+
+
+async def test_nul_and_half_of_a_surrogate_pair_do_no_harm(store: SQLStore, clock: FakeClock) -> None:
+    alice = Browser(app_with(store, clock=clock))
+
+    await alice.do(lambda session: (session.log_in("nul \0 user"), session.update({"a\0b": "\0" * 100, "": b"\0\xff"})))
+
+    assert (await read(alice))["data"] == {"a\0b": "\0" * 100, "": b"\0\xff"}
+    assert len(await UserSessions(store).list("nul \0 user")) == 1
+
+
+async def test_a_user_agent_of_64_kilobytes_does_no_harm(store: SQLStore, clock: FakeClock) -> None:
+    app = app_with(store, clock=clock)
+
+    for agent in (b"A" * 65536, bytes(range(32, 256)) * 290, EMOJI.encode() * 16384):
+        scope = {
+            "type": "http", "method": "POST", "path": "/", "query_string": b"",
+            "headers": [(b"user-agent", agent)], "plan": None,
+        }  # fmt: skip
+        session = app.manager.begin()
+        session._origin = scope
+        session.log_in("alice")
+        await app.manager.commit(session)
+
+    assert len(await UserSessions(store).list("alice")) == 3
+
+
+async def test_keys_that_differ_in_case_only_are_two(store: SQLStore) -> None:
+    """MySQL and MariaDB compare text without regard to case, unless the column says otherwise."""
+    record = a_record()
+    other = replace(record, key=record.key.swapcase(), id=record.id.swapcase())
+
+    await store.create(record)
+
+    assert await store.load(other.key) is None
+    await store.create(other)
+    assert await store.load(record.key) == record
+
+
+async def test_a_body_of_a_megabyte_is_kept(store: SQLStore) -> None:
+    """The smallest BLOB of MySQL and MariaDB ends at 64 kB; a server that is not strict cuts off what is longer."""
+    record = a_record(body=bytes(range(256)) * 4096)
+
+    await store.create(record)
+
+    assert await store.load(record.key) == record
+
+
+async def test_a_row_of_nonsense_is_a_damaged_record(store: SQLStore) -> None:
+    record = a_record()
+    await store.create(record)
+    async with store._lane().writing() as connection:
+        if connection.dialect.name != "sqlite":
+            pytest.skip("this database looks at types")
+        await connection.execute(text(f"UPDATE {TABLE} SET rev = 'nonsense', body = 7"))
+
+    with pytest.raises(RecordDamaged):
+        await store.load(record.key)
+    assert await store.delete(record.key) is None
+
+
+# ── Sweeping ──
+
+
+async def rows(store: SQLStore) -> tuple[int, int]:
+    """Of records, and of history, the sweeper's own left out."""
+    async with store._lane().statement() as connection:
+        records, history = (store.metadata.tables[name] for name in (TABLE, f"{TABLE}_history"))
+        kept = (await connection.execute(select(records))).all()
+        noted = (await connection.execute(select(history).where(history.c.owner != "~sweeper"))).all()
+    return len(kept), len(noted)
+
+
+async def test_what_is_over_is_swept_and_what_is_not_stays(store: SQLStore) -> None:
+    over, living = a_record(), replace(a_record(), expires_at=a_record().expires_at + 9999)
+    of_alice = a_record(owner="alice")
+    for record in (over, living, of_alice):
+        await store.create(record)
+    await store.rename(over.key, moved(over), rev=1, alias=an_alias(over))
+
+    removed = await store.sweep(now=over.expires_at + 61)
+
+    assert removed == 3  # with the alias
+    assert await store.load(living.key) == living
+    assert (await rows(store))[0] == 1
+    assert await lines(store) == [("t", of_alice.id)]
+
+
+async def test_what_was_touched_meanwhile_is_not_swept(store: SQLStore) -> None:
+    record = a_record(owner="alice")
+    await store.create(record)
+    await store.touch(record.key, seen_at=record.seen_at + 3000, expires_at=record.expires_at + 3000)
+
+    assert await store.sweep(now=record.expires_at + 100) == 0
+    assert await store.load(record.key) is not None
+
+
+async def test_many_are_swept_in_batches(store: SQLStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asgi_sessions.stores.sql.BATCH", 20)
+    records = [a_record(number=number) for number in range(45)]
+    users = [a_record(owner=f"user {number}", number=number) for number in range(5)]
+    for record in (*records, *users):
+        await store.create(record)
+
+    assert await store.sweep(now=records[0].expires_at + 61) == 50
+    assert (await rows(store))[0] == 0
+
+
+async def test_one_of_many_sweeps(store: SQLStore) -> None:
+    await store.create(a_record())
+    now = a_record().expires_at + 100
+
+    said = await asyncio.gather(*(store.sweep(now=now) for _ in range(8)))
+
+    assert sorted(said, key=str) == [1, *[None] * 7]
+    # And somebody comes after one that died.
+    assert await store.sweep(now=now + 29) is None
+    assert await store.sweep(now=now + 31) == 0
+
+
+async def test_old_history_is_swept_and_nothing_of_a_user_who_is_gone_stays(store: SQLStore) -> None:
+    record = a_record(owner="alice")
+    await store.create(record, note=a_note(record))
+    await store.delete(record.key, note=replace(a_note(record), what="o", marks=()))
+    assert (await rows(store))[1] == 3  # log-in, end, and the row that is the user's lock
+
+    await store.sweep(now=record.seen_at + 89 * 86400, rules=Rules(keep=90 * 86400.0))
+    assert (await rows(store))[1] == 3
+
+    await store.sweep(now=record.seen_at + 91 * 86400, rules=Rules(keep=90 * 86400.0))
+    assert await rows(store) == (0, 0)
+    assert await store.create(record, note=a_note(record)) is not None  # and it begins anew
+
+
+async def test_an_app_sweeps_by_itself(store: SQLStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SQLStore, "sweep_every", 0.02)
+    record = a_record()
+    await store.create(record)
+    clock.now = record.expires_at + 100
+    stop = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "lifespan.startup.complete"})
+        await stop.wait()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def ignore(message: Any) -> None: ...
+
+    from asgi_sessions import SessionMiddleware
+
+    middleware = SessionMiddleware(app, store, clock=clock)
+    lifespan = asyncio.ensure_future(middleware({"type": "lifespan"}, None, ignore))
+    async with asyncio.timeout(10):
+        while await store.load(record.key) is not None:  # noqa: ASYNC110 - it is the database that changes
+            await asyncio.sleep(0.01)
+    stop.set()
+    await lifespan
+
+    assert isinstance(store, SweepingStore)
+    assert not [task for task in asyncio.all_tasks() if "sweep" in repr(task)]
+
+
+# ── Tables ──
+
+
+async def test_many_processes_may_make_the_tables_at_once(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    for kind in SQL:
+        url = f"sqlite+aiosqlite:///{tmp_path}/new.db" if kind == "sqlite" else sql_url(request, kind)
+        stores = [SQLStore.from_url(url, table=f"{TABLE}_new") for _ in range(4)]
+        await asyncio.gather(*(store.create_tables() for store in stores))
+        record = a_record(owner="alice")
+        await stores[0].create(record)
+
+        assert await stores[1].load(record.key) == record
+
+        async with stores[0]._lane().transaction() as connection:
+            await connection.run_sync(stores[0].metadata.drop_all)
+        for store in stores:
+            await store.aclose()
+
+
+@pytest.mark.parametrize("kind", SQL)
+async def test_without_tables_it_says_what_to_do(request: pytest.FixtureRequest, kind: str) -> None:
+    store = SQLStore.from_url(sql_url(request, kind), table="not_there")
+
+    with pytest.raises(StoreError, match="create_tables"):
+        await store.load(a_record().key)
+    await store.aclose()
+
+
+@pytest.mark.parametrize("kind", SQL)
+async def test_the_printed_schema_makes_what_the_store_needs(
+    request: pytest.FixtureRequest, kind: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["schema", "--dialect", kind, "--table", f"{TABLE}_p"]) == 0
+    statements = [each for each in capsys.readouterr().out.split(";") if each.strip()]
+    url = f"sqlite+aiosqlite:///{tmp_path}/printed.db" if kind == "sqlite" else sql_url(request, kind)
+    store = SQLStore.from_url(url, table=f"{TABLE}_p")
+    async with store._lane().transaction() as connection:
+        for statement in statements:
+            await connection.execute(text(statement))
+
+    record = a_record(owner="alice")
+    await store.create(record, note=a_note(record))
+
+    assert await store.load(record.key) == record
+    async with store._lane().transaction() as connection:
+        await connection.run_sync(store.metadata.drop_all)
+    await store.aclose()
+
+
+def test_the_tables_join_the_apps_own_metadata() -> None:
+    from sqlalchemy import MetaData
+
+    metadata = MetaData()
+    records, history = session_tables(metadata)
+
+    assert set(metadata.tables) == {"asgi_sessions", "asgi_sessions_history"}
+    assert session_tables(metadata) == (records, history)
+
+
+def test_sweep_from_cron(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/cron.db"
+
+    async def fill() -> None:
+        store = SQLStore.from_url(url)
+        await store.create_tables()
+        await store.create(replace(a_record(), seen_at=1e9, expires_at=1e9 + 60))
+        await store.aclose()
+
+    assert main(["sweep", url]) == 1
+    assert "create_tables" in capsys.readouterr().err
+    asyncio.run(fill())
+    assert main(["sweep", url]) == 0
+    assert capsys.readouterr().out == "1 sessions that were over are removed\n"
+
+
+# ── Trouble ──
+
+
+async def test_a_database_that_is_not_there_is_a_store_error_without_the_password() -> None:
+    store = SQLStore.from_url("postgresql+asyncpg://alice:s3cret@127.0.0.1:9/nothing")
+
+    with pytest.raises(StoreError) as caught:
+        await store.load(a_record().key)
+
+    assert "s3cret" not in f"{caught.value!r} {caught.value.__cause__!r} {store!r}"
+    await store.aclose()
+
+
+async def test_no_error_quotes_what_was_kept(store: SQLStore) -> None:
+    """SQLAlchemy's errors hold statements and values; only the driver's is the cause."""
+    records = store.metadata.tables[TABLE]
+    async with store._lane().writing() as connection:
+        await connection.execute(text(f"DROP TABLE {TABLE}"))
+    record = a_record(body=b"a secret body")
+    try:
+        with pytest.raises(StoreError) as caught:
+            await store.create(record)
+    finally:
+        async with store._lane().transaction() as connection:
+            await connection.run_sync(records.create)
+
+    shown = f"{caught.value!r} {caught.value.__cause__!r}"
+    assert record.key not in shown
+    assert "secret body" not in shown
+
+
+async def test_connections_that_the_server_closed_hurt_nobody(request: pytest.FixtureRequest) -> None:
+    store = SQLStore.from_url(sql_url(request, "postgresql"), table=TABLE)
+    record = a_record()
+    await store.create(record)
+    async with store._lane().writing() as connection:
+        await connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+            )
+        )
+
+    found = await asyncio.gather(*(store.load(record.key) for _ in range(20)))
+
+    assert found == [record] * 20
+    await empty(store)
+    await store.aclose()
+
+
+async def test_cancelled_callers_leave_whole_connections_behind(store: SQLStore) -> None:
+    record = a_record(owner="alice")
+    await store.create(record)
+
+    for round_ in range(30):
+        tasks = [asyncio.ensure_future(store.records(owner_of("alice"), now=1.8e9, rules=Rules())) for _ in range(5)]
+        await asyncio.sleep(0.0005 * (round_ % 5))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert await store.load(record.key) == record
+    await store.end(owner_of("alice"), note=replace(a_note(record), what="a"))
+    assert await store.load(record.key) is None
+
+
+async def test_half_a_transaction_is_none(store: SQLStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails at its last step has done nothing, and the connection carries nothing over."""
+    record = a_record(owner="alice")
+
+    async def fails(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("injected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SQLStore, "_note", fails)
+        with pytest.raises(StoreError):
+            await store.create(record, note=a_note(record))
+
+    assert await store.load(record.key) is None
+    assert await lines(store) == []
+
+
+async def test_a_store_is_not_tied_to_one_loop(store: SQLStore) -> None:
+    record = a_record()
+    await store.create(record)
+
+    def elsewhere() -> Any:
+        async def look() -> Any:
+            try:
+                return await store.load(record.key)
+            finally:
+                await store.aclose()
+
+        return asyncio.run(look())
+
+    assert await asyncio.to_thread(elsewhere) == record
+    assert await store.load(record.key) == record
+
+
+# ── What a developer may get wrong ──
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SQLStore.from_url("sqlite:///x.db"), "not understood"),
+        (lambda: SQLStore.from_url("nonsense"), "not understood"),
+        (lambda: SQLStore.from_url("sqlite+aiosqlite://"), "in memory"),
+        (lambda: SQLStore.from_url("sqlite+aiosqlite:///x.db", isolation_level="SERIALIZABLE"), "isolation_level"),
+        (lambda: SQLStore.from_url("sqlite+aiosqlite:///x.db", no_such_option=1), "option"),
+        (lambda: SQLStore.from_url("sqlite+aiosqlite:///x.db", table="a; DROP"), "table"),
+        (lambda: SQLStore.from_url("postgresql+psycopg://x/y"), "pip install"),
+        (lambda: SQLStore.from_url(7), "give a str"),  # type: ignore[arg-type]
+        (lambda: SQLStore("sqlite:///x"), "AsyncEngine"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_does_not_fit_fails_when_the_store_is_built(make: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make()
+
+
+def test_sqlalchemy_is_imported_when_it_is_asked_for_and_not_before() -> None:
+    program = (
+        "import sys, asgi_sessions; print('sqlalchemy' in sys.modules); asgi_sessions.SQLStore; "
+        "print('sqlalchemy' in sys.modules)"
+    )
+
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert answer.stdout.split() == ["False", "True"]
+
+
+def test_without_sqlalchemy_it_says_what_to_install() -> None:
+    program = "import sys; sys.modules['sqlalchemy'] = None; from asgi_sessions import SQLStore"
+
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert answer.returncode == 1
+    assert re.search(r"pip install 'asgi-server-sessions\[sql\]'", answer.stderr)
+
+
+async def test_a_session_begun_before_a_restart_is_there_after_it(tmp_path: Path, clock: FakeClock) -> None:
+    """SQLite, as the demo has it."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/demo.db"
+    before = SQLStore.from_url(url)
+    await before.create_tables()
+    alice = Browser(app_with(before, clock=clock))
+    await alice.do(log_in("alice"))
+    await alice.do(put(cart=["tea"]))
+    await before.aclose()
+
+    after = SQLStore.from_url(url)
+    again = Browser(app_with(after, clock=clock), alice.token)
+
+    clock.advance(timedelta(minutes=5))
+    assert (await read(again))["data"] == {"cart": ["tea"]}
+    await after.aclose()
+
+
+async def test_the_example_joins_sessions_with_tables_of_the_app(tmp_path: Path) -> None:
+    from examples.sql_with_your_tables import main as example
+
+    shown = await example(f"sqlite+aiosqlite:///{tmp_path}/app.db")
+
+    assert shown == [[("ada", 2), ("alan", 1)], [("alan", 1)]]
