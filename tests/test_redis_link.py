@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -14,7 +15,7 @@ from redis.asyncio import ConnectionPool
 
 from asgi_sessions import RedisStore, StoreError
 from asgi_sessions.stores.redis import _link
-from asgi_sessions.stores.redis._client import OwnClient, Refused, new_connection
+from asgi_sessions.stores.redis._client import OwnClient, Refused, new_connection, pool_from_url
 from asgi_sessions.stores.redis._link import ConnectionLost, Link, open_link
 from asgi_sessions.testing import a_record
 from tests.conftest import Server
@@ -22,7 +23,7 @@ from tests.conftest import Server
 
 @pytest.fixture
 async def client(valkey_url: str, anyio_backend: Any) -> AsyncIterator[OwnClient]:
-    client = OwnClient(valkey_url, {})
+    client = OwnClient(partial(pool_from_url, valkey_url, {}))
     yield client
     await client.aclose()
 
@@ -132,7 +133,7 @@ async def test_a_lost_connection_is_opened_again_and_the_command_repeated() -> N
         return None if len(seen) == 1 else b"+PONG\r\n"
 
     async with a_server_that(answers) as url:
-        client = OwnClient(url, {})
+        client = OwnClient(partial(pool_from_url, url, {}))
         assert await client.call(("PING",)) == b"PONG"
         await client.aclose()
 
@@ -167,7 +168,7 @@ async def test_a_server_that_misbehaves_is_a_store_error_and_never_somebody_else
 async def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_link, "TICK", 0.01)
     async with a_server_that(lambda data: b"") as url:
-        client = OwnClient(url, {})
+        client = OwnClient(partial(pool_from_url, url, {}))
         with pytest.raises(StoreError, match="TimeoutError"):
             await client.call(("PING",))
         await client.aclose()
@@ -198,7 +199,7 @@ async def test_those_who_wait_for_room_hear_of_a_loss(monkeypatch: pytest.Monkey
     monkeypatch.setattr(_link, "MAX_IN_FLIGHT", 2)
     monkeypatch.setattr(_link, "TICK", 0.01)
     async with a_server_that(lambda data: b"") as url:
-        client = OwnClient(url, {})
+        client = OwnClient(partial(pool_from_url, url, {}))
         outcomes = await asyncio.gather(*(client.call(("PING",)) for _ in range(10)), return_exceptions=True)
         await client.aclose()
 
@@ -206,7 +207,7 @@ async def test_those_who_wait_for_room_hear_of_a_loss(monkeypatch: pytest.Monkey
 
 
 async def test_a_server_that_is_not_there_is_tried_by_one_and_left_alone_for_a_moment(own_server: Server) -> None:
-    client = OwnClient(own_server.url, {})  # not started
+    client = OwnClient(partial(pool_from_url, own_server.url, {}))  # not started
 
     outcomes = await asyncio.gather(*(client.call(("PING",)) for _ in range(100)), return_exceptions=True)
 
@@ -215,7 +216,7 @@ async def test_a_server_that_is_not_there_is_tried_by_one_and_left_alone_for_a_m
 
 
 async def test_a_caller_cancelled_while_the_connection_opens_does_not_take_it_from_the_others(valkey_url: str) -> None:
-    client = OwnClient(valkey_url, {})
+    client = OwnClient(partial(pool_from_url, valkey_url, {}))
     first = asyncio.ensure_future(client.call(("PING",)))
     second = asyncio.ensure_future(client.call(("PING",)))
     await asyncio.sleep(0)
@@ -245,7 +246,7 @@ def _in_child(client: OwnClient, answers: Any) -> None:
 def test_a_forked_worker_has_its_own_connection(valkey_url: str) -> None:
     fork = multiprocessing.get_context("fork")
     answers = fork.Queue()
-    client = OwnClient(valkey_url, {})
+    client = OwnClient(partial(pool_from_url, valkey_url, {}))
 
     async def parent() -> None:
         mine = await client.call(("CLIENT", "ID"))

@@ -6,6 +6,7 @@ import asyncio
 import re
 import subprocess
 import sys
+import traceback
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -179,6 +180,21 @@ async def test_what_was_touched_meanwhile_is_not_swept(store: SQLStore) -> None:
     assert await store.load(record.key) is not None
 
 
+async def test_what_is_touched_between_two_statements_of_a_sweep_stays(store: SQLStore) -> None:
+    record = a_record()
+    await store.create(record)
+    cut = round((record.expires_at + 1) * 1000)
+    async with store._lane().writing() as connection:
+        rows = (await connection.execute(store._say.keys_over, {"now_": cut, "some": 10})).all()
+    await store.touch(record.key, seen_at=record.seen_at + 99, expires_at=record.expires_at + 99)
+
+    async with store._lane().writing() as connection:
+        await connection.execute(store._say.delete_over, {"keys_": [row.key for row in rows], "now_": cut})
+
+    assert [row.key for row in rows] == [record.key]
+    assert await store.load(record.key) is not None
+
+
 async def test_many_are_swept_in_batches(store: SQLStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asgi_sessions.stores.sql.BATCH", 20)
     records = [a_record(number=number) for number in range(45)]
@@ -332,25 +348,45 @@ async def test_a_database_that_is_not_there_is_a_store_error_without_the_passwor
     await store.aclose()
 
 
-async def test_no_error_quotes_what_was_kept(store: SQLStore) -> None:
-    """SQLAlchemy's errors hold statements and values; only the driver's is the cause."""
+async def test_no_error_quotes_what_was_kept(store: SQLStore, request: pytest.FixtureRequest) -> None:
+    """SQLAlchemy's errors hold statements and values; only the driver's is the cause, also on an engine of the app's."""
+    engine = create_async_engine(store._first.url)
+    theirs = SQLStore(engine, table=TABLE)
     records = store.metadata.tables[TABLE]
     async with store._lane().writing() as connection:
         await connection.execute(text(f"DROP TABLE {TABLE}"))
     record = a_record(body=b"a secret body")
     try:
         with pytest.raises(StoreError) as caught:
-            await store.create(record)
+            await theirs.create(record)
     finally:
+        await engine.dispose()
         async with store._lane().transaction() as connection:
             await connection.run_sync(records.create)
 
-    shown = f"{caught.value!r} {caught.value.__cause__!r}"
+    shown = "".join(traceback.format_exception(caught.value))
     assert record.key not in shown
     assert "secret body" not in shown
 
 
-async def test_connections_that_the_server_closed_hurt_nobody(request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("store", ["mariadb"], indirect=True)
+async def test_connections_that_mariadb_closed_hurt_nobody(store: SQLStore) -> None:
+    """It says so only when something is asked, and the pool has nine more."""
+    record = a_record()
+    await store.create(record)
+    await asyncio.gather(*(store.load(record.key) for _ in range(20)))
+    async with store._lane().writing() as connection:
+        mine = (await connection.execute(text("SELECT connection_id()"))).scalar_one()
+        ids = (
+            await connection.execute(text("SELECT id FROM information_schema.processlist WHERE db = 'test'"))
+        ).scalars()
+        for id in [id for id in ids.all() if id != mine]:
+            await connection.execute(text(f"KILL {id}"))
+
+    assert [await store.load(record.key) for _ in range(20)] == [record] * 20
+
+
+async def test_connections_that_postgresql_closed_hurt_nobody(request: pytest.FixtureRequest) -> None:
     store = SQLStore.from_url(sql_url(request, "postgresql"), table=TABLE)
     record = a_record()
     await store.create(record)

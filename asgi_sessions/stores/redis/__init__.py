@@ -20,6 +20,8 @@ import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Self
 
+from redis.asyncio import ConnectionPool
+
 from asgi_sessions._devices import Admission, Note, Rules, line_of
 from asgi_sessions._errors import (
     ConfigurationError,
@@ -35,10 +37,13 @@ from asgi_sessions._record import Record, pack, pack_clocks, pack_rev, unpack
 from asgi_sessions._token import PLACE_CHARS, place_of
 from asgi_sessions.stores.redis._client import (
     UNANSWERED,
+    ClusterClient,
     GivenClient,
     OwnClient,
     Refused,
     checked,
+    pool_from_sentinels,
+    pool_from_url,
     run,
     unanswered,
 )
@@ -56,10 +61,14 @@ from asgi_sessions.stores.redis._scripts import (
     RENAME,
     TOUCH,
     UPDATE,
+    Script,
 )
 
 TTL_MARGIN = 60.0
 """Seconds for which the server keeps a record beyond its end, so that it is the app's clock that ends it."""
+
+WAIT_FOR_REPLICAS = 300
+"""Milliseconds; the whole commit has 450."""
 
 LARGE = 16 * 1024
 """Bytes. What is as long as this travels on a connection of its own, so that nothing small waits behind it."""
@@ -102,20 +111,85 @@ class RedisStore:
         self._set_up(given, given, prefix)
 
     @classmethod
-    def from_url(cls, url: str, *, prefix: str = "asgi-sessions", **options: Any) -> Self:
+    def from_url(cls, url: str, *, prefix: str = "asgi-sessions", durable_ends: int = 0, **options: Any) -> Self:
         """A store with its own connections.
 
         Args:
             url: ``redis://[[user]:password@]host[:port][/db]``, ``rediss://…`` (TLS) or ``unix://path``.
             prefix: what every key begins with; letters, digits and ``_.:/-``. One prefix per app.
+            durable_ends: how many replicas must have heard of it before a session counts as ended (``WAIT``), so that a failover
+                does not bring it back. Where they have not within 0.3 seconds, the one who ended it hears a StoreError.
             options: passed to redis-py's connections, for example ``ssl_ca_certs=…`` or ``max_connections=…``.
         """
         if not isinstance(url, str):
             raise ConfigurationError(
                 f"RedisStore.from_url({type(url).__name__}): give a str such as 'redis://localhost:6379/0'"
             )
+        pool_from_url(url, options)
+        return cls._own(lambda: pool_from_url(url, options), prefix, durable_ends)
+
+    @classmethod
+    def from_sentinel(
+        cls,
+        sentinels: Sequence[tuple[str, int]],
+        service: str,
+        *,
+        prefix: str = "asgi-sessions",
+        durable_ends: int = 0,
+        sentinel_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """A store with its own connections to whatever server the sentinels call the primary.
+
+        Args:
+            sentinels: their addresses, ``[("10.0.0.1", 26379), …]``; who does not answer is passed over.
+            service: the name that the sentinels know the primary by.
+            prefix: as for :meth:`from_url`.
+            durable_ends: as for :meth:`from_url`; here it matters, since a failover promotes a replica that may lag behind.
+            sentinel_options: passed to the connections to sentinels, for example ``{"password": …}``.
+            options: passed to the connections to the primary, for example ``username=…``, ``password=…``, ``ssl=True``.
+        """
+        given: object = sentinels
+        addresses = list(given) if isinstance(given, list | tuple) else []
+        if not addresses or not all(isinstance(one, tuple | list) and len(one) == 2 for one in addresses):
+            raise ConfigurationError(
+                f"RedisStore.from_sentinel(sentinels={sentinels!r}): give their addresses, such as [('10.0.0.1', 26379)]"
+            )
+        pairs = [(str(host), int(port)) for host, port in addresses]
+        quick = dict(sentinel_options or {})
+        pool_from_sentinels(pairs, service, options, quick)
+        return cls._own(lambda: pool_from_sentinels(pairs, service, options, quick), prefix, durable_ends)
+
+    @classmethod
+    def from_cluster(cls, url: str, *, prefix: str = "asgi-sessions", **options: Any) -> Self:
+        """A store on a Redis or Valkey Cluster, by redis-py's cluster client, which finds the nodes and follows moved slots.
+
+        A command takes a connection of that client's pools for itself, so it costs more than on a single server. Ends are not
+        heard of: sockets and streams of other processes close within 30 seconds.
+
+        Args:
+            url: ``redis://[[user]:password@]host[:port]`` of any node.
+            prefix: as for :meth:`from_url`.
+            options: passed to ``redis.asyncio.RedisCluster``.
+        """
+        if not isinstance(url, str):
+            raise ConfigurationError(
+                f"RedisStore.from_cluster({type(url).__name__}): give a str such as 'redis://localhost:6379'"
+            )
+        store, client = cls.__new__(cls), ClusterClient(url, options)
+        store._set_up(client, client, prefix)
+        return store
+
+    @classmethod
+    def _own(cls, make_pool: Callable[[], ConnectionPool], prefix: str, durable_ends: int) -> Self:
+        if not isinstance(durable_ends, int) or isinstance(durable_ends, bool) or not 0 <= durable_ends <= 10:
+            raise ConfigurationError(
+                f"RedisStore(durable_ends={durable_ends!r}): give the number of replicas to wait for, 0 to 10"
+            )
         store = cls.__new__(cls)
-        store._set_up(OwnClient(url, options), OwnClient(url, options), prefix)
+        store._set_up(OwnClient(make_pool), OwnClient(make_pool), prefix)
+        if durable_ends:
+            store._replicas, store._ender = durable_ends, OwnClient(make_pool)
         return store
 
     def _set_up(self, client: OwnClient | GivenClient, bulk: OwnClient | GivenClient, prefix: str) -> None:
@@ -126,6 +200,25 @@ class RedisStore:
         self._client, self._bulk = client, bulk
         self._prefix = prefix
         self._policy_known = False
+        self._replicas = 0
+        # A server answers nothing else on a connection that waits for replicas, so ends have one of their own.
+        self._ender = client
+
+    async def _end(self, script: Script, keys: tuple[str, ...], *args: Any) -> Any:
+        """Run a script that ends sessions; with ``durable_ends``, until replicas have heard of it."""
+        if not self._replicas:
+            return await run(self._ender, script, keys, *args)
+        answer = await run(self._ender, script, keys, *args)
+        if answer is None or answer == []:
+            return answer  # nothing ended
+        try:
+            # It counts what its own connection has written, and this one is only used for ends.
+            reached = await self._ender.call(("WAIT", self._replicas, WAIT_FOR_REPLICAS))
+        except Refused as refused:
+            raise refused.as_store_error() from refused
+        if not (isinstance(reached, int) and reached >= self._replicas):
+            raise StoreError(f"the end of a session reached {reached} of {self._replicas} replicas")
+        return answer
 
     @property
     def namespace(self) -> str:
@@ -227,7 +320,7 @@ class RedisStore:
     async def delete(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
         expected = "" if rev is None else pack_rev(rev)
         args = (expected, self._stem(key), _suffix(key), *_noted(note))
-        answer = await run(self._client, DELETE, (self._name(key),), *args)
+        answer = await self._end(DELETE, (self._name(key),), *args)
         if isinstance(answer, list):
             raise RecordChanged(unpack(key, _bytes(answer[0])))
         try:
@@ -256,14 +349,14 @@ class RedisStore:
     async def end(self, owner: str, *, note: Note, id: str | None = None, keep: str | None = None) -> Sequence[str]:
         rules = _rules(note.now, note.rules)
         args = (self._stem(owner), rules, note.what, id or "", keep or "")
-        return _texts(await run(self._client, END, (self._index(owner),), *args))
+        return _texts(await self._end(END, (self._index(owner),), *args))
 
     async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
         lines = await run(self._bulk, HISTORY, (self._index(owner),), self._stem(owner), _rules(now, rules))
         return [_bytes(line) for line in lines]
 
     async def erase(self, owner: str, *, sessions: bool) -> Sequence[str]:
-        return _texts(await run(self._client, ERASE, (self._index(owner),), self._stem(owner), int(sessions)))
+        return _texts(await self._end(ERASE, (self._index(owner),), self._stem(owner), int(sessions)))
 
     def listen(self, heard: Callable[[str], None], doubt: Callable[[str], None]) -> Ear | _Deaf:
         """See :class:`~asgi_sessions._store.TellingStore`."""
@@ -273,6 +366,8 @@ class RedisStore:
     async def aclose(self) -> None:
         await self._client.aclose()
         await self._bulk.aclose()
+        if self._ender is not self._client:
+            await self._ender.aclose()
 
     def _for(self, value: bytes) -> OwnClient | GivenClient:
         return self._client if len(value) < LARGE else self._bulk

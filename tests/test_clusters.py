@@ -1,0 +1,287 @@
+"""Sentinel and Cluster, real ones, under a steady load: what was answered "done" is there, whatever dies.
+
+The load is written down as it is acknowledged and checked from outside at the end: a write that was acknowledged is there, or was
+lost by a failover, which is counted; a session that was acknowledged as ended answers to nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from asgi_sessions import ConfigurationError, RedisStore, SessionMiddleware, StoreError, UserSessions
+from asgi_sessions._token import owner_of
+from asgi_sessions.testing import UserStoreContract, a_record
+from tests.clusters import Cluster, Watched, until
+from tests.support import Browser, app_with, destroy, log_in, put, read
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as made:
+        yield made
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    with Watched() as made:
+        yield made
+
+
+class Load:
+    """Users who log in, write, read and log out, until told to stop; and what they were told."""
+
+    def __init__(self, app: SessionMiddleware, users: int = 8) -> None:
+        self.app = app
+        self.answers: Counter[int] = Counter()
+        self.refused_at: list[float] = []
+        self.wrong: list[str] = []
+        self.kept: dict[str, tuple[Browser, int]] = {}
+        self.ended: list[Browser] = []
+        self._stop = False
+        self._tasks = [asyncio.ensure_future(self._user(f"user {number}")) for number in range(users)]
+
+    async def _ask(self, browser: Browser, handler: Any) -> Any:
+        response = await browser.do(handler)
+        self.answers[response.status] += 1
+        if response.status != 200:
+            self.refused_at.append(time.monotonic())
+        return response
+
+    async def _user(self, name: str) -> None:
+        turn = 0
+        while not self._stop:
+            turn += 1
+            browser = Browser(self.app)
+            if (await self._ask(browser, log_in(name))).status != 200 or browser.token is None:
+                await asyncio.sleep(0.02)
+                continue
+            for number in range(1, 5):
+                if (await self._ask(browser, put(whose=name, number=number))).status == 200:
+                    self.kept[f"{name} {turn}"] = (browser, number)
+                seen = await read(browser)
+                if (whose := seen.get("data", {}).get("whose", name)) != name:
+                    self.wrong.append(f"{name} saw what is {whose}'s")
+                await asyncio.sleep(0.01)
+            if turn % 2:
+                token = browser.token
+                if (await self._ask(browser, destroy)).status == 200:
+                    self.kept.pop(f"{name} {turn}", None)
+                    self.ended.append(Browser(self.app, token))
+
+    async def stop(self) -> dict[str, Any]:
+        """Stop, look at everything that was acknowledged, and say what was refused, lost and revived."""
+        self._stop = True
+        await asyncio.gather(*self._tasks)
+        lost = revived = 0
+        for name, (browser, number) in self.kept.items():
+            seen = await read(browser)
+            data = seen.get("data", {})
+            lost += data.get("number", 0) < number
+            if data and data["whose"] != name.rpartition(" ")[0]:
+                self.wrong.append(f"{name} holds {data}")
+        for browser in self.ended:
+            seen = await read(browser)
+            revived += bool(seen.get("data") or seen.get("user_id"))
+        gap = max(self.refused_at, default=0.0) - min(self.refused_at, default=0.0)
+        return {"answers": dict(self.answers), "lost": lost, "revived": revived, "wrong": self.wrong, "seconds": gap}
+
+
+async def recovered(app: SessionMiddleware, *, places: int = 1) -> None:
+    """Wait until log-ins of several places are answered again."""
+    give_up = time.monotonic() + 30
+    for number in range(places):
+        while (await Browser(app).do(log_in(f"probe {number}"))).status != 200:
+            assert time.monotonic() < give_up, "it did not recover"
+            await asyncio.sleep(0.05)
+
+
+# ── Cluster ──
+
+
+class TestTheContractOnACluster(UserStoreContract):
+    @pytest.fixture(params=["from_cluster", "a client of redis-py"])
+    async def store(self, request: pytest.FixtureRequest, cluster: Cluster) -> AsyncIterator[RedisStore]:
+        client = None
+        if request.param == "from_cluster":
+            store = RedisStore.from_cluster(cluster.url)
+        else:
+            client = redis.asyncio.RedisCluster.from_url(cluster.url, protocol=2)
+            store = RedisStore(client)
+        yield store
+        await store.aclose()
+        if client is not None:
+            await client.aclose()
+        for node in cluster.nodes[:3]:
+            node.ask("FLUSHALL")
+
+
+async def test_slots_are_moved_under_load_and_nobody_notices(cluster: Cluster) -> None:
+    store = RedisStore.from_cluster(cluster.url)
+    app = app_with(store)
+    load = Load(app)
+    await asyncio.sleep(0.5)
+    source, target = cluster.nodes[0], cluster.nodes[1]
+
+    with cluster.client() as client:
+        slots = sorted({client.keyslot(f"{{{owner_of(f'user {n}')[:3]}}}") for n in range(8)})
+    mine = [slot for slot in slots if slot < 16384 // 3]
+    for slot in mine:
+        await asyncio.to_thread(cluster.move_slots, source, target, range(slot, slot + 1))
+    await asyncio.sleep(0.5)
+    said = await load.stop()
+
+    for slot in mine:
+        await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))
+    await store.aclose()
+    assert (said["lost"], said["revived"], said["wrong"]) == (0, 0, [])
+    assert said["answers"][200] > 50
+
+
+@pytest.mark.parametrize("how", ["killed", "paused"])
+async def test_a_primary_of_the_cluster_dies_under_load(how: str) -> None:
+    with Cluster() as cluster:
+        store = RedisStore.from_cluster(cluster.url)
+        app = app_with(store)
+        load = Load(app)
+        await asyncio.sleep(1)
+        victim = cluster.nodes[1]
+
+        victim.kill() if how == "killed" else victim.signal(signal.SIGSTOP)
+        await asyncio.to_thread(until, lambda: cluster.nodes[4].ask("ROLE")[0] in (b"master", "master"), "a promotion")
+        await recovered(app, places=12)
+        said = await load.stop()
+
+        await store.aclose()
+        print(how, said)
+        assert said["wrong"] == []
+        assert said["answers"][200] > 50
+        assert set(said["answers"]) <= {200, 503}
+
+
+# ── Sentinel ──
+
+
+@pytest.mark.parametrize("how", ["killed", "paused"])
+async def test_the_primary_dies_under_load_and_the_sentinels_name_another(watched: Watched, how: str) -> None:
+    store = RedisStore.from_sentinel(watched.addresses, watched.SERVICE, durable_ends=1)
+    app = app_with(store)
+    load = Load(app)
+    await asyncio.sleep(1)
+    victim = watched.primary
+
+    victim.kill() if how == "killed" else victim.signal(signal.SIGSTOP)
+    await asyncio.to_thread(until, lambda: watched.primary is not victim, "a failover")
+    await recovered(app)
+    if how == "paused":
+        victim.signal(signal.SIGCONT)  # it still thinks that it is the primary, for a moment
+        await asyncio.sleep(1)
+    said = await load.stop()
+
+    await store.aclose()
+    print(how, said)
+    assert (said["revived"], said["wrong"]) == (0, [])
+    assert said["answers"][200] > 50
+    assert set(said["answers"]) <= {200, 503}
+
+
+async def test_sentinels_that_are_gone_are_passed_over(watched: Watched) -> None:
+    watched.sentinels[0].kill()
+    store = RedisStore.from_sentinel(watched.addresses, watched.SERVICE)
+    record = a_record()
+
+    await store.create(record)
+
+    assert await store.load(record.key) == record
+    await store.aclose()
+
+
+# ── Ends that a failover does not undo ──
+
+
+@pytest.mark.parametrize("durable", [0, 1])
+async def test_a_failover_revives_a_session_unless_its_end_had_to_reach_a_replica(
+    watched: Watched, durable: int
+) -> None:
+    """Both ways: that it matters, and that it helps. The replicas are made deaf for the moment of the log-out."""
+    store = RedisStore.from_sentinel(watched.addresses, watched.SERVICE, durable_ends=durable)
+    app = app_with(store)
+    alice = Browser(app)
+    await alice.do(log_in("alice"))
+    token, primary = alice.token, watched.primary
+    replicas = [server for server in watched.servers if server is not primary]
+    await asyncio.to_thread(until, lambda: all(server.ask("DBSIZE") == primary.ask("DBSIZE") for server in replicas))
+    for replica in replicas:
+        replica.signal(signal.SIGSTOP)
+    primary.ask("CLIENT", "KILL", "TYPE", "replica")  # else what is said now waits for them in the kernel
+
+    response = await alice.do(destroy)
+
+    primary.kill()
+    for replica in replicas:
+        replica.signal(signal.SIGCONT)
+    await asyncio.to_thread(until, lambda: watched.primary is not primary, "a failover")
+    await recovered(app)
+    revived = (await read(Browser(app, token)))["user_id"] == "alice"
+    await store.aclose()
+    if durable:
+        assert response.status == 503  # it was not said that it is over, so that it goes on is no lie
+    else:
+        assert response.status == 200
+    assert revived
+
+
+async def test_an_end_that_reached_a_replica_survives_the_failover(watched: Watched) -> None:
+    store = RedisStore.from_sentinel(watched.addresses, watched.SERVICE, durable_ends=2)
+    app = app_with(store)
+    alice, phone = Browser(app), Browser(app)
+    for browser in (alice, phone):
+        await browser.do(log_in("alice"))
+    token, primary = alice.token, watched.primary
+
+    assert (await alice.do(destroy)).status == 200
+    assert await UserSessions(store).revoke_all("alice") == 1
+    primary.kill()
+    await asyncio.to_thread(until, lambda: watched.primary is not primary, "a failover")
+    await recovered(app)
+
+    assert (await read(Browser(app, token)))["user_id"] is None
+    assert (await read(phone))["user_id"] is None
+    await store.aclose()
+
+
+async def test_too_few_replicas_are_a_store_error(valkey_url: str) -> None:
+    store = RedisStore.from_url(valkey_url, prefix="durable", durable_ends=1)
+    record = a_record()
+    await store.create(record)
+
+    with pytest.raises(StoreError, match="0 of 1 replicas"):
+        await store.delete(record.key)
+
+    assert await store.delete(record.key) is None  # nothing ended: nobody is waited for
+    await store.aclose()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RedisStore.from_url("redis://localhost", durable_ends=-1),
+        lambda: RedisStore.from_url("redis://localhost", durable_ends=True),
+        lambda: RedisStore.from_sentinel([], "sessions"),
+        lambda: RedisStore.from_sentinel("localhost:26379", "sessions"),  # type: ignore[arg-type]
+        lambda: RedisStore.from_cluster(7),  # type: ignore[arg-type]
+        lambda: RedisStore.from_cluster("nonsense://x"),
+    ],
+)
+def test_what_does_not_fit_fails_when_the_store_is_built(make: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        make()
