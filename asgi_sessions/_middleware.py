@@ -29,7 +29,7 @@ from asgi_sessions._errors import (
     StoreError,
 )
 from asgi_sessions._manager import Manager
-from asgi_sessions._session import Session
+from asgi_sessions._session import Asked, Session
 from asgi_sessions._store import Store, SweepingStore, lacking_for_users
 from asgi_sessions._timeouts import Timeouts, duration
 from asgi_sessions._types import Clock, EventHook, Headers, Message, Receive, Scope, Send
@@ -300,9 +300,20 @@ class _Exchange:
     async def unavailable(self) -> None:
         """Tell the client to come back later, in the app's place."""
         self._started = True
-        await self._answer(503, b"Service Unavailable", self._middleware.manager.retry_after)
+        cookie = None
+        session: Session | None = getattr(self, "session", None)  # none yet, if it could not be loaded
+        if session is not None and session._asked is Asked.DESTROY:
+            # Who wanted to log out is told that it failed. The session may go on, but not in this browser.
+            cookie = self._middleware.cookie.delete()
+        await self._answer(503, b"Service Unavailable", self._middleware.manager.retry_after, cookie)
 
-    async def _answer(self, status: int, text: bytes, retry_after: int | None = None) -> None:
+    async def _answer(
+        self,
+        status: int,
+        text: bytes,
+        retry_after: int | None = None,
+        cookie: tuple[bytes, bytes] | None = None,
+    ) -> None:
         """Answer in the app's place."""
         raise NotImplementedError
 
@@ -468,8 +479,14 @@ class _Request(_Exchange):
         self._begin_watching()
         return self.watcher is not None
 
-    async def _answer(self, status: int, text: bytes, retry_after: int | None = None) -> None:
-        for message in _response("http.response", status, text, retry_after):
+    async def _answer(
+        self,
+        status: int,
+        text: bytes,
+        retry_after: int | None = None,
+        cookie: tuple[bytes, bytes] | None = None,
+    ) -> None:
+        for message in _response("http.response", status, text, retry_after, cookie):
             await self._send(message)
 
 
@@ -548,9 +565,15 @@ class _Socket(_Exchange):
             message = {**message, "code": WS_INTERNAL_ERROR}
         await self._send(message)
 
-    async def _answer(self, status: int, text: bytes, retry_after: int | None = None) -> None:
+    async def _answer(
+        self,
+        status: int,
+        text: bytes,
+        retry_after: int | None = None,
+        cookie: tuple[bytes, bytes] | None = None,
+    ) -> None:
         if "websocket.http.response" in (self._scope.get("extensions") or {}):
-            for message in _response("websocket.http.response", status, text, retry_after):
+            for message in _response("websocket.http.response", status, text, retry_after, cookie):
                 await self._send(message)
         elif retry_after is not None:
             await self._send(
@@ -594,7 +617,9 @@ class _Lifespan:
         await self._send(message)
 
 
-def _response(kind: str, status: int, text: bytes, retry_after: int | None) -> tuple[Message, Message]:
+def _response(
+    kind: str, status: int, text: bytes, retry_after: int | None, cookie: tuple[bytes, bytes] | None
+) -> tuple[Message, Message]:
     headers = [
         (b"content-type", b"text/plain; charset=utf-8"),
         (b"content-length", b"%d" % len(text)),
@@ -602,6 +627,8 @@ def _response(kind: str, status: int, text: bytes, retry_after: int | None) -> t
     ]
     if retry_after is not None:
         headers.append((b"retry-after", b"%d" % retry_after))
+    if cookie is not None:
+        headers.append(cookie)
     return {"type": f"{kind}.start", "status": status, "headers": headers}, {"type": f"{kind}.body", "body": text}
 
 

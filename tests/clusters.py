@@ -19,6 +19,10 @@ DEADLINE = 40.0
 """Seconds for a cluster to come up."""
 
 
+AT_ONCE = ("--repl-diskless-sync-delay", "0")
+"""Replicas need not wait for each other."""
+
+
 def free_ports(many: int) -> list[int]:
     """Below the range from which the kernel takes ports for connections, since the bus of a cluster has port + 10000."""
     found: list[int] = []
@@ -118,11 +122,9 @@ class Watched(Nodes):
 
     def build(self) -> None:
         ports = free_ports(6)
-        self.servers = [self.add(ports[0])]
+        self.servers = [self.add(ports[0], *AT_ONCE)]
         for port in ports[1:3]:
-            self.servers.append(
-                self.add(port, "--replicaof", f"127.0.0.1 {ports[0]}", "--repl-diskless-sync-delay", "0")
-            )
+            self.servers.append(self.add(port, "--replicaof", f"127.0.0.1 {ports[0]}", *AT_ONCE))
         until(lambda: self.servers[0].ask("INFO", "replication")["connected_slaves"] == 2, "two replicas")
         # Nobody is promoted who has not yet heard all.
         until(lambda: all(self.servers[0].ask("INFO", "replication")[f"slave{n}"]["state"] == "online" for n in (0, 1)))
@@ -157,7 +159,7 @@ class Cluster(Nodes):
         ports = free_ports(6)
         for port in ports:
             self.add(port, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-config-file", "nodes.conf",
-                     "--repl-diskless-sync-delay", "0")  # fmt: skip
+                     *AT_ONCE)  # fmt: skip
         first, *others = self.nodes
         for epoch, node in enumerate(self.nodes, 1):
             node.ask("CLUSTER", "SET-CONFIG-EPOCH", epoch)
