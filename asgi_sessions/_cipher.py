@@ -80,6 +80,10 @@ class Secrets:
         nonce = os.urandom(NONCE_BYTES)
         return secret_id + nonce + _aes(subkey, key).encrypt(nonce, plain, associated)
 
+    def is_by_first(self, sealed: bytes) -> bool:
+        """Whether the first secret sealed it, by the id in front."""
+        return self._sealing is not None and sealed[:SECRET_ID_BYTES] == self._sealing[0]
+
     def open(self, sealed: bytes, *, key: str, associated: bytes) -> bytes | None:
         """What was sealed for this very record, or ``None``; which of the many reasons it was, nobody is told."""
         nonce = sealed[SECRET_ID_BYTES : SECRET_ID_BYTES + NONCE_BYTES]

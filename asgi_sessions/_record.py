@@ -126,6 +126,11 @@ def unseal(record: Record, secrets: Secrets, namespace: str) -> Body:
     return body
 
 
+def sealed_by_first(record: Record, secrets: Secrets) -> bool:
+    """Whether the body is sealed with the first of the secrets."""
+    return record.body[:1] == _SEALED and secrets.is_by_first(record.body[1:])
+
+
 def _associated(key: str, id: str, owner: str | None, namespace: str) -> bytes:
     """What a sealed body is bound to: format, deployment, key, and the two facts that stand outside of it.
 

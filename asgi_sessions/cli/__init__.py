@@ -67,9 +67,16 @@ def _sweep(options: argparse.Namespace) -> int:
     return sweep(options.url, options.table, options.history_days)
 
 
+def _rekey(options: argparse.Namespace) -> int:
+    from asgi_sessions.cli._rekey import run
+
+    return run(options.url, options.name, options.rate, options.cursor)
+
+
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "demo": _demo,
     "keygen": _make_key,
+    "rekey": _rekey,
     "schema": _schema,
     "sweep": _sweep,
 }
@@ -116,6 +123,16 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--history-days", type=int, default=90, metavar="DAYS", help="how long history is kept (default: %(default)s)"
     )
+    rekey = commands.add_parser(
+        "rekey",
+        help="seal all records with the newest secret",
+        description="Seal all records with the newest secret, while the app is up. The secrets are taken from "
+        "ASGI_SESSIONS_SECRET_KEYS, newest first, with spaces between them.",
+    )
+    rekey.add_argument("url", help="as for RedisStore.from_url() or SQLStore.from_url()")
+    rekey.add_argument("--name", help="the prefix of the keys in Redis, or the name of the table")
+    rekey.add_argument("--rate", type=float, default=1000.0, help="records per second (default: %(default)s)")
+    rekey.add_argument("--from", dest="cursor", default="", metavar="CURSOR", help="go on where it was stopped")
     return parser
 
 

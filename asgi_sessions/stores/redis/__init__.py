@@ -73,6 +73,9 @@ WAIT_FOR_REPLICAS = 300
 LARGE = 16 * 1024
 """Bytes. What is as long as this travels on a connection of its own, so that nothing small waits behind it."""
 
+PLACE_AND_SUFFIX = PLACE_CHARS + len("}:s:") + 43
+"""Characters at the end of a record's name that say its key."""
+
 _LAST_SMALL = str(LARGE - 1)
 
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,99}")
@@ -357,6 +360,21 @@ class RedisStore:
 
     async def erase(self, owner: str, *, sessions: bool) -> Sequence[str]:
         return _texts(await self._end(ERASE, (self._index(owner),), self._stem(owner), int(sessions)))
+
+    async def scan(self, cursor: str, some: int) -> tuple[Sequence[str], str]:
+        """See :class:`asgi_sessions.rekey.ScannableStore`. Of one server: for a cluster, each primary in turn."""
+        if isinstance(self._client, ClusterClient):
+            raise ConfigurationError("a cluster is walked through node by node: RedisStore.from_url() of each primary")
+        try:
+            pattern = f"{self._prefix}:{{*}}:s:*"
+            answer = await self._bulk.call(("SCAN", cursor or "0", "MATCH", pattern, "COUNT", some))
+        except Refused as refused:
+            raise refused.as_store_error() from refused
+        if not isinstance(answer, list | tuple) or len(answer) != 2:
+            raise StoreError(f"Redis answered with a {type(answer).__name__} where a list was due")
+        following = answer[0] if isinstance(answer[0], int) else _bytes(answer[0]).decode("ascii", "replace")
+        keys = [f"{name[-PLACE_AND_SUFFIX:][:PLACE_CHARS]}{name[-43:]}" for name in _texts(list(answer[1]))]
+        return keys, "" if str(following) == "0" else str(following)
 
     def listen(self, heard: Callable[[str], None], doubt: Callable[[str], None]) -> Ear | _Deaf:
         """See :class:`~asgi_sessions._store.TellingStore`."""

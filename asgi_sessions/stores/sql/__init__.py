@@ -364,6 +364,17 @@ class SQLStore:
             await self._keep_turn(lane, now)
         return removed
 
+    async def scan(self, cursor: str, some: int) -> tuple[Sequence[str], str]:
+        """See :class:`asgi_sessions.rekey.ScannableStore`."""
+
+        async def work(lane: Lane) -> list[str]:
+            async with lane.statement() as connection:
+                rows = await connection.execute(self._say.keys_after, {"key_": cursor, "some": some})
+                return [row.key for row in rows]
+
+        keys = await self._lane().run(work)
+        return keys, keys[-1] if len(keys) == some else ""
+
     async def _take_turn(self, lane: Lane, now: float) -> bool:
         values = {"now_": _ms(now), "until_": _ms(now + TURN)}
         async with lane.writing() as connection:

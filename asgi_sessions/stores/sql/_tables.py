@@ -173,6 +173,7 @@ class Statements:
             .limit(bindparam("some"))
         )
         self.delete_lock = delete(history).where(h.owner == owner, h.seq == 0, h.at < bindparam("horizon"))
+        self.keys_after = select(r.key).where(r.key > key).order_by(r.key).limit(bindparam("some"))
         self.take_turn = (
             update(history).where(h.owner == SWEEPER, h.seq == 0, h.at <= now).values(at=bindparam("until_"))
         )
