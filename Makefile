@@ -4,7 +4,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test browser test-lowest lint bench clean
+.PHONY: demo test browser test-lowest chaos lint bench clean
 
 demo: .venv/ready
 	$(BIN)/python -m asgi_sessions demo
@@ -22,6 +22,10 @@ browser:
 # redis-py's private names that we use are pinned by tests; here on the oldest version that we allow.
 test-lowest: .venv-lowest/ready
 	.venv-lowest/bin/python -m pytest tests/test_redis_link.py tests/test_redis_store.py tests/test_store_contract.py tests/test_mix_up.py
+
+# Trouble on purpose, for a minute on each store, with another seed each time. `make test` has a few seconds of it.
+chaos: .venv/ready
+	CHAOS_SECONDS=60 $(BIN)/python -m pytest tests/chaos -s --timeout 300 $(PYTEST_ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -1,0 +1,269 @@
+"""Trouble on purpose, and a journal of what was acknowledged, held against what is there.
+
+200 users, each with a browser or two; 40 % of all requests are cancelled at a random moment; a proxy delays, cuts, hangs and
+swallows; the server is killed and started again, with its log on disk. From outside, by the journal alone:
+
+* every answer belongs to its owner;
+* every acknowledged write is there, or its session was ended;
+* no ended session answers again.
+
+``make chaos`` runs it for a minute on each store, with another seed each time; CI for a few seconds. ``CHAOS_SECONDS`` and
+``CHAOS_SEED`` say for how long, and which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from asgi_sessions import RedisStore, Session, SessionMiddleware, SQLStore, StoreError, UserSessions
+from tests.conftest import DATABASES, OPTIONS, TABLE, Server, empty, sql_url
+from tests.proxy import Proxy
+from tests.support import Browser, app_with, log_in
+
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "4"))
+SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.randrange(1, 10**9)
+USERS = {"redis": 200, "sql": 30}
+"""A database has ten connections, and opening one takes a dozen round trips through the proxy."""
+PAUSE = {"redis": (0.05, 0.3), "sql": (0.3, 1.0)}
+"""Seconds between two troubles."""
+CANCELLED = 0.4
+
+pytestmark = pytest.mark.timeout(60 + 3 * SECONDS)
+
+
+@dataclass
+class Journal:
+    """What users were told."""
+
+    wrong: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    ended: list[tuple[str, Browser]] = field(default_factory=list)
+    """Tokens of sessions that were acknowledged as ended."""
+
+
+class User:
+    """One person, who does one thing after the other and knows what was answered."""
+
+    def __init__(self, name: str, app: SessionMiddleware, sessions: UserSessions, journal: Journal, seed: int) -> None:
+        self.name, self.app, self.sessions, self.journal = name, app, sessions, journal
+        self.dice = random.Random(seed)
+        self.browser: Browser | None = None
+        # A key of its own for each write: one that was cancelled may still be on its way, and of one key the later commit wins.
+        self.acknowledged: set[str] = set()
+        self.tried: set[str] = set()  # what may have been saved
+        self.may_be_over = False  # an end was asked for, and not answered
+
+    async def act(self) -> None:
+        dice = self.dice.random()
+        if self.browser is None or self.may_be_over:
+            await self._log_in()
+        elif dice < 0.45:
+            await self._write()
+        elif dice < 0.85:
+            await self._read()
+        elif dice < 0.93:
+            await self._end(self._destroy)
+        elif dice < 0.97:
+            await self._end(self._revoke)
+        else:
+            await self._regenerate()
+
+    async def _ask(self, browser: Browser, handler: Callable[[Session], Any]) -> int | None:
+        """The status of the answer; ``None``: the browser hung up before there was one."""
+        asking = asyncio.ensure_future(browser.do(handler))
+        if self.dice.random() < CANCELLED:
+            await asyncio.sleep(self.dice.uniform(0, 0.01))
+            asking.cancel()
+        try:
+            status = (await asking).status
+        except asyncio.CancelledError:
+            self.journal.counts["hung up"] += 1
+            return None
+        self.journal.counts[str(status)] += 1
+        if status not in (200, 503):
+            self.journal.wrong.append(f"{self.name} was answered {status}")
+        return status
+
+    async def _log_in(self) -> None:
+        self.browser, self.acknowledged, self.tried, self.may_be_over = None, set(), set(), False
+        browser = Browser(self.app)
+        if await self._ask(browser, log_in(self.name)) == 200 and browser.token is not None:
+            self.browser = browser
+
+    async def _write(self) -> None:
+        assert self.browser is not None
+        key = f"write {len(self.tried)}"
+        self.tried.add(key)
+
+        def write(session: Session) -> None:
+            self._look(dict(session), session.user_id)
+            if session.user_id == self.name:  # a session that is gone is not to be begun anew
+                session.update({"whose": self.name, key: True})
+
+        if await self._ask(self.browser, write) == 200:
+            self.acknowledged.add(key)
+
+    async def _read(self) -> None:
+        assert self.browser is not None
+        await self._ask(self.browser, lambda session: self._look(dict(session), session.user_id))
+
+    def _look(self, data: dict[str, Any], user_id: str | None) -> None:
+        if user_id is None and not data:
+            if not self.may_be_over:
+                self.journal.wrong.append(f"{self.name} was logged out by nobody")
+            return
+        if user_id != self.name or data.get("whose", self.name) != self.name:
+            self.journal.wrong.append(f"{self.name} saw what is {user_id}'s: {data}")
+        there = data.keys() - {"whose"}
+        if not self.acknowledged <= there <= self.tried:
+            lost, strange = self.acknowledged - there, there - self.tried
+            self.journal.wrong.append(f"{self.name} misses {lost}, and finds {strange}")
+
+    async def _end(self, how: Callable[[], Any]) -> None:
+        assert self.browser is not None
+        old = self.browser.another()
+        self.may_be_over = True
+        if await how():
+            self.journal.ended.append((self.name, old))
+            self.browser = None
+
+    async def _destroy(self) -> bool:
+        assert self.browser is not None
+        return await self._ask(self.browser, lambda session: session.destroy()) == 200
+
+    async def _revoke(self) -> bool:
+        try:
+            async with asyncio.timeout(2):
+                await self.sessions.revoke_all(self.name)
+        except (StoreError, TimeoutError):
+            return False
+        return True
+
+    async def _regenerate(self) -> None:
+        assert self.browser is not None
+        if await self._ask(self.browser, lambda session: session.regenerate()) != 200:
+            self.may_be_over = True  # the browser may have missed its new token
+
+    async def check(self) -> None:
+        """When all is quiet again: an answer, and the right one."""
+        if self.browser is None:
+            return
+        found: list[tuple[dict[str, Any], str | None]] = []
+        response = await self.browser.do(lambda session: found.append((dict(session), session.user_id)))
+        if response.status != 200:
+            self.journal.wrong.append(f"{self.name} was answered {response.status} when all was well")
+            return
+        self._look(*found[0])
+
+
+def look_at(found: list[Any], session: Session) -> None:
+    found.append((dict(session), session.user_id))
+
+
+class Trouble:
+    """What goes wrong meanwhile."""
+
+    def __init__(self, proxy: Proxy, server: Server | None, pause: tuple[float, float], seed: int) -> None:
+        self.proxy, self.server, self.pause = proxy, server, pause
+        self.dice = random.Random(seed)
+        self.did: Counter[str] = Counter()
+
+    async def make(self, until: float) -> None:
+        loop = asyncio.get_running_loop()
+        kinds = [self.delay, self.cut, self.swallow, self.hang, *([self.kill] if self.server else [])]
+        while loop.time() < until:
+            await asyncio.sleep(self.dice.uniform(*self.pause))
+            kind = self.dice.choice(kinds)
+            self.did[kind.__name__] += 1
+            await kind()
+        self.proxy.delay = self.proxy.jitter = 0.0
+        self.proxy.hanging = self.proxy.swallowing = False
+
+    async def delay(self) -> None:
+        self.proxy.delay, self.proxy.jitter = self.dice.choice([(0.0, 0.0), (0.001, 0.005), (0.02, 0.02)])
+
+    async def cut(self) -> None:
+        await asyncio.to_thread(self.proxy.cut)
+
+    async def swallow(self) -> None:
+        self.proxy.swallowing = True
+
+    async def hang(self) -> None:
+        self.proxy.hanging = True
+        await asyncio.sleep(self.dice.uniform(0.05, 0.6))
+        self.proxy.hanging = False
+
+    async def kill(self) -> None:
+        assert self.server is not None
+        await asyncio.to_thread(self.server.restart)
+
+
+@pytest.fixture(params=["valkey", "postgresql"])
+async def scene(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Any, Proxy, Server | None]]:
+    """A store behind a proxy, and the server, if it is ours to kill."""
+    if request.param == "valkey":
+        # A process that is killed loses nothing that it has written; only a power cut would.
+        server = Server("--appendonly", "yes", "--appendfsync", "no")
+        server.start()
+        with Proxy(server.port) as proxy:
+            store = RedisStore.from_url(proxy.url(server.url))
+            yield store, proxy, server
+            await store.aclose()
+        server.remove()
+        return
+    url = sql_url(request, request.param)
+    with Proxy(urlsplit(DATABASES["postgresql"]).port or 5432) as proxy:
+        connection = {**OPTIONS["postgresql"]["connect_args"], "ssl": False}
+        there = SQLStore.from_url(proxy.url(url), table=TABLE, connect_args=connection)
+        yield there, proxy, None
+        await there.aclose()
+    direct = SQLStore.from_url(url, table=TABLE)
+    await empty(direct)
+    await direct.aclose()
+
+
+async def test_whatever_happens_what_was_acknowledged_holds(scene: tuple[Any, Proxy, Server | None]) -> None:
+    store, proxy, server = scene
+    kind = "redis" if server else "sql"
+    app = app_with(store, store_deadline=timedelta(seconds=1 if server else 3))
+    sessions, journal, loop = UserSessions(store), Journal(), asyncio.get_running_loop()
+    users = [User(f"user {number}", app, sessions, journal, SEED + number) for number in range(USERS[kind])]
+    until = loop.time() + SECONDS
+
+    async def live(user: User) -> None:
+        while loop.time() < until:
+            await user.act()
+            await asyncio.sleep(user.dice.uniform(0, 0.05))
+
+    trouble = Trouble(proxy, server, PAUSE[kind], SEED)
+    began = time.monotonic()
+    await asyncio.gather(trouble.make(until), *(live(user) for user in users))
+    probe = Browser(app)
+    async with asyncio.timeout(30):
+        while (await probe.do(log_in("probe"))).status != 200:  # noqa: ASYNC110 - until the breaker lets somebody ask
+            await asyncio.sleep(0.1)
+
+    for user in users:
+        await user.check()
+    for name, browser in journal.ended:
+        found: list[Any] = []
+        await browser.do(partial(look_at, found))
+        if found != [({}, None)]:
+            journal.wrong.append(f"a session of {name} that had ended answered {found}")
+
+    took = f"{time.monotonic() - began:.0f} s"
+    print(f"\nseed {SEED}, {took}: {dict(journal.counts)}, {len(journal.ended)} ended, {dict(trouble.did)}")
+    assert journal.wrong == [], f"CHAOS_SEED={SEED}"
+    assert journal.counts["200"] > 50
