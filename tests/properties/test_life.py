@@ -648,7 +648,7 @@ def live(kind: str, url: str | None, *, sealed: bool, examples: int) -> None:
 @pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("sealed", [False, True], ids=["without secrets", "with secrets"])
 def test_whatever_browsers_do_in_memory(sealed: bool) -> None:
-    live("memory", None, sealed=sealed, examples=250)
+    live("memory", None, sealed=sealed, examples=150)
 
 
 @pytest.mark.timeout(300)
@@ -656,4 +656,4 @@ def test_whatever_browsers_do_in_memory(sealed: bool) -> None:
 @pytest.mark.parametrize("sealed", [False, True], ids=["without secrets", "with secrets"])
 @pytest.mark.parametrize("kind", ["valkey", "redis"])
 def test_whatever_browsers_do_on_a_server(kind: str, sealed: bool, request: pytest.FixtureRequest) -> None:
-    live(kind, request.getfixturevalue(f"{kind}_url"), sealed=sealed, examples=80)
+    live(kind, request.getfixturevalue(f"{kind}_url"), sealed=sealed, examples=50)
