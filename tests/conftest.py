@@ -6,7 +6,6 @@ import asyncio
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -25,12 +24,22 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from asgi_sessions import MemoryStore, RedisStore, SQLStore, StoreError
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
+from tests.ports import free_port, give_back
 
 CI = os.environ.get("CI") == "true"
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
 settings.load_profile("ci" if CI else "default")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """For ``-n auto``: three for the whole suite, whose tests wait more than they compute; none for a part of it.
+
+    A part starts sooner without, and what it prints with ``-s`` is seen, and ``--pdb`` has somebody to talk to.
+    """
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return 3 if is_whole and config.option.capture != "no" and not config.option.usepdb else 0
 
 
 def require(reason: str) -> None:
@@ -46,9 +55,7 @@ class Server:
     def __init__(self, *options: str) -> None:
         self.options = options
         self.directory = tempfile.mkdtemp(prefix="asgi-sessions-")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -86,6 +93,7 @@ class Server:
 
     def remove(self) -> None:
         self.stop()
+        give_back(self.port)
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
