@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
+import secrets
 import socket
 
-FIRST, LAST = 10_000, 19_999
+FIRST, MANY = 10_000, 10_000
 """Below what the kernel takes for connections (32768 and up), as is the bus of a cluster, on port + 10000."""
 
 _claims: dict[int, socket.socket] = {}
@@ -17,9 +17,9 @@ def free_port() -> int:
     Who only looks whether a port is free may see the same one as another process does. So a port is claimed first, by
     binding the UDP port of the same number, which only one process can, and which the kernel takes back by itself.
     """
-    ports = range(FIRST, LAST + 1)
-    start = random.SystemRandom().randrange(len(ports))  # not where the others look, and not as a test's seed says
-    for port in (*ports[start:], *ports[:start]):
+    start = secrets.randbelow(MANY)  # not where the others look, and not as a test's seed says
+    for number in range(MANY):
+        port = FIRST + (start + number) % MANY
         claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             claim.bind(("127.0.0.1", port))
@@ -30,7 +30,7 @@ def free_port() -> int:
             _claims[port] = claim
             return port
         claim.close()
-    raise RuntimeError(f"no port is free from {FIRST} to {LAST}")
+    raise RuntimeError(f"no port is free from {FIRST} on")
 
 
 def give_back(port: int) -> None:
