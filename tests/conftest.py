@@ -214,6 +214,9 @@ ON_EVERY_DATABASE = {
     "test_devices",
     "test_refresh",
     "test_sql_store",
+    "test_live",
+    "test_doors",
+    "test_page",
 }
 """Modules that run on databases too. What the others ask of a store, these ask as well."""
 
