@@ -234,14 +234,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for item in items if wanted(item)]
 
 
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked is what is true, not how fast: a database on a busy machine and its disk may take their time."""
+    monkeypatch.setattr("asgi_sessions._manager.DEADLINE", 20.0)
+
+
 @pytest.fixture(params=[*STORES, *SQL])
-async def store(
-    request: pytest.FixtureRequest, anyio_backend: Any, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Store]:
+async def store(request: pytest.FixtureRequest, anyio_backend: Any) -> AsyncIterator[Store]:
     """Each store in turn, empty."""
     if request.param in SQL and "promise_19" not in request.node.name:
-        # What is asked is what is true, not how fast: a database on a busy machine and its disk may take their time.
-        monkeypatch.setattr("asgi_sessions._manager.DEADLINE", 20.0)
+        request.getfixturevalue("patience")
     async with a_store(request, request.param) as made:
         yield made
 

@@ -31,7 +31,7 @@ from tests.support import Browser, app_with, log_in, put, read
 
 
 @pytest.fixture(params=SQL)
-async def store(request: pytest.FixtureRequest, anyio_backend: Any) -> AsyncIterator[SQLStore]:
+async def store(request: pytest.FixtureRequest, anyio_backend: Any, patience: None) -> AsyncIterator[SQLStore]:
     async with a_store(request, request.param) as made:
         assert isinstance(made, SQLStore)
         yield made

@@ -114,11 +114,11 @@ class Family(RuleBasedStateMachine):
 EXAMPLES = {"memory": 150, "valkey": 40, "redis": 40, "sqlite": 40, "postgresql": 40, "mariadb": 40}
 
 
+@pytest.mark.no_cover  # the tracer costs as much as the test, and the examples go where the others have been
+@pytest.mark.timeout(300)  # a failure is worth the time it takes to find the shortest way to it
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("kept_in", [*STORES, *SQL])
-def test_honest_clients_stay_and_thieves_go(
-    kept_in: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("asgi_sessions._manager.DEADLINE", 20.0)  # what is asked is what is true, not how fast
+def test_honest_clients_stay_and_thieves_go(kept_in: str, request: pytest.FixtureRequest) -> None:
     loop, numbers = asyncio.new_event_loop(), count()
     place = a_store(request, kept_in)
 
