@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 from asgi_sessions import UserSessions
 from asgi_sessions._token import owner_of
 from asgi_sessions.testing import FakeClock
-from asgi_sessions.tokens import TokenError, TokenPair
+from asgi_sessions.tokens import TokenError, TokenPair, Tokens
 from asgi_sessions.tokens._tokens import GRACE
 from tests.conftest import SQL, STORES, a_store
 from tests.tokens.conftest import some_tokens
@@ -34,11 +34,11 @@ class Family(RuleBasedStateMachine):
     """The honest client keeps the last token that it was given. Its answers may be lost; then it tries again soon. The thief has
     copied tokens, and may present any of them at any time."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, store: Any, user: str) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, store: Any, clock: FakeClock, tokens: Tokens, user: str
+    ) -> None:
         super().__init__()
-        self.loop, self.store, self.user = loop, store, user
-        self.clock = FakeClock()
-        self.tokens = some_tokens(self.store, self.clock)
+        self.loop, self.store, self.clock, self.tokens, self.user = loop, store, clock, tokens, user
         self.stolen: list[str] = []
         self.meddled = False  # has a thief presented anything since the honest client did?
         self.over = False
@@ -118,13 +118,15 @@ EXAMPLES = {"memory": 150, "valkey": 40, "redis": 40, "sqlite": 40, "postgresql"
 @pytest.mark.timeout(300)  # a failure is worth the time it takes to find the shortest way to it
 @pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("kept_in", [*STORES, *SQL])
-def test_honest_clients_stay_and_thieves_go(kept_in: str, request: pytest.FixtureRequest) -> None:
+def test_honest_clients_stay_and_thieves_go(kept_in: str, request: pytest.FixtureRequest, clock: FakeClock) -> None:
     loop, numbers = asyncio.new_event_loop(), count()
     place = a_store(request, kept_in)
+    tokens = some_tokens(place.store, clock)
 
     class FamilyInThere(Family):
         def __init__(self) -> None:
-            super().__init__(loop, place.store, f"user {next(numbers)}")  # a new one each time: nothing to clear away
+            # Another user each time, for whom nothing need be cleared away; the clock goes on.
+            super().__init__(loop, place.store, clock, tokens, f"user {next(numbers)}")
 
     try:
         run_state_machine_as_test(
