@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from asgi_sessions import MemoryStore, RedisStore, SQLStore, StoreError
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
+from tests.clusters import Cluster
 
 CI = os.environ.get("CI") == "true"
 
@@ -104,6 +105,13 @@ def own_server() -> Iterator[Server]:
     server = Server()
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A Valkey Cluster of three primaries and three replicas; who moves slots moves them back."""
+    with Cluster() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
