@@ -7,6 +7,7 @@ import itertools
 import os
 import pty
 import re
+import secrets
 import shlex
 import signal
 import string
@@ -15,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
 import pytest
+import redis.asyncio
 
 from asgi_sessions import ConfigurationError, MemoryStore, RedisStore, SQLStore, StoreError, UserSessions
 from asgi_sessions._cipher import Secrets
@@ -356,6 +358,19 @@ async def test_a_server_that_is_restarted_during_the_walk_is_noticed(keeping_ser
     assert len(seen) == 1000
     assert len(first) < 1000
     await store.aclose()
+
+
+async def test_a_client_of_the_apps_is_walked_through_as_well(valkey_url: str, clock: FakeClock) -> None:
+    """redis-py takes some answers apart before we see them."""
+    async with redis.asyncio.Redis.from_url(valkey_url) as client:
+        store = RedisStore(client, prefix=f"rekey-{secrets.token_hex(4)}")
+        await filled(store, clock, 300)
+
+        done = await rekey(store, [NEW, OLD], rate=1e6)
+
+        assert done.sealed == 300
+        assert await are_all_by_the_first(store, 300)
+        await client.delete(*(store._name(record.key) for record in await everything(store)))
 
 
 # ── How fast ──

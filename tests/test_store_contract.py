@@ -59,7 +59,7 @@ class TestTheStoreOfTheExample(StoreContract):
         assert await store.load(late.key) == late
 
     async def test_a_step_lets_no_other_begin_while_it_writes(self, tmp_path: Path) -> None:
-        """It works in threads; the contract cannot know, and its twenty calls at once seldom meet there."""
+        """It works in threads; the contract cannot know, and its twenty calls at once need not meet there."""
         store = Slow(tmp_path / "sessions")
         record = a_record()
         await store.create(record)

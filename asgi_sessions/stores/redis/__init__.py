@@ -375,11 +375,11 @@ class RedisStore:
         begun_in, _, number = cursor.rpartition(":")
         try:
             if not number:
-                begun_in, number = await self._run(), "0"
+                begun_in, number = await self._run_id(), "0"
             keys, following = await self._scan_once(number, some)
-            # Before and after it the same: so it was this run that answered.
-            while (run := await self._run()) != begun_in:
-                begun_in = run
+            # The same before and after: so it was this run that answered.
+            while (answered_in := await self._run_id()) != begun_in:
+                begun_in = answered_in
                 keys, following = await self._scan_once("0", some)
         except Refused as refused:
             raise refused.as_store_error() from refused
@@ -394,9 +394,14 @@ class RedisStore:
         keys = [f"{name[-PLACE_AND_SUFFIX:][:PLACE_CHARS]}{name[-43:]}" for name in _texts(list(answer[1]))]
         return keys, str(following)
 
-    async def _run(self) -> str:
+    async def _run_id(self) -> str:
         """A name for this run of this server: another one after each restart."""
-        return (_said_in(await self._bulk.call(("INFO", "server")), "run_id") or "")[:RUN_CHARS]
+        run_id = _said_in(await self._bulk.call(("INFO", "server")), "run_id")
+        if not run_id:
+            raise StoreError(
+                "Redis does not say which run of the server this is (INFO server), so none can be walked through"
+            )
+        return run_id[:RUN_CHARS]
 
     def walked(self, cursor: str) -> float | None:
         """See :class:`asgi_sessions.rekey.MeasuredStore`."""
