@@ -297,7 +297,7 @@ async def test_interrupted_it_says_where_to_go_on_and_goes_on_there(
     store, there = place
     await filled(store, clock, 1000)
 
-    async with Run(*there, "--rate", "500") as run:
+    async with Run(*there, "--rate", "250") as run:
         await run.shows(r"\[#.*[1-9]\d* looked at")
         run.process.send_signal(signal.SIGINT)
         (option,) = shlex.split((await run.shows(FROM))[1])
@@ -329,7 +329,7 @@ async def test_a_server_that_was_restarted_in_the_middle_is_walked_through_to_th
     store = RedisStore.from_url(keeping_server.url)
     await filled(store, clock, 1000)
 
-    async with Run(keeping_server.url, "--rate", "500") as run:
+    async with Run(keeping_server.url, "--rate", "250") as run:
         await run.shows(r"[1-9]\d* looked at")
         keeping_server.stop()
         (option,) = shlex.split((await run.shows(FROM))[1])
