@@ -317,7 +317,10 @@ class Manager:
 
     def _ended(self, record: Record, body: Body, now: float) -> Literal["idle", "absolute"] | None:
         if body.kind == "token":
-            # Its limits are those of its refresh tokens, and were put down when the last one was issued.
+            # Its limits are those of its refresh tokens, and were put down when the last one was issued: the absolute one
+            # within the seal, where nobody who writes to the store moves it.
+            if now >= unpack_facts(body.about).ends_at:
+                return "absolute"
             return "idle" if now >= record.expires_at else None
         return self.timeouts.over(body.created_at, record.seen_at, record.expires_at, body.remembered, now)
 

@@ -214,6 +214,7 @@ ON_EVERY_DATABASE = {
     "test_devices",
     "test_refresh",
     "test_sql_store",
+    "test_rekey",
 }
 """Modules that run on databases too. What the others ask of a store, these ask as well."""
 

@@ -411,15 +411,16 @@ async def test_every_record_of_a_cluster_is_walked_through(store: RedisStore) ->
     other = RedisStore(store._client, prefix="other") if False else None
 
     found: list[str] = []
-    cursor, turns = "", 0
-    while cursor or not turns:
+    cursor, shares = "", [0.0]
+    while cursor or len(shares) == 1:
         keys, cursor = await store.scan(cursor, 40)
         found += keys
-        turns += 1
+        shares.append(store.walked(cursor) or 0.0 if cursor else 1.0)
 
     assert other is None
     assert sorted(found) == sorted(record.key for record in records)
-    assert turns > 2
+    assert shares == sorted(shares)
+    assert len(shares) > 16384 // 256
 
 
 async def test_a_cluster_is_sealed_anew(cluster: Cluster) -> None:

@@ -73,6 +73,12 @@ LARGE = 16 * 1024
 PLACE_AND_SUFFIX = PLACE_CHARS + len("}:s:") + 43
 """Characters at the end of a record's name that say its key."""
 
+RUN_CHARS = 12
+"""Of the name that a server has for each of its runs: enough to tell two apart."""
+
+SLOTS_AT_ONCE = 256
+"""Of a cluster that are walked through before somebody hears how far it has come."""
+
 _LAST_SMALL = str(LARGE - 1)
 
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,99}")
@@ -353,23 +359,55 @@ class RedisStore:
         return _texts(await self._end(owner, ERASE, self._index(owner), self._stem(owner), int(sessions)))
 
     async def scan(self, cursor: str, some: int) -> tuple[Sequence[str], str]:
-        """See :class:`asgi_sessions.rekey.ScannableStore`. A cluster is walked slot by slot; not while slots move."""
+        """See :class:`asgi_sessions.rekey.ScannableStore`.
+
+        A cursor of SCAN belongs to one run of one server, whose keys lie in an order of its own. Ours names the run; after a
+        restart, or on a replica that took over, the walk begins again. A cluster is walked slot by slot; not while slots move.
+        """
         if isinstance(self._bulk, ClusterClient):
             return await self._scan_slots(self._bulk, cursor, some)
+        begun_in, _, number = cursor.rpartition(":")
         try:
-            pattern = f"{self._prefix}:{{*}}:s:*"
-            answer = await self._bulk.call(("SCAN", cursor or "0", "MATCH", pattern, "COUNT", some))
+            if not number:
+                begun_in, number = await self._run_id(), "0"
+            keys, following = await self._scan_once(number, some)
+            # The same before and after: so it was this run that answered.
+            while (answered_in := await self._run_id()) != begun_in:
+                begun_in = answered_in
+                keys, following = await self._scan_once("0", some)
         except Refused as refused:
             raise refused.as_store_error() from refused
+        return keys, "" if following == "0" else f"{begun_in}:{following}"
+
+    async def _scan_once(self, number: str, some: int) -> tuple[Sequence[str], str]:
+        pattern = f"{self._prefix}:{{*}}:s:*"
+        answer = await self._bulk.call(("SCAN", number, "MATCH", pattern, "COUNT", some))
         if not isinstance(answer, list | tuple) or len(answer) != 2:
             raise StoreError(f"Redis answered with a {type(answer).__name__} where a list was due")
         following = answer[0] if isinstance(answer[0], int) else _bytes(answer[0]).decode("ascii", "replace")
-        return [_key_in(name) for name in _texts(list(answer[1]))], "" if str(following) == "0" else str(following)
+        return [_key_in(name) for name in _texts(list(answer[1]))], str(following)
+
+    async def _run_id(self) -> str:
+        """A name for this run of this server: another one after each restart."""
+        run_id = _said_in(await self._bulk.call(("INFO", "server")), "run_id")
+        if not run_id:
+            raise StoreError(
+                "Redis does not say which run of the server this is (INFO server), so none can be walked through"
+            )
+        return run_id[:RUN_CHARS]
+
+    def walked(self, cursor: str) -> float | None:
+        """See :class:`asgi_sessions.rekey.MeasuredStore`."""
+        number = cursor.rpartition(":")[2] or "0"
+        if not number.isdecimal():
+            return None
+        return min(int(number) / SLOTS, 1.0) if isinstance(self._bulk, ClusterClient) else _share_of(int(number))
 
     async def _scan_slots(self, client: ClusterClient, cursor: str, some: int) -> tuple[Sequence[str], str]:
-        slot, keys = int(cursor or "0"), list[str]()
+        slot, keys = int(cursor) if cursor.isdecimal() else 0, list[str]()
+        begin = slot
         try:
-            while slot < SLOTS and len(keys) < some:
+            while slot < SLOTS and slot < begin + SLOTS_AT_ONCE and len(keys) < some:
                 many = await client.in_slot(slot, ("CLUSTER", "COUNTKEYSINSLOT", slot))
                 if many:
                     names = _texts(await client.in_slot(slot, ("CLUSTER", "GETKEYSINSLOT", slot, many)))
@@ -377,7 +415,7 @@ class RedisStore:
                 slot += 1
         except Refused as refused:
             raise refused.as_store_error() from refused
-        return keys, "" if slot == SLOTS else str(slot)
+        return keys, "" if slot >= SLOTS else str(slot)
 
     def _is_record(self, name: str) -> bool:
         return (
@@ -416,7 +454,7 @@ class RedisStore:
         except StoreError:
             self._policy_known = False
             return
-        policy = _policy_in(answer)
+        policy = _said_in(answer, "maxmemory_policy")
         if policy in (None, "noeviction"):
             return
         if self.notice is not None:
@@ -429,15 +467,31 @@ class RedisStore:
         )
 
 
-def _policy_in(info: Any) -> str | None:
+def _said_in(info: Any, name: str) -> str | None:
+    """A line of INFO, which redis-py may have taken apart."""
     if isinstance(info, dict):
-        policy = info.get("maxmemory_policy")
-        return policy if isinstance(policy, str) else None
+        value = info.get(name)
+        return value if isinstance(value, str) else None
     if isinstance(info, bytes | str):
         text = info.decode("utf-8", "replace") if isinstance(info, bytes) else info
-        found = re.search(r"^maxmemory_policy:(\S+)", text, re.MULTILINE)
+        found = re.search(rf"^{name}:(\S+)", text, re.MULTILINE)
         return found.group(1) if found else None
     return None
+
+
+def _share_of(number: int) -> float:
+    """What share of a server a cursor of SCAN has behind it.
+
+    It names the next bucket of a hash table of 2^n, and counts in reversed binary, so that a table that grows or shrinks loses
+    nothing: the first bit says which half, the second which quarter, and so on, whatever n is. So it is in Redis since SCAN came
+    (dictScan in dict.c) and in the new table of Valkey 8.1 (hashtable.c); tests walk through both. On a node of a cluster,
+    Valkey 8 and Redis 7.4 put the slot into the first 14 bits, and this tells nothing.
+    """
+    share, weight = 0.0, 0.5
+    while number and weight:
+        share += weight * (number & 1)
+        number, weight = number >> 1, weight / 2
+    return min(share, 1.0)
 
 
 def _key_in(name: str) -> str:
