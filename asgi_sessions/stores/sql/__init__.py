@@ -224,8 +224,10 @@ class SQLStore:
     ) -> None:
         async def work(lane: Lane) -> None:
             async with lane.transaction() as connection:
-                if note is not None and record.owner is not None:
-                    await self._lock(connection, record.owner, note.now)
+                if record.owner is not None:
+                    # Noted or not: who ends all of a user's sessions looks at the rows that there are when it begins, and would
+                    # miss one that is just being replaced by another.
+                    await self._lock(connection, record.owner, record.seen_at if note is None else note.now)
                 # In the same order whoever comes, so that two of them wait for each other and not both.
                 found = {each: await self._load(connection, each, locked=True) for each in sorted((key, record.key))}
                 there, target = found[key], found[record.key]
