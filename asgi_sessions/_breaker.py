@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Hashable
 
 FAILURES_TO_OPEN = 5
 FIRST_PAUSE = 0.5
@@ -69,3 +70,23 @@ class Breaker:
     def retry_after(self, now: float) -> int:
         """Whole seconds until asking again is worth it, at least 1; for the Retry-After header."""
         return max(1, round(self._retry_at - now + 0.5)) if self.is_open else 1
+
+
+class Breakers:
+    """Those of one store: one for the whole, or one for each part of it that may fail by itself, such as a node of a cluster."""
+
+    __slots__ = ("_parts", "whole")
+
+    def __init__(self) -> None:
+        self.whole = Breaker()
+        self._parts: dict[Hashable, Breaker] = {}
+
+    def of(self, part: Hashable) -> Breaker:
+        breaker = self._parts.get(part)
+        if breaker is None:
+            breaker = self._parts[part] = Breaker()
+        return breaker
+
+    def retry_after(self, now: float) -> int:
+        """As :meth:`Breaker.retry_after`, when everything is asked again."""
+        return max(breaker.retry_after(now) for breaker in (self.whole, *self._parts.values()))

@@ -169,6 +169,7 @@ _ENDED: Final[Mapping[Reason, str]] = {
 _REASONS: Final[Mapping[str, Reason]] = {letter: reason for reason, letter in _ENDED.items()}
 
 LIMIT_LETTER: Final = _ENDED["limit"]
+ENDED_BY_CLOCK: Final = (EXPIRED, _ENDED["idle"], _ENDED["absolute"])
 
 MINUTE = 60.0
 """Seconds. The history says when something happened to the minute; no more is needed to recognise it."""

@@ -16,7 +16,7 @@ import random
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from weakref import ReferenceType, WeakKeyDictionary, WeakValueDictionary, ref
 import anyio
 from msgspec.structs import replace
 
-from asgi_sessions._breaker import Breaker
+from asgi_sessions._breaker import Breaker, Breakers
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._deadline import Deadlines
 from asgi_sessions._devices import (
@@ -203,7 +203,9 @@ class Manager:
         self._queues: WeakValueDictionary[tuple[str, int], anyio.Lock] = WeakValueDictionary()
         if is_app and hasattr(store, "notice"):
             store.notice = self.tell
-        self._breaker = _breaker_of(store)
+        self._breakers = _breakers_of(store)
+        self._breaker = self._breakers.whole
+        self._part_of: Callable[[str], Hashable] | None = getattr(store, "part_of", None)
         self.devices = devices if devices is not None else Devices()
         self.knows_users = not lacking_for_users(store)
         self.rules: Rules | None = self.devices.rules if self.knows_users and _takes_notes(store) else None
@@ -245,7 +247,7 @@ class Manager:
             except RecordDamaged:
                 pass  # it is asked for once more
             except BaseException as error:
-                self._blame(error, began)
+                self._blame(error, began, self._breaker)
                 raise
             else:
                 if record is None or self._take_plain(session, _checked(record, keys[0])):
@@ -315,7 +317,10 @@ class Manager:
 
     def _ended(self, record: Record, body: Body, now: float) -> Literal["idle", "absolute"] | None:
         if body.kind == "token":
-            # Its limits are those of its refresh tokens, and were put down when the last one was issued.
+            # Its limits are those of its refresh tokens, and were put down when the last one was issued: the absolute one
+            # within the seal, where nobody who writes to the store moves it.
+            if now >= unpack_facts(body.about).ends_at:
+                return "absolute"
             return "idle" if now >= record.expires_at else None
         return self.timeouts.over(body.created_at, record.seen_at, record.expires_at, body.remembered, now)
 
@@ -611,7 +616,7 @@ class Manager:
         epoch = session._epoch
         _, record, body = self._next(session, payload)
         rev = _known(session).rev
-        if self._breaker.failures:
+        if self._breaker.failures or self._part_of is not None:
             await self._ask(self.store.update, record, rev=rev)
         else:
             # The same in one frame less, for what most writes are: 0.6 µs of 25.
@@ -619,7 +624,7 @@ class Manager:
             try:
                 await self.store.update(record, rev=rev)
             except BaseException as error:
-                self._blame(error, began)
+                self._blame(error, began, self._breaker)
                 raise
         if session._epoch == epoch:
             self._take(session, record, body)
@@ -1132,50 +1137,54 @@ class Manager:
     @property
     def retry_after(self) -> int:
         """Seconds after which asking again is worth it."""
-        return self._breaker.retry_after(time.monotonic())
+        return self._breakers.retry_after(time.monotonic())
 
     async def _ask(self, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """One question to the store. Whatever goes wrong with it becomes one clear StoreError."""
         began = time.monotonic()
-        if not self._breaker.allows(began):
+        breaker = self._breaker if self._part_of is None else self._breaker_for(args[0])
+        if not breaker.allows(began):
             raise StoreError("the store failed several times in a row and is left alone for a moment")
         try:
             answer = await method(*args, **kwargs)
         except BaseException as error:
-            self._blame(error, began)
+            self._blame(error, began, breaker)
             raise
-        if self._breaker.succeeded():
+        if breaker.succeeded():
             logger.warning("store.recovered")
         return answer
 
-    def _blame(self, error: BaseException, began: float) -> None:
+    def _breaker_for(self, about: object) -> Breaker:
+        """The breaker of the part of the store that is asked: about a record, a key or an owner, which all begin with a place."""
+        name = about.key if isinstance(about, Record) else about
+        if self._part_of is None or not isinstance(name, str):
+            return self._breaker
+        return self._breakers.of(self._part_of(name))
+
+    def _blame(self, error: BaseException, began: float, breaker: Breaker) -> None:
         """Note what an error of the store says about it.
 
         Raises:
             StoreError: in the place of an error that is none of the contract's.
         """
         if isinstance(error, RecordExists | RecordGone | RecordChanged | RecordDamaged | SessionLimitReached):
-            self._breaker.succeeded()
+            breaker.succeeded()
         elif isinstance(error, StoreError):
-            self._note_failure(error)
+            _note_failure(error, breaker)
         elif isinstance(error, SessionDataError):
             pass
         elif isinstance(error, Exception):
             wrapped = StoreError(f"the store failed: {type(error).__name__}")
-            self._note_failure(wrapped)
+            _note_failure(wrapped, breaker)
             raise wrapped from error
         elif time.monotonic() - began - self._deadlines.stood_since(began) > self._deadline / 2:
             # Cancelled: by our deadline, or by a client that gave up. Only a long wait speaks against the store.
-            self._note_failure(self._too_slow())
+            _note_failure(self._too_slow(), breaker)
         else:
-            self._breaker.abandoned()
+            breaker.abandoned()
 
     def _too_slow(self) -> StoreError:
         return StoreError(f"the store did not answer within {self._deadline:.2f} s")
-
-    def _note_failure(self, failure: StoreError) -> None:
-        if self._breaker.failed(time.monotonic()):
-            logger.error("store.failing: it is left alone for a moment (%s)", failure)
 
     # ── Events ──
 
@@ -1307,12 +1316,17 @@ def manager_of(store: Store) -> Manager | None:
     return None if found is None else found()
 
 
-_breakers: WeakKeyDictionary[Store, Breaker] = WeakKeyDictionary()
+def _note_failure(failure: StoreError, breaker: Breaker) -> None:
+    if breaker.failed(time.monotonic()):
+        logger.error("store.failing: it is left alone for a moment (%s)", failure)
 
 
-def _breaker_of(store: Store) -> Breaker:
-    """One breaker per store: some frameworks build the middleware once per route."""
+_breakers: WeakKeyDictionary[Store, Breakers] = WeakKeyDictionary()
+
+
+def _breakers_of(store: Store) -> Breakers:
+    """The same for all who use a store: some frameworks build the middleware once per route."""
     try:
-        return _breakers.setdefault(store, Breaker())
+        return _breakers.setdefault(store, Breakers())
     except TypeError:  # a store that cannot be hashed or weakly referenced
-        return Breaker()
+        return Breakers()

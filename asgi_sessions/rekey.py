@@ -1,4 +1,4 @@
-"""Sealing all records anew, after the secrets were rotated: so that nothing in the store opens with an old one.
+"""Sealing all records anew, after the secrets were rotated: so that no record in the store opens with an old one.
 
 Rotating itself needs none of this: the first secret of ``secret_keys`` writes and all of them read, so records move over as
 they are written. This is for those that nobody writes. It goes on while the app is up, and does to each record what a write
@@ -6,16 +6,17 @@ of the app would do: whoever is faster wins, and a session that ends meanwhile s
 
 What it does not reach: the cookies in browsers, which are signed with the secret of the day they were made (keep the old one in
 ``secret_keys`` until the absolute timeout has passed, or everybody with an older cookie is logged out), and lines of the history,
-which age out.
+which age out. ``docs/quickstart.md`` says why those are left.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
+from asyncio import sleep
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from time import monotonic
+from typing import Literal, Protocol, runtime_checkable
 
 from msgspec.structs import replace
 
@@ -24,7 +25,7 @@ from asgi_sessions._errors import ConfigurationError, RecordChanged, RecordDamag
 from asgi_sessions._record import ALIAS_REV, seal, sealed_by_first, unseal
 from asgi_sessions._store import Store
 
-__all__ = ["Progress", "ScannableStore", "rekey"]
+__all__ = ["MeasuredStore", "Progress", "ScannableStore", "rekey"]
 
 BATCH = 200
 """Keys that are asked for at once."""
@@ -40,11 +41,21 @@ class ScannableStore(Store, Protocol):
     async def scan(self, cursor: str, some: int) -> tuple[Sequence[str], str]:
         """About ``some`` keys from ``cursor`` on, ``""`` being the beginning, and where to go on: ``""`` at the end.
 
-        A record that is there from beginning to end is among them at least once.
+        A record that is there from beginning to end is among them at least once; also where the walk was interrupted, and goes
+        on in another process or after the server was restarted. What the cursor says is the store's own affair: which of
+        several servers, for example. Where it means nothing any more, the walk begins again.
         """
 
 
-@dataclass
+@runtime_checkable
+class MeasuredStore(ScannableStore, Protocol):
+    """A store that can tell how far such a walk has come."""
+
+    def walked(self, cursor: str) -> float | None:
+        """About what share of the records lies before ``cursor``, from 0 (``""``) to 1; ``None``: this one does not tell."""
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far it has come."""
 
@@ -55,6 +66,8 @@ class Progress:
     """That opened with none of the secrets, or are no records; they are left alone."""
     cursor: str = ""
     """Where to go on if it is stopped here."""
+    share: float | None = None
+    """Of the store that lies behind, about, from 0 to 1; ``None``: the store does not tell."""
 
 
 async def rekey(
@@ -69,9 +82,9 @@ async def rekey(
 
     Args:
         secret_keys: as the app has them, newest first.
-        rate: records per second that are looked at, at most.
+        rate: records per second that are looked at, at most; at every moment, so time that was lost is not made up for.
         cursor: of an earlier ``Progress``, to go on from there. What was sealed anew before is passed over in any case.
-        report: called after each batch.
+        report: called at the beginning and after each batch.
     Raises:
         ConfigurationError: there are no secrets, or the store cannot be walked through.
         StoreError: the store failed; to be started again, with the last cursor or without.
@@ -83,24 +96,44 @@ async def rekey(
         raise ConfigurationError(f"rekey: {type(store).__name__} cannot be walked through; it has no scan()")
     if not rate > 0:
         raise ConfigurationError(f"rekey(rate={rate!r}): give records per second")
-    progress, began = Progress(cursor=cursor), time.monotonic()
+    tell = report if report is not None else _tell_nobody
+    pace, at_once = _Pace(rate), max(1, min(AT_ONCE, int(rate)))
+    progress = Progress(cursor=cursor, share=_share(store, cursor))
+    tell(progress)
     while True:
+        # A batch may be empty: in a server that holds much else, most are. To ask for it counts as a record.
+        await pace.wait_for(1)
         keys, cursor = await store.scan(progress.cursor, BATCH)
-        for start in range(0, len(keys), AT_ONCE):
-            some = keys[start : start + AT_ONCE]
-            for outcome in await asyncio.gather(*(_reseal(store, key, secrets) for key in some)):
-                progress.sealed += outcome == "sealed"
-                progress.damaged += outcome == "damaged"
-            progress.looked_at += len(some)
-            await asyncio.sleep(max(0.0, began + progress.looked_at / rate - time.monotonic()))
-        progress.cursor = cursor
-        if report is not None:
-            report(progress)
+        outcomes: list[Outcome] = []
+        for start in range(0, len(keys), at_once):
+            some = keys[start : start + at_once]
+            await pace.wait_for(len(some))
+            outcomes += await _together(store, some, secrets)
+        progress = Progress(
+            progress.looked_at + len(outcomes),
+            progress.sealed + outcomes.count("sealed"),
+            progress.damaged + outcomes.count("damaged"),
+            cursor,
+            _share(store, cursor) if cursor else 1.0,
+        )
+        tell(progress)
         if not cursor:
             return progress
 
 
-async def _reseal(store: Store, key: str, secrets: Secrets) -> str:
+Outcome = Literal["sealed", "damaged", "passed over"]
+
+
+async def _together(store: Store, keys: Sequence[str], secrets: Secrets) -> list[Outcome]:
+    # All of them are waited for, also where one failed: what goes on behind our back would use a store that was closed.
+    outcomes = await asyncio.gather(*(_reseal(store, key, secrets) for key in keys), return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+
+
+async def _reseal(store: Store, key: str, secrets: Secrets) -> Outcome:
     try:
         record = await store.load(key)
         while record is not None and record.rev != ALIAS_REV and not sealed_by_first(record, secrets):
@@ -116,3 +149,25 @@ async def _reseal(store: Store, key: str, secrets: Secrets) -> str:
     except RecordDamaged:
         return "damaged"
     return "passed over"
+
+
+class _Pace:
+    """So many per second, and no more in any one of them because there were fewer in another."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._due = monotonic()
+
+    async def wait_for(self, some: int) -> None:
+        """Come back when ``some`` more may be looked at."""
+        if (wait := self._due - monotonic()) > 0:
+            await sleep(wait)
+        self._due = max(self._due, monotonic()) + some / self._rate
+
+
+def _share(store: Store, cursor: str) -> float | None:
+    return store.walked(cursor) if isinstance(store, MeasuredStore) else None
+
+
+def _tell_nobody(progress: Progress) -> None:
+    """Nobody wants to know."""

@@ -595,6 +595,23 @@ class UserStoreContract(StoreContract):
         assert list(await store.records(owner_of("alice"), now=NOW, rules=Rules())) == []
         assert await lines(store) == [("a", record.id)]
 
+    async def test_no_session_slips_through_by_being_renamed_while_all_are_ended(self, store: Any) -> None:
+        for number in range(10):
+            owner = f"alice {number}"
+            records = [a_record(owner=owner, number=each) for each in range(4)]
+            for record in records:
+                await store.create(record, note=a_note(record))
+
+            await _at_once(
+                *(_outcome(store.rename, record.key, moved(record), rev=1) for record in records),
+                store.end(owner_of(owner), note=an_end("a")),
+            )
+
+            assert await store.index(owner_of(owner)) == {}
+            for record in records:
+                assert await store.load(record.key) is None
+                assert await store.load(moved(record).key) is None
+
     # ── The history ──
 
     async def test_a_rename_and_a_delete_are_noted_if_they_happen(self, store: Any) -> None:

@@ -1,82 +1,96 @@
-"""A store of your own: records in one file, for a small app on one machine. Passes the contract (tests/test_store_contract.py).
+"""A store of your own: a dict of records in one file, for a small app of one process.
 
-Every method takes the file's lock, reads the file, changes what it has read, and puts a new file in the place of the old one:
-so each is one atomic step, among processes too. Two imports of the package are enough.
+``docs/stores.md`` goes through it, and ``tests/test_store_contract.py`` holds it against the contract. Each method is one step:
+in a thread and under a lock, a copy of the dict is changed and written to a new file, which takes the place of the old one; only
+then does the copy count. A second process would have a dict of its own, and undo what the first one wrote: not for several.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
-import msgspec
+from anyio import to_thread
+from msgspec import msgpack
+from msgspec.structs import replace
 
-from asgi_sessions._errors import RecordChanged, RecordExists, RecordGone, StoreError
-from asgi_sessions.stores import Record
+from asgi_sessions.stores import Record, RecordChanged, RecordExists, RecordGone, StoreError
 
 T = TypeVar("T")
 Records = dict[str, Record]
 
 
 class FileStore:
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.namespace = "file"
-        self._path = Path(path)
+    namespace = "file"
 
-    def _step(self, change: Callable[[Records], T], *, writes: bool = True) -> T:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._records = msgpack.decode(self._path.read_bytes(), type=Records) if self._path.exists() else {}
+        # None of the event loop's: a caller that is cancelled lets go of that, and its thread goes on writing.
+        self._lock = Lock()
+
+    def _step(self, change: Callable[[Records], T]) -> T:
+        with self._lock:
+            records = dict(self._records)
+            answer = change(records)
+            if records != self._records:
+                self._write(records)
+                self._records = records
+            return answer
+
+    def _write(self, records: Records) -> None:
+        new = self._path.with_suffix(".new")
         try:
-            with self._path.with_suffix(".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                data = self._path.read_bytes() if self._path.exists() else b"\x80"
-                records = msgspec.msgpack.decode(data, type=Records)
-                result = change(records)
-                if writes:
-                    new = self._path.with_suffix(".new")
-                    new.write_bytes(msgspec.msgpack.encode(records))
-                    new.replace(self._path)
-                return result
-        except (OSError, msgspec.MsgspecError) as error:
-            raise StoreError(f"the file of sessions cannot be used: {type(error).__name__}") from error
+            new.write_bytes(msgpack.encode(records))
+            os.replace(new, self._path)
+        except OSError as error:
+            raise StoreError(f"the file of sessions cannot be written: {type(error).__name__}") from error
 
     async def load(self, key: str) -> Record | None:
-        return self._step(lambda records: records.get(key), writes=False)
+        return self._records.get(key)
 
     async def create(self, record: Record) -> None:
         def change(records: Records) -> None:
-            if records.setdefault(record.key, record) != record:
+            # Nobody else forgets what is over. What time it is, the new record says: the app's clock rules.
+            for over in [one.key for one in records.values() if one.expires_at < record.seen_at]:
+                del records[over]
+            if records.setdefault(record.key, record) != record:  # the very same is a repeated call
                 raise RecordExists("there is another record under this key")
 
-        self._step(change)
+        await to_thread.run_sync(self._step, change)
 
     async def update(self, record: Record, *, rev: int) -> None:
         def change(records: Records) -> None:
-            there = _known(records, record.key)
-            if there.rev != rev and there != _later(record, there):  # the very same is a repeated call
+            there = records.get(record.key)
+            if there is None:
+                raise RecordGone("there is no record under this key")
+            if there.rev != rev and there != _later(record, there):  # likewise
                 raise RecordChanged(there)
             records[record.key] = _later(record, there)
 
-        self._step(change)
+        await to_thread.run_sync(self._step, change)
 
     async def touch(self, key: str, *, seen_at: float, expires_at: float) -> bool:
         def change(records: Records) -> bool:
             there = records.get(key)
-            if there is None or there.rev == 0:  # an alias is left alone
+            if there is None or there.rev == 0:  # an alias
                 return False
             if seen_at > there.seen_at:
-                records[key] = msgspec.structs.replace(there, seen_at=seen_at, expires_at=expires_at)
+                records[key] = replace(there, seen_at=seen_at, expires_at=expires_at)
             return True
 
-        return self._step(change)
+        return await to_thread.run_sync(self._step, change)
 
     async def rename(self, key: str, record: Record, *, rev: int, alias: Record | None = None) -> None:
         def change(records: Records) -> None:
             there, target = records.get(key), records.get(record.key)
-            if target is not None and _later(record, target) == target and (there is None or there == alias):
-                return  # a repeated call
-            there = _known(records, key)
+            if target is not None and target == _later(record, target) and there in (None, alias):
+                return  # likewise
+            if there is None:
+                raise RecordGone("there is no record under this key")
             if there.rev != rev:
                 raise RecordChanged(there)
             if target is not None:
@@ -86,32 +100,25 @@ class FileStore:
             if alias is not None:
                 records[key] = alias
 
-        self._step(change)
+        await to_thread.run_sync(self._step, change)
 
     async def delete(self, key: str, *, rev: int | None = None) -> Record | None:
         def change(records: Records) -> Record | None:
             there = records.get(key)
-            if there is not None and rev is not None and there.rev != rev:
+            if there is not None and rev not in (None, there.rev):
                 raise RecordChanged(there)
             return records.pop(key, None)
 
-        return self._step(change)
+        return await to_thread.run_sync(self._step, change)
 
     async def index(self, owner: str) -> Mapping[str, str]:
-        found = self._step(lambda records: [r for r in records.values() if r.owner == owner], writes=False)
-        return {record.id: record.key for record in found}
+        return {one.id: one.key for one in self._records.values() if one.owner == owner}
 
     async def aclose(self) -> None:
         """Nothing is kept open."""
 
 
-def _known(records: Records, key: str) -> Record:
-    if key not in records:
-        raise RecordGone("there is no record under this key")
-    return records[key]
-
-
 def _later(record: Record, there: Record) -> Record:
     """The clocks never move backwards."""
     seen_at, expires_at = max(record.seen_at, there.seen_at), max(record.expires_at, there.expires_at)
-    return msgspec.structs.replace(record, seen_at=seen_at, expires_at=expires_at)
+    return replace(record, seen_at=seen_at, expires_at=expires_at)

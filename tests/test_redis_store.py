@@ -179,7 +179,9 @@ async def test_a_large_session_travels_on_a_connection_of_its_own(own_server: Se
         link._transport.set_protocol(Counting())
 
     await large.do(put(text="x" * 500_000))
-    (line,), (bulk,) = store._client._lines.values(), store._bulk._lines.values()  # type: ignore[union-attr]
+    assert isinstance(store._client, OwnClient)
+    assert isinstance(store._bulk, OwnClient)
+    (line,), (bulk,) = store._client._lines.values(), store._bulk._lines.values()
     assert line.link is not None
     assert bulk.link is not None
     counted(line.link, "small")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import asgi_sessions
+from asgi_sessions.cli._stores import URL_HELP
 
 _EXTRAS = frozenset({"uvicorn", "httpx", "jinja2"})
 
@@ -118,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Remove sessions that are over, and old history, from the tables of SQLStore: from cron, where no app "
         "does so by itself. Of many that run, one works.",
     )
-    sweep.add_argument("url", help="as for SQLStore.from_url()")
+    sweep.add_argument("url", help=URL_HELP)
     sweep.add_argument("--table", default="asgi_sessions", help="name of the table of records (default: %(default)s)")
     sweep.add_argument(
         "--history-days", type=int, default=90, metavar="DAYS", help="how long history is kept (default: %(default)s)"
@@ -129,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Seal all records with the newest secret, while the app is up. The secrets are taken from "
         "ASGI_SESSIONS_SECRET_KEYS, newest first, with spaces between them.",
     )
-    rekey.add_argument("url", help="as for RedisStore.from_url() or SQLStore.from_url()")
+    rekey.add_argument("url", help=URL_HELP)
     rekey.add_argument("--name", help="the prefix of the keys in Redis, or the name of the table")
     rekey.add_argument("--rate", type=float, default=1000.0, help="records per second (default: %(default)s)")
     rekey.add_argument("--from", dest="cursor", default="", metavar="CURSOR", help="go on where it was stopped")

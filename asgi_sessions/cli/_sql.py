@@ -11,8 +11,10 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from asgi_sessions import Devices, StoreError
-from asgi_sessions.stores.sql import SQLStore, session_tables
+from asgi_sessions import ConfigurationError, Devices, StoreError
+from asgi_sessions.cli._stores import store_of
+from asgi_sessions.stores import SweepingStore
+from asgi_sessions.stores.sql import session_tables
 
 
 def print_schema(dialect: str, table: str) -> int:
@@ -35,8 +37,13 @@ def sweep(url: str, table: str, history_days: int) -> int:
     """Remove what is over, once: 0 also where somebody else is at it, else 1."""
     rules = Devices(history=timedelta(days=history_days)).rules
 
+    store = store_of(url, table)
+    if not isinstance(store, SweepingStore):
+        raise ConfigurationError(
+            f"sweep: {type(store).__name__} forgets by itself what is over; there is nothing to do"
+        )
+
     async def run() -> int | None:
-        store = SQLStore.from_url(url, table=table)
         try:
             return await store.sweep(now=time.time(), rules=rules)
         finally:

@@ -2,10 +2,29 @@
 
 :class:`UserStore` is what it may do besides, so that users can see and end their sessions, and :class:`TellingStore`, so that
 sockets and streams close when their session ends. :class:`SweepingStore` is one that has to be asked to forget.
+
+What a store of your own raises is here too: :class:`RecordExists`, :class:`RecordGone`, :class:`RecordChanged` and
+:class:`RecordDamaged` where the contract says so, :class:`StoreError` for everything else.
 """
 
 from asgi_sessions._devices import Admission, Note, Rules
+from asgi_sessions._errors import RecordChanged, RecordDamaged, RecordExists, RecordGone, StoreError
 from asgi_sessions._record import Record
 from asgi_sessions._store import Listening, Store, SweepingStore, TellingStore, UserStore
 
-__all__ = ["Admission", "Listening", "Note", "Record", "Rules", "Store", "SweepingStore", "TellingStore", "UserStore"]
+__all__ = [
+    "Admission",
+    "Listening",
+    "Note",
+    "Record",
+    "RecordChanged",
+    "RecordDamaged",
+    "RecordExists",
+    "RecordGone",
+    "Rules",
+    "Store",
+    "StoreError",
+    "SweepingStore",
+    "TellingStore",
+    "UserStore",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
+from heapq import nsmallest
 
 from msgspec.structs import replace
 
@@ -131,6 +132,12 @@ class MemoryStore:
 
     async def index(self, owner: str) -> Mapping[str, str]:
         return dict(self._index.get(owner, ()))
+
+    async def scan(self, cursor: str, some: int) -> tuple[Sequence[str], str]:
+        """See :class:`asgi_sessions.rekey.ScannableStore`."""
+        with self._lock:
+            keys = nsmallest(some, (key for key in self._records if key > cursor))
+        return keys, keys[-1] if len(keys) == some else ""
 
     # ── The sessions of one user ──
 

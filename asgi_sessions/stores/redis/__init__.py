@@ -17,12 +17,10 @@ import inspect
 import math
 import re
 import warnings
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Any, Self
 
-from redis.asyncio import ConnectionPool
-
-from asgi_sessions._devices import Admission, Note, Rules, line_of
+from asgi_sessions._devices import ENDED_BY_CLOCK, Admission, Note, Rules, line_of
 from asgi_sessions._errors import (
     ConfigurationError,
     RecordChanged,
@@ -34,10 +32,11 @@ from asgi_sessions._errors import (
     StoreError,
 )
 from asgi_sessions._record import Record, pack, pack_clocks, pack_rev, unpack
+from asgi_sessions._store import Listening
 from asgi_sessions._token import PLACE_CHARS, place_of
 from asgi_sessions.stores.redis._client import (
     UNANSWERED,
-    ClusterClient,
+    Client,
     GivenClient,
     OwnClient,
     Refused,
@@ -45,9 +44,10 @@ from asgi_sessions.stores.redis._client import (
     pool_from_sentinels,
     pool_from_url,
     run,
+    run_durably,
     unanswered,
 )
-from asgi_sessions.stores.redis._ear import Ear
+from asgi_sessions.stores.redis._cluster import SLOTS, Cluster, ClusterClient
 from asgi_sessions.stores.redis._link import ConnectionLost
 from asgi_sessions.stores.redis._scripts import (
     ADMIT,
@@ -67,14 +67,17 @@ from asgi_sessions.stores.redis._scripts import (
 TTL_MARGIN = 60.0
 """Seconds for which the server keeps a record beyond its end, so that it is the app's clock that ends it."""
 
-WAIT_FOR_REPLICAS = 300
-"""Milliseconds; the whole commit has 450."""
-
 LARGE = 16 * 1024
 """Bytes. What is as long as this travels on a connection of its own, so that nothing small waits behind it."""
 
 PLACE_AND_SUFFIX = PLACE_CHARS + len("}:s:") + 43
 """Characters at the end of a record's name that say its key."""
+
+RUN_CHARS = 12
+"""Of the name that a server has for each of its runs: enough to tell two apart."""
+
+SLOTS_AT_ONCE = 256
+"""Of a cluster that are walked through before somebody hears how far it has come."""
 
 _LAST_SMALL = str(LARGE - 1)
 
@@ -100,6 +103,9 @@ class RedisStore:
     notice: Callable[..., Awaitable[None]] | None = None
     """Where to report what is no error; the middleware puts its event hook here."""
 
+    part_of: Callable[[str], Hashable] | None = None
+    """Which of several servers has what lies under a key: each may fail by itself, and the others are asked all the same."""
+
     def __init__(self, client: Any, *, prefix: str = "asgi-sessions") -> None:
         execute = getattr(client, "execute_command", None)
         if isinstance(client, type) or not inspect.iscoroutinefunction(execute):
@@ -124,12 +130,8 @@ class RedisStore:
                 does not bring it back. Where they have not within 0.3 seconds, the one who ended it hears a StoreError.
             options: passed to redis-py's connections, for example ``ssl_ca_certs=…`` or ``max_connections=…``.
         """
-        if not isinstance(url, str):
-            raise ConfigurationError(
-                f"RedisStore.from_url({type(url).__name__}): give a str such as 'redis://localhost:6379/0'"
-            )
         pool_from_url(url, options)
-        return cls._own(lambda: pool_from_url(url, options), prefix, durable_ends)
+        return cls._own(lambda _: OwnClient(lambda: pool_from_url(url, options)), prefix, durable_ends)
 
     @classmethod
     def from_sentinel(
@@ -161,41 +163,41 @@ class RedisStore:
         pairs = [(str(host), int(port)) for host, port in addresses]
         quick = dict(sentinel_options or {})
         pool_from_sentinels(pairs, service, options, quick)
-        return cls._own(lambda: pool_from_sentinels(pairs, service, options, quick), prefix, durable_ends)
+        return cls._own(
+            lambda _: OwnClient(lambda: pool_from_sentinels(pairs, service, options, quick)), prefix, durable_ends
+        )
 
     @classmethod
-    def from_cluster(cls, url: str, *, prefix: str = "asgi-sessions", **options: Any) -> Self:
-        """A store on a Redis or Valkey Cluster, by redis-py's cluster client, which finds the nodes and follows moved slots.
-
-        A command takes a connection of that client's pools for itself, so it costs more than on a single server. Ends are not
-        heard of: sockets and streams of other processes close within 30 seconds.
+    def from_cluster(
+        cls, url: str | Sequence[str], *, prefix: str = "asgi-sessions", durable_ends: int = 0, **options: Any
+    ) -> Self:
+        """A store on a Redis or Valkey Cluster, with its own connections to the nodes: one each, as on a single server.
 
         Args:
-            url: ``redis://[[user]:password@]host[:port]`` of any node.
+            url: ``redis://[[user]:password@]host[:port]`` of any node, or ``rediss://…`` (TLS); or of several, of which the first
+                that answers tells of the others.
             prefix: as for :meth:`from_url`.
-            options: passed to ``redis.asyncio.RedisCluster``.
+            durable_ends: as for :meth:`from_url`; here it matters, since a failover promotes a replica that may lag behind.
+            options: passed to redis-py's connections to every node.
         """
-        if not isinstance(url, str):
-            raise ConfigurationError(
-                f"RedisStore.from_cluster({type(url).__name__}): give a str such as 'redis://localhost:6379'"
-            )
-        store, client = cls.__new__(cls), ClusterClient(url, options)
-        store._set_up(client, client, prefix)
+        cluster = Cluster([url] if isinstance(url, str) else _several(url), options)
+        store = cls._own(lambda lane: ClusterClient(cluster, lane), prefix, durable_ends)
+        store.part_of = cluster.part_of
         return store
 
     @classmethod
-    def _own(cls, make_pool: Callable[[], ConnectionPool], prefix: str, durable_ends: int) -> Self:
+    def _own(cls, client: Callable[[str], OwnClient | ClusterClient], prefix: str, durable_ends: int) -> Self:
         if not isinstance(durable_ends, int) or isinstance(durable_ends, bool) or not 0 <= durable_ends <= 10:
             raise ConfigurationError(
                 f"RedisStore(durable_ends={durable_ends!r}): give the number of replicas to wait for, 0 to 10"
             )
         store = cls.__new__(cls)
-        store._set_up(OwnClient(make_pool), OwnClient(make_pool), prefix)
+        store._set_up(client("requests"), client("large"), prefix)
         if durable_ends:
-            store._replicas, store._ender = durable_ends, OwnClient(make_pool)
+            store._replicas, store._ender = durable_ends, client("ends")
         return store
 
-    def _set_up(self, client: OwnClient | GivenClient, bulk: OwnClient | GivenClient, prefix: str) -> None:
+    def _set_up(self, client: Client, bulk: Client, prefix: str) -> None:
         if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
             raise ConfigurationError(
                 f"RedisStore(prefix={prefix!r}): use letters, digits and _.:/- only; braces would break Redis Cluster"
@@ -207,21 +209,14 @@ class RedisStore:
         # A server answers nothing else on a connection that waits for replicas, so ends have one of their own.
         self._ender = client
 
-    async def _end(self, script: Script, keys: tuple[str, ...], *args: Any) -> Any:
+    async def _end(self, place: str, script: Script, key: str, *args: Any, durably: bool = True) -> Any:
         """Run a script that ends sessions; with ``durable_ends``, until replicas have heard of it."""
-        if not self._replicas:
-            return await run(self._ender, script, keys, *args)
-        answer = await run(self._ender, script, keys, *args)
-        if answer is None or answer == []:
-            return answer  # nothing ended
-        try:
-            # It counts what its own connection has written, and this one is only used for ends.
-            reached = await self._ender.call(("WAIT", self._replicas, WAIT_FOR_REPLICAS))
-        except Refused as refused:
-            raise refused.as_store_error() from refused
-        if not (isinstance(reached, int) and reached >= self._replicas):
-            raise StoreError(f"the end of a session reached {reached} of {self._replicas} replicas")
-        return answer
+        keys = (key,)
+        if not (self._replicas and durably):
+            return await run(self._client, script, keys, *args)
+        return await run_durably(
+            self._ender, script, keys, *args, mark=f"{self._stem(place)}w", replicas=self._replicas
+        )
 
     @property
     def namespace(self) -> str:
@@ -323,7 +318,9 @@ class RedisStore:
     async def delete(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
         expected = "" if rev is None else pack_rev(rev)
         args = (expected, self._stem(key), _suffix(key), *_noted(note))
-        answer = await self._end(DELETE, (self._name(key),), *args)
+        # What ended by the clock does so on a replica too.
+        durably = note is None or note.what not in ENDED_BY_CLOCK
+        answer = await self._end(key, DELETE, self._name(key), *args, durably=durably)
         if isinstance(answer, list):
             raise RecordChanged(unpack(key, _bytes(answer[0])))
         try:
@@ -352,34 +349,82 @@ class RedisStore:
     async def end(self, owner: str, *, note: Note, id: str | None = None, keep: str | None = None) -> Sequence[str]:
         rules = _rules(note.now, note.rules)
         args = (self._stem(owner), rules, note.what, id or "", keep or "")
-        return _texts(await self._end(END, (self._index(owner),), *args))
+        return _texts(await self._end(owner, END, self._index(owner), *args))
 
     async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
         lines = await run(self._bulk, HISTORY, (self._index(owner),), self._stem(owner), _rules(now, rules))
         return [_bytes(line) for line in lines]
 
     async def erase(self, owner: str, *, sessions: bool) -> Sequence[str]:
-        return _texts(await self._end(ERASE, (self._index(owner),), self._stem(owner), int(sessions)))
+        return _texts(await self._end(owner, ERASE, self._index(owner), self._stem(owner), int(sessions)))
 
     async def scan(self, cursor: str, some: int) -> tuple[Sequence[str], str]:
-        """See :class:`asgi_sessions.rekey.ScannableStore`. Of one server: for a cluster, each primary in turn."""
-        if isinstance(self._client, ClusterClient):
-            raise ConfigurationError("a cluster is walked through node by node: RedisStore.from_url() of each primary")
+        """See :class:`asgi_sessions.rekey.ScannableStore`.
+
+        A cursor of SCAN belongs to one run of one server, whose keys lie in an order of its own. Ours names the run; after a
+        restart, or on a replica that took over, the walk begins again. A cluster is walked slot by slot; not while slots move.
+        """
+        if isinstance(self._bulk, ClusterClient):
+            return await self._scan_slots(self._bulk, cursor, some)
+        begun_in, _, number = cursor.rpartition(":")
         try:
-            pattern = f"{self._prefix}:{{*}}:s:*"
-            answer = await self._bulk.call(("SCAN", cursor or "0", "MATCH", pattern, "COUNT", some))
+            if not number:
+                begun_in, number = await self._run_id(), "0"
+            keys, following = await self._scan_once(number, some)
+            # The same before and after: so it was this run that answered.
+            while (answered_in := await self._run_id()) != begun_in:
+                begun_in = answered_in
+                keys, following = await self._scan_once("0", some)
         except Refused as refused:
             raise refused.as_store_error() from refused
+        return keys, "" if following == "0" else f"{begun_in}:{following}"
+
+    async def _scan_once(self, number: str, some: int) -> tuple[Sequence[str], str]:
+        pattern = f"{self._prefix}:{{*}}:s:*"
+        answer = await self._bulk.call(("SCAN", number, "MATCH", pattern, "COUNT", some))
         if not isinstance(answer, list | tuple) or len(answer) != 2:
             raise StoreError(f"Redis answered with a {type(answer).__name__} where a list was due")
         following = answer[0] if isinstance(answer[0], int) else _bytes(answer[0]).decode("ascii", "replace")
-        keys = [f"{name[-PLACE_AND_SUFFIX:][:PLACE_CHARS]}{name[-43:]}" for name in _texts(list(answer[1]))]
-        return keys, "" if str(following) == "0" else str(following)
+        return [_key_in(name) for name in _texts(list(answer[1]))], str(following)
 
-    def listen(self, heard: Callable[[str], None], doubt: Callable[[str], None]) -> Ear | _Deaf:
+    async def _run_id(self) -> str:
+        """A name for this run of this server: another one after each restart."""
+        run_id = _said_in(await self._bulk.call(("INFO", "server")), "run_id")
+        if not run_id:
+            raise StoreError(
+                "Redis does not say which run of the server this is (INFO server), so none can be walked through"
+            )
+        return run_id[:RUN_CHARS]
+
+    def walked(self, cursor: str) -> float | None:
+        """See :class:`asgi_sessions.rekey.MeasuredStore`."""
+        number = cursor.rpartition(":")[2] or "0"
+        if not number.isdecimal():
+            return None
+        return min(int(number) / SLOTS, 1.0) if isinstance(self._bulk, ClusterClient) else _share_of(int(number))
+
+    async def _scan_slots(self, client: ClusterClient, cursor: str, some: int) -> tuple[Sequence[str], str]:
+        slot, keys = int(cursor) if cursor.isdecimal() else 0, list[str]()
+        begin = slot
+        try:
+            while slot < SLOTS and slot < begin + SLOTS_AT_ONCE and len(keys) < some:
+                many = await client.in_slot(slot, ("CLUSTER", "COUNTKEYSINSLOT", slot))
+                if many:
+                    names = _texts(await client.in_slot(slot, ("CLUSTER", "GETKEYSINSLOT", slot, many)))
+                    keys += [_key_in(name) for name in names if self._is_record(name)]
+                slot += 1
+        except Refused as refused:
+            raise refused.as_store_error() from refused
+        return keys, "" if slot >= SLOTS else str(slot)
+
+    def _is_record(self, name: str) -> bool:
+        return (
+            name.startswith(f"{self._prefix}:{{") and name[-PLACE_AND_SUFFIX:][PLACE_CHARS : PLACE_CHARS + 4] == "}:s:"
+        )
+
+    def listen(self, heard: Callable[[str], None], doubt: Callable[[str], None]) -> Listening:
         """See :class:`~asgi_sessions._store.TellingStore`."""
-        connect = self._client.connector()
-        return _Deaf() if connect is None else Ear(connect, self._stem, heard, doubt)
+        return self._client.listen(self._stem, heard, doubt)
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -387,7 +432,7 @@ class RedisStore:
         if self._ender is not self._client:
             await self._ender.aclose()
 
-    def _for(self, value: bytes) -> OwnClient | GivenClient:
+    def _for(self, value: bytes) -> Client:
         return self._client if len(value) < LARGE else self._bulk
 
     def _stem(self, key: str) -> str:
@@ -409,7 +454,7 @@ class RedisStore:
         except StoreError:
             self._policy_known = False
             return
-        policy = _policy_in(answer)
+        policy = _said_in(answer, "maxmemory_policy")
         if policy in (None, "noeviction"):
             return
         if self.notice is not None:
@@ -422,30 +467,43 @@ class RedisStore:
         )
 
 
-class _Deaf:
-    """For clients that cannot give us a connection to listen on."""
-
-    is_live = False
-
-    def add(self, place: str) -> None:
-        """Nothing is heard."""
-
-    def remove(self, place: str) -> None:
-        """Nothing is heard."""
-
-    async def aclose(self) -> None:
-        """Nothing to close."""
-
-
-def _policy_in(info: Any) -> str | None:
+def _said_in(info: Any, name: str) -> str | None:
+    """A line of INFO, which redis-py may have taken apart."""
     if isinstance(info, dict):
-        policy = info.get("maxmemory_policy")
-        return policy if isinstance(policy, str) else None
+        value = info.get(name)
+        return value if isinstance(value, str) else None
     if isinstance(info, bytes | str):
         text = info.decode("utf-8", "replace") if isinstance(info, bytes) else info
-        found = re.search(r"^maxmemory_policy:(\S+)", text, re.MULTILINE)
+        found = re.search(rf"^{name}:(\S+)", text, re.MULTILINE)
         return found.group(1) if found else None
     return None
+
+
+def _share_of(number: int) -> float:
+    """What share of a server a cursor of SCAN has behind it.
+
+    It names the next bucket of a hash table of 2^n, and counts in reversed binary, so that a table that grows or shrinks loses
+    nothing: the first bit says which half, the second which quarter, and so on, whatever n is. So it is in Redis since SCAN came
+    (dictScan in dict.c) and in the new table of Valkey 8.1 (hashtable.c); tests walk through both. On a node of a cluster,
+    Valkey 8 and Redis 7.4 put the slot into the first 14 bits, and this tells nothing.
+    """
+    share, weight = 0.0, 0.5
+    while number and weight:
+        share += weight * (number & 1)
+        number, weight = number >> 1, weight / 2
+    return min(share, 1.0)
+
+
+def _key_in(name: str) -> str:
+    return f"{name[-PLACE_AND_SUFFIX:][:PLACE_CHARS]}{name[-43:]}"
+
+
+def _several(urls: object) -> list[str]:
+    if not isinstance(urls, list | tuple):
+        raise ConfigurationError(
+            f"RedisStore.from_cluster({type(urls).__name__}): give a str such as 'redis://localhost:6379', or a list of them"
+        )
+    return list(urls)
 
 
 def _suffix(key: str) -> str:

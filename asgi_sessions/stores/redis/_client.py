@@ -10,9 +10,9 @@ import asyncio
 import os
 import random
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from threading import get_ident
-from typing import Any
+from typing import Any, Protocol
 
 import hiredis
 from redis.asyncio import ConnectionPool, RedisCluster
@@ -24,8 +24,10 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from asgi_sessions._deadline import Deadlines
 from asgi_sessions._errors import ConfigurationError, StoreError
+from asgi_sessions._store import Listening
+from asgi_sessions.stores.redis._ear import Deaf, Ear
 from asgi_sessions.stores.redis._link import ConnectionLost, Link, open_link
-from asgi_sessions.stores.redis._scripts import Script
+from asgi_sessions.stores.redis._scripts import MOVING, Script
 
 # RESP2: nothing is pushed, so every reply belongs to a question. No retries in the driver: they are ours.
 _OPTIONS: dict[str, Any] = {
@@ -44,13 +46,30 @@ LONGEST_PAUSE = 0.25
 that a server that is back is noticed by the first request that may ask."""
 
 
+TRY_AGAIN = "TRYAGAIN"
+"""Of a cluster: some keys of the slot are here and some there, so nothing was done. It passes."""
+
+PAUSE = 0.02
+"""Seconds after which it is tried again."""
+
+
+WAIT_FOR_REPLICAS = 300
+"""Milliseconds; the whole commit has 450."""
+
+MARK_TTL = 1000
+"""Milliseconds for which the key stays that is written so that there is something to wait for."""
+
+
 class Refused(Exception):
     """The server answered with an error."""
 
     @property
     def code(self) -> str:
         """Its first word: OOM, READONLY, NOPERM … The text may quote the command, so it is shown to nobody."""
-        words = str(self).split(None, 1)
+        text = str(self)
+        if MOVING in text:
+            return TRY_AGAIN
+        words = text.split(None, 1)
         return words[0] if words and words[0].isupper() else "ERR"
 
     def as_store_error(self) -> StoreError:
@@ -80,7 +99,7 @@ class OwnClient:
         self._make_pool = make_pool
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Line] = weakref.WeakKeyDictionary()
         self._last: tuple[int, Any, Line | None] = (0, None, None)  # the thread, the loop in it, and the line there
-        _after_fork.add(self)
+        after_fork.add(self)
 
     def at_once(self, command: tuple[Any, ...]) -> asyncio.Future[Any] | None:
         """The reply to come, if there is a connection with room for the command; ``None``: use :meth:`call`.
@@ -120,9 +139,25 @@ class OwnClient:
         except UNANSWERED as error:
             raise unanswered(error) from error
 
-    def connector(self) -> Callable[[], AbstractConnection]:
-        """Makes connections for the :class:`Ear`."""
-        return self._line().new_connection
+    def listen(self, stem: Callable[[str], str], heard: Callable[[str], None], doubt: Callable[[str], None]) -> Ear:
+        return Ear(self._line().new_connection, stem, heard, doubt)
+
+    async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: int) -> Any:
+        """As :meth:`call`, and so many replicas have what was done.
+
+        Args:
+            mark: the name of a key that may be written, in the slot of the command.
+        Raises:
+            StoreError, also where the replicas have not; Refused.
+        """
+        line = self._line()
+        try:
+            try:
+                return await ask_durably(await line.ready_in_time(), command, mark, replicas)
+            except ConnectionLost:
+                return await ask_durably(await line.ready_in_time(), command, mark, replicas)
+        except UNANSWERED as error:
+            raise unanswered(error) from error
 
     def distrust(self) -> None:
         """Drop the connection: it leads to a server that may no longer be written to. Where to, is asked anew."""
@@ -151,15 +186,41 @@ class OwnClient:
         self._last = (0, None, None)
 
 
-def pool_from_url(url: str, options: dict[str, Any]) -> ConnectionPool:
+async def ask_durably(link: Link, command: tuple[Any, ...], mark: str, replicas: int) -> Any:
+    """The reply to a command, when replicas have what it did. In one write, so on one connection.
+
+    WAIT speaks of what its own connection has written. A command that is repeated after a lost connection may find its work done
+    by the first try, and write nothing: so there is always a write of ours in between, and what came before it is with those
+    who have that.
+
+    Raises:
+        StoreError: so many have not. Refused: the server answered with an error.
+    """
+    reply, marked, reached = await asyncio.gather(
+        link.ask(command),
+        link.ask(("SET", mark, "", "PX", MARK_TTL)),
+        link.ask(("WAIT", replicas, WAIT_FOR_REPLICAS)),
+    )
+    checked(reply)
+    checked(marked)
+    if checked(reached) < replicas:
+        raise StoreError(f"the end of a session reached {reached} of {replicas} replicas")
+    return reply
+
+
+def pool_from_url(url: str, options: dict[str, Any], method: str = "from_url") -> ConnectionPool:
     """Raises ConfigurationError where the URL or an option is not understood."""
+    if not isinstance(url, str):
+        raise ConfigurationError(
+            f"RedisStore.{method}({type(url).__name__}): give a str such as 'redis://localhost:6379'"
+        )
     try:
         pool: ConnectionPool = ConnectionPool.from_url(url, **{**_OPTIONS, **options, "retry": Retry(NoBackoff(), 0)})
         new_connection(pool)
     except (ValueError, TypeError, RedisError) as error:
         # The URL may hold a password: say what is wrong with it, not what it is.
         raise ConfigurationError(
-            f"RedisStore.from_url(): the URL or an option is not understood ({type(error).__name__}); "
+            f"RedisStore.{method}(): the URL or an option is not understood ({type(error).__name__}); "
             "use redis://host:6379/0, rediss://… for TLS, or unix://path"
         ) from None
     return pool
@@ -231,7 +292,7 @@ class Line:
             if self._opening is None:
                 # A task of its own: whoever asked first may be cancelled, and the others still want the connection.
                 self._opening = asyncio.ensure_future(self._open())
-                self._opening.add_done_callback(_retrieve)
+                self._opening.add_done_callback(retrieve)
             link = await asyncio.shield(self._opening)
         return link
 
@@ -263,17 +324,21 @@ class Line:
             await self.link.aclose()
 
 
-def _retrieve(task: asyncio.Task[Link]) -> None:
+def retrieve(task: asyncio.Future[Any]) -> None:
     """Look at the outcome, so that asyncio does not complain when nobody is left to do so."""
     if not task.cancelled():
         task.exception()
 
 
-_after_fork: weakref.WeakSet[OwnClient] = weakref.WeakSet()
+class _Forgetful(Protocol):
+    def forget(self) -> None: ...
+
+
+after_fork: weakref.WeakSet[_Forgetful] = weakref.WeakSet()
 
 
 def _forget_all() -> None:
-    for client in list(_after_fork):
+    for client in list(after_fork):
         client.forget()
 
 
@@ -314,54 +379,44 @@ class GivenClient:
 
     again = call
 
+    async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: int) -> Any:
+        """A command and the WAIT after it cannot be held on one connection."""
+        raise NotImplementedError
+
     def distrust(self) -> None:
         """Not ours to close."""
 
-    def connector(self) -> Callable[[], AbstractConnection] | None:
-        """As of :class:`OwnClient`; ``None`` for clients that have more than one server behind them."""
+    def listen(
+        self, stem: Callable[[str], str], heard: Callable[[str], None], doubt: Callable[[str], None]
+    ) -> Ear | Deaf:
+        """Deaf are clients that have more than one server behind them."""
         pool = getattr(self._client, "connection_pool", None)
-        return None if pool is None else lambda: new_connection(pool)
+        return Deaf() if pool is None else Ear(lambda: new_connection(pool), stem, heard, doubt)
 
     async def aclose(self) -> None:
         """Not ours to close."""
 
 
-class ClusterClient(GivenClient):
-    """redis-py's client of a cluster, one per event loop: it follows MOVED and ASK, and finds the nodes."""
+class Client(Protocol):
+    """How commands reach the servers: :class:`OwnClient` says what each of these does."""
 
-    def __init__(self, url: str, options: dict[str, Any]) -> None:
-        super().__init__(None)
-        self._make: Callable[[], Any] = lambda: RedisCluster.from_url(url, **{**_OPTIONS, **options})
-        try:
-            self._make()
-        except (ValueError, TypeError, RedisError) as error:
-            raise ConfigurationError(
-                f"RedisStore.from_cluster(): the URL or an option is not understood ({type(error).__name__}); "
-                "use redis://host:6379 of any node, or rediss://… for TLS"
-            ) from None
-        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = weakref.WeakKeyDictionary()
-
-    async def call(self, command: tuple[Any, ...]) -> Any:
-        loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        if client is None:
-            client = self._clients[loop] = self._make()
-        return await self._execute(client, command)
-
-    again = call
-
-    def connector(self) -> None:
-        """Ends are told in the node of their slot, and slots move: watched sessions are asked for instead."""
-        return
-
-    async def aclose(self) -> None:
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
+    def at_once(self, command: tuple[Any, ...]) -> asyncio.Future[Any] | None: ...
+    async def call(self, command: tuple[Any, ...]) -> Any: ...
+    async def again(self, command: tuple[Any, ...]) -> Any: ...
+    async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: int) -> Any: ...
+    def listen(
+        self, stem: Callable[[str], str], heard: Callable[[str], None], doubt: Callable[[str], None]
+    ) -> Listening: ...
+    def distrust(self) -> None: ...
+    async def aclose(self) -> None: ...
 
 
-async def run(client: OwnClient | GivenClient, script: Script, keys: tuple[str, ...], *args: Any) -> Any:
-    """Run a script: by its name, or with its text where the server does not know it (yet, or any more)."""
+async def run(client: Client, script: Script, keys: tuple[str, ...], *args: Any) -> Any:
+    """Run a script: by its name, or with its text where the server does not know it (yet, or any more).
+
+    Raises:
+        StoreError: there was no answer, or it was an error.
+    """
     command = ("EVALSHA", script.sha, len(keys), *keys, *args)
     future = client.at_once(command)
     try:
@@ -371,12 +426,50 @@ async def run(client: OwnClient | GivenClient, script: Script, keys: tuple[str, 
             except ConnectionLost:
                 return await client.again(command)
         except Refused as refused:  # also of the second try: the server may have been restarted meanwhile
-            if refused.code != "NOSCRIPT":
+            if refused.code not in ("NOSCRIPT", TRY_AGAIN):
                 raise
-            return await client.call(("EVAL", script.text, *command[2:]))
+            return await _patiently(lambda: client.call(("EVAL", script.text, *command[2:])))
     except Refused as refused:
-        if refused.code == "READONLY":
-            client.distrust()
-        raise refused.as_store_error() from refused
+        raise _said(refused, client) from refused
     except UNANSWERED as error:
         raise unanswered(error) from error
+
+
+async def run_durably(
+    client: Client, script: Script, keys: tuple[str, ...], *args: Any, mark: str, replicas: int
+) -> Any:
+    """:func:`run`, and so many replicas have what was done.
+
+    With the text at once: to be told that the server does not know the script takes as long as the replicas do.
+
+    Raises:
+        StoreError: as there, and where the replicas have not.
+    """
+    command = ("EVAL", script.text, len(keys), *keys, *args)
+    try:
+        return await _patiently(lambda: client.call_durably(command, mark, replicas))
+    except Refused as refused:
+        raise _said(refused, client) from refused
+
+
+def _said(refused: Refused, client: Client) -> StoreError:
+    if refused.code == "READONLY":
+        client.distrust()
+    return refused.as_store_error()
+
+
+async def _patiently(ask: Callable[[], Awaitable[Any]]) -> Any:
+    """Ask, and again while keys of the slot are elsewhere, for as long as a command may wait.
+
+    Raises:
+        Refused: they still are, or it is something else.
+    """
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + TIME_TO_OPEN
+    while True:
+        try:
+            return await ask()
+        except Refused as refused:
+            if refused.code != TRY_AGAIN or loop.time() > give_up:
+                raise
+        await asyncio.sleep(PAUSE)

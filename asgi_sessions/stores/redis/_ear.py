@@ -30,15 +30,23 @@ Connect = Callable[[], AbstractConnection]
 
 
 class Ear:
-    """Calls ``heard(id)`` for each end, and ``doubt(place)`` when ends in a place are heard of from now on."""
+    """Calls ``heard(id)`` for each end, ``doubt(place)`` when ends in a place are heard of from now on, and ``lost()`` when its
+    server is gone, or says that a place is elsewhere now.
+    """
 
     def __init__(
-        self, connect: Connect, stem: Callable[[str], str], heard: Callable[[str], None], doubt: Callable[[str], None]
+        self,
+        connect: Connect,
+        stem: Callable[[str], str],
+        heard: Callable[[str], None],
+        doubt: Callable[[str], None],
+        lost: Callable[[], object] = lambda: None,
     ) -> None:
         self._connect = connect
         self._stem = stem
         self._heard = heard
         self._doubt = doubt
+        self._lost = lost
         self._places: Counter[str] = Counter()
         self._asked: dict[bytes, str] = {}  # channels that were subscribed to, and their places
         self._leaving: Counter[bytes] = Counter()  # channels that were given up, and how many answers to that are due
@@ -92,6 +100,7 @@ class Ear:
                 if self._pause == 0.0:
                     logger.warning("store.deaf: ends of sessions are not heard of (%s)", type(error).__name__)
                 self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+                self._lost()
             await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing
 
     async def _listen(self) -> None:
@@ -156,3 +165,18 @@ class Ear:
                 self._leaving[channel] = left
             elif left < 0 and channel in self._asked:
                 raise RedisError("the server ended a subscription: its slot has moved")
+
+
+class Deaf:
+    """For clients that cannot give us a connection to listen on."""
+
+    is_live = False
+
+    def add(self, place: str) -> None:
+        """Nothing is heard."""
+
+    def remove(self, place: str) -> None:
+        """Nothing is heard."""
+
+    async def aclose(self) -> None:
+        """Nothing to close."""

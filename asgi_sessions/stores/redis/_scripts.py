@@ -8,12 +8,20 @@ end of a key (43 characters) and the record's ``expires_at`` (13 digits).
 ``rules`` is what is to be written into the history and how: now, entries, keep, horizon (milliseconds; see ``_rules``).
 
 Every script may be sent twice: where the effect is there already, it says so again and does nothing.
+
+While a slot of a cluster moves from one node to another, some of its keys are here and some there, and a script would take a
+record that has moved for one that is gone, and drop it from its user's index: "log out everywhere" would miss it. Nodes refuse
+a command on several keys of such a slot unless they have all of them. So a script that works on more than one key first asks for
+all of them (``all_here``), before it changes anything: its error ends the script, and the caller tries again (``MOVING``).
 """
 
 from __future__ import annotations
 
 from hashlib import sha1
 from typing import Final
+
+MOVING: Final = "some keys of this slot are elsewhere"
+"""In the error of a script that met such a slot. Words of our own: servers say it in words of theirs, and each in others."""
 
 
 class Script:
@@ -22,7 +30,7 @@ class Script:
     __slots__ = ("sha", "text")
 
     def __init__(self, body: str) -> None:
-        self.text: Final = (_COMMON + body).encode("utf-8")
+        self.text: Final = (_COMMON.replace("MOVING", MOVING) + body).encode("utf-8")
         self.sha: Final = sha1(self.text, usedforsecurity=False).hexdigest()
 
 
@@ -36,11 +44,29 @@ local function keep(index, ttl)
   if redis.call('PTTL', index) < tonumber(ttl) then redis.call('PEXPIRE', index, ttl) end
 end
 local function enter(index, id, suffix, expires) redis.call('HSET', index, id, suffix .. expires) end
+-- How many of these are there; an error where the slot is on its way to another node. Give more than one key.
+local function all_here(...)
+  local there = redis.pcall('EXISTS', ...)
+  if type(there) ~= 'number' then error('MOVING') end
+  return there
+end
+-- Likewise for the records of an index, which may be many: Lua has room for some thousand arguments.
+local function all_of_it_here(entries, index, stem)
+  local there = 0
+  for from = 1, #entries, 1000 do
+    local names = {}
+    for i = from, math.min(from + 998, #entries - 1), 2 do
+      names[#names + 1] = stem .. 's:' .. string.sub(entries[i + 1], 1, 43)
+    end
+    there = there + all_here(index, unpack(names)) - 1
+  end
+  return there
+end
 local function living(entries, index, stem)
-  local alive = {}
+  local all, alive = all_of_it_here(entries, index, stem) == #entries / 2, {}
   for i = 1, #entries, 2 do
     local suffix = string.sub(entries[i + 1], 1, 43)
-    if redis.call('EXISTS', stem .. 's:' .. suffix) == 1 then
+    if all or redis.call('EXISTS', stem .. 's:' .. suffix) == 1 then
       alive[#alive + 1] = entries[i]
       alive[#alive + 1] = suffix
     else
@@ -86,7 +112,9 @@ end
 -- Of an index that may be of any size a part will do: it is dropped faster than a log-in can add to it.
 local function prune(index, stem, rules, some)
   local alive = {}
+  all_here(index, history_of(index))
   local entries = some and redis.call('HRANDFIELD', index, 64, 'WITHVALUES') or redis.call('HGETALL', index)
+  all_of_it_here(entries, index, stem)
   for i = 1, #entries, 2 do
     local id, suffix = entries[i], string.sub(entries[i + 1], 1, 43)
     local name = stem .. 's:' .. suffix
@@ -121,10 +149,13 @@ CREATE = Script(
 -- KEYS: record.  ARGV: value, ttl, stem, suffix.  1: it is there;  0: another one is.
 local there = redis.call('GET', KEYS[1])
 if there then return there == ARGV[1] and 1 or 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local index = index_of(ARGV[1], ARGV[3])
 if index then
+  all_here(KEYS[1], index)
   living(redis.call('HRANDFIELD', index, 64, 'WITHVALUES'), index, ARGV[3])
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if index then
   enter(index, string.sub(ARGV[1], 36, 51), ARGV[4], string.sub(ARGV[1], 15, 27))
   keep(index, ARGV[2])
 end
@@ -180,9 +211,11 @@ if string.sub(head, 28, 35) ~= ARGV[4] then
   return there
 end
 local value = later(ARGV[1], head)
-redis.call('SET', KEYS[1], value, 'PX', ARGV[2])
 local index, expires = index_of(value, ARGV[3]), string.sub(value, 15, 27)
-if index and expires ~= string.sub(head, 15, 27) then
+if expires == string.sub(head, 15, 27) then index = nil end
+if index then all_here(KEYS[1], index) end
+redis.call('SET', KEYS[1], value, 'PX', ARGV[2])
+if index then
   enter(index, string.sub(value, 36, 51), string.sub(KEYS[1], -43), expires)
   keep(index, ARGV[2])
 end
@@ -196,9 +229,10 @@ TOUCH = Script(
 local head = redis.call('GETRANGE', KEYS[1], 0, 72)
 if head == '' or string.sub(head, 28, 35) == '00000000' then return 0 end
 if clock(ARGV[1], 1, 13) > clock(head, 2, 14) then
+  local index = index_of(head, ARGV[3])
+  if index then all_here(KEYS[1], index) end
   redis.call('SETRANGE', KEYS[1], 1, ARGV[1])
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
-  local index = index_of(head, ARGV[3])
   if index then
     enter(index, string.sub(head, 36, 51), string.sub(KEYS[1], -43), string.sub(ARGV[1], 14, 26))
     keep(index, ARGV[2])
@@ -212,15 +246,16 @@ RENAME = Script(
     """
 -- KEYS: old, new.  ARGV: value, ttl, stem, rev, suffix of the new, alias or '', ttl of the alias, rules or '', line.
 -- 1: done;  0: the old is gone;  -1: there is another one under the new key;  a string: the old as it is, having changed.
+-- Two keys are named, of which one is not there: a node refuses that by itself while their slot moves.
 local there, target = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
 if same(target, ARGV[1]) and (not there or there == ARGV[6]) then return 1 end
 if not there then return 0 end
 if string.sub(there, 28, 35) ~= ARGV[4] then return there end
 if target then return -1 end
 local value = later(ARGV[1], there)
+local index = index_of(ARGV[1], ARGV[3])
 redis.call('SET', KEYS[2], value, 'PX', ARGV[2])
 if ARGV[6] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[6], 'PX', ARGV[7]) end
-local index = index_of(ARGV[1], ARGV[3])
 if index then
   enter(index, string.sub(value, 36, 51), ARGV[5], string.sub(value, 15, 27))
   keep(index, ARGV[2])
@@ -237,8 +272,9 @@ DELETE = Script(
 local there = redis.call('GET', KEYS[1])
 if not there then return false end
 if ARGV[1] ~= '' and string.sub(there, 28, 35) ~= ARGV[1] then return {there} end
-redis.call('DEL', KEYS[1])
 local index, id = index_of(there, ARGV[2]), string.sub(there, 36, 51)
+if index then all_here(KEYS[1], index, ARGV[4] ~= '' and history_of(index) or index) end
+redis.call('DEL', KEYS[1])
 if index then
   local entry = redis.call('HGET', index, id)
   if entry and string.sub(entry, 1, 43) == ARGV[3] then redis.call('HDEL', index, id) end
@@ -293,10 +329,11 @@ return redis.call('LRANGE', history_of(KEYS[1]), 0, -1)
 ERASE = Script(
     """
 -- KEYS: index.  ARGV: stem, '1' to end the sessions as well.  the ids that ended.
-local out = {}
+local out, entries = {}, redis.call('HGETALL', KEYS[1])
+all_here(KEYS[1], history_of(KEYS[1]))
+all_of_it_here(entries, KEYS[1], ARGV[1])
 redis.call('DEL', history_of(KEYS[1]))
 if ARGV[2] ~= '1' then return out end
-local entries = redis.call('HGETALL', KEYS[1])
 for i = 1, #entries, 2 do
   local name = ARGV[1] .. 's:' .. string.sub(entries[i + 1], 1, 43)
   local head = head_of(name)

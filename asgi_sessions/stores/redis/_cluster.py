@@ -1,0 +1,452 @@
+"""A cluster: which node has which slot, and a connection to each node as to a single server.
+
+redis-py opens the connections; what is asked of a node in one turn of the event loop leaves as one write (``_link.py``). Which
+node has a slot is known from ``CLUSTER SLOTS``. A node that is asked for what it does not have says so, and has done nothing:
+
+=================================  ====================================  ================================================
+it says                            that means                            what is done
+=================================  ====================================  ================================================
+``MOVED slot host:port``           it is there, from now on              ask there, and look at the map again
+``ASK slot host:port``             its slot moves, and it has already    ask there this once, with ``ASKING`` before it
+``TRYAGAIN``                       some of its keys have, some have not  wait; see ``run`` in ``_client.py``
+``CLUSTERDOWN``, ``READONLY``, …   nobody has it for the moment          look at the map again, ask again
+nothing                            the node is gone, or cut off          likewise
+=================================  ====================================  ================================================
+
+All of it within the time that a command has. Sources: the Redis Cluster specification, "Redirection and resharding".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import weakref
+from binascii import crc_hqx
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from redis.asyncio import ConnectionPool
+from redis.exceptions import RedisError
+
+from asgi_sessions._errors import ConfigurationError, StoreError
+from asgi_sessions._token import PLACE_CHARS
+from asgi_sessions.stores.redis._client import (
+    PAUSE,
+    TIME_TO_OPEN,
+    UNANSWERED,
+    Line,
+    Refused,
+    after_fork,
+    ask_durably,
+    checked,
+    new_connection,
+    pool_from_url,
+    retrieve,
+    unanswered,
+)
+from asgi_sessions.stores.redis._ear import Ear
+from asgi_sessions.stores.redis._link import ConnectionLost, Link
+
+SLOTS: Final = 16384
+
+QUICK: Final = 0.15
+"""Seconds that a node has to show its map when others can be asked instead."""
+
+LOOK_PAUSE: Final = 0.1
+"""Seconds between two looks at the map, so that a thousand requests that are in trouble look once."""
+
+_PASSING: Final = ("CLUSTERDOWN", "MASTERDOWN", "LOADING", "READONLY")
+
+
+class Address(NamedTuple):
+    host: str
+    port: int
+
+
+def slot_of_place(place: str) -> int:
+    """CRC16 of the hash tag, which in our names is the place. (XMODEM's, which Python has.)"""
+    return crc_hqx(place.encode(), 0) % SLOTS
+
+
+def slot_of(name: str) -> int:
+    """The slot of a name of ours."""
+    begin = name.index("{") + 1
+    return slot_of_place(name[begin : begin + PLACE_CHARS])
+
+
+class Cluster:
+    """How to reach the nodes of a cluster; and what is known of it, in each event loop."""
+
+    def __init__(self, urls: Sequence[str], options: dict[str, Any]) -> None:
+        """Opens nothing. Raises ConfigurationError where a URL or an option is not understood."""
+        pools = [pool_from_url(url, options, "from_cluster") for url in urls]
+        if not pools:
+            raise ConfigurationError("RedisStore.from_cluster([]): give the URL of at least one node")
+        self._pool = pools[0]
+        self._seeds = [_address_in(pool) for pool in pools]
+        self._maps: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Map] = weakref.WeakKeyDictionary()
+        after_fork.add(self)
+
+    def map(self) -> Map:
+        """What is known in the running event loop."""
+        loop = asyncio.get_running_loop()
+        known = self._maps.get(loop)
+        if known is None:
+            known = self._maps[loop] = Map(self._pool_at, self._seeds)
+        return known
+
+    def part_of(self, key: str) -> Address | None:
+        """The node that has what lies under a key of ours, as far as is known: each node may fail by itself."""
+        return self.map().at[slot_of_place(key[:PLACE_CHARS])]
+
+    def _pool_at(self, address: Address) -> ConnectionPool:
+        options = {**self._pool.connection_kwargs, "host": address.host, "port": address.port}
+        return ConnectionPool(connection_class=self._pool.connection_class, **options)
+
+    def forget(self) -> None:
+        """In a forked child: the sockets are the parent's."""
+        self._maps = weakref.WeakKeyDictionary()
+
+    async def aclose(self) -> None:
+        known = self._maps.pop(asyncio.get_running_loop(), None)
+        if known is not None:
+            await known.aclose()
+
+
+def _address_in(pool: ConnectionPool) -> Address:
+    given = pool.connection_kwargs
+    if "path" in given or given.get("db"):
+        raise ConfigurationError(
+            "RedisStore.from_cluster(): give redis://host:port of a node, or rediss://…; a cluster has database 0 only"
+        )
+    return Address(str(given.get("host", "localhost")), int(given.get("port", 6379)))
+
+
+class Map:
+    """The nodes of a cluster and their slots, in one event loop."""
+
+    def __init__(self, pool_at: Callable[[Address], ConnectionPool], seeds: Sequence[Address]) -> None:
+        self._pool_at = pool_at
+        self._seeds = list(seeds)
+        self._nodes: list[Address] = []
+        self._suspects: set[Address] = set()
+        self._lines: dict[tuple[Address, str], Line] = {}
+        self._looking: asyncio.Task[None] | None = None
+        self._looked_at = 0.0
+        self._closing: set[asyncio.Task[None]] = set()
+        self.primaries: list[Address] = []
+        self.at: list[Address | None] = [None] * SLOTS
+        """The primary of each slot, as far as is known."""
+        self.listeners: set[Callable[[], None]] = set()
+        """Called when a slot is somewhere else than it was."""
+
+    def line(self, address: Address, lane: str) -> Line:
+        """The connection to a node; each lane has its own."""
+        line = self._lines.get((address, lane))
+        if line is None:
+            line = self._lines[address, lane] = Line(self._pool_at(address))
+        return line
+
+    async def find(self, slot: int | None) -> Address:
+        """The primary of a slot; of no slot in particular, any.
+
+        Raises:
+            RedisError: no node shows a map, or nobody has the slot.
+        """
+        if not self.primaries:
+            await asyncio.shield(self.look())
+        found = random.choice(self.primaries) if slot is None else self.at[slot]  # noqa: S311 - spreads load
+        if found is None:
+            await asyncio.shield(self.look())
+            found = self.at[slot or 0]
+        if found is None:
+            raise RedisError("nobody has this slot")
+        return found
+
+    def moved(self, slot: int, address: Address) -> None:
+        """A node said where this slot is now; others are likely to have moved too."""
+        if self.at[slot] != address:
+            self.at[slot] = address
+            self._tell()
+        self.look()
+
+    def suspect(self, address: Address | None) -> asyncio.Task[None]:
+        """This node does not answer, or not as a primary: somebody else may have its slots by now."""
+        if address is not None:
+            self._suspects.add(address)
+        return self.look()
+
+    def look(self) -> asyncio.Task[None]:
+        """Look at the map again, now or as soon as one may; whoever asks meanwhile waits for the same look."""
+        if self._looking is None:
+            self._looking = asyncio.ensure_future(self._look())
+            self._looking.add_done_callback(retrieve)
+        return self._looking
+
+    async def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            if (wait := self._looked_at + LOOK_PAUSE - loop.time()) > 0:
+                await asyncio.sleep(wait)
+            known = random.sample(self._nodes, len(self._nodes))
+            known.sort(key=self._suspects.__contains__)
+            others = [seed for seed in self._seeds if seed not in known]
+            best: list[Any] | None = None
+            for address in [*known, *others]:
+                try:
+                    async with asyncio.timeout(QUICK if len(known) > 1 else TIME_TO_OPEN):
+                        is_ok, rows = await self._seen_by(address)
+                except UNANSWERED:
+                    continue
+                # A node that is cut off from the others shows the map of the day on which that happened.
+                if is_ok or best is None:
+                    best = _rows_of(rows, address)
+                if is_ok:
+                    break
+            if best is None:
+                raise RedisError("no node of the cluster shows its map")
+            self._adopt(best)
+        finally:
+            self._looked_at = loop.time()
+            self._looking = None
+
+    async def _seen_by(self, address: Address) -> tuple[bool, Any]:
+        link = await self.line(address, "map").ready()
+        info, rows = await asyncio.gather(link.ask(("CLUSTER", "INFO")), link.ask(("CLUSTER", "SLOTS")))
+        if not isinstance(rows, list) or not rows:
+            raise RedisError("a node shows no map")
+        return isinstance(info, bytes) and b"cluster_state:ok" in info, rows
+
+    def _adopt(self, rows: list[tuple[range, list[Address]]]) -> None:
+        at: list[Address | None] = [None] * SLOTS
+        nodes: dict[Address, None] = {}
+        for slots, addresses in rows:
+            at[slots.start : slots.stop] = [addresses[0]] * len(slots)
+            nodes.update(dict.fromkeys(addresses))
+        self._nodes, self.primaries = list(nodes), list(dict.fromkeys(addresses[0] for _, addresses in rows))
+        self._suspects.clear()
+        for address, lane in [each for each in self._lines if each[0] not in nodes and each[0] not in self._seeds]:
+            closing = asyncio.ensure_future(self._lines.pop((address, lane)).aclose())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        if at != self.at:
+            self.at = at
+            self._tell()
+
+    def _tell(self) -> None:
+        for listener in tuple(self.listeners):
+            listener()
+
+    async def aclose(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
+        lines, self._lines = self._lines, {}
+        for line in lines.values():
+            await line.aclose()
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+
+def _rows_of(rows: list[Any], asked: Address) -> list[tuple[range, list[Address]]]:
+    """CLUSTER SLOTS taken apart: ``[first, last, primary, replica …]``, a node being ``[host, port, id …]``.
+
+    Raises:
+        RedisError: it is something else.
+    """
+    try:
+        return [
+            (range(int(first), int(last) + 1), [_address_of(node, asked) for node in (primary, *replicas)])
+            for first, last, primary, *replicas in rows
+            if 0 <= int(first) <= int(last) < SLOTS
+        ]
+    except (TypeError, ValueError, IndexError) as error:
+        raise RedisError("a node shows a map that cannot be read") from error
+
+
+def _address_of(node: Any, asked: Address) -> Address:
+    host, port = node[0], int(node[1])
+    # No name, or "?": it is where it was asked.
+    name = host.decode("ascii") if isinstance(host, bytes) else ""
+    return Address(asked.host if name in ("", "?") else name, port)
+
+
+def _redirected(refused: Refused, asked: Address) -> tuple[int, Address]:
+    """``MOVED 3999 127.0.0.1:6381``, or ``ASK …``."""
+    try:
+        _, slot, where = str(refused).split(None, 3)[:3]
+        host, _, port = where.rpartition(":")
+        return int(slot) % SLOTS, Address(asked.host if host in ("", "?") else host, int(port))
+    except ValueError:
+        raise StoreError("a node of the cluster sends on to nowhere") from refused
+
+
+class ClusterClient:
+    """Connections of our own to the nodes of a cluster, one per node, event loop and ``lane``; see :class:`OwnClient`."""
+
+    def __init__(self, cluster: Cluster, lane: str) -> None:
+        self._cluster = cluster
+        self._lane = lane
+
+    def at_once(self, command: tuple[Any, ...]) -> None:
+        """A reply may lead elsewhere, so somebody has to wait for it: use :meth:`call`."""
+
+    async def call(self, command: tuple[Any, ...]) -> Any:
+        """As :meth:`OwnClient.call`, at the node that has the slot of the command's first key."""
+        known, name = self._cluster.map(), command[3] if command[0] in ("EVALSHA", "EVAL") else command[1]
+        slot = slot_of(name) if "{" in name else None
+        address = None if slot is None else known.at[slot]
+        if address is not None:
+            link = known.line(address, self._lane).link
+            if link is not None and link.has_room:
+                try:
+                    return checked(await link.ask(command))
+                except ConnectionLost:
+                    known.suspect(address)
+                except Refused as refused:
+                    if refused.code not in ("MOVED", "ASK", *_PASSING):
+                        raise
+                except UNANSWERED as error:
+                    known.suspect(address)
+                    raise unanswered(error) from error
+        return await self._carry(known, slot, lambda link: _checked(link.ask(command)))
+
+    again = call
+
+    async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: int) -> Any:
+        """As :meth:`OwnClient.call_durably`."""
+        return await self._carry(
+            self._cluster.map(), slot_of(mark), lambda link: ask_durably(link, command, mark, replicas)
+        )
+
+    async def in_slot(self, slot: int, command: tuple[Any, ...]) -> Any:
+        """As :meth:`call`, at the node that has this slot."""
+        return await self._carry(self._cluster.map(), slot, lambda link: _checked(link.ask(command)))
+
+    async def _carry(self, known: Map, slot: int | None, ask: Callable[[Link], Awaitable[Any]]) -> Any:
+        """Ask whoever has the slot, wherever that leads, and again while it passes; as long as a command may wait."""
+        address: Address | None = None
+        is_asking = False
+        trouble: Exception = TimeoutError()
+        try:
+            async with asyncio.timeout(TIME_TO_OPEN):
+                while True:
+                    try:
+                        if address is None:
+                            address = await known.find(slot)
+                        link = await known.line(address, self._lane).ready()
+                        if is_asking:
+                            link.ask(("ASKING",)).add_done_callback(retrieve)
+                        return await ask(link)
+                    except Refused as refused:
+                        trouble, is_asking = refused, refused.code == "ASK"
+                        if refused.code in ("MOVED", "ASK") and address is not None:
+                            moved_slot, address = _redirected(refused, address)
+                            if not is_asking:
+                                known.moved(moved_slot, address)
+                            continue
+                        if refused.code not in _PASSING:
+                            raise
+                    except UNANSWERED as error:
+                        trouble, is_asking = error, False
+                    await asyncio.wait({known.suspect(address)})
+                    await asyncio.sleep(PAUSE)
+                    address = None
+        except TimeoutError as error:
+            known.suspect(address)
+            if isinstance(trouble, Refused):
+                raise trouble from error
+            raise unanswered(trouble) from error
+
+    def distrust(self) -> None:
+        """A primary that has become a replica says READONLY, and is suspected by then."""
+
+    def listen(self, stem: Callable[[str], str], heard: Callable[[str], None], doubt: Callable[[str], None]) -> Ears:
+        return Ears(self._cluster.map(), self._cluster._pool_at, stem, heard, doubt)
+
+    async def aclose(self) -> None:
+        await self._cluster.aclose()
+
+
+async def _checked(reply: Awaitable[Any]) -> Any:
+    return checked(await reply)
+
+
+class Ears:
+    """An :class:`Ear` at each node that somebody watches places of; they follow their slots."""
+
+    def __init__(
+        self,
+        known: Map,
+        pool_at: Callable[[Address], ConnectionPool],
+        stem: Callable[[str], str],
+        heard: Callable[[str], None],
+        doubt: Callable[[str], None],
+    ) -> None:
+        self._map = known
+        self._pool_at = pool_at
+        self._told = (stem, heard, doubt)
+        self._places: Counter[str] = Counter()
+        self._at: dict[str, Address | None] = {}
+        self._ears: dict[Address, Ear] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        known.listeners.add(self._follow)
+
+    @property
+    def is_live(self) -> bool:
+        return None not in self._at.values() and all(ear.is_live for ear in self._ears.values())
+
+    def add(self, place: str) -> None:
+        self._places[place] += 1
+        if self._places[place] == 1:
+            self._at[place] = None
+            self._follow_one(place)
+            if self._at[place] is None:
+                self._map.look()
+
+    def remove(self, place: str) -> None:
+        self._places[place] -= 1
+        if self._places[place] <= 0:
+            del self._places[place]
+            self._leave(place, self._at.pop(place))
+            self._close_idle()
+
+    def _follow(self) -> None:
+        """Slots have moved: listen where they are now."""
+        for place in self._at:
+            self._follow_one(place)
+        self._close_idle()
+
+    def _follow_one(self, place: str) -> None:
+        here, there = self._at[place], self._map.at[slot_of_place(place)]
+        if here == there:
+            return
+        self._leave(place, here)
+        self._at[place] = there
+        if there is not None:
+            ear = self._ears.get(there)
+            if ear is None:
+                pool = self._pool_at(there)
+                ear = Ear(lambda: new_connection(pool), *self._told, lambda: self._map.suspect(there))
+                self._ears[there] = ear
+            ear.add(place)
+
+    def _leave(self, place: str, address: Address | None) -> None:
+        if address is not None:
+            self._ears[address].remove(place)
+
+    def _close_idle(self) -> None:
+        for address in self._ears.keys() - set(self._at.values()):
+            closing = asyncio.ensure_future(self._ears.pop(address).aclose())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    async def aclose(self) -> None:
+        self._map.listeners.discard(self._follow)
+        ears, self._ears, self._at = self._ears, {}, {}
+        self._places.clear()
+        for ear in ears.values():
+            await ear.aclose()
+        if self._closing:
+            await asyncio.wait(self._closing)

@@ -1,0 +1,441 @@
+"""The client of a cluster: which node is asked, what is remembered of it, and who hears of ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.crc import key_slot
+from redis.exceptions import RedisError
+
+from asgi_sessions import ConfigurationError, RedisStore, StoreError, UserSessions
+from asgi_sessions.rekey import rekey
+from asgi_sessions.stores.redis._client import Refused
+from asgi_sessions.stores.redis._cluster import (
+    Address,
+    ClusterClient,
+    Map,
+    _redirected,
+    _rows_of,
+    slot_of,
+    slot_of_place,
+)
+from asgi_sessions.testing import a_record
+from tests.clusters import Cluster, until
+from tests.conftest import Server
+from tests.ports import free_port
+from tests.support import Browser, app_with, destroy, log_in, put, read
+from tests.test_operators import rights
+
+HERE = Address("127.0.0.1", 7000)
+
+
+@pytest.fixture
+async def store(cluster: Cluster) -> AsyncIterator[RedisStore]:
+    store = RedisStore.from_cluster(cluster.url)
+    yield store
+    await store.aclose()
+    for node in cluster.nodes[:3]:
+        node.ask("FLUSHALL")
+
+
+def a_map(store: RedisStore) -> Map:
+    assert isinstance(store._client, ClusterClient)
+    return store._client._cluster.map()
+
+
+def users_at(number: int) -> Any:
+    """Names of users whose slots are with the primary of this number, at first."""
+    names = (f"user {n}" for n in range(10**6))
+    return (name for name in names if slot_of_place(_place(name)) in Cluster.SHARES[number])
+
+
+def _place(user: str) -> str:
+    from asgi_sessions._token import owner_of, place_of
+
+    return place_of(owner_of(user))
+
+
+# ── Slots and maps ──
+
+
+@given(st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", min_size=3, max_size=3))
+def test_a_slot_is_what_the_servers_take_it_for(place: str) -> None:
+    name = f"asgi-sessions:{{{place}}}:s:xyz"
+
+    assert slot_of(name) == slot_of_place(place) == key_slot(name.encode())
+
+
+@pytest.mark.parametrize(
+    ("host", "found"),
+    [
+        (b"192.0.2.7", "192.0.2.7"),
+        (b"node-7.example", "node-7.example"),
+        (b"", "127.0.0.1"),
+        (None, "127.0.0.1"),
+        (b"?", "127.0.0.1"),
+    ],
+    ids=["an address", "a name", "no name", "nothing", "an unknown name"],
+)
+def test_a_node_without_a_name_is_where_it_was_asked(host: bytes | None, found: str) -> None:
+    rows = [[0, 16383, [host, 7001, b"id", []], [host, 7002, b"id", []]]]
+
+    assert _rows_of(rows, HERE) == [(range(16384), [Address(found, 7001), Address(found, 7002)])]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [7],
+        [[]],
+        [[0, 5]],
+        [[0, 5, 7]],
+        [[0, 5, []]],
+        [[0, 5, [b"\xff", 1]]],
+        [[0, 5, [b"a", b"x"]]],
+        [[b"a", 5, [b"a", 1]]],
+    ],
+)
+def test_a_map_that_cannot_be_read_is_trouble_and_no_crash(rows: list[Any]) -> None:
+    with pytest.raises(RedisError, match="map"):
+        _rows_of(rows, HERE)
+
+
+def test_slots_that_do_not_exist_are_on_no_map() -> None:
+    assert _rows_of([[0, 99999, [b"a", 1]], [5, 4, [b"a", 1]], [-1, 4, [b"a", 1]]], HERE) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "leads_to"),
+    [
+        ("MOVED 3999 192.0.2.7:6381", (3999, Address("192.0.2.7", 6381))),
+        ("ASK 3999 2001:db8::7:6381", (3999, Address("2001:db8::7", 6381))),
+        ("MOVED 3999 :6381", (3999, Address("127.0.0.1", 6381))),
+        ("MOVED 3999 ?:6381", (3999, Address("127.0.0.1", 6381))),
+    ],
+)
+def test_a_node_that_sends_on_is_understood(text: str, leads_to: tuple[int, Address]) -> None:
+    assert _redirected(Refused(text), HERE) == leads_to
+
+
+@pytest.mark.parametrize("text", ["MOVED", "MOVED x y", "MOVED 1 nowhere", "ASK 5 a:b"])
+def test_a_node_that_sends_on_to_nowhere_is_a_store_error(text: str) -> None:
+    with pytest.raises(StoreError, match="nowhere"):
+        _redirected(Refused(text), HERE)
+
+
+# ── What is asked of whom ──
+
+
+async def test_requests_share_a_connection_to_each_node(store: RedisStore, cluster: Cluster) -> None:
+    app = app_with(store)
+    browsers = [Browser(app) for _ in range(120)]
+    await asyncio.gather(*(browser.do(log_in(f"user {number}")) for number, browser in enumerate(browsers)))
+    before = [node.ask("INFO", "stats")["total_connections_received"] for node in cluster.nodes[:3]]
+
+    for _ in range(3):
+        await asyncio.gather(*(browser.do(put(a=1)) for browser in browsers))
+
+    after = [node.ask("INFO", "stats")["total_connections_received"] for node in cluster.nodes[:3]]
+    assert [late - early for early, late in zip(before, after, strict=True)] == [1, 1, 1]  # that of the question
+    own = [line for (_, lane), line in a_map(store)._lines.items() if lane == "requests"]
+    assert len(own) == 3
+
+
+async def test_one_node_is_enough_to_find_the_others(cluster: Cluster) -> None:
+    nobody = free_port()
+    store = RedisStore.from_cluster([f"redis://127.0.0.1:{nobody}", cluster.url])
+    record = a_record()
+
+    await store.create(record)
+
+    assert await store.load(record.key) == record
+    assert set(a_map(store).primaries) == {Address("127.0.0.1", node.port) for node in cluster.nodes[:3]}
+    await store.aclose()
+
+
+async def test_a_replica_shows_the_way(cluster: Cluster) -> None:
+    store = RedisStore.from_cluster(f"redis://127.0.0.1:{cluster.nodes[4].port}")
+    record = a_record()
+
+    await store.create(record)
+
+    assert await store.load(record.key) == record
+    await store.aclose()
+
+
+async def test_where_there_is_no_cluster_it_is_a_store_error(own_server: Server) -> None:
+    store = RedisStore.from_cluster(own_server.url.removesuffix("/0"))
+    with pytest.raises(StoreError):
+        await store.load(a_record().key)
+
+    own_server.start()  # a server, but no cluster
+    with pytest.raises(StoreError):
+        await store.load(a_record().key)
+    await store.aclose()
+
+
+async def test_a_map_that_is_wrong_is_put_right_by_the_nodes(store: RedisStore) -> None:
+    records = [a_record(owner=next(users_at(number))) for number in range(3)]
+    for record in records:
+        await store.create(record)
+    known = a_map(store)
+    first, second, third = known.primaries
+    known.at = [{first: second, second: third, third: first}[there] for there in known.at if there]
+
+    assert [await store.load(record.key) for record in records] == records
+
+
+async def test_where_a_slot_has_moved_to_is_remembered(store: RedisStore, cluster: Cluster) -> None:
+    record = a_record(owner=next(users_at(0)))
+    slot = slot_of_place(record.key[:3])
+    await store.create(record)
+    source, target = cluster.nodes[:2]
+
+    await asyncio.to_thread(cluster.move_slots, source, target, range(slot, slot + 1))
+    found = await store.load(record.key)
+    known = a_map(store).at[slot]
+
+    await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))
+    assert found == record
+    assert known == Address(target.host, target.port)
+
+
+async def test_who_is_under_suspicion_is_asked_last_for_the_map(
+    store: RedisStore, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hang, and each look at the map would begin with waiting for it."""
+    monkeypatch.setattr("asgi_sessions.stores.redis._cluster.LOOK_PAUSE", 0)
+    await store.load(a_record().key)
+    known, node = a_map(store), cluster.nodes[0]
+
+    def shown() -> int:
+        return int(node.ask("INFO", "commandstats").get("cmdstat_cluster|slots", {"calls": 0})["calls"])
+
+    before = shown()
+    for _ in range(25):
+        await known.suspect(Address(node.host, node.port))
+
+    assert shown() == before
+
+
+async def test_the_store_is_used_again_after_it_was_closed(store: RedisStore) -> None:
+    record = a_record()
+    await store.create(record)
+    await store.aclose()
+
+    assert await store.load(record.key) == record
+
+
+def test_each_event_loop_has_its_own_connections(cluster: Cluster) -> None:
+    store, record = RedisStore.from_cluster(cluster.url), a_record()
+
+    asyncio.run(store.create(record))
+
+    assert asyncio.run(store.load(record.key)) == record
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://localhost:6379/1", "unix:///run/redis.sock", "nonsense", [], ["redis://localhost", "nonsense"], [7], 7],
+)
+def test_what_leads_to_no_cluster_fails_when_the_store_is_built(url: Any) -> None:
+    with pytest.raises(ConfigurationError, match="from_cluster"):
+        RedisStore.from_cluster(url)
+
+
+# ── A node in trouble ──
+
+
+async def test_a_node_that_hangs_is_left_alone_and_the_others_are_asked(cluster: Cluster, store: RedisStore) -> None:
+    """Each node may fail by itself: a third of the users hear 503 at once, and two thirds hear nothing of it."""
+    app = app_with(store)
+    there, elsewhere = [Browser(app) for _ in range(8)], Browser(app)
+    names = users_at(1)
+    for browser in there:
+        await browser.do(log_in(next(names)))
+    await elsewhere.do(log_in(next(users_at(0))))
+
+    cluster.nodes[4].signal(signal.SIGSTOP)  # its replica, so that nobody takes over
+    cluster.nodes[1].signal(signal.SIGSTOP)
+    try:
+        answers = await asyncio.gather(*(browser.do(put(a=1)) for browser in there))
+        others = await elsewhere.do(put(a=1))
+        asked_again = await there[0].do(put(a=1))
+    finally:
+        for number in (1, 4):
+            cluster.nodes[number].signal(signal.SIGCONT)
+
+    assert {answer.status for answer in answers} == {503}
+    assert others.status == 200
+    assert asked_again.status == 503
+    assert "left alone" in str(asked_again.messages) or app.manager.retry_after >= 1
+    await asyncio.to_thread(until, lambda: all(cluster.is_ok(node) for node in cluster.nodes), "all well again")
+
+
+# ── Least privilege ──
+
+MORE_RIGHTS = ["+cluster|slots", "+cluster|info", "+asking", "+wait"]
+"""Those that the page names for a cluster with ``durable_ends``, beside the others."""
+
+
+@pytest.mark.parametrize("left_out", [None, *MORE_RIGHTS])
+async def test_the_rights_of_the_page_are_enough_on_a_cluster(cluster: Cluster, left_out: str | None) -> None:
+    words = [word.replace("asgi-sessions:", "acl:") for word in rights() if word not in ("resetkeys", "resetchannels")]
+    for node in cluster.nodes:
+        node.ask("ACL", "SETUSER", "sessions", "reset", *words, *(word for word in MORE_RIGHTS if word != left_out))
+    store = RedisStore.from_cluster(
+        cluster.url.replace("redis://", "redis://sessions:s3cret@"), prefix="acl", durable_ends=1
+    )
+    alice, user = Browser(app_with(store)), next(users_at(0))
+    slot = slot_of_place(_place(user))
+
+    answers = [(await alice.do(log_in(user))).status]
+    with cluster.half_moved(slot, cluster.nodes[0], cluster.nodes[1], lambda _: True):
+        answers.append((await alice.do(put(a=1))).status)
+    cluster.move_slots(cluster.nodes[1], cluster.nodes[0], range(slot, slot + 1))
+    answers.append((await alice.do(destroy)).status)
+
+    await store.aclose()
+    for node in cluster.nodes:
+        node.ask("ACL", "DELUSER", "sessions")
+        if node in cluster.nodes[:3]:
+            node.ask("FLUSHALL")
+    # Without CLUSTER INFO a node that is cut off is not told from the others: nobody is, here.
+    assert (answers == [200, 200, 200]) is (left_out in (None, "+cluster|info"))
+
+
+# ── Ends ──
+
+
+@pytest.fixture
+async def listening(store: RedisStore) -> AsyncIterator[tuple[Any, list[str], list[str]]]:
+    heard: list[str] = []
+    doubted: list[str] = []
+    made = store.listen(heard.append, doubted.append)
+    yield made, heard, doubted
+    await made.aclose()
+
+
+async def soon(condition: Any) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(10):
+            while not condition():  # noqa: ASYNC110 - a look now and then is enough
+                await asyncio.sleep(0.01)
+    return bool(condition())
+
+
+async def test_ends_are_heard_of_at_every_node(store: RedisStore, cluster: Cluster, listening: Any) -> None:
+    ears, heard, _ = listening
+    records = [a_record(owner=next(users_at(number))) for number in range(3)]
+    for record in records:
+        await store.create(record)
+        ears.add(record.key[:3])
+    assert await soon(lambda: ears.is_live)
+    other = RedisStore.from_cluster(cluster.url)
+
+    for record in records:
+        await other.delete(record.key)
+
+    assert await soon(lambda: sorted(heard) == sorted(record.id for record in records))
+    await other.aclose()
+
+
+async def test_ends_are_heard_of_where_the_slot_has_moved_to(
+    store: RedisStore, cluster: Cluster, listening: Any
+) -> None:
+    ears, heard, doubted = listening
+    record = a_record(owner=next(users_at(0)))
+    place, slot = record.key[:3], slot_of_place(record.key[:3])
+    await store.create(record)
+    ears.add(place)
+    assert await soon(lambda: doubted == [place])
+    source, target = cluster.nodes[:2]
+
+    await asyncio.to_thread(cluster.move_slots, source, target, range(slot, slot + 1))
+    assert await soon(lambda: len(doubted) > 1 and ears.is_live)
+    await store.delete(record.key)
+
+    assert await soon(lambda: heard == [record.id])
+    await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))
+
+
+async def test_ears_that_nobody_needs_are_closed(store: RedisStore, listening: Any) -> None:
+    ears, _, _ = listening
+    await store.load(a_record().key)
+    places = [_place(next(users_at(number))) for number in range(3)]
+    for place in places:
+        ears.add(place)
+    assert await soon(lambda: ears.is_live)
+
+    for place in places[1:]:
+        ears.remove(place)
+
+    assert await soon(lambda: len(ears._ears) == 1 and not ears._closing)
+    assert ears.is_live
+
+
+@pytest.mark.parametrize("deaf", [False, True], ids=["the replica has heard", "the replica has not"])
+async def test_an_end_waits_for_the_replica_of_its_own_node(cluster: Cluster, deaf: bool) -> None:
+    store = RedisStore.from_cluster(cluster.url, durable_ends=1)
+    app = app_with(store)
+    alice, user = Browser(app), next(users_at(2))
+    await alice.do(log_in(user))
+    replica = cluster.nodes[5]
+    if deaf:
+        replica.signal(signal.SIGSTOP)
+
+    try:
+        response = await alice.another().do(destroy)
+    finally:
+        replica.signal(signal.SIGCONT)
+
+    assert response.status == (503 if deaf else 200)
+    assert (await read(alice))["user_id"] is None
+    assert await UserSessions(store).revoke_all(user) == 0
+    await store.aclose()
+
+
+# ── Walking through ──
+
+
+async def test_every_record_of_a_cluster_is_walked_through(store: RedisStore) -> None:
+    records = [a_record(number=number, owner=f"user {number}") for number in range(150)]
+    for record in records:
+        await store.create(record)
+    other = RedisStore(store._client, prefix="other") if False else None
+
+    found: list[str] = []
+    cursor, shares = "", [0.0]
+    while cursor or len(shares) == 1:
+        keys, cursor = await store.scan(cursor, 40)
+        found += keys
+        shares.append(store.walked(cursor) or 0.0 if cursor else 1.0)
+
+    assert other is None
+    assert sorted(found) == sorted(record.key for record in records)
+    assert shares == sorted(shares)
+    assert len(shares) > 16384 // 256
+
+
+async def test_a_cluster_is_sealed_anew(cluster: Cluster) -> None:
+    old, new = "o" * 15 + "ld secret 0123456789", "n" * 15 + "ew secret 0123456789"
+    store = RedisStore.from_cluster(cluster.url)
+    browsers = [Browser(app_with(store, secret_keys=[old])) for _ in range(30)]
+    for number, browser in enumerate(browsers):
+        await browser.do(log_in(f"user {number}"))
+
+    progress = await rekey(store, [new, old])
+
+    assert (progress.sealed, progress.damaged) == (30, 0)
+    assert (await rekey(store, [new, old])).sealed == 0
+    again = app_with(store, secret_keys=[new, old])
+    states = [await read(Browser(again, browser.token)) for browser in browsers]
+    assert [state["user_id"] for state in states] == [f"user {number}" for number in range(30)]
+    await store.aclose()
