@@ -89,6 +89,9 @@ async def measure(most: int) -> dict[str, Any]:
     return found
 
 
+STYLE = {"read": "o-", "touch": "^:", "write": "s--", "log-in": "D-."}
+"""How the kinds are drawn."""
+
 # ── The plan ──
 
 
@@ -349,6 +352,20 @@ def of_sql(data: dict[str, Any]) -> str:
                 ]
             )
     return table(head, rows) + "\n"
+
+
+def parts(data: dict[str, Any]) -> dict[str, str]:
+    """What the page about capacity shows, by the names of its marks."""
+    about = data["about"]
+    return {
+        "sessions": of_sessions(data),
+        "in flight": of_in_flight(data),
+        "log": of_log(data),
+        "replica": of_replica(data),
+        "databases": of_sql(data),
+        "plan": f"```text\n{shown(plan(data))}\n```",
+        "machine": f"{data['server']}, {about['machine']}, Python {about['python']}, {about['date']}.",
+    }
 
 
 def main() -> None:

@@ -180,6 +180,11 @@ def markdown(data: dict[str, Any]) -> str:
     )
 
 
+def parts(data: dict[str, Any]) -> dict[str, str]:
+    """What the page about capacity shows, by the names of its marks."""
+    return {"soak": markdown(data)}
+
+
 def main() -> None:
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
     with a_server() as server:
