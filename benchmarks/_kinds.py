@@ -68,13 +68,15 @@ class Load:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.cookies: list[bytes] = []
+        # Clocks that stand still: however long the filling takes, no touch is due before it is wanted.
+        self._now = time.time()
         self._ahead = 0.0
-        self._app = SessionMiddleware(app, store, store_deadline=PATIENCE)
+        self._app = SessionMiddleware(app, store, store_deadline=PATIENCE, clock=lambda: self._now)
         self._later = SessionMiddleware(
             app,
             store,
             store_deadline=PATIENCE,
-            clock=lambda: time.time() + self._ahead,
+            clock=lambda: self._now + self._ahead,
             devices=self._app.manager.devices,
         )
         self._names = itertools.count()

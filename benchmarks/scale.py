@@ -1,4 +1,4 @@
-"""How large it gets: ``python -m benchmarks.scale [SESSIONS]``, up to a million by default; about ten minutes.
+"""How large it gets: ``python -m benchmarks.scale [SESSIONS]``, up to a million by default; about a quarter of an hour.
 
 Fills servers of its own through the middleware and measures, at each power of ten, what a session takes in their memory and
 what requests cost: commands, CPU, bytes on the wire. Then what a log on disk, a replica and databases cost. From these it
@@ -9,6 +9,7 @@ logged in, each user with one.
 from __future__ import annotations
 
 import asyncio
+import statistics
 import sys
 import time
 from typing import Any, NamedTuple
@@ -17,10 +18,11 @@ import redis
 
 from asgi_sessions import RedisStore
 from benchmarks import _scale_log, _scale_replica, _scale_sql
-from benchmarks._kinds import CHANGES, KINDS, Load, counted, per_request, stage
+from benchmarks._kinds import CHANGES, IN_FLIGHT, KINDS, Load, counted, per_request, stage
 from benchmarks._work import Server, a_server, save, table
 
 REQUESTS = 5000
+ROUNDS = 3
 AT_A_TIME = (1, 10, 100)
 """Requests in flight in the process of an app: what they ask together leaves together, and is cheaper."""
 MOST_IN_SQL = 100_000
@@ -41,10 +43,22 @@ NODE_CPU = 0.5
 """Of one core: a server carries out commands on one, and should be half idle."""
 REPLICAS = 1
 """Of each primary."""
-IN_FLIGHT = "10"
+PLANNED = "10"
 """In the process of an app: 5,000 requests a second that take 2 ms are ten in flight."""
 AWAY = 60
 """Seconds that a replica may be away and come back without a copy of everything."""
+
+
+async def costs(client: Any, load: Load, many: int, in_flight: int) -> dict[str, dict[str, float]]:
+    """What a request of each kind costs: the median of some rounds."""
+    rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    for _ in range(ROUNDS):
+        for kind, seen in rounds.items():
+            seen.append(await per_request(client, load, kind, many, in_flight))
+    await load.forget_late()
+    return {
+        kind: {name: statistics.median(one[name] for one in seen) for name in seen[0]} for kind, seen in rounds.items()
+    }
 
 
 async def sessions(server: Server, most: int) -> dict[str, Any]:
@@ -52,6 +66,7 @@ async def sessions(server: Server, most: int) -> dict[str, Any]:
     load, rows, size = Load(RedisStore.from_url(server.url)), [], 1000
     with redis.Redis.from_url(server.url) as client:
         await load.fill(2)
+        await costs(client, load, 2, 1)  # so that the server knows the scripts
         empty = counted(client)
         while size <= most:
             began, many = time.perf_counter(), size - len(load.cookies)
@@ -59,16 +74,10 @@ async def sessions(server: Server, most: int) -> dict[str, Any]:
             took, full = time.perf_counter() - began, counted(client)
             row: dict[str, Any] = {"sessions": size, "filled per second": many / took}
             row |= {name: (full[name] - empty[name]) / size for name in ("memory", "resident")}
-            for kind in KINDS:
-                row[kind] = await per_request(client, load, kind, min(REQUESTS, size))
-            await load.forget_late()
+            row |= await costs(client, load, min(REQUESTS, size), IN_FLIGHT)
             rows.append(row)
             size *= 10
-        by_in_flight = {
-            str(n): {kind: await per_request(client, load, kind, min(REQUESTS, most), n) for kind in KINDS}
-            for n in AT_A_TIME
-        }
-        await load.forget_late()
+        by_in_flight = {str(n): await costs(client, load, min(REQUESTS, most), n) for n in AT_A_TIME}
         before = counted(client)["memory"]
         lines = await load.histories(50, 100)
         line = (counted(client)["memory"] - before) / lines
@@ -114,7 +123,7 @@ def gib(size: float) -> str:
 
 def plan(data: dict[str, Any]) -> list[Step]:
     row, log, replica = data["rows"][-1], data["log"], data["replica"]
-    at_work = data["in flight"][IN_FLIGHT]
+    at_work = data["in flight"][PLANNED]
     costs = {name: {kind: at_work[kind][name] for kind in KINDS} for name in ("commands", "cpu", "in", "out", "app")}
     per_session = row["memory"] + LINES / 2 * data["line"]
     memory, cpu = per_session * SESSIONS * HEADROOM, mixed(costs["cpu"])
@@ -220,13 +229,13 @@ def plan(data: dict[str, Any]) -> list[Step]:
         ),
     ]
     if log["fsyncs"]["always"] is not None:
-        always = log["fsyncs"]["always"][IN_FLIGHT]
+        always = log["fsyncs"]["always"][PLANNED]
         per_fsync = 1 / always["per write"]
         steps.insert(
             11,
             Step(
                 "fsyncs, with always",
-                f"changes/s of a primary / changes that share one, {IN_FLIGHT} being in flight",
+                f"changes/s of a primary / changes that share one, {PLANNED} being in flight",
                 f"{changes:,.0f}/s / {per_fsync:.0f}",
                 f"{changes / per_fsync:,.0f}/s on each, where this disk can do {1 / always['seconds']:,.0f}/s",
             ),
