@@ -62,8 +62,7 @@ async def of(url: str, most: int, requests: int, **options: Any) -> dict[str, An
                     "app": (spent() - cpu) / many,
                     "alone": statistics.median(await load.send(kind, many // 4, 1)),
                 }
-            # The log-ins that were measured are sessions too.
-            total = len(load.cookies)
+            await load.forget_late()
             rows.append(row)
             size *= 10
         async with store._lane().statement() as connection:
