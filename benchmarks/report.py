@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def dress(axis: Any, title: str, down: str, along: str) -> None:
     for spine in axis.spines.values():
         spine.set_color(INK)
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(labelcolor=INK, frameon=False, fontsize=8)
+        axis.legend(labelcolor=INK, frameon=False, fontsize=8, ncols=1 if len(axis.lines) < 4 else 2)
 
 
 def plot_scale(data: dict[str, Any]) -> None:
@@ -134,6 +135,10 @@ def plot_scale(data: dict[str, Any]) -> None:
         log.plot([int(n) for n in at], [seconds * 1e3 for seconds in took], style, color=OURS, label=mode)
     log.set_xscale("log")
     log.set_yscale("log")
+    log.set_ylim(
+        *(10 ** round_(math.log10(end)) for round_, end in zip((math.floor, math.ceil), log.get_ylim(), strict=True))
+    )
+    cpu.set_ylim(top=cpu.get_ylim()[1] * 1.3)  # room for the legend
     dress(size, "What is kept of a session", "bytes", "sessions")
     dress(cpu, "A request, 100 in flight", "µs of the server's CPU", "sessions")
     dress(memory, "Memory", "GiB", "sessions")
