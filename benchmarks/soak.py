@@ -39,6 +39,8 @@ WATCHED = {
     "objects": ("objects that gc knows", "thousand", 1e3),
     "server memory": ("memory of the server", "MB", 1e6),
     "keys": ("keys of the server", "", 1),
+    "memory of a key": ("memory of the server for each key", "B", 1),
+    "visitors": ("sessions whose cookie somebody still uses", "", 1),
     "server clients": ("connections to the server", "", 1),
     "p50": ("latency, median", "ms", 1e-3),
     "p99": ("latency, p99", "ms", 1e-3),
@@ -150,10 +152,13 @@ def fit(points: list[tuple[float, float]]) -> tuple[float, float, float]:
 def fits(data: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
     """Of each thing watched, over what came after the warm-up; in its unit."""
     found = {}
+    samples = [
+        {**one, "memory of a key": one["server memory"] / one["keys"]}
+        for one in data["samples"]
+        if one["at"] >= data["warm-up"]
+    ]
     for name, (_, _, unit) in WATCHED.items():
-        points = [
-            (one["at"], one[name] / unit) for one in data["samples"] if one["at"] >= data["warm-up"] and name in one
-        ]
+        points = [(one["at"], one[name] / unit) for one in samples if name in one]
         found[name] = fit(points)
     return found
 

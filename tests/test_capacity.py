@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import scale, soak
-from benchmarks._soak_client import ABSOLUTE, IDLE, Journal, Visitor
+from benchmarks._soak_client import ABSOLUTE, IDLE, Client, Journal, Visitor
 from tests.markdown import DOCS, ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -62,6 +62,38 @@ def test_the_journal_of_the_soak_sees_a_wrong_answer(
     journal.judge(visitor, found, time.monotonic(), visitor.values)
 
     assert dict(journal.wrong) == ({} if wrong is None else {wrong: 1})
+
+
+class Answering:
+    """A socket whose other end always says the same."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        self._found = found
+
+    async def send(self, _: str) -> None: ...
+
+    async def recv(self) -> str:
+        return json.dumps(self._found)
+
+    async def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("found", "wrong"),
+    [
+        pytest.param(HERS, "a socket outlives its session", id="a session that has ended"),
+        pytest.param({"user": None}, None, id="none: it was opened when the session was over"),
+        pytest.param({**HERS, "mark": "m2"}, "somebody else's session", id="the mark of another"),
+    ],
+)
+async def test_the_journal_of_the_soak_sees_a_wrong_socket(found: dict[str, Any], wrong: str | None) -> None:
+    now = time.monotonic()
+    client, visitor = Client(0, Journal()), a_visitor(ended=now - 10)
+
+    await client._converse(Answering(found), visitor, sent=now - 20)
+
+    assert wrong is None or client.journal.wrong[wrong] == 1
+    assert wrong is not None or not client.journal.wrong
 
 
 def test_a_revocation_ends_those_who_were_there_and_not_who_came_meanwhile() -> None:
