@@ -84,7 +84,8 @@ def keep(fig: Any, name: str) -> None:
     import matplotlib.pyplot as plt
 
     fig.tight_layout()
-    with plt.rc_context({"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Arial"]}):
+    # The names of its parts are random otherwise, and the same figures would be another file.
+    with plt.rc_context({"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Arial"], "svg.hashsalt": name}):
         fig.savefig(IMAGES / name, transparent=True, metadata={"Date": None})
     plt.close(fig)
 
