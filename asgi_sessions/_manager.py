@@ -404,10 +404,10 @@ class Manager:
             return not session._touch_due
         if asked is not _NOTHING:
             return False
-        if session._lent:
-            if not self._codec.is_same(session, session._loaded, session._written):
-                return False
-            session._written = False
+        if session._written:
+            return False  # other bytes, most likely; the table will tell, and they need be encoded only once
+        if session._lent and not self._codec.is_same(session, session._loaded):
+            return False
         return not (session._touch_due or session._renewal_due)
 
     async def _commit(self, session: Session, events: list[Event], *, failed: bool) -> None:
@@ -530,6 +530,7 @@ class Manager:
             some = not failed and (dict.__len__(session) > 0 or session._user_id is not None)
             if some:
                 payload = self._codec.encode(session)
+                session._written = False
             return _ROWS[was, Data.SOME if some else Data.EMPTY, asked], payload
         data, payload = self._compare(session)
         if asked is Asked.NOTHING:
@@ -545,6 +546,7 @@ class Manager:
         if dict.__len__(session) == 0 and session._user_id is None:
             return Data.EMPTIED, b""
         payload = self._codec.encode(session, session._lent)
+        session._written = False
         return (Data.SAME if payload == session._loaded else Data.CHANGED), payload
 
     # ── The steps: each returns the fresh token, if it made one ──
@@ -753,7 +755,6 @@ class Manager:
         session._record = record
         session._stored = body
         session._loaded = body.payload
-        session._written = False
         session._id = record.id
         session._user_id = body.user_id
         session._created_at = body.created_at
