@@ -198,6 +198,7 @@ class Manager:
         self._hooks: set[asyncio.Future[Any]] = set()
         self._deadline = DEADLINE if deadline is None else deadline
         self._deadlines = Deadlines(self._deadline)
+        self._touch_deadlines = Deadlines(self._deadline * 0.6)
         if self._deadline < DEADLINE:
             self._keeps_time = False  # it would take longer
         self._queues: WeakValueDictionary[tuple[str, int], anyio.Lock] = WeakValueDictionary()
@@ -598,7 +599,7 @@ class Manager:
         expires_at = self.timeouts.expires_at(session._created_at, seen_at, session._remembered)
         # To lose a touch shortens the idle time by a minute; not worth an error page.
         try:
-            with anyio.fail_after(self._deadline * 0.6):
+            with self._touch_deadlines.limit():
                 found = await self._ask(self.store.touch, record.key, seen_at=seen_at, expires_at=expires_at)
                 current = None if found else await self._load(record.key, events)
                 if current is not None and current.rev == record.rev:
