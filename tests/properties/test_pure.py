@@ -21,6 +21,9 @@ from zoneinfo import ZoneInfo
 import httpx
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -130,6 +133,18 @@ def test_a_signature_is_the_hmac_of_the_standard_library(key: bytes, purpose: st
     expected = hmac.digest(key, message, "sha256")[:16]
 
     assert base64.urlsafe_b64decode(token[BARE_CHARS:] + "==") == expected
+
+
+@given(secret, base64url(46))
+def test_a_record_is_sealed_under_a_key_by_hkdf(raw: bytes, key: str) -> None:
+    """RFC 5869, twice: from a secret to its purpose, and from there to one record."""
+    root = hmac.digest(b"asgi-sessions", raw, "sha256")
+    purpose = HKDFExpand(SHA256(), 32, b"asgi-sessions seal records").derive(root)
+    aes = AESGCM(HKDFExpand(SHA256(), 32, b"asgi-sessions record " + key.encode()).derive(purpose))
+
+    sealed = Secrets([raw]).seal(b"plain", key=key, associated=b"record")
+
+    assert aes.decrypt(sealed[4:16], sealed[16:], b"record") == b"plain"
 
 
 @given(signing_key, st.sampled_from(ALPHABET))
