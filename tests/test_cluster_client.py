@@ -27,8 +27,9 @@ from asgi_sessions.stores.redis._cluster import (
     slot_of_place,
 )
 from asgi_sessions.testing import a_record
-from tests.clusters import Cluster, free_ports, until
+from tests.clusters import Cluster, until
 from tests.conftest import Server
+from tests.ports import free_port
 from tests.support import Browser, app_with, destroy, log_in, put, read
 from tests.test_operators import rights
 
@@ -148,7 +149,7 @@ async def test_requests_share_a_connection_to_each_node(store: RedisStore, clust
 
 
 async def test_one_node_is_enough_to_find_the_others(cluster: Cluster) -> None:
-    (nobody,) = free_ports(1)
+    nobody = free_port()
     store = RedisStore.from_cluster([f"redis://127.0.0.1:{nobody}", cluster.url])
     record = a_record()
 

@@ -26,6 +26,7 @@ import asgi_sessions
 from asgi_sessions import Timeouts, _errors
 from asgi_sessions._manager import COMMIT_TABLE
 from tests.markdown import DOCS, ROOT, Block, agrees, anchors, blocks, links, name_of, pages, prose, rows
+from tests.ports import free_port
 from tests.test_layers import LAYERS
 
 README = ROOT / "README.md"
@@ -135,9 +136,7 @@ class Served:
 
     def __init__(self, program: str, directory: Path, env: dict[str, str]) -> None:
         (directory / "app.py").write_text(program, encoding="utf-8")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "uvicorn", "app:app", "--port", str(self.port), "--log-level", "warning"],
             cwd=directory,

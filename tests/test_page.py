@@ -26,6 +26,7 @@ from starlette.routing import Mount, Route
 
 from asgi_sessions import ConfigurationError, MemoryStore, SessionMiddleware, UserSessions
 from asgi_sessions.page import SessionsPage, Strings
+from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.test_devices import LAPTOP, PHONE
 
@@ -38,7 +39,7 @@ async def log_in(request: Request) -> Response:
     return PlainTextResponse("in")
 
 
-def an_app(store: MemoryStore, clock: FakeClock, **options: Any) -> Starlette:
+def an_app(store: Store, clock: FakeClock, **options: Any) -> Starlette:
     page = SessionsPage(UserSessions(store), **options)
     return Starlette(
         routes=[Route("/login", log_in), Mount("/account/sessions", page)],
@@ -47,10 +48,10 @@ def an_app(store: MemoryStore, clock: FakeClock, **options: Any) -> Starlette:
 
 
 @pytest.fixture
-async def visit(memory: MemoryStore, clock: FakeClock, request: pytest.FixtureRequest) -> AsyncIterator[Visit]:
+async def visit(store: Store, clock: FakeClock, request: pytest.FixtureRequest) -> AsyncIterator[Visit]:
     """Makes browsers: ``visit(agent, app=…)``."""
     clients: list[httpx.AsyncClient] = []
-    usual = an_app(memory, clock)
+    usual = an_app(store, clock)
 
     def make(agent: str = LAPTOP, *, app: Any = None, address: str = "203.0.113.77") -> httpx.AsyncClient:
         transport = httpx.ASGITransport(app or usual, client=(address, 5000))
@@ -352,8 +353,8 @@ def check(value: dict[str, Any], schema: dict[str, Any]) -> None:
 # ── Who may ──
 
 
-async def test_visitors_are_sent_to_log_in(memory: MemoryStore, clock: FakeClock, visit: Visit) -> None:
-    browser = visit(app=an_app(memory, clock, log_in_url="/login?next=sessions"))
+async def test_visitors_are_sent_to_log_in(store: Store, clock: FakeClock, visit: Visit) -> None:
+    browser = visit(app=an_app(store, clock, log_in_url="/login?next=sessions"))
 
     page = await browser.get(HOME)
     api = await browser.get(f"{HOME}api/sessions")
@@ -363,8 +364,8 @@ async def test_visitors_are_sent_to_log_in(memory: MemoryStore, clock: FakeClock
     assert (await browser.get(f"{HOME}style.css")).status_code == 200
 
 
-async def test_ending_may_need_a_fresh_session(memory: MemoryStore, clock: FakeClock, visit: Visit) -> None:
-    strict = an_app(memory, clock, within=timedelta(minutes=5), confirm_url="/confirm")
+async def test_ending_may_need_a_fresh_session(store: Store, clock: FakeClock, visit: Visit) -> None:
+    strict = an_app(store, clock, within=timedelta(minutes=5), confirm_url="/confirm")
     laptop = visit(app=strict)
     await laptop.get("/login")
     (this,) = await sessions_of(laptop)
@@ -382,26 +383,26 @@ async def test_ending_may_need_a_fresh_session(memory: MemoryStore, clock: FakeC
 
 
 async def test_ending_that_needs_a_fresh_session_without_a_place_to_confirm(
-    memory: MemoryStore, clock: FakeClock, visit: Visit
+    store: Store, clock: FakeClock, visit: Visit
 ) -> None:
-    laptop = visit(app=an_app(memory, clock, within=timedelta(minutes=5)))
+    laptop = visit(app=an_app(store, clock, within=timedelta(minutes=5)))
     await laptop.get("/login")
     clock.advance(timedelta(minutes=6))
 
     assert (await laptop.post(f"{HOME}end-others")).status_code == 401
 
 
-async def test_without_sessions_it_says_what_is_missing(memory: MemoryStore) -> None:
-    app = Starlette(routes=[Mount("/s", SessionsPage(UserSessions(memory)))])
+async def test_without_sessions_it_says_what_is_missing(store: Store) -> None:
+    app = Starlette(routes=[Mount("/s", SessionsPage(UserSessions(store)))])
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://shop.example") as client:
         with pytest.raises(ConfigurationError, match="put SessionMiddleware around the app"):
             await client.get("/s/")
 
 
-async def test_it_can_be_mounted_in_litestar(memory: MemoryStore, clock: FakeClock, visit: Visit) -> None:
+async def test_it_can_be_mounted_in_litestar(store: Store, clock: FakeClock, visit: Visit) -> None:
     """Which makes no difference between a path and the same with a slash at its end."""
-    page = SessionsPage(UserSessions(memory))
+    page = SessionsPage(UserSessions(store))
 
     @get("/login")
     async def begin(request: LitestarRequest[Any, Any, Any]) -> str:
@@ -413,7 +414,7 @@ async def test_it_can_be_mounted_in_litestar(memory: MemoryStore, clock: FakeClo
     async def mounted(scope: LitestarScope, receive: Receive, send: Send) -> None:
         await page(scope, receive, send)  # type: ignore[arg-type]  # Litestar types ASGI in its own way
 
-    app = Litestar([begin, mounted], middleware=[DefineMiddleware(SessionMiddleware, store=memory, clock=clock)])
+    app = Litestar([begin, mounted], middleware=[DefineMiddleware(SessionMiddleware, store=store, clock=clock)])
     laptop = visit(app=app)
     await laptop.get("/login")
 
@@ -425,9 +426,9 @@ async def test_it_can_be_mounted_in_litestar(memory: MemoryStore, clock: FakeClo
     assert (await laptop.post(f"{HOME}end-others")).headers["location"] == "./?done=ended-others"
 
 
-async def test_it_can_stand_alone(memory: MemoryStore, clock: FakeClock, visit: Visit) -> None:
-    page = SessionsPage(UserSessions(memory))
-    app = SessionMiddleware(page, memory, clock=clock)
+async def test_it_can_stand_alone(store: Store, clock: FakeClock, visit: Visit) -> None:
+    page = SessionsPage(UserSessions(store))
+    app = SessionMiddleware(page, store, clock=clock)
     alone = visit(app=app)
 
     answer = await alone.get("/")
@@ -449,7 +450,7 @@ async def test_it_can_stand_alone(memory: MemoryStore, clock: FakeClock, visit: 
 # ── In other words ──
 
 
-async def test_every_word_can_be_replaced(memory: MemoryStore, clock: FakeClock, visit: Visit) -> None:
+async def test_every_word_can_be_replaced(store: Store, clock: FakeClock, visit: Visit) -> None:
     german = Strings(
         lang="de",
         title="Ihre Geräte",
@@ -457,7 +458,7 @@ async def test_every_word_can_be_replaced(memory: MemoryStore, clock: FakeClock,
         events={"new_device": "Neues Gerät"},
         ago=lambda time: f"vor {time.seconds // 60} Minuten",
     )
-    laptop, phone = (visit(app=an_app(memory, clock, strings=german)) for _ in range(2))
+    laptop, phone = (visit(app=an_app(store, clock, strings=german)) for _ in range(2))
     await laptop.get("/login")
     await phone.get("/login")
 
@@ -467,15 +468,13 @@ async def test_every_word_can_be_replaced(memory: MemoryStore, clock: FakeClock,
         assert said in page.text
 
 
-async def test_the_template_can_be_overridden(
-    memory: MemoryStore, clock: FakeClock, visit: Visit, tmp_path: Path
-) -> None:
+async def test_the_template_can_be_overridden(store: Store, clock: FakeClock, visit: Visit, tmp_path: Path) -> None:
     (tmp_path / "asgi_sessions").mkdir()
     (tmp_path / "asgi_sessions" / "sessions.html").write_text(
         '{% extends "asgi_sessions/base.html" %}{% block main %}<h1>Ours</h1>{% for s in sessions %}{{ s.title }}{% endfor %}'
         "{% endblock %}"
     )
-    laptop = visit(app=an_app(memory, clock, templates=tmp_path))
+    laptop = visit(app=an_app(store, clock, templates=tmp_path))
     await laptop.get("/login")
 
     assert "<h1>Ours</h1>Firefox 133 on Linux" in (await laptop.get(HOME)).text

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from tests.support import Browser, app_with, log_in, put, read
 
 
 @pytest.fixture(params=SQL)
-async def store(request: pytest.FixtureRequest, anyio_backend: Any) -> AsyncIterator[SQLStore]:
+async def store(request: pytest.FixtureRequest, anyio_backend: Any, patience: None) -> AsyncIterator[SQLStore]:
     async with a_store(request, request.param) as made:
         assert isinstance(made, SQLStore)
         yield made
@@ -369,40 +370,35 @@ async def test_no_error_quotes_what_was_kept(store: SQLStore, request: pytest.Fi
     assert "secret body" not in shown
 
 
+async def hang_up(store: SQLStore, ask: str, kill: str) -> None:
+    """The database closes all connections of this store, and nobody else's."""
+    async with AsyncExitStack() as held:
+        opened = [await held.enter_async_context(store._lane().statement()) for _ in range(10)]
+        ids = [(await connection.execute(text(ask))).scalar_one() for connection in opened]
+    other = create_async_engine(store._first.url, isolation_level="AUTOCOMMIT")
+    async with other.connect() as connection:
+        for id in ids:
+            await connection.execute(text(kill.format(id)))
+    await other.dispose()
+
+
 @pytest.mark.parametrize("store", ["mariadb"], indirect=True)
 async def test_connections_that_mariadb_closed_hurt_nobody(store: SQLStore) -> None:
     """It says so only when something is asked, and the pool has nine more."""
     record = a_record()
     await store.create(record)
-    await asyncio.gather(*(store.load(record.key) for _ in range(20)))
-    async with store._lane().writing() as connection:
-        mine = (await connection.execute(text("SELECT connection_id()"))).scalar_one()
-        ids = (
-            await connection.execute(text("SELECT id FROM information_schema.processlist WHERE db = 'test'"))
-        ).scalars()
-        for id in [id for id in ids.all() if id != mine]:
-            await connection.execute(text(f"KILL {id}"))
+    await hang_up(store, "SELECT connection_id()", "KILL {}")
 
     assert [await store.load(record.key) for _ in range(20)] == [record] * 20
 
 
-async def test_connections_that_postgresql_closed_hurt_nobody(request: pytest.FixtureRequest) -> None:
-    store = SQLStore.from_url(sql_url(request, "postgresql"), table=TABLE)
+@pytest.mark.parametrize("store", ["postgresql"], indirect=True)
+async def test_connections_that_postgresql_closed_hurt_nobody(store: SQLStore) -> None:
     record = a_record()
     await store.create(record)
-    async with store._lane().writing() as connection:
-        await connection.execute(
-            text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE pid <> pg_backend_pid() AND datname = current_database()"
-            )
-        )
+    await hang_up(store, "SELECT pg_backend_pid()", "SELECT pg_terminate_backend({})")
 
-    found = await asyncio.gather(*(store.load(record.key) for _ in range(20)))
-
-    assert found == [record] * 20
-    await empty(store)
-    await store.aclose()
+    assert await asyncio.gather(*(store.load(record.key) for _ in range(20))) == [record] * 20
 
 
 async def test_cancelled_callers_leave_whole_connections_behind(store: SQLStore) -> None:

@@ -30,6 +30,7 @@ from asgi_sessions import MemoryStore, SessionMiddleware, UserSessions
 from asgi_sessions.cli._serve import certificate
 from asgi_sessions.page import SessionsPage
 from tests.conftest import require
+from tests.ports import free_port
 from tests.test_devices import PHONE
 
 HOME = "/account/sessions/"
@@ -69,8 +70,7 @@ def served(directory: Path) -> Iterator[str]:
     """The app behind uvicorn, over TLS, in a process of its own; the URL."""
     for name, text in zip(("cert.pem", "key.pem"), certificate(), strict=True):
         (directory / name).write_bytes(text)
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable,
         "-m",

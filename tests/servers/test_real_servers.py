@@ -21,6 +21,7 @@ import redis
 from websockets.asyncio.client import ClientConnection, connect
 
 from asgi_sessions.cli._serve import certificate
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 COOKIE = "__Host-Http-session"
@@ -55,9 +56,7 @@ class Server:
 
     def __init__(self, name: str, farm: Farm) -> None:
         self.farm = farm
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         module = SERVERS[name][0]
         words = [*SERVERS[name], *TLS[module]]
         paths = {"certificate": farm.certificate, "key": farm.key}

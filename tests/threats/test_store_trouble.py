@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -607,6 +608,42 @@ def test_requests_that_fail_together_are_one_failure() -> None:
         breaker.failed(100.0)
 
     assert breaker.allows(100.0 + FIRST_PAUSE)
+
+
+async def test_a_loop_that_stood_still_is_not_held_against_the_store(memory: Store, options: dict[str, Any]) -> None:
+    """A handler blocks, or the machine is busy: the store has answered, and nobody has looked yet."""
+    watched = Between(memory)
+    alice = await a_visit(watched, options)
+
+    async def answering_meanwhile(real: Any, *args: Any) -> Any:
+        asyncio.get_running_loop().call_soon(time.sleep, 0.6)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return await real(*args)
+
+    watched.instead["load"] = answering_meanwhile
+
+    assert (await alice.do()).status == 200
+
+
+async def test_clients_that_hang_up_after_the_loop_stood_still_do_not_shut_the_store(
+    memory: Store, options: dict[str, Any]
+) -> None:
+    """They have waited for half of the deadline and more; the store, for no longer than a moment."""
+    watched = Between(memory)
+    alice = await a_visit(watched, options)
+    watched.instead["load"] = hanging
+    tasks = [asyncio.ensure_future(alice.another().do()) for _ in range(FAILURES_TO_OPEN * 2)]
+    while len(watched.calls) < len(tasks):  # noqa: ASYNC110 - a turn or two
+        await asyncio.sleep(0)
+
+    time.sleep(0.4)  # noqa: ASYNC251 - this is the trouble
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    watched.instead.clear()
+
+    assert (await read(alice))["user_id"] == "alice"
 
 
 async def test_a_client_that_leaves_while_it_probes_does_not_keep_everybody_else_out(

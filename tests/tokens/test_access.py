@@ -72,7 +72,6 @@ def hs_with(secret: bytes, **header: Any) -> str:
 def hostile() -> Iterator[tuple[str, str]]:
     value: Any
     text: Any
-    change: Any
     kind: Any
     good = forge()
     first, second, third = good.split(".")
@@ -89,8 +88,8 @@ def hostile() -> Iterator[tuple[str, str]]:
         loaded: Any = public._public
         pem = loaded.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         for secret in (pem, pem.strip(), json.dumps(public.jwk).encode(), public.kid.encode(), b""):
-            for kid in (public.kid, HS.kid):
-                yield f"{public.alg} as a secret, {len(secret)} bytes, {kid[:4]}", hs_with(secret, kid=kid)
+            for whose, kid in (("its own kid", public.kid), ("the secret's kid", HS.kid)):
+                yield f"{public.alg} as a secret, {len(secret)} bytes, {whose}", hs_with(secret, kid=kid)
     thief = SigningKey.generate()
     for name, value in {
         "jwk": thief.jwk,
@@ -110,8 +109,12 @@ def hostile() -> Iterator[tuple[str, str]]:
         yield f"header {name}, a thief's", forge(header={**head(), name: value}, key=thief)
     yield "a thief's key", forge(key=thief)
     yield "a thief's key under our kid", forge(key=thief, header=head())
-    for kid in ("", "../../dev/null", "' OR 1=1 --", "0", KEY.kid.lower(), KEY.kid + "A", EC.kid, HS.kid):
+    for kid in ("", "../../dev/null", "' OR 1=1 --", "0"):
         yield f"kid {kid[:12]!r}", forge(header=head(kid=kid))
+    yield "our kid in small letters", forge(header=head(kid=KEY.kid.lower()))
+    yield "our kid and a letter", forge(header=head(kid=KEY.kid + "A"))
+    for other_key in (EC, HS):
+        yield f"the kid of our {other_key.alg}", forge(header=head(kid=other_key.kid))
     for missing in ("alg", "kid", "typ"):
         yield f"no {missing}", forge(header={key: value for key, value in head().items() if key != missing})
     for typ in ("JWT", "jwt", "", "rt+jwt", "id+jwt", "logout+jwt", "dpop+jwt", "secevent+jwt", "application/jwt"):
@@ -163,8 +166,10 @@ def hostile() -> Iterator[tuple[str, str]]:
         f".{second}.{third}",
     ):
         yield f"shape {text[:6]!r} of {text.count('.')} dots", text
-    for change in (good + "=", good + " ", " " + good, good + "\n", good + ".", good.replace(".", ".."), good + "é"):
-        yield f"trimmings {change[-2:]!r} {len(change) - len(good)}", change
+    for trimming in ("=", " ", "\n", ".", "é"):
+        yield f"{trimming!r} behind it", good + trimming
+    yield "a blank before it", " " + good
+    yield "two dots each", good.replace(".", "..")
     yield "padded", ".".join(part + "=" * (-len(part) % 4) for part in good.split(".")) + "="
     yield (
         "standard base64",

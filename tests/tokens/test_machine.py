@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from itertools import count
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
-from asgi_sessions import MemoryStore, UserSessions
+from asgi_sessions import UserSessions
 from asgi_sessions._token import owner_of
 from asgi_sessions.testing import FakeClock
-from asgi_sessions.tokens import TokenError, TokenPair
+from asgi_sessions.tokens import TokenError, TokenPair, Tokens
 from asgi_sessions.tokens._tokens import GRACE
+from tests.conftest import SQL, STORES, a_store
 from tests.tokens.conftest import some_tokens
 
 T = TypeVar("T")
@@ -24,12 +34,11 @@ class Family(RuleBasedStateMachine):
     """The honest client keeps the last token that it was given. Its answers may be lost; then it tries again soon. The thief has
     copied tokens, and may present any of them at any time."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, store: Any, clock: FakeClock, tokens: Tokens, user: str
+    ) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
-        self.clock = FakeClock()
-        self.store = MemoryStore()
-        self.tokens = some_tokens(self.store, self.clock)
+        self.loop, self.store, self.clock, self.tokens, self.user = loop, store, clock, tokens, user
         self.stolen: list[str] = []
         self.meddled = False  # has a thief presented anything since the honest client did?
         self.over = False
@@ -37,12 +46,12 @@ class Family(RuleBasedStateMachine):
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
 
-    def teardown(self) -> None:
-        self.loop.close()
-
     @initialize()
     def log_in(self) -> None:
-        self.honest = self.run(self.tokens.log_in("alice"))
+        self.honest = self.run(self.tokens.log_in(self.user))
+
+    def sessions(self) -> list[Any]:
+        return list(self.run(UserSessions(self.store, clock=self.clock).list(self.user)))
 
     def ask(self, token: str) -> TokenPair | None:
         try:
@@ -88,19 +97,41 @@ class Family(RuleBasedStateMachine):
         if gained is not None:
             self.stolen.append(gained.refresh_token)
         else:
-            self.over = not self.run(UserSessions(self.store, clock=self.clock).list("alice"))
+            self.over = not self.sessions()
 
     @invariant()
     def what_is_over_is_over_for_everybody(self) -> None:
         if self.over:
-            assert self.run(UserSessions(self.store, clock=self.clock).list("alice")) == []
+            assert self.sessions() == []
             for token in (*self.stolen, self.honest.refresh_token):
                 assert self.ask(token) is None, "somebody kept access to a session that was ended"
 
     @invariant()
     def there_is_one_session_at_most(self) -> None:
-        assert len(self.run(self.store.index(owner_of("alice")))) <= 1
+        assert len(self.run(self.store.index(owner_of(self.user)))) <= 1
 
 
-Family.TestCase.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
-TestFamily = Family.TestCase
+EXAMPLES = {"memory": 150, "valkey": 40, "redis": 40, "sqlite": 40, "postgresql": 40, "mariadb": 40}
+
+
+@pytest.mark.no_cover  # the tracer costs as much as the test, and the examples go where the others have been
+@pytest.mark.timeout(300)  # a failure is worth the time it takes to find the shortest way to it
+@pytest.mark.usefixtures("patience")
+@pytest.mark.parametrize("kept_in", [*STORES, *SQL])
+def test_honest_clients_stay_and_thieves_go(kept_in: str, request: pytest.FixtureRequest, clock: FakeClock) -> None:
+    loop, numbers = asyncio.new_event_loop(), count()
+    place = a_store(request, kept_in)
+    tokens = some_tokens(place.store, clock)
+
+    class FamilyInThere(Family):
+        def __init__(self) -> None:
+            # Another user each time, for whom nothing need be cleared away; the clock goes on.
+            super().__init__(loop, place.store, clock, tokens, f"user {next(numbers)}")
+
+    try:
+        run_state_machine_as_test(
+            FamilyInThere, settings=settings(max_examples=EXAMPLES[kept_in], stateful_step_count=25, deadline=None)
+        )
+    finally:
+        loop.run_until_complete(place.__aexit__())
+        loop.close()

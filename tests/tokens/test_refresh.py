@@ -316,7 +316,7 @@ WRONG: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: repr(wrong).replace(KEY.kid[:8], "KEY"))
 def test_what_does_not_fit_is_refused_when_it_is_built(memory: Any, clock: FakeClock, wrong: Any) -> None:
     with pytest.raises(ConfigurationError):
         some_tokens(memory, clock, **wrong)

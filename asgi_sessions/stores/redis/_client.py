@@ -22,6 +22,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from asgi_sessions._deadline import Deadlines
 from asgi_sessions._errors import ConfigurationError, StoreError
 from asgi_sessions._store import Listening
 from asgi_sessions.stores.redis._ear import Deaf, Ear
@@ -259,10 +260,11 @@ def new_connection(pool: ConnectionPool) -> AbstractConnection:
 class Line:
     """The way to the server in one event loop: the link, or the attempt to open one."""
 
-    __slots__ = ("_opening", "_pause", "_pool", "_retry_at", "link")
+    __slots__ = ("_limits", "_opening", "_pause", "_pool", "_retry_at", "link")
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
+        self._limits = Deadlines(TIME_TO_OPEN)
         self._opening: asyncio.Task[Link] | None = None
         self._pause = 0.0
         self._retry_at = 0.0
@@ -273,7 +275,7 @@ class Line:
 
     async def ready_in_time(self) -> Link:
         """:meth:`ready`, or TimeoutError."""
-        async with asyncio.timeout(TIME_TO_OPEN):
+        with self._limits.limit():
             return await self.ready()
 
     async def ready(self) -> Link:
