@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from asgi_sessions._errors import ConfigurationError
+from asgi_sessions._hmac import Hmac
 
 MIN_SECRET_BYTES = 32
 SECRET_ID_BYTES = 4
@@ -25,6 +26,10 @@ NONCE_BYTES = 12
 
 _MIN_DISTINCT_BYTES = 3
 """Fewer than this is a character held down, not a secret."""
+
+# HKDF-Expand, whose first block is all that is needed (RFC 5869, section 2.3): what is hashed before and after the label.
+_EXPANDED = b"asgi-sessions "
+_FIRST_BLOCK = b"\x01"
 
 # Published as examples, and so known to everybody. Compared without case and punctuation.
 _FAMOUS = (
@@ -59,11 +64,11 @@ class Secrets:
             roots.append(root)
         self._roots = tuple(roots)
         self.are_given = bool(roots)
-        sealing = [(_expand(root, b"secret id")[:SECRET_ID_BYTES], _expand(root, b"seal records")) for root in roots]
+        sealing = [(_expand(root, b"secret id")[:SECRET_ID_BYTES], _of_records(root)) for root in roots]
         self._sealing = sealing[0] if sealing else None
-        self._by_id: dict[bytes, list[bytes]] = {}
-        for secret_id, subkey in sealing:
-            self._by_id.setdefault(secret_id, []).append(subkey)
+        self._by_id: dict[bytes, list[Hmac]] = {}
+        for secret_id, subkeys in sealing:
+            self._by_id.setdefault(secret_id, []).append(subkeys)
 
     def __repr__(self) -> str:
         return f"<Secrets: {len(self._roots)}>"
@@ -76,9 +81,9 @@ class Secrets:
         """Encrypt ``plain`` for the record under ``key``: id of the secret, nonce, ciphertext with tag."""
         if self._sealing is None:
             raise ConfigurationError("nothing to seal with: no secret_keys")
-        secret_id, subkey = self._sealing
+        secret_id, subkeys = self._sealing
         nonce = os.urandom(NONCE_BYTES)
-        return secret_id + nonce + _aes(subkey, key).encrypt(nonce, plain, associated)
+        return secret_id + nonce + _aes(subkeys, key).encrypt(nonce, plain, associated)
 
     def is_by_first(self, sealed: bytes) -> bool:
         """Whether the first secret sealed it, by the id in front."""
@@ -89,21 +94,26 @@ class Secrets:
         nonce = sealed[SECRET_ID_BYTES : SECRET_ID_BYTES + NONCE_BYTES]
         if len(nonce) < NONCE_BYTES:
             return None
-        for subkey in self._by_id.get(sealed[:SECRET_ID_BYTES], ()):
+        for subkeys in self._by_id.get(sealed[:SECRET_ID_BYTES], ()):
             try:
-                return _aes(subkey, key).decrypt(nonce, sealed[SECRET_ID_BYTES + NONCE_BYTES :], associated)
+                return _aes(subkeys, key).decrypt(nonce, sealed[SECRET_ID_BYTES + NONCE_BYTES :], associated)
             except InvalidTag:
                 continue
         return None
 
 
-def _aes(subkey: bytes, key: str) -> AESGCM:
-    return AESGCM(_expand(subkey, b"record " + key.encode("utf-8")))
+def _of_records(root: bytes) -> Hmac:
+    """Makes the subkeys of single records, as :func:`_expand` would: one is made with every read."""
+    return Hmac(_expand(root, b"seal records"), _EXPANDED + b"record ")
+
+
+def _aes(subkeys: Hmac, key: str) -> AESGCM:
+    return AESGCM(subkeys.digest(key.encode("utf-8") + _FIRST_BLOCK))
 
 
 def _expand(root: bytes, info: bytes) -> bytes:
-    """HKDF-Expand to 32 bytes, which is its first block (RFC 5869, section 2.3)."""
-    return hmac.digest(root, b"asgi-sessions " + info + b"\x01", "sha256")
+    """HKDF-Expand to 32 bytes (RFC 5869, section 2.3)."""
+    return hmac.digest(root, _EXPANDED + info + _FIRST_BLOCK, "sha256")
 
 
 def _checked(secret: object, number: int) -> bytes:

@@ -198,6 +198,7 @@ class Manager:
         self._hooks: set[asyncio.Future[Any]] = set()
         self._deadline = DEADLINE if deadline is None else deadline
         self._deadlines = Deadlines(self._deadline)
+        self._touch_deadlines = Deadlines(self._deadline * 0.6)
         if self._deadline < DEADLINE:
             self._keeps_time = False  # it would take longer
         self._queues: WeakValueDictionary[tuple[str, int], anyio.Lock] = WeakValueDictionary()
@@ -404,10 +405,10 @@ class Manager:
             return not session._touch_due
         if asked is not _NOTHING:
             return False
-        if session._lent:
-            if not self._codec.is_same(session, session._loaded, session._written):
-                return False
-            session._written = False
+        if session._written:
+            return False  # other bytes, most likely; the table will tell, and they need be encoded only once
+        if session._lent and not self._codec.is_same(session, session._loaded):
+            return False
         return not (session._touch_due or session._renewal_due)
 
     async def _commit(self, session: Session, events: list[Event], *, failed: bool) -> None:
@@ -530,6 +531,7 @@ class Manager:
             some = not failed and (dict.__len__(session) > 0 or session._user_id is not None)
             if some:
                 payload = self._codec.encode(session)
+                session._written = False
             return _ROWS[was, Data.SOME if some else Data.EMPTY, asked], payload
         data, payload = self._compare(session)
         if asked is Asked.NOTHING:
@@ -545,6 +547,7 @@ class Manager:
         if dict.__len__(session) == 0 and session._user_id is None:
             return Data.EMPTIED, b""
         payload = self._codec.encode(session, session._lent)
+        session._written = False
         return (Data.SAME if payload == session._loaded else Data.CHANGED), payload
 
     # ── The steps: each returns the fresh token, if it made one ──
@@ -596,7 +599,7 @@ class Manager:
         expires_at = self.timeouts.expires_at(session._created_at, seen_at, session._remembered)
         # To lose a touch shortens the idle time by a minute; not worth an error page.
         try:
-            with anyio.fail_after(self._deadline * 0.6):
+            with self._touch_deadlines.limit():
                 found = await self._ask(self.store.touch, record.key, seen_at=seen_at, expires_at=expires_at)
                 current = None if found else await self._load(record.key, events)
                 if current is not None and current.rev == record.rev:
@@ -753,7 +756,6 @@ class Manager:
         session._record = record
         session._stored = body
         session._loaded = body.payload
-        session._written = False
         session._id = record.id
         session._user_id = body.user_id
         session._created_at = body.created_at

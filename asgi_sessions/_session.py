@@ -117,7 +117,7 @@ class Session(dict[str, Any]):
     _stored: Body | None
     _touch_due: bool  # is this activity to be written down?
     _user_id: str | None
-    _written: bool  # was anything put in by a method of the dict?
+    _written: bool  # was anything put in by a method of the dict since it was last encoded?
 
     @classmethod
     def _empty(cls, keeper: Keeper, now: float) -> Self:

@@ -19,6 +19,8 @@ from functools import lru_cache
 from hashlib import sha256
 from hmac import compare_digest
 
+from asgi_sessions._hmac import Hmac
+
 PLACE_CHARS = 3
 """18 bits: 262,144 places spread well over the 16,384 slots of a Redis Cluster."""
 
@@ -29,7 +31,6 @@ BARE_CHARS = PLACE_CHARS + 43
 SIGNATURE_BYTES = 16
 """128 bits: an attacker has one guess per request, so a forgery stays out of reach (RFC 2104, section 5)."""
 SIGNED_CHARS = BARE_CHARS + 22
-_BLOCK = 64  # bytes; SHA-256 works on such blocks (FIPS 180-4)
 
 ID_BYTES = 12
 """An id is a handle, not a secret: 96 bits are enough that two never meet."""
@@ -80,21 +81,16 @@ def _key_of(bare: bytes) -> str:
 
 
 class Signer:
-    """HMAC-SHA-256 (RFC 2104) with the key and the beginning of the message hashed in once: a third of ``hmac.digest()``."""
+    """Signs what begins with ``context``, which no other purpose does."""
 
-    __slots__ = ("_inner", "_outer")
+    __slots__ = ("_hmac",)
 
     def __init__(self, key: bytes, context: bytes) -> None:
-        block = (sha256(key).digest() if len(key) > _BLOCK else key).ljust(_BLOCK, b"\0")
-        self._inner = sha256(bytes(byte ^ 0x36 for byte in block) + context)
-        self._outer = sha256(bytes(byte ^ 0x5C for byte in block))
+        self._hmac = Hmac(key, context)
 
     def sign(self, bare: bytes) -> bytes:
         """The signature as base64url."""
-        inner, outer = self._inner.copy(), self._outer.copy()
-        inner.update(bare)
-        outer.update(inner.digest())
-        return b2a_base64(outer.digest()[:SIGNATURE_BYTES], newline=False).translate(_URL_SAFE, b"=")
+        return b2a_base64(self._hmac.digest(bare)[:SIGNATURE_BYTES], newline=False).translate(_URL_SAFE, b"=")
 
 
 class TokenMint:

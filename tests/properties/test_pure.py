@@ -21,6 +21,9 @@ from zoneinfo import ZoneInfo
 import httpx
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -130,6 +133,18 @@ def test_a_signature_is_the_hmac_of_the_standard_library(key: bytes, purpose: st
     expected = hmac.digest(key, message, "sha256")[:16]
 
     assert base64.urlsafe_b64decode(token[BARE_CHARS:] + "==") == expected
+
+
+@given(secret, base64url(46))
+def test_a_record_is_sealed_under_a_key_by_hkdf(raw: bytes, key: str) -> None:
+    """RFC 5869, twice: from a secret to its purpose, and from there to one record."""
+    root = hmac.digest(b"asgi-sessions", raw, "sha256")
+    purpose = HKDFExpand(SHA256(), 32, b"asgi-sessions seal records").derive(root)
+    aes = AESGCM(HKDFExpand(SHA256(), 32, b"asgi-sessions record " + key.encode()).derive(purpose))
+
+    sealed = Secrets([raw]).seal(b"plain", key=key, associated=b"record")
+
+    assert aes.decrypt(sealed[4:16], sealed[16:], b"record") == b"plain"
 
 
 @given(signing_key, st.sampled_from(ALPHABET))
@@ -973,10 +988,9 @@ def test_a_foreign_extension_type_decodes_or_is_damaged(content: bytes, code: in
 
 @given(payloads, payloads)
 def test_every_change_that_can_be_saved_is_noticed(before: dict[str, Any], after: dict[str, Any]) -> None:
-    for closely in (True, False):
-        same = CODEC.is_same(after, CODEC.encode(before), closely=closely)
+    same = CODEC.is_same(after, CODEC.encode(before))
 
-        assert not same or exactly(after) == exactly(before)
+    assert not same or exactly(after) == exactly(before)
 
 
 look_alikes = st.one_of(
@@ -997,7 +1011,8 @@ def test_a_value_that_only_looks_like_the_one_before_is_noticed(
     before, after = pair
     assume(exactly(before) != exactly(after))
 
-    assert not CODEC.is_same({"a": inside(after)}, CODEC.encode({"a": inside(before)}))
+    with suppress(SessionDataError):
+        assert CODEC.encode({"a": inside(after)}, {"a"}) != CODEC.encode({"a": inside(before)})
 
 
 @given(payloads)

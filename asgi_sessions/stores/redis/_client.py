@@ -428,11 +428,15 @@ async def run(client: Client, script: Script, keys: tuple[str, ...], *args: Any)
         except Refused as refused:  # also of the second try: the server may have been restarted meanwhile
             if refused.code not in ("NOSCRIPT", TRY_AGAIN):
                 raise
-            return await _patiently(lambda: client.call(("EVAL", script.text, *command[2:])))
+            return await _with_text(client, script, command)
     except Refused as refused:
         raise _said(refused, client) from refused
     except UNANSWERED as error:
         raise unanswered(error) from error
+
+
+async def _with_text(client: Client, script: Script, command: tuple[Any, ...]) -> Any:
+    return await _patiently(lambda: client.call(("EVAL", script.text, *command[2:])))
 
 
 async def run_durably(
