@@ -185,7 +185,14 @@ class OwnClient:
         self._last = (0, None, None)
 
 
-async def ask_durably(link: Link, command: tuple[Any, ...], mark: str, replicas: int) -> Any:
+def say_asking(link: Link) -> None:
+    """The next command is of a slot that is on its way to this node of a cluster."""
+    link.ask(("ASKING",)).add_done_callback(retrieve)
+
+
+async def ask_durably(
+    link: Link, command: tuple[Any, ...], mark: str, replicas: int, *, is_asking: bool = False
+) -> Any:
     """The reply to a command, when replicas have what it did. In one write, so on one connection.
 
     WAIT speaks of what its own connection has written. A command that is repeated after a lost connection may find its work done
@@ -195,11 +202,12 @@ async def ask_durably(link: Link, command: tuple[Any, ...], mark: str, replicas:
     Raises:
         StoreError: so many have not. Refused: the server answered with an error.
     """
-    reply, marked, reached = await asyncio.gather(
-        link.ask(command),
-        link.ask(("SET", mark, "", "PX", MARK_TTL)),
-        link.ask(("WAIT", replicas, WAIT_FOR_REPLICAS)),
-    )
+    replies: list[asyncio.Future[Any]] = []
+    for one in (command, ("SET", mark, "", "PX", MARK_TTL)):
+        if is_asking:
+            say_asking(link)
+        replies.append(link.ask(one))
+    reply, marked, reached = await asyncio.gather(*replies, link.ask(("WAIT", replicas, WAIT_FOR_REPLICAS)))
     checked(reply)
     checked(marked)
     if checked(reached) < replicas:

@@ -24,13 +24,13 @@ import weakref
 from binascii import crc_hqx
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
 from asgi_sessions._errors import ConfigurationError, StoreError
-from asgi_sessions._token import PLACE_CHARS
+from asgi_sessions._token import ALPHABET, PLACE_CHARS
 from asgi_sessions.stores.redis._client import (
     PAUSE,
     TIME_TO_OPEN,
@@ -43,6 +43,7 @@ from asgi_sessions.stores.redis._client import (
     new_connection,
     pool_from_url,
     retrieve,
+    say_asking,
     unanswered,
 )
 from asgi_sessions.stores.redis._ear import Ear
@@ -50,8 +51,16 @@ from asgi_sessions.stores.redis._link import ConnectionLost, Link
 
 SLOTS: Final = 16384
 
+TRIES_FOR_A_PLACE: Final = 500
+"""A node of 100 has one of so many places all but surely."""
+
+_PLACE_ALPHABET: Final = ALPHABET.decode()
+
 QUICK: Final = 0.15
 """Seconds that a node has to show its map when others can be asked instead."""
+
+MOST_SENT_ON: Final = 2
+"""How often a command is sent on at once; two nodes that name each other would send it to and fro."""
 
 LOOK_PAUSE: Final = 0.1
 """Seconds between two looks at the map, so that a thousand requests that are in trouble look once."""
@@ -163,6 +172,16 @@ class Map:
         if found is None:
             raise RedisError("nobody has this slot")
         return found
+
+    def elsewhere(self, name: str, address: Address) -> str:
+        """A name of ours like this one, in another slot of the node; the same if it has no other, as far as is found."""
+        slot, begin = slot_of(name), name.index("{") + 1
+        for _ in range(TRIES_FOR_A_PLACE):
+            place = "".join(random.choices(_PLACE_ALPHABET, k=PLACE_CHARS))  # noqa: S311 - spreads load, guards nothing
+            other = slot_of_place(place)
+            if other != slot and self.at[other] == address:
+                return f"{name[:begin]}{place}{name[begin + PLACE_CHARS :]}"
+        return name
 
     def moved(self, slot: int, address: Address) -> None:
         """A node said where this slot is now; others are likely to have moved too."""
@@ -310,24 +329,29 @@ class ClusterClient:
                 except UNANSWERED as error:
                     known.suspect(address)
                     raise unanswered(error) from error
-        return await self._carry(known, slot, lambda link: _checked(link.ask(command)))
+        return await self._carry(known, slot, _asking(command))
 
     again = call
 
     async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: int) -> Any:
         """As :meth:`OwnClient.call_durably`."""
-        return await self._carry(
-            self._cluster.map(), slot_of(mark), lambda link: ask_durably(link, command, mark, replicas)
-        )
+        known, slot = self._cluster.map(), slot_of(mark)
+
+        def ask(link: Link, at: Address, /, *, is_asking: bool) -> Awaitable[Any]:
+            # While its slot moves, a node takes no new key of it: on the old one the mark has to be in another slot.
+            name = mark if is_asking else known.elsewhere(mark, at)
+            return ask_durably(link, command, name, replicas, is_asking=is_asking)
+
+        return await self._carry(known, slot, ask)
 
     async def in_slot(self, slot: int, command: tuple[Any, ...]) -> Any:
         """As :meth:`call`, at the node that has this slot."""
-        return await self._carry(self._cluster.map(), slot, lambda link: _checked(link.ask(command)))
+        return await self._carry(self._cluster.map(), slot, _asking(command))
 
-    async def _carry(self, known: Map, slot: int | None, ask: Callable[[Link], Awaitable[Any]]) -> Any:
+    async def _carry(self, known: Map, slot: int | None, ask: _Ask) -> Any:
         """Ask whoever has the slot, wherever that leads, and again while it passes; as long as a command may wait."""
         address: Address | None = None
-        is_asking = False
+        is_asking, sent_on = False, 0
         trouble: Exception = TimeoutError()
         try:
             async with asyncio.timeout(TIME_TO_OPEN):
@@ -336,15 +360,16 @@ class ClusterClient:
                         if address is None:
                             address = await known.find(slot)
                         link = await known.line(address, self._lane).ready()
-                        if is_asking:
-                            link.ask(("ASKING",)).add_done_callback(retrieve)
-                        return await ask(link)
+                        return await ask(link, address, is_asking=is_asking)
                     except Refused as refused:
                         trouble, is_asking = refused, refused.code == "ASK"
                         if refused.code in ("MOVED", "ASK") and address is not None:
                             moved_slot, address = _redirected(refused, address)
                             if not is_asking:
                                 known.moved(moved_slot, address)
+                            sent_on += 1
+                            if sent_on > MOST_SENT_ON:
+                                await asyncio.sleep(PAUSE)
                             continue
                         if refused.code not in _PASSING:
                             raise
@@ -369,8 +394,19 @@ class ClusterClient:
         await self._cluster.aclose()
 
 
-async def _checked(reply: Awaitable[Any]) -> Any:
-    return checked(await reply)
+class _Ask(Protocol):
+    """Something to be asked of a node; ``is_asking``: of a slot that is on its way there."""
+
+    def __call__(self, link: Link, at: Address, /, *, is_asking: bool) -> Awaitable[Any]: ...
+
+
+def _asking(command: tuple[Any, ...]) -> _Ask:
+    async def ask(link: Link, at: Address, /, *, is_asking: bool) -> Any:
+        if is_asking:
+            say_asking(link)
+        return checked(await link.ask(command))
+
+    return ask
 
 
 class Ears:
