@@ -50,6 +50,7 @@ from asgi_sessions._devices import (
     unseal_facts,
 )
 from asgi_sessions._errors import (
+    EndUnconfirmed,
     RecordChanged,
     RecordDamaged,
     RecordExists,
@@ -1169,6 +1170,8 @@ class Manager:
         """
         if isinstance(error, RecordExists | RecordGone | RecordChanged | RecordDamaged | SessionLimitReached):
             breaker.succeeded()
+        elif isinstance(error, EndUnconfirmed):
+            breaker.abandoned()
         elif isinstance(error, StoreError):
             _note_failure(error, breaker)
         elif isinstance(error, SessionDataError):

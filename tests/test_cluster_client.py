@@ -441,6 +441,26 @@ async def test_nodes_that_name_each_other_are_not_asked_without_a_pause(store: R
     assert 0 < sent_on() - before < 30
 
 
+async def test_replicas_that_do_not_hear_of_ends_are_no_trouble_for_others(cluster: Cluster) -> None:
+    """Their primary answers: it is not to be left alone because of them."""
+    store = RedisStore.from_cluster(cluster.url, durable_ends=1)
+    app, names = app_with(store), users_at(2)
+    leaving, staying = [Browser(app) for _ in range(8)], Browser(app)
+    for browser in (*leaving, staying):
+        await browser.do(log_in(next(names)))
+
+    cluster.nodes[5].signal(signal.SIGSTOP)
+    try:
+        answers = await asyncio.gather(*(browser.do(destroy) for browser in leaving))
+        other = await staying.do(put(a=1))
+    finally:
+        cluster.nodes[5].signal(signal.SIGCONT)
+
+    assert {answer.status for answer in answers} == {503}
+    assert other.status == 200
+    await store.aclose()
+
+
 # ── Walking through ──
 
 

@@ -22,7 +22,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from asgi_sessions._errors import ConfigurationError, StoreError
+from asgi_sessions._errors import ConfigurationError, EndUnconfirmed, StoreError
 from asgi_sessions._store import Listening
 from asgi_sessions.stores.redis._ear import Deaf, Ear
 from asgi_sessions.stores.redis._link import ConnectionLost, Link, open_link
@@ -54,6 +54,9 @@ PAUSE = 0.02
 
 WAIT_FOR_REPLICAS = 300
 """Milliseconds; the whole commit has 450."""
+
+TIME_TO_CONFIRM = 0.4
+"""Seconds for an end and the wait after it, which may come behind the waits of others on the same connection."""
 
 MARK_TTL = 1000
 """Milliseconds for which the key stays that is written so that there is something to wait for."""
@@ -200,18 +203,23 @@ async def ask_durably(
     who have that.
 
     Raises:
-        StoreError: so many have not. Refused: the server answered with an error.
+        EndUnconfirmed: so many have not, in time. Refused: the server answered with an error.
     """
     replies: list[asyncio.Future[Any]] = []
     for one in (command, ("SET", mark, "", "PX", MARK_TTL)):
         if is_asking:
             say_asking(link)
         replies.append(link.ask(one))
-    reply, marked, reached = await asyncio.gather(*replies, link.ask(("WAIT", replicas, WAIT_FOR_REPLICAS)))
+    waited = link.ask(("WAIT", replicas, WAIT_FOR_REPLICAS))
+    try:
+        async with asyncio.timeout(TIME_TO_CONFIRM):
+            reply, marked, reached = await asyncio.gather(*replies, waited)
+    except TimeoutError as error:
+        raise EndUnconfirmed(f"it is not known in time whether {replicas} replicas heard of an end") from error
     checked(reply)
     checked(marked)
     if checked(reached) < replicas:
-        raise StoreError(f"the end of a session reached {reached} of {replicas} replicas")
+        raise EndUnconfirmed(f"the end of a session reached {reached} of {replicas} replicas")
     return reply
 
 
