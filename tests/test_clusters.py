@@ -20,7 +20,7 @@ import pytest
 import redis.asyncio
 from redis.crc import key_slot
 
-from asgi_sessions import ConfigurationError, RedisStore, SessionMiddleware, StoreError, UserSessions
+from asgi_sessions import ConfigurationError, RedisStore, SessionMiddleware, StoreError, Timeouts, UserSessions
 from asgi_sessions._token import owner_of
 from asgi_sessions.stores.redis._cluster import Address, ClusterClient
 from asgi_sessions.testing import FakeClock, UserStoreContract, a_record, moved
@@ -474,6 +474,26 @@ async def test_an_end_by_the_clock_waits_for_no_replica(valkey_url: str, clock: 
     clock.advance(timedelta(hours=2))
 
     assert (await read(alice))["user_id"] is None
+    await store.aclose()
+
+
+@pytest.mark.parametrize("renewed", [False, True], ids=["a session of nobody", "a token that was renewed"])
+async def test_what_is_over_and_nobodys_waits_for_no_replica(valkey_url: str, clock: FakeClock, renewed: bool) -> None:
+    """There is no history to write it into, and yet it is the clock that ends it."""
+    store = RedisStore.from_url(valkey_url, prefix="nobody", durable_ends=1)
+    app = app_with(store, clock=clock, timeouts=Timeouts(renew=timedelta(minutes=10)))
+    visitor = Browser(app)
+    await visitor.do(put(a=1))
+    old = visitor.another()
+    if renewed:
+        clock.advance(timedelta(minutes=11))
+        await visitor.do(put(a=2))
+        assert visitor.token != old.token
+    clock.advance(timedelta(minutes=5) if renewed else timedelta(hours=2))
+
+    response = await old.do()
+
+    assert response.status == 200
     await store.aclose()
 
 
