@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -240,6 +242,24 @@ def test_each_event_loop_has_its_own_connections(cluster: Cluster) -> None:
     assert asyncio.run(store.load(record.key)) == record
 
 
+@pytest.mark.parametrize("servers", ["a cluster", "one server"])
+def test_event_loops_that_have_ended_are_let_go(cluster: Cluster, valkey_url: str, servers: str) -> None:
+    """A worker thread that calls ``asyncio.run()`` for each job would keep them all, and their connections."""
+    is_cluster = servers == "a cluster"
+    store = RedisStore.from_cluster(cluster.url) if is_cluster else RedisStore.from_url(valkey_url)
+    loops = []
+
+    async def job() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await store.load(a_record().key)
+
+    for _ in range(10):
+        asyncio.run(job())
+    gc.collect()
+
+    assert sum(loop() is not None for loop in loops) == 1  # the last one, until there is another
+
+
 @pytest.mark.parametrize(
     "url",
     ["redis://localhost:6379/1", "unix:///run/redis.sock", "nonsense", [], ["redis://localhost", "nonsense"], [7], 7],
@@ -404,7 +424,7 @@ async def test_an_end_waits_for_the_replica_of_its_own_node(cluster: Cluster, de
 @pytest.mark.parametrize("gone_ahead", [False, True], ids=["not moved yet", "moved already"])
 async def test_an_end_waits_for_a_replica_while_its_slot_moves(cluster: Cluster, gone_ahead: bool) -> None:
     """The node takes no new key of such a slot, and so no mark in it to wait for."""
-    store = RedisStore.from_cluster(cluster.url, durable_ends=1)
+    store = RedisStore.from_cluster(cluster.url, prefix="ends", durable_ends=1)
     alice, user = Browser(app_with(store)), next(users_at(0))
     await alice.do(log_in(user))
     source, target = cluster.nodes[:2]
@@ -443,7 +463,7 @@ async def test_nodes_that_name_each_other_are_not_asked_without_a_pause(store: R
 
 async def test_replicas_that_do_not_hear_of_ends_are_no_trouble_for_others(cluster: Cluster) -> None:
     """Their primary answers: it is not to be left alone because of them."""
-    store = RedisStore.from_cluster(cluster.url, durable_ends=1)
+    store = RedisStore.from_cluster(cluster.url, prefix="ends", durable_ends=1)
     app, names = app_with(store), users_at(2)
     leaving, staying = [Browser(app) for _ in range(8)], Browser(app)
     for browser in (*leaving, staying):

@@ -171,6 +171,7 @@ class OwnClient:
         loop = asyncio.get_running_loop()
         line = self._lines.get(loop)
         if line is None:
+            let_go(self._lines)
             line = self._lines[loop] = Line(self._make_pool())
         self._last = (get_ident(), loop, line)
         return line
@@ -342,6 +343,14 @@ def retrieve(task: asyncio.Future[Any]) -> None:
     """Look at the outcome, so that asyncio does not complain when nobody is left to do so."""
     if not task.cancelled():
         task.exception()
+
+
+def let_go(by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any]) -> None:
+    """Drop what belongs to event loops that have ended. A connection knows its loop, so the weak key alone never goes."""
+    for key in by_loop.keyrefs():
+        loop = key()
+        if loop is not None and loop.is_closed():
+            by_loop.pop(loop, None)
 
 
 class _Forgetful(Protocol):

@@ -40,6 +40,7 @@ from asgi_sessions.stores.redis._client import (
     after_fork,
     ask_durably,
     checked,
+    let_go,
     new_connection,
     pool_from_url,
     retrieve,
@@ -102,6 +103,7 @@ class Cluster:
         loop = asyncio.get_running_loop()
         known = self._maps.get(loop)
         if known is None:
+            let_go(self._maps)
             known = self._maps[loop] = Map(self._pool_at, self._seeds)
         return known
 
