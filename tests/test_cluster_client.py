@@ -31,6 +31,7 @@ from asgi_sessions.stores.redis._cluster import (
 from asgi_sessions.testing import a_record
 from tests.clusters import Cluster, free_ports, until
 from tests.conftest import Server
+from tests.proxy import Proxy
 from tests.support import Browser, app_with, destroy, log_in, put, read
 from tests.test_operators import rights
 
@@ -272,6 +273,33 @@ def test_what_leads_to_no_cluster_fails_when_the_store_is_built(url: Any) -> Non
 # ── A node in trouble ──
 
 
+async def test_of_several_nodes_the_first_that_answers_tells_of_the_others(cluster: Cluster) -> None:
+    """Those that hang are passed over within the time that a request has."""
+    with Proxy(cluster.nodes[0].port) as one, Proxy(cluster.nodes[1].port) as two:
+        one.hanging = two.hanging = True
+        store = RedisStore.from_cluster([one.url(cluster.url), two.url(cluster.url), cluster.url])
+
+        response = await Browser(app_with(store)).do(put(a=1))
+
+        assert response.status == 200
+        one.hanging = two.hanging = False
+        await store.aclose()
+
+
+async def test_a_node_that_shows_nonsense_is_passed_over(cluster: Cluster) -> None:
+    with Proxy(cluster.nodes[0].port) as proxy:
+        store = RedisStore.from_cluster([proxy.url(cluster.url), cluster.url])
+        known = a_map(store)
+        await known.line(Address("127.0.0.1", proxy.port), "map").ready()
+        proxy.garbage = b"$2\r\nok\r\n*1\r\n*1\r\n:5\r\n"
+
+        await known.look()
+
+        assert known.primaries
+        assert proxy.garbage == b""  # it was shown
+        await store.aclose()
+
+
 async def test_a_node_that_hangs_is_left_alone_and_the_others_are_asked(cluster: Cluster, store: RedisStore) -> None:
     """Each node may fail by itself: a third of the users hear 503 at once, and two thirds hear nothing of it."""
     app = app_with(store)
@@ -296,6 +324,27 @@ async def test_a_node_that_hangs_is_left_alone_and_the_others_are_asked(cluster:
     assert asked_again.status == 503
     assert "left alone" in str(asked_again.messages) or app.manager.retry_after >= 1
     await asyncio.to_thread(until, lambda: all(cluster.is_ok(node) for node in cluster.nodes), "all well again")
+
+
+async def test_who_hung_is_asked_about_before_it_is_asked_again() -> None:
+    """It was replaced meanwhile. A request is cut off by its own deadline, so nobody hears of the connection's time limit."""
+    with Cluster() as own:
+        store = RedisStore.from_cluster(own.url)
+        alice = Browser(app_with(store))
+        await alice.do(log_in(next(users_at(1))))
+        own.nodes[1].signal(signal.SIGSTOP)
+        try:
+            await asyncio.to_thread(
+                until, lambda: own.nodes[4].ask("ROLE")[0] in (b"master", "master"), "a new primary"
+            )
+            await asyncio.to_thread(until, lambda: own.is_ok(own.nodes[4]), "all slots")
+
+            statuses = [(await alice.do(put(a=1))).status for _ in range(3)]
+        finally:
+            own.nodes[1].signal(signal.SIGCONT)
+        await store.aclose()
+
+    assert statuses == [503, 200, 200]
 
 
 # ── Least privilege ──

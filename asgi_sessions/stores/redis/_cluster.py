@@ -24,6 +24,7 @@ import weakref
 from binascii import crc_hqx
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 
 from redis.asyncio import ConnectionPool
@@ -72,6 +73,10 @@ _PASSING: Final = ("CLUSTERDOWN", "MASTERDOWN", "LOADING", "READONLY")
 class Address(NamedTuple):
     host: str
     port: int
+
+
+_Rows = list[tuple[range, list[Address]]]
+"""Slots, and who has them: the primary first."""
 
 
 def slot_of_place(place: str) -> int:
@@ -141,12 +146,13 @@ class Map:
         self._pool_at = pool_at
         self._seeds = list(seeds)
         self._nodes: list[Address] = []
-        self._suspects: set[Address] = set()
         self._lines: dict[tuple[Address, str], Line] = {}
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = 0.0
         self._closing: set[asyncio.Task[None]] = set()
         self.primaries: list[Address] = []
+        self.suspects: set[Address] = set()
+        """Those of whom the next look is to tell whether somebody else has their slots."""
         self.at: list[Address | None] = [None] * SLOTS
         """The primary of each slot, as far as is known."""
         self.listeners: set[Callable[[], None]] = set()
@@ -165,7 +171,7 @@ class Map:
         Raises:
             RedisError: no node shows a map, or nobody has the slot.
         """
-        if not self.primaries:
+        if not self.primaries or (slot is not None and self.at[slot] in self.suspects):
             await asyncio.shield(self.look())
         found = random.choice(self.primaries) if slot is None else self.at[slot]  # noqa: S311 - spreads load
         if found is None:
@@ -195,7 +201,7 @@ class Map:
     def suspect(self, address: Address | None) -> asyncio.Task[None]:
         """This node does not answer, or not as a primary: somebody else may have its slots by now."""
         if address is not None:
-            self._suspects.add(address)
+            self.suspects.add(address)
         return self.look()
 
     def look(self) -> asyncio.Task[None]:
@@ -211,18 +217,18 @@ class Map:
             if (wait := self._looked_at + LOOK_PAUSE - loop.time()) > 0:
                 await asyncio.sleep(wait)
             known = random.sample(self._nodes, len(self._nodes))
-            known.sort(key=self._suspects.__contains__)
+            known.sort(key=self.suspects.__contains__)
             others = [seed for seed in self._seeds if seed not in known]
-            best: list[Any] | None = None
+            best: _Rows | None = None
             for address in [*known, *others]:
                 try:
-                    async with asyncio.timeout(QUICK if len(known) > 1 else TIME_TO_OPEN):
+                    async with asyncio.timeout(QUICK if len(known) + len(others) > 1 else TIME_TO_OPEN):
                         is_ok, rows = await self._seen_by(address)
                 except UNANSWERED:
                     continue
                 # A node that is cut off from the others shows the map of the day on which that happened.
                 if is_ok or best is None:
-                    best = _rows_of(rows, address)
+                    best = rows
                 if is_ok:
                     break
             if best is None:
@@ -232,21 +238,22 @@ class Map:
             self._looked_at = loop.time()
             self._looking = None
 
-    async def _seen_by(self, address: Address) -> tuple[bool, Any]:
+    async def _seen_by(self, address: Address) -> tuple[bool, _Rows]:
         link = await self.line(address, "map").ready()
         info, rows = await asyncio.gather(link.ask(("CLUSTER", "INFO")), link.ask(("CLUSTER", "SLOTS")))
-        if not isinstance(rows, list) or not rows:
+        shown = _rows_of(rows, address) if isinstance(rows, list) else []
+        if not shown:
             raise RedisError("a node shows no map")
-        return isinstance(info, bytes) and b"cluster_state:ok" in info, rows
+        return isinstance(info, bytes) and b"cluster_state:ok" in info, shown
 
-    def _adopt(self, rows: list[tuple[range, list[Address]]]) -> None:
+    def _adopt(self, rows: _Rows) -> None:
         at: list[Address | None] = [None] * SLOTS
         nodes: dict[Address, None] = {}
         for slots, addresses in rows:
             at[slots.start : slots.stop] = [addresses[0]] * len(slots)
             nodes.update(dict.fromkeys(addresses))
         self._nodes, self.primaries = list(nodes), list(dict.fromkeys(addresses[0] for _, addresses in rows))
-        self._suspects.clear()
+        self.suspects.clear()
         for address, lane in [each for each in self._lines if each[0] not in nodes and each[0] not in self._seeds]:
             closing = asyncio.ensure_future(self._lines.pop((address, lane)).aclose())
             self._closing.add(closing)
@@ -270,7 +277,7 @@ class Map:
             await asyncio.wait(self._closing)
 
 
-def _rows_of(rows: list[Any], asked: Address) -> list[tuple[range, list[Address]]]:
+def _rows_of(rows: list[Any], asked: Address) -> _Rows:
     """CLUSTER SLOTS taken apart: ``[first, last, primary, replica …]``, a node being ``[host, port, id …]``.
 
     Raises:
@@ -318,19 +325,31 @@ class ClusterClient:
         known, name = self._cluster.map(), command[3] if command[0] in ("EVALSHA", "EVAL") else command[1]
         slot = slot_of(name) if "{" in name else None
         address = None if slot is None else known.at[slot]
-        if address is not None:
-            link = known.line(address, self._lane).link
-            if link is not None and link.has_room:
-                try:
-                    return checked(await link.ask(command))
-                except ConnectionLost:
-                    known.suspect(address)
-                except Refused as refused:
-                    if refused.code not in ("MOVED", "ASK", *_PASSING):
-                        raise
-                except UNANSWERED as error:
-                    known.suspect(address)
-                    raise unanswered(error) from error
+        began = monotonic()
+        try:
+            if address is not None and address not in known.suspects:
+                return await self._call_at(known, address, slot, command)
+            return await self._carry(known, slot, _asking(command))
+        except asyncio.CancelledError:
+            # Requests have a deadline of their own, which comes before ours. Not a look now: the loop may be about to end.
+            if address is not None and monotonic() - began > QUICK:
+                known.suspects.add(address)
+            raise
+
+    async def _call_at(self, known: Map, address: Address, slot: int | None, command: tuple[Any, ...]) -> Any:
+        """As mostly: there is a connection, and the slot is there."""
+        link = known.line(address, self._lane).link
+        if link is not None and link.has_room:
+            try:
+                return checked(await link.ask(command))
+            except ConnectionLost:
+                known.suspect(address)
+            except Refused as refused:
+                if refused.code not in ("MOVED", "ASK", *_PASSING):
+                    raise
+            except UNANSWERED as error:
+                known.suspect(address)
+                raise unanswered(error) from error
         return await self._carry(known, slot, _asking(command))
 
     again = call
