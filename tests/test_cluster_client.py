@@ -565,3 +565,31 @@ async def test_a_cluster_is_sealed_anew(cluster: Cluster) -> None:
     states = [await read(Browser(again, browser.token)) for browser in browsers]
     assert [state["user_id"] for state in states] == [f"user {number}" for number in range(30)]
     await store.aclose()
+
+
+async def test_slots_that_moved_since_the_map_was_drawn_are_walked_through_where_they_are(
+    store: RedisStore, cluster: Cluster
+) -> None:
+    """A node that is asked for the keys of a slot which it has no more says "none", and not where they are."""
+    record = a_record(owner=next(users_at(0)))
+    slot = slot_of_place(record.key[:3])
+    await store.create(record)
+    source, target = cluster.nodes[:2]
+    await asyncio.to_thread(cluster.move_slots, source, target, range(slot, slot + 1))
+
+    found, _ = await store.scan(str(slot), 10)
+
+    await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))
+    assert record.key in found
+
+
+async def test_a_slot_that_is_on_its_way_is_not_walked_through(store: RedisStore, cluster: Cluster) -> None:
+    """Some of its keys are here and some there, and some would be missed."""
+    record = a_record(owner=next(users_at(0)))
+    slot = slot_of_place(record.key[:3])
+    await store.create(record)
+    source, target = cluster.nodes[:2]
+
+    with cluster.half_moved(slot, source, target, lambda _: True), pytest.raises(StoreError, match="on their way"):
+        await store.scan(str(slot), 10)
+    await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))

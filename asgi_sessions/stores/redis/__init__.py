@@ -47,7 +47,7 @@ from asgi_sessions.stores.redis._client import (
     run_durably,
     unanswered,
 )
-from asgi_sessions.stores.redis._cluster import SLOTS, Cluster, ClusterClient
+from asgi_sessions.stores.redis._cluster import SLOTS, Cluster, ClusterClient, places
 from asgi_sessions.stores.redis._link import ConnectionLost
 from asgi_sessions.stores.redis._scripts import (
     ADMIT,
@@ -362,7 +362,8 @@ class RedisStore:
         """See :class:`asgi_sessions.rekey.ScannableStore`.
 
         A cursor of SCAN belongs to one run of one server, whose keys lie in an order of its own. Ours names the run; after a
-        restart, or on a replica that took over, the walk begins again. A cluster is walked slot by slot; not while slots move.
+        restart, or on a replica that took over, the walk begins again. A cluster is walked slot by slot; slots that are on
+        their way to another node are a StoreError.
         """
         if isinstance(self._bulk, ClusterClient):
             return await self._scan_slots(self._bulk, cursor, some)
@@ -408,9 +409,10 @@ class RedisStore:
         begin = slot
         try:
             while slot < SLOTS and slot < begin + SLOTS_AT_ONCE and len(keys) < some:
-                many = await client.in_slot(slot, ("CLUSTER", "COUNTKEYSINSLOT", slot))
+                nobody = f"{self._stem(places()[slot])}-"
+                many = await client.about_slot(nobody, ("CLUSTER", "COUNTKEYSINSLOT", slot))
                 if many:
-                    names = _texts(await client.in_slot(slot, ("CLUSTER", "GETKEYSINSLOT", slot, many)))
+                    names = _texts(await client.about_slot(nobody, ("CLUSTER", "GETKEYSINSLOT", slot, many)))
                     keys += [_key_in(name) for name in names if self._is_record(name)]
                 slot += 1
         except Refused as refused:

@@ -24,6 +24,8 @@ import weakref
 from binascii import crc_hqx
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
+from itertools import product
 from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -82,6 +84,13 @@ _Rows = list[tuple[range, list[Address]]]
 def slot_of_place(place: str) -> int:
     """CRC16 of the hash tag, which in our names is the place. (XMODEM's, which Python has.)"""
     return crc_hqx(place.encode(), 0) % SLOTS
+
+
+@cache
+def places() -> Sequence[str]:
+    """For each slot a place that is in it."""
+    found = {slot_of_place(place): place for place in map("".join, product(_PLACE_ALPHABET, repeat=PLACE_CHARS))}
+    return [found[slot] for slot in range(SLOTS)]
 
 
 def slot_of(name: str) -> int:
@@ -365,9 +374,26 @@ class ClusterClient:
 
         return await self._carry(known, slot, ask)
 
-    async def in_slot(self, slot: int, command: tuple[Any, ...]) -> Any:
-        """As :meth:`call`, at the node that has this slot."""
-        return await self._carry(self._cluster.map(), slot, _asking(command))
+    async def about_slot(self, nobody: str, command: tuple[Any, ...]) -> Any:
+        """As :meth:`call`, for a command about a slot as a whole, at the node that has all of it.
+
+        Nodes answer such a command for slots of others too, with nothing. So after it they are asked for a key of the slot, and
+        send on who asks for one that they have not.
+
+        Args:
+            nobody: the name of such a key, which is not there.
+        Raises:
+            StoreError, also where the slot is on its way to another node.
+        """
+
+        async def ask(link: Link, at: Address, /, *, is_asking: bool) -> Any:
+            if is_asking:
+                raise StoreError("slots of the cluster are on their way to another node; go on when they are there")
+            reply, there = await asyncio.gather(link.ask(command), link.ask(("EXISTS", nobody)))
+            checked(there)
+            return checked(reply)
+
+        return await self._carry(self._cluster.map(), slot_of(nobody), ask)
 
     async def _carry(self, known: Map, slot: int | None, ask: _Ask) -> Any:
         """Ask whoever has the slot, wherever that leads, and again while it passes; as long as a command may wait."""
