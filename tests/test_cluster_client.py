@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.asyncio import ConnectionPool
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from asgi_sessions import ConfigurationError, RedisStore, StoreError, UserSessions
 from asgi_sessions.rekey import rekey
-from asgi_sessions.stores.redis._client import Refused
+from asgi_sessions.stores.redis._client import Refused, new_connection
 from asgi_sessions.stores.redis._cluster import (
     Address,
     ClusterClient,
@@ -28,6 +29,7 @@ from asgi_sessions.stores.redis._cluster import (
     slot_of,
     slot_of_place,
 )
+from asgi_sessions.stores.redis._ear import Ear
 from asgi_sessions.testing import a_record
 from tests.clusters import Cluster, free_ports, until
 from tests.conftest import Server
@@ -432,6 +434,22 @@ async def test_ends_are_heard_of_where_the_slot_has_moved_to(
 
     assert await soon(lambda: heard == [record.id])
     await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))
+
+
+async def test_a_place_that_a_node_refuses_is_asked_for_more_and_more_seldom(cluster: Cluster) -> None:
+    """Each try puts the other places in doubt, and whatever is watched there is asked for."""
+    node, doubted = cluster.nodes[0], list[str]()
+    pool = ConnectionPool(host=node.host, port=node.port, protocol=2)
+    ear = Ear(lambda: new_connection(pool), lambda place: f"ears:{{{place}}}:", lambda _: None, doubted.append)
+    here, elsewhere = (_place(next(users_at(number))) for number in (0, 1))
+    ear.add(here)
+    ear.add(elsewhere)
+
+    rests = await soon(lambda: ear._pause > 0.5)
+
+    await ear.aclose()
+    assert rests
+    assert set(doubted) == {here}
 
 
 async def test_ears_that_nobody_needs_are_closed(store: RedisStore, listening: Any) -> None:
