@@ -514,6 +514,20 @@ async def test_an_end_whose_answer_was_lost_is_waited_for_all_the_same(own_serve
         await store.aclose()
 
 
+@pytest.mark.parametrize("reply", [b":1\r\n", b":0\r\n", b"*0\r\n"], ids=["a number", "zero", "a list"])
+async def test_an_answer_of_another_kind_is_a_store_error_and_not_an_absence(own_server: Server, reply: bytes) -> None:
+    own_server.start()
+    with Proxy(own_server.port) as proxy:
+        store = RedisStore.from_url(proxy.url(own_server.url))
+        record = a_record()
+        await store.create(record)
+        proxy.garbage = reply
+
+        with pytest.raises(StoreError):
+            await store.load(record.key)
+        await store.aclose()
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -243,15 +243,17 @@ class RedisStore:
                     reply = await client.again(command)
                 if type(reply) is not bytes:
                     reply = checked(reply)
-            if reply is not None and len(reply) == LARGE and client is not self._bulk:
+            data = b"" if reply is None else _bytes(reply)
+            if len(data) == LARGE and client is not self._bulk:
                 reply = await self._bulk.call(("GET", name))
+                data = b"" if reply is None else _bytes(reply)
         except Refused as refused:
             if refused.code == "WRONGTYPE":
                 raise RecordDamaged("what lies under the key is not a string") from refused
             raise refused.as_store_error() from refused
         except UNANSWERED as error:
             raise unanswered(error) from error
-        return unpack(key, _bytes(reply)) if reply else None
+        return unpack(key, data) if data else None
 
     async def create(self, record: Record, *, note: Note | None = None) -> Admission | None:
         if not self._policy_known:
