@@ -288,6 +288,17 @@ async def test_of_several_nodes_the_first_that_answers_tells_of_the_others(clust
         await store.aclose()
 
 
+async def test_what_any_node_may_answer_is_asked_of_one_that_does(cluster: Cluster) -> None:
+    """The first request asks for the policy of the servers too, and is not to wait for another node than its own that hangs."""
+    asked = set()
+    for _ in range(16):
+        store = RedisStore.from_cluster(cluster.url)
+        asked.add(await a_map(store).find(None))
+        await store.aclose()
+
+    assert asked == {Address("127.0.0.1", cluster.nodes[0].port)}
+
+
 async def test_a_node_that_shows_nonsense_is_passed_over(cluster: Cluster) -> None:
     with Proxy(cluster.nodes[0].port) as proxy:
         store = RedisStore.from_cluster([proxy.url(cluster.url), cluster.url])

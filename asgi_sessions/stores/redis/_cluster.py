@@ -155,6 +155,7 @@ class Map:
         self._pool_at = pool_at
         self._seeds = list(seeds)
         self._nodes: list[Address] = []
+        self._shown_by = self._seeds[0]
         self._lines: dict[tuple[Address, str], Line] = {}
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = 0.0
@@ -175,17 +176,18 @@ class Map:
         return line
 
     async def find(self, slot: int | None) -> Address:
-        """The primary of a slot; of no slot in particular, any.
+        """The primary of a slot; of no slot in particular, a node that answers.
 
         Raises:
             RedisError: no node shows a map, or nobody has the slot.
         """
         if not self.primaries or (slot is not None and self.at[slot] in self.suspects):
             await asyncio.shield(self.look())
-        found = random.choice(self.primaries) if slot is None else self.at[slot]  # noqa: S311 - spreads load
-        if found is None:
+        if slot is None:
+            return self._shown_by
+        if self.at[slot] is None:
             await asyncio.shield(self.look())
-            found = self.at[slot or 0]
+        found = self.at[slot]
         if found is None:
             raise RedisError("nobody has this slot")
         return found
@@ -237,7 +239,7 @@ class Map:
                     continue
                 # A node that is cut off from the others shows the map of the day on which that happened.
                 if is_ok or best is None:
-                    best = rows
+                    best, self._shown_by = rows, address
                 if is_ok:
                     break
             if best is None:
