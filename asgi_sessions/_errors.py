@@ -55,6 +55,13 @@ class RecordDamaged(StoreError):
     """There is something under the key, but it is not a record this package can read."""
 
 
+class EndUnconfirmed(StoreError):
+    """A session was ended, as far as the server that was asked is concerned; so many others have not heard of it in time.
+
+    Says nothing against that server: it is asked as before.
+    """
+
+
 class TokenError(SessionError):
     """A refresh or access token that does not do."""
 

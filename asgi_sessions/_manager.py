@@ -30,6 +30,7 @@ from asgi_sessions._breaker import Breaker, Breakers
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._deadline import Deadlines
 from asgi_sessions._devices import (
+    EXPIRED,
     LOGGED_IN,
     MINUTE,
     REGENERATED,
@@ -50,6 +51,7 @@ from asgi_sessions._devices import (
     unseal_facts,
 )
 from asgi_sessions._errors import (
+    EndUnconfirmed,
     RecordChanged,
     RecordDamaged,
     RecordExists,
@@ -298,7 +300,7 @@ class Manager:
                 body = unseal(record, self._secrets, self._namespace)
                 if body.kind == "alias":
                     if not self.timeouts.in_grace(renewed_at=body.minted_at, now=session._now):
-                        await self._ask(self.store.delete, key)
+                        await self._ask(self.store.delete, key, **_noting(self._by_clock(record.id)))
                         return False
                     key, record = _successor(body), None
                     continue
@@ -328,9 +330,13 @@ class Manager:
     async def _expire(self, record: Record, body: Body, reason: Literal["idle", "absolute"], now: float) -> Event:
         """End a session whose time is over; what there is to tell."""
         at = min(record.expires_at, now)
-        note = self._note(ended(reason), record.id, record.owner, body.about, at=at)
+        note = self._note(ended(reason), record.id, record.owner, body.about, at=at) or self._by_clock(record.id)
         await self._ask(self.store.delete, record.key, **_noting(note))
         return self._event("session.ended", session_id=record.id, user_id=body.user_id, reason=reason)
+
+    def _by_clock(self, id: str) -> Note | None:
+        """Tells a store that it is the clock that ends something, where there is no history that would say so."""
+        return None if self.rules is None else Note(EXPIRED, self.clock(), id, self.rules)
 
     async def _load(self, key: str, events: list[Event]) -> Record | None:
         try:
@@ -1171,6 +1177,8 @@ class Manager:
         """
         if isinstance(error, RecordExists | RecordGone | RecordChanged | RecordDamaged | SessionLimitReached):
             breaker.succeeded()
+        elif isinstance(error, EndUnconfirmed):
+            breaker.abandoned()
         elif isinstance(error, StoreError):
             _note_failure(error, breaker)
         elif isinstance(error, SessionDataError):

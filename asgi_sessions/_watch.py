@@ -176,9 +176,13 @@ class _Circle:
                 rechecked_at = loop.time()
                 self._unsure.update(self._watched)
             self._look_at_the_clock()
+            unanswered: list[str] = []
             while self._unsure:
                 some = [self._unsure.pop() for _ in range(min(len(self._unsure), AT_ONCE))]
-                await asyncio.gather(*map(self._check, some))
+                answered = await asyncio.gather(*map(self._check, some))
+                unanswered += [id for id, is_answered in zip(some, answered, strict=True) if not is_answered]
+            # An outage ends nobody's session: those stay in doubt, and are asked for again.
+            self._unsure.update(self._watched.keys() & unanswered)
         listening, self._listening = self._listening, None
         self._minder = None
         if listening is not None:
@@ -189,20 +193,21 @@ class _Circle:
         now = self._clock()
         self._unsure.update(id for id, watched in self._watched.items() if watched.record.expires_at <= now)
 
-    async def _check(self, id: str) -> None:
+    async def _check(self, id: str) -> bool:
+        """Whether the store could be asked."""
         watched = self._watched.get(id)
         if watched is None:
-            return
+            return True
         try:
             record = await self._lives(watched.record)
         except StoreError:
-            return  # an outage ends nobody's session: it is asked again with the next recheck, or when its time is over
-        if self._watched.get(id) is not watched:
-            return
-        if record is None:
-            self._heard(id)
-        else:
-            watched.record = record
+            return False
+        if self._watched.get(id) is watched:
+            if record is None:
+                self._heard(id)
+            else:
+                watched.record = record
+        return True
 
     async def aclose(self) -> None:
         minder, self._minder = self._minder, None

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.asyncio import ConnectionPool
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from asgi_sessions import ConfigurationError, RedisStore, StoreError, UserSessions
 from asgi_sessions.rekey import rekey
-from asgi_sessions.stores.redis._client import Refused
+from asgi_sessions.stores.redis._client import Refused, new_connection
 from asgi_sessions.stores.redis._cluster import (
     Address,
     ClusterClient,
@@ -26,10 +29,12 @@ from asgi_sessions.stores.redis._cluster import (
     slot_of,
     slot_of_place,
 )
+from asgi_sessions.stores.redis._ear import Ear
 from asgi_sessions.testing import a_record
 from tests.clusters import Cluster, until
 from tests.conftest import Server
 from tests.ports import free_port
+from tests.proxy import Proxy
 from tests.support import Browser, app_with, destroy, log_in, put, read
 from tests.test_operators import rights
 
@@ -241,6 +246,24 @@ def test_each_event_loop_has_its_own_connections(cluster: Cluster) -> None:
     assert asyncio.run(store.load(record.key)) == record
 
 
+@pytest.mark.parametrize("servers", ["a cluster", "one server"])
+def test_event_loops_that_have_ended_are_let_go(cluster: Cluster, valkey_url: str, servers: str) -> None:
+    """A worker thread that calls ``asyncio.run()`` for each job would keep them all, and their connections."""
+    is_cluster = servers == "a cluster"
+    store = RedisStore.from_cluster(cluster.url) if is_cluster else RedisStore.from_url(valkey_url)
+    loops = []
+
+    async def job() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await store.load(a_record().key)
+
+    for _ in range(10):
+        asyncio.run(job())
+    gc.collect()
+
+    assert sum(loop() is not None for loop in loops) == 1  # the last one, until there is another
+
+
 @pytest.mark.parametrize(
     "url",
     ["redis://localhost:6379/1", "unix:///run/redis.sock", "nonsense", [], ["redis://localhost", "nonsense"], [7], 7],
@@ -251,6 +274,44 @@ def test_what_leads_to_no_cluster_fails_when_the_store_is_built(url: Any) -> Non
 
 
 # ── A node in trouble ──
+
+
+async def test_of_several_nodes_the_first_that_answers_tells_of_the_others(cluster: Cluster) -> None:
+    """Those that hang are passed over within the time that a request has."""
+    with Proxy(cluster.nodes[0].port) as one, Proxy(cluster.nodes[1].port) as two:
+        one.hanging = two.hanging = True
+        store = RedisStore.from_cluster([one.url(cluster.url), two.url(cluster.url), cluster.url])
+
+        response = await Browser(app_with(store)).do(put(a=1))
+
+        assert response.status == 200
+        one.hanging = two.hanging = False
+        await store.aclose()
+
+
+async def test_what_any_node_may_answer_is_asked_of_one_that_does(cluster: Cluster) -> None:
+    """The first request asks for the policy of the servers too, and is not to wait for another node than its own that hangs."""
+    asked = set()
+    for _ in range(16):
+        store = RedisStore.from_cluster(cluster.url)
+        asked.add(await a_map(store).find(None))
+        await store.aclose()
+
+    assert asked == {Address("127.0.0.1", cluster.nodes[0].port)}
+
+
+async def test_a_node_that_shows_nonsense_is_passed_over(cluster: Cluster) -> None:
+    with Proxy(cluster.nodes[0].port) as proxy:
+        store = RedisStore.from_cluster([proxy.url(cluster.url), cluster.url])
+        known = a_map(store)
+        await known.line(Address("127.0.0.1", proxy.port), "map").ready()
+        proxy.garbage = b"$2\r\nok\r\n*1\r\n*1\r\n:5\r\n"
+
+        await known.look()
+
+        assert known.primaries
+        assert proxy.garbage == b""  # it was shown
+        await store.aclose()
 
 
 async def test_a_node_that_hangs_is_left_alone_and_the_others_are_asked(cluster: Cluster, store: RedisStore) -> None:
@@ -277,6 +338,27 @@ async def test_a_node_that_hangs_is_left_alone_and_the_others_are_asked(cluster:
     assert asked_again.status == 503
     assert "left alone" in str(asked_again.messages) or app.manager.retry_after >= 1
     await asyncio.to_thread(until, lambda: all(cluster.is_ok(node) for node in cluster.nodes), "all well again")
+
+
+async def test_who_hung_is_asked_about_before_it_is_asked_again() -> None:
+    """It was replaced meanwhile. A request is cut off by its own deadline, so nobody hears of the connection's time limit."""
+    with Cluster() as own:
+        store = RedisStore.from_cluster(own.url)
+        alice = Browser(app_with(store))
+        await alice.do(log_in(next(users_at(1))))
+        own.nodes[1].signal(signal.SIGSTOP)
+        try:
+            await asyncio.to_thread(
+                until, lambda: own.nodes[4].ask("ROLE")[0] in (b"master", "master"), "a new primary"
+            )
+            await asyncio.to_thread(until, lambda: own.is_ok(own.nodes[4]), "all slots")
+
+            statuses = [(await alice.do(put(a=1))).status for _ in range(3)]
+        finally:
+            own.nodes[1].signal(signal.SIGCONT)
+        await store.aclose()
+
+    assert statuses == [503, 200, 200]
 
 
 # ── Least privilege ──
@@ -366,6 +448,22 @@ async def test_ends_are_heard_of_where_the_slot_has_moved_to(
     await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))
 
 
+async def test_a_place_that_a_node_refuses_is_asked_for_more_and_more_seldom(cluster: Cluster) -> None:
+    """Each try puts the other places in doubt, and whatever is watched there is asked for."""
+    node, doubted = cluster.nodes[0], list[str]()
+    pool = ConnectionPool(host=node.host, port=node.port, protocol=2)
+    ear = Ear(lambda: new_connection(pool), lambda place: f"ears:{{{place}}}:", lambda _: None, doubted.append)
+    here, elsewhere = (_place(next(users_at(number))) for number in (0, 1))
+    ear.add(here)
+    ear.add(elsewhere)
+
+    rests = await soon(lambda: ear._pause > 0.5)
+
+    await ear.aclose()
+    assert rests
+    assert set(doubted) == {here}
+
+
 async def test_ears_that_nobody_needs_are_closed(store: RedisStore, listening: Any) -> None:
     ears, _, _ = listening
     await store.load(a_record().key)
@@ -402,6 +500,66 @@ async def test_an_end_waits_for_the_replica_of_its_own_node(cluster: Cluster, de
     await store.aclose()
 
 
+@pytest.mark.parametrize("gone_ahead", [False, True], ids=["not moved yet", "moved already"])
+async def test_an_end_waits_for_a_replica_while_its_slot_moves(cluster: Cluster, gone_ahead: bool) -> None:
+    """The node takes no new key of such a slot, and so no mark in it to wait for."""
+    store = RedisStore.from_cluster(cluster.url, prefix="ends", durable_ends=1)
+    alice, user = Browser(app_with(store)), next(users_at(0))
+    await alice.do(log_in(user))
+    source, target = cluster.nodes[:2]
+    slot = slot_of_place(_place(user))
+
+    with cluster.half_moved(slot, source, target, lambda _: gone_ahead):
+        response = await alice.another().do(destroy)
+        state = await read(alice)
+    await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))
+
+    assert response.status == 200
+    assert state["user_id"] is None
+    await store.aclose()
+
+
+async def test_nodes_that_name_each_other_are_not_asked_without_a_pause(store: RedisStore, cluster: Cluster) -> None:
+    """A slot that was left half moved: its new node does not know of it, and its old one sends there."""
+    source, target = cluster.nodes[:2]
+    key = a_record(owner=next(users_at(0))).key
+    slot = slot_of_place(key[:3])
+    await store.load(key)
+    source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", cluster.id_of(target))
+
+    def sent_on() -> int:
+        return int(source.ask("INFO", "errorstats").get("errorstat_ASK", {"count": 0})["count"])
+
+    before = sent_on()
+    try:
+        with pytest.raises(StoreError):
+            await store.load(key)
+    finally:
+        source.ask("CLUSTER", "SETSLOT", slot, "STABLE")
+
+    assert 0 < sent_on() - before < 30
+
+
+async def test_replicas_that_do_not_hear_of_ends_are_no_trouble_for_others(cluster: Cluster) -> None:
+    """Their primary answers: it is not to be left alone because of them."""
+    store = RedisStore.from_cluster(cluster.url, prefix="ends", durable_ends=1)
+    app, names = app_with(store), users_at(2)
+    leaving, staying = [Browser(app) for _ in range(8)], Browser(app)
+    for browser in (*leaving, staying):
+        await browser.do(log_in(next(names)))
+
+    cluster.nodes[5].signal(signal.SIGSTOP)
+    try:
+        answers = await asyncio.gather(*(browser.do(destroy) for browser in leaving))
+        other = await staying.do(put(a=1))
+    finally:
+        cluster.nodes[5].signal(signal.SIGCONT)
+
+    assert {answer.status for answer in answers} == {503}
+    assert other.status == 200
+    await store.aclose()
+
+
 # ── Walking through ──
 
 
@@ -409,7 +567,6 @@ async def test_every_record_of_a_cluster_is_walked_through(store: RedisStore) ->
     records = [a_record(number=number, owner=f"user {number}") for number in range(150)]
     for record in records:
         await store.create(record)
-    other = RedisStore(store._client, prefix="other") if False else None
 
     found: list[str] = []
     cursor, shares = "", [0.0]
@@ -418,7 +575,6 @@ async def test_every_record_of_a_cluster_is_walked_through(store: RedisStore) ->
         found += keys
         shares.append(store.walked(cursor) or 0.0 if cursor else 1.0)
 
-    assert other is None
     assert sorted(found) == sorted(record.key for record in records)
     assert shares == sorted(shares)
     assert len(shares) > 16384 // 256
@@ -439,3 +595,31 @@ async def test_a_cluster_is_sealed_anew(cluster: Cluster) -> None:
     states = [await read(Browser(again, browser.token)) for browser in browsers]
     assert [state["user_id"] for state in states] == [f"user {number}" for number in range(30)]
     await store.aclose()
+
+
+async def test_slots_that_moved_since_the_map_was_drawn_are_walked_through_where_they_are(
+    store: RedisStore, cluster: Cluster
+) -> None:
+    """A node that is asked for the keys of a slot which it has no more says "none", and not where they are."""
+    record = a_record(owner=next(users_at(0)))
+    slot = slot_of_place(record.key[:3])
+    await store.create(record)
+    source, target = cluster.nodes[:2]
+    await asyncio.to_thread(cluster.move_slots, source, target, range(slot, slot + 1))
+
+    found, _ = await store.scan(str(slot), 10)
+
+    await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))
+    assert record.key in found
+
+
+async def test_a_slot_that_is_on_its_way_is_not_walked_through(store: RedisStore, cluster: Cluster) -> None:
+    """Some of its keys are here and some there, and some would be missed."""
+    record = a_record(owner=next(users_at(0)))
+    slot = slot_of_place(record.key[:3])
+    await store.create(record)
+    source, target = cluster.nodes[:2]
+
+    with cluster.half_moved(slot, source, target, lambda _: True), pytest.raises(StoreError, match="on their way"):
+        await store.scan(str(slot), 10)
+    await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))

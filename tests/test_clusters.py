@@ -20,7 +20,7 @@ import pytest
 import redis.asyncio
 from redis.crc import key_slot
 
-from asgi_sessions import ConfigurationError, RedisStore, SessionMiddleware, StoreError, UserSessions
+from asgi_sessions import ConfigurationError, RedisStore, SessionMiddleware, StoreError, Timeouts, UserSessions
 from asgi_sessions._token import owner_of
 from asgi_sessions.stores.redis._cluster import Address, ClusterClient
 from asgi_sessions.testing import FakeClock, UserStoreContract, a_record, moved
@@ -477,6 +477,26 @@ async def test_an_end_by_the_clock_waits_for_no_replica(valkey_url: str, clock: 
     await store.aclose()
 
 
+@pytest.mark.parametrize("renewed", [False, True], ids=["a session of nobody", "a token that was renewed"])
+async def test_what_is_over_and_nobodys_waits_for_no_replica(valkey_url: str, clock: FakeClock, renewed: bool) -> None:
+    """There is no history to write it into, and yet it is the clock that ends it."""
+    store = RedisStore.from_url(valkey_url, prefix="nobody", durable_ends=1)
+    app = app_with(store, clock=clock, timeouts=Timeouts(renew=timedelta(minutes=10)))
+    visitor = Browser(app)
+    await visitor.do(put(a=1))
+    old = visitor.another()
+    if renewed:
+        clock.advance(timedelta(minutes=11))
+        await visitor.do(put(a=2))
+        assert visitor.token != old.token
+    clock.advance(timedelta(minutes=5) if renewed else timedelta(hours=2))
+
+    response = await old.do()
+
+    assert response.status == 200
+    await store.aclose()
+
+
 async def test_an_end_whose_answer_was_lost_is_waited_for_all_the_same(own_server: Server) -> None:
     """The first try has ended it, and the second finds nothing to end: that is no reason not to wait."""
     own_server.start()
@@ -491,6 +511,20 @@ async def test_an_end_whose_answer_was_lost_is_waited_for_all_the_same(own_serve
         with pytest.raises(StoreError, match="0 of 1 replicas"):
             await store.delete(record.key)
         assert await store.load(record.key) is None
+        await store.aclose()
+
+
+@pytest.mark.parametrize("reply", [b":1\r\n", b":0\r\n", b"*0\r\n"], ids=["a number", "zero", "a list"])
+async def test_an_answer_of_another_kind_is_a_store_error_and_not_an_absence(own_server: Server, reply: bytes) -> None:
+    own_server.start()
+    with Proxy(own_server.port) as proxy:
+        store = RedisStore.from_url(proxy.url(own_server.url))
+        record = a_record()
+        await store.create(record)
+        proxy.garbage = reply
+
+        with pytest.raises(StoreError):
+            await store.load(record.key)
         await store.aclose()
 
 

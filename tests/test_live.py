@@ -380,6 +380,39 @@ async def test_ends_that_were_missed_in_an_outage_are_noticed_after_it(own_serve
         await direct.aclose()
 
 
+async def test_ends_that_were_missed_are_noticed_though_the_store_is_still_left_alone(
+    own_server: Server, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ends are heard of again before the breaker lets anybody ask: then it is asked later, and not never."""
+    monkeypatch.setattr("asgi_sessions._breaker.FIRST_PAUSE", 4.0)
+    own_server.start()
+    with Proxy(own_server.port) as proxy:
+        there = RedisStore.from_url(proxy.url(own_server.url))
+        direct = RedisStore.from_url(own_server.url)
+        app = app_with(there, clock=clock)
+        browser, others = Browser(app), [Browser(app) for _ in range(6)]
+        for each in (browser, *others):
+            await each.do(log_in("alice" if each is browser else "bob"))
+        line = Line(browser, "websocket", listens)
+        await line.open.wait()
+        await asyncio.sleep(0.2)
+        proxy.refusing = True
+        proxy.cut()
+        await UserSessions(direct, clock=clock).revoke_all("alice")
+        await asyncio.gather(*(each.do() for each in others))
+        assert app.manager._breaker.is_open
+
+        proxy.refusing = False
+
+        async with asyncio.timeout(9):
+            await line.closed.wait()
+        assert line.code == 4401
+        assert app.watch is not None
+        await app.watch.aclose()
+        await there.aclose()
+        await direct.aclose()
+
+
 async def test_an_outage_ends_nobodys_session(own_server: Server, clock: FakeClock) -> None:
     own_server.start()
     store = RedisStore.from_url(own_server.url)

@@ -8,12 +8,13 @@ What a store of your own raises is here too: :class:`RecordExists`, :class:`Reco
 """
 
 from asgi_sessions._devices import Admission, Note, Rules
-from asgi_sessions._errors import RecordChanged, RecordDamaged, RecordExists, RecordGone, StoreError
+from asgi_sessions._errors import EndUnconfirmed, RecordChanged, RecordDamaged, RecordExists, RecordGone, StoreError
 from asgi_sessions._record import Record
 from asgi_sessions._store import Listening, Store, SweepingStore, TellingStore, UserStore
 
 __all__ = [
     "Admission",
+    "EndUnconfirmed",
     "Listening",
     "Note",
     "Record",

@@ -47,7 +47,7 @@ from asgi_sessions.stores.redis._client import (
     run_durably,
     unanswered,
 )
-from asgi_sessions.stores.redis._cluster import SLOTS, Cluster, ClusterClient
+from asgi_sessions.stores.redis._cluster import SLOTS, Cluster, ClusterClient, places
 from asgi_sessions.stores.redis._link import ConnectionLost
 from asgi_sessions.stores.redis._scripts import (
     ADMIT,
@@ -243,15 +243,17 @@ class RedisStore:
                     reply = await client.again(command)
                 if type(reply) is not bytes:
                     reply = checked(reply)
-            if reply is not None and len(reply) == LARGE and client is not self._bulk:
+            data = b"" if reply is None else _bytes(reply)
+            if len(data) == LARGE and client is not self._bulk:
                 reply = await self._bulk.call(("GET", name))
+                data = b"" if reply is None else _bytes(reply)
         except Refused as refused:
             if refused.code == "WRONGTYPE":
                 raise RecordDamaged("what lies under the key is not a string") from refused
             raise refused.as_store_error() from refused
         except UNANSWERED as error:
             raise unanswered(error) from error
-        return unpack(key, _bytes(reply)) if reply else None
+        return unpack(key, data) if data else None
 
     async def create(self, record: Record, *, note: Note | None = None) -> Admission | None:
         if not self._policy_known:
@@ -362,7 +364,8 @@ class RedisStore:
         """See :class:`asgi_sessions.rekey.ScannableStore`.
 
         A cursor of SCAN belongs to one run of one server, whose keys lie in an order of its own. Ours names the run; after a
-        restart, or on a replica that took over, the walk begins again. A cluster is walked slot by slot; not while slots move.
+        restart, or on a replica that took over, the walk begins again. A cluster is walked slot by slot; slots that are on
+        their way to another node are a StoreError.
         """
         if isinstance(self._bulk, ClusterClient):
             return await self._scan_slots(self._bulk, cursor, some)
@@ -408,9 +411,10 @@ class RedisStore:
         begin = slot
         try:
             while slot < SLOTS and slot < begin + SLOTS_AT_ONCE and len(keys) < some:
-                many = await client.in_slot(slot, ("CLUSTER", "COUNTKEYSINSLOT", slot))
+                nobody = f"{self._stem(places()[slot])}-"
+                many = await client.about_slot(nobody, ("CLUSTER", "COUNTKEYSINSLOT", slot))
                 if many:
-                    names = _texts(await client.in_slot(slot, ("CLUSTER", "GETKEYSINSLOT", slot, many)))
+                    names = _texts(await client.about_slot(nobody, ("CLUSTER", "GETKEYSINSLOT", slot, many)))
                     keys += [_key_in(name) for name in names if self._is_record(name)]
                 slot += 1
         except Refused as refused:

@@ -23,7 +23,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from asgi_sessions._deadline import Deadlines
-from asgi_sessions._errors import ConfigurationError, StoreError
+from asgi_sessions._errors import ConfigurationError, EndUnconfirmed, StoreError
 from asgi_sessions._store import Listening
 from asgi_sessions.stores.redis._ear import Deaf, Ear
 from asgi_sessions.stores.redis._link import ConnectionLost, Link, open_link
@@ -55,6 +55,9 @@ PAUSE = 0.02
 
 WAIT_FOR_REPLICAS = 300
 """Milliseconds; the whole commit has 450."""
+
+TIME_TO_CONFIRM = 0.4
+"""Seconds for an end and the wait after it, which may come behind the waits of others on the same connection."""
 
 MARK_TTL = 1000
 """Milliseconds for which the key stays that is written so that there is something to wait for."""
@@ -169,6 +172,7 @@ class OwnClient:
         loop = asyncio.get_running_loop()
         line = self._lines.get(loop)
         if line is None:
+            let_go(self._lines)
             line = self._lines[loop] = Line(self._make_pool())
         self._last = (get_ident(), loop, line)
         return line
@@ -186,7 +190,14 @@ class OwnClient:
         self._last = (0, None, None)
 
 
-async def ask_durably(link: Link, command: tuple[Any, ...], mark: str, replicas: int) -> Any:
+def say_asking(link: Link) -> None:
+    """The next command is of a slot that is on its way to this node of a cluster."""
+    link.ask(("ASKING",)).add_done_callback(retrieve)
+
+
+async def ask_durably(
+    link: Link, command: tuple[Any, ...], mark: str, replicas: int, *, is_asking: bool = False
+) -> Any:
     """The reply to a command, when replicas have what it did. In one write, so on one connection.
 
     WAIT speaks of what its own connection has written. A command that is repeated after a lost connection may find its work done
@@ -194,17 +205,23 @@ async def ask_durably(link: Link, command: tuple[Any, ...], mark: str, replicas:
     who have that.
 
     Raises:
-        StoreError: so many have not. Refused: the server answered with an error.
+        EndUnconfirmed: so many have not, in time. Refused: the server answered with an error.
     """
-    reply, marked, reached = await asyncio.gather(
-        link.ask(command),
-        link.ask(("SET", mark, "", "PX", MARK_TTL)),
-        link.ask(("WAIT", replicas, WAIT_FOR_REPLICAS)),
-    )
+    replies: list[asyncio.Future[Any]] = []
+    for one in (command, ("SET", mark, "", "PX", MARK_TTL)):
+        if is_asking:
+            say_asking(link)
+        replies.append(link.ask(one))
+    waited = link.ask(("WAIT", replicas, WAIT_FOR_REPLICAS))
+    try:
+        async with asyncio.timeout(TIME_TO_CONFIRM):
+            reply, marked, reached = await asyncio.gather(*replies, waited)
+    except TimeoutError as error:
+        raise EndUnconfirmed(f"it is not known in time whether {replicas} replicas heard of an end") from error
     checked(reply)
     checked(marked)
     if checked(reached) < replicas:
-        raise StoreError(f"the end of a session reached {reached} of {replicas} replicas")
+        raise EndUnconfirmed(f"the end of a session reached {reached} of {replicas} replicas")
     return reply
 
 
@@ -328,6 +345,14 @@ def retrieve(task: asyncio.Future[Any]) -> None:
     """Look at the outcome, so that asyncio does not complain when nobody is left to do so."""
     if not task.cancelled():
         task.exception()
+
+
+def let_go(by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any]) -> None:
+    """Drop what belongs to event loops that have ended. A connection knows its loop, so the weak key alone never goes."""
+    for key in by_loop.keyrefs():
+        loop = key()
+        if loop is not None and loop.is_closed():
+            by_loop.pop(loop, None)
 
 
 class _Forgetful(Protocol):

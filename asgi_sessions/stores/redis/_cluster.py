@@ -24,13 +24,16 @@ import weakref
 from binascii import crc_hqx
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, NamedTuple
+from functools import cache
+from itertools import product
+from time import monotonic
+from typing import Any, Final, NamedTuple, Protocol
 
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
 from asgi_sessions._errors import ConfigurationError, StoreError
-from asgi_sessions._token import PLACE_CHARS
+from asgi_sessions._token import ALPHABET, PLACE_CHARS
 from asgi_sessions.stores.redis._client import (
     PAUSE,
     TIME_TO_OPEN,
@@ -40,9 +43,11 @@ from asgi_sessions.stores.redis._client import (
     after_fork,
     ask_durably,
     checked,
+    let_go,
     new_connection,
     pool_from_url,
     retrieve,
+    say_asking,
     unanswered,
 )
 from asgi_sessions.stores.redis._ear import Ear
@@ -50,8 +55,16 @@ from asgi_sessions.stores.redis._link import ConnectionLost, Link
 
 SLOTS: Final = 16384
 
+TRIES_FOR_A_PLACE: Final = 500
+"""A node of 100 has one of so many places all but surely."""
+
+_PLACE_ALPHABET: Final = ALPHABET.decode()
+
 QUICK: Final = 0.15
 """Seconds that a node has to show its map when others can be asked instead."""
+
+MOST_SENT_ON: Final = 2
+"""How often a command is sent on at once; two nodes that name each other would send it to and fro."""
 
 LOOK_PAUSE: Final = 0.1
 """Seconds between two looks at the map, so that a thousand requests that are in trouble look once."""
@@ -64,9 +77,20 @@ class Address(NamedTuple):
     port: int
 
 
+_Rows = list[tuple[range, list[Address]]]
+"""Slots, and who has them: the primary first."""
+
+
 def slot_of_place(place: str) -> int:
     """CRC16 of the hash tag, which in our names is the place. (XMODEM's, which Python has.)"""
     return crc_hqx(place.encode(), 0) % SLOTS
+
+
+@cache
+def places() -> Sequence[str]:
+    """For each slot a place that is in it."""
+    found = {slot_of_place(place): place for place in map("".join, product(_PLACE_ALPHABET, repeat=PLACE_CHARS))}
+    return [found[slot] for slot in range(SLOTS)]
 
 
 def slot_of(name: str) -> int:
@@ -93,6 +117,7 @@ class Cluster:
         loop = asyncio.get_running_loop()
         known = self._maps.get(loop)
         if known is None:
+            let_go(self._maps)
             known = self._maps[loop] = Map(self._pool_at, self._seeds)
         return known
 
@@ -130,12 +155,14 @@ class Map:
         self._pool_at = pool_at
         self._seeds = list(seeds)
         self._nodes: list[Address] = []
-        self._suspects: set[Address] = set()
+        self._shown_by = self._seeds[0]
         self._lines: dict[tuple[Address, str], Line] = {}
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = 0.0
         self._closing: set[asyncio.Task[None]] = set()
         self.primaries: list[Address] = []
+        self.suspects: set[Address] = set()
+        """Those of whom the next look is to tell whether somebody else has their slots."""
         self.at: list[Address | None] = [None] * SLOTS
         """The primary of each slot, as far as is known."""
         self.listeners: set[Callable[[], None]] = set()
@@ -149,20 +176,31 @@ class Map:
         return line
 
     async def find(self, slot: int | None) -> Address:
-        """The primary of a slot; of no slot in particular, any.
+        """The primary of a slot; of no slot in particular, a node that answers.
 
         Raises:
             RedisError: no node shows a map, or nobody has the slot.
         """
-        if not self.primaries:
+        if not self.primaries or (slot is not None and self.at[slot] in self.suspects):
             await asyncio.shield(self.look())
-        found = random.choice(self.primaries) if slot is None else self.at[slot]  # noqa: S311 - spreads load
-        if found is None:
+        if slot is None:
+            return self._shown_by
+        if self.at[slot] is None:
             await asyncio.shield(self.look())
-            found = self.at[slot or 0]
+        found = self.at[slot]
         if found is None:
             raise RedisError("nobody has this slot")
         return found
+
+    def elsewhere(self, name: str, address: Address) -> str:
+        """A name of ours like this one, in another slot of the node; the same if it has no other, as far as is found."""
+        slot, begin = slot_of(name), name.index("{") + 1
+        for _ in range(TRIES_FOR_A_PLACE):
+            place = "".join(random.choices(_PLACE_ALPHABET, k=PLACE_CHARS))  # noqa: S311 - spreads load, guards nothing
+            other = slot_of_place(place)
+            if other != slot and self.at[other] == address:
+                return f"{name[:begin]}{place}{name[begin + PLACE_CHARS :]}"
+        return name
 
     def moved(self, slot: int, address: Address) -> None:
         """A node said where this slot is now; others are likely to have moved too."""
@@ -174,7 +212,7 @@ class Map:
     def suspect(self, address: Address | None) -> asyncio.Task[None]:
         """This node does not answer, or not as a primary: somebody else may have its slots by now."""
         if address is not None:
-            self._suspects.add(address)
+            self.suspects.add(address)
         return self.look()
 
     def look(self) -> asyncio.Task[None]:
@@ -190,18 +228,18 @@ class Map:
             if (wait := self._looked_at + LOOK_PAUSE - loop.time()) > 0:
                 await asyncio.sleep(wait)
             known = random.sample(self._nodes, len(self._nodes))
-            known.sort(key=self._suspects.__contains__)
+            known.sort(key=self.suspects.__contains__)
             others = [seed for seed in self._seeds if seed not in known]
-            best: list[Any] | None = None
+            best: _Rows | None = None
             for address in [*known, *others]:
                 try:
-                    async with asyncio.timeout(QUICK if len(known) > 1 else TIME_TO_OPEN):
+                    async with asyncio.timeout(QUICK if len(known) + len(others) > 1 else TIME_TO_OPEN):
                         is_ok, rows = await self._seen_by(address)
                 except UNANSWERED:
                     continue
                 # A node that is cut off from the others shows the map of the day on which that happened.
                 if is_ok or best is None:
-                    best = _rows_of(rows, address)
+                    best, self._shown_by = rows, address
                 if is_ok:
                     break
             if best is None:
@@ -211,21 +249,22 @@ class Map:
             self._looked_at = loop.time()
             self._looking = None
 
-    async def _seen_by(self, address: Address) -> tuple[bool, Any]:
+    async def _seen_by(self, address: Address) -> tuple[bool, _Rows]:
         link = await self.line(address, "map").ready()
         info, rows = await asyncio.gather(link.ask(("CLUSTER", "INFO")), link.ask(("CLUSTER", "SLOTS")))
-        if not isinstance(rows, list) or not rows:
+        shown = _rows_of(rows, address) if isinstance(rows, list) else []
+        if not shown:
             raise RedisError("a node shows no map")
-        return isinstance(info, bytes) and b"cluster_state:ok" in info, rows
+        return isinstance(info, bytes) and b"cluster_state:ok" in info, shown
 
-    def _adopt(self, rows: list[tuple[range, list[Address]]]) -> None:
+    def _adopt(self, rows: _Rows) -> None:
         at: list[Address | None] = [None] * SLOTS
         nodes: dict[Address, None] = {}
         for slots, addresses in rows:
             at[slots.start : slots.stop] = [addresses[0]] * len(slots)
             nodes.update(dict.fromkeys(addresses))
         self._nodes, self.primaries = list(nodes), list(dict.fromkeys(addresses[0] for _, addresses in rows))
-        self._suspects.clear()
+        self.suspects.clear()
         for address, lane in [each for each in self._lines if each[0] not in nodes and each[0] not in self._seeds]:
             closing = asyncio.ensure_future(self._lines.pop((address, lane)).aclose())
             self._closing.add(closing)
@@ -249,7 +288,7 @@ class Map:
             await asyncio.wait(self._closing)
 
 
-def _rows_of(rows: list[Any], asked: Address) -> list[tuple[range, list[Address]]]:
+def _rows_of(rows: list[Any], asked: Address) -> _Rows:
     """CLUSTER SLOTS taken apart: ``[first, last, primary, replica …]``, a node being ``[host, port, id …]``.
 
     Raises:
@@ -297,37 +336,71 @@ class ClusterClient:
         known, name = self._cluster.map(), command[3] if command[0] in ("EVALSHA", "EVAL") else command[1]
         slot = slot_of(name) if "{" in name else None
         address = None if slot is None else known.at[slot]
-        if address is not None:
-            link = known.line(address, self._lane).link
-            if link is not None and link.has_room:
-                try:
-                    return checked(await link.ask(command))
-                except ConnectionLost:
-                    known.suspect(address)
-                except Refused as refused:
-                    if refused.code not in ("MOVED", "ASK", *_PASSING):
-                        raise
-                except UNANSWERED as error:
-                    known.suspect(address)
-                    raise unanswered(error) from error
-        return await self._carry(known, slot, lambda link: _checked(link.ask(command)))
+        began = monotonic()
+        try:
+            if address is not None and address not in known.suspects:
+                return await self._call_at(known, address, slot, command)
+            return await self._carry(known, slot, _asking(command))
+        except asyncio.CancelledError:
+            # Requests have a deadline of their own, which comes before ours. Not a look now: the loop may be about to end.
+            if address is not None and monotonic() - began > QUICK:
+                known.suspects.add(address)
+            raise
+
+    async def _call_at(self, known: Map, address: Address, slot: int | None, command: tuple[Any, ...]) -> Any:
+        """As mostly: there is a connection, and the slot is there."""
+        link = known.line(address, self._lane).link
+        if link is not None and link.has_room:
+            try:
+                return checked(await link.ask(command))
+            except ConnectionLost:
+                known.suspect(address)
+            except Refused as refused:
+                if refused.code not in ("MOVED", "ASK", *_PASSING):
+                    raise
+            except UNANSWERED as error:
+                known.suspect(address)
+                raise unanswered(error) from error
+        return await self._carry(known, slot, _asking(command))
 
     again = call
 
     async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: int) -> Any:
         """As :meth:`OwnClient.call_durably`."""
-        return await self._carry(
-            self._cluster.map(), slot_of(mark), lambda link: ask_durably(link, command, mark, replicas)
-        )
+        known, slot = self._cluster.map(), slot_of(mark)
 
-    async def in_slot(self, slot: int, command: tuple[Any, ...]) -> Any:
-        """As :meth:`call`, at the node that has this slot."""
-        return await self._carry(self._cluster.map(), slot, lambda link: _checked(link.ask(command)))
+        def ask(link: Link, at: Address, /, *, is_asking: bool) -> Awaitable[Any]:
+            # While its slot moves, a node takes no new key of it: on the old one the mark has to be in another slot.
+            name = mark if is_asking else known.elsewhere(mark, at)
+            return ask_durably(link, command, name, replicas, is_asking=is_asking)
 
-    async def _carry(self, known: Map, slot: int | None, ask: Callable[[Link], Awaitable[Any]]) -> Any:
+        return await self._carry(known, slot, ask)
+
+    async def about_slot(self, nobody: str, command: tuple[Any, ...]) -> Any:
+        """As :meth:`call`, for a command about a slot as a whole, at the node that has all of it.
+
+        Nodes answer such a command for slots of others too, with nothing. So after it they are asked for a key of the slot, and
+        send on who asks for one that they have not.
+
+        Args:
+            nobody: the name of such a key, which is not there.
+        Raises:
+            StoreError, also where the slot is on its way to another node.
+        """
+
+        async def ask(link: Link, at: Address, /, *, is_asking: bool) -> Any:
+            if is_asking:
+                raise StoreError("slots of the cluster are on their way to another node; go on when they are there")
+            reply, there = await asyncio.gather(link.ask(command), link.ask(("EXISTS", nobody)))
+            checked(there)
+            return checked(reply)
+
+        return await self._carry(self._cluster.map(), slot_of(nobody), ask)
+
+    async def _carry(self, known: Map, slot: int | None, ask: _Ask) -> Any:
         """Ask whoever has the slot, wherever that leads, and again while it passes; as long as a command may wait."""
         address: Address | None = None
-        is_asking = False
+        is_asking, sent_on = False, 0
         trouble: Exception = TimeoutError()
         try:
             async with asyncio.timeout(TIME_TO_OPEN):
@@ -336,15 +409,16 @@ class ClusterClient:
                         if address is None:
                             address = await known.find(slot)
                         link = await known.line(address, self._lane).ready()
-                        if is_asking:
-                            link.ask(("ASKING",)).add_done_callback(retrieve)
-                        return await ask(link)
+                        return await ask(link, address, is_asking=is_asking)
                     except Refused as refused:
                         trouble, is_asking = refused, refused.code == "ASK"
                         if refused.code in ("MOVED", "ASK") and address is not None:
                             moved_slot, address = _redirected(refused, address)
                             if not is_asking:
                                 known.moved(moved_slot, address)
+                            sent_on += 1
+                            if sent_on > MOST_SENT_ON:
+                                await asyncio.sleep(PAUSE)
                             continue
                         if refused.code not in _PASSING:
                             raise
@@ -369,8 +443,19 @@ class ClusterClient:
         await self._cluster.aclose()
 
 
-async def _checked(reply: Awaitable[Any]) -> Any:
-    return checked(await reply)
+class _Ask(Protocol):
+    """Something to be asked of a node; ``is_asking``: of a slot that is on its way there."""
+
+    def __call__(self, link: Link, at: Address, /, *, is_asking: bool) -> Awaitable[Any]: ...
+
+
+def _asking(command: tuple[Any, ...]) -> _Ask:
+    async def ask(link: Link, at: Address, /, *, is_asking: bool) -> Any:
+        if is_asking:
+            say_asking(link)
+        return checked(await link.ask(command))
+
+    return ask
 
 
 class Ears:

@@ -52,7 +52,7 @@ class Ear:
         self._leaving: Counter[bytes] = Counter()  # channels that were given up, and how many answers to that are due
         self._waiting: set[str] = set()  # places for which the server has not said yes yet
         self._sharded = True
-        self._pause = 0.0  # before the next try; none since something was heard
+        self._pause = 0.0  # before the next try; none since everything was heard
         self._writer: asyncio.StreamWriter | None = None
         self._task = asyncio.ensure_future(self._run())
 
@@ -156,8 +156,9 @@ class Ear:
         if kind in (b"smessage", b"message") and isinstance(content, bytes):
             self._heard(content.decode("ascii", "replace"))
         elif kind in (b"ssubscribe", b"subscribe") and channel in self._asked:
-            self._pause = 0.0
             self._waiting.discard(self._asked[channel])
+            if not self._waiting:
+                self._pause = 0.0
             self._doubt(self._asked[channel])
         elif kind in (b"sunsubscribe", b"unsubscribe"):
             left = self._leaving.pop(channel, 0) - 1
