@@ -243,10 +243,9 @@ class RedisStore:
                     reply = await client.again(command)
                 if type(reply) is not bytes:
                     reply = checked(reply)
-            data = b"" if reply is None else _bytes(reply)
+            data = reply if type(reply) is bytes else _bytes_or_none(reply)
             if len(data) == LARGE and client is not self._bulk:
-                reply = await self._bulk.call(("GET", name))
-                data = b"" if reply is None else _bytes(reply)
+                data = _bytes_or_none(await self._bulk.call(("GET", name)))
         except Refused as refused:
             if refused.code == "WRONGTYPE":
                 raise RecordDamaged("what lies under the key is not a string") from refused
@@ -539,6 +538,10 @@ def _bytes(answer: Any) -> bytes:
     if not isinstance(answer, bytes):
         raise StoreError(f"Redis answered with a {type(answer).__name__} where a string was due")
     return answer
+
+
+def _bytes_or_none(answer: Any) -> bytes:
+    return b"" if answer is None else _bytes(answer)
 
 
 def _raise_unless_done(answer: Any, key: str) -> None:

@@ -32,6 +32,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
+from asgi_sessions._deadline import Deadlines
 from asgi_sessions._errors import ConfigurationError, StoreError
 from asgi_sessions._token import ALPHABET, PLACE_CHARS
 from asgi_sessions.stores.redis._client import (
@@ -157,6 +158,8 @@ class Map:
         self._nodes: list[Address] = []
         self._shown_by = self._seeds[0]
         self._lines: dict[tuple[Address, str], Line] = {}
+        # Of ours, so that a loop that stood still is not held against a node.
+        self.limits, self._quick = Deadlines(TIME_TO_OPEN), Deadlines(QUICK)
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = 0.0
         self._closing: set[asyncio.Task[None]] = set()
@@ -233,7 +236,7 @@ class Map:
             best: _Rows | None = None
             for address in [*known, *others]:
                 try:
-                    async with asyncio.timeout(QUICK if len(known) + len(others) > 1 else TIME_TO_OPEN):
+                    with (self._quick if len(known) + len(others) > 1 else self.limits).limit():
                         is_ok, rows = await self._seen_by(address)
                 except UNANSWERED:
                     continue
@@ -403,7 +406,7 @@ class ClusterClient:
         is_asking, sent_on = False, 0
         trouble: Exception = TimeoutError()
         try:
-            async with asyncio.timeout(TIME_TO_OPEN):
+            with known.limits.limit():
                 while True:
                     try:
                         if address is None:
