@@ -24,7 +24,7 @@ from asgi_sessions import ConfigurationError, RedisStore, SessionMiddleware, Sto
 from asgi_sessions._token import owner_of
 from asgi_sessions.stores.redis._cluster import Address, ClusterClient
 from asgi_sessions.testing import FakeClock, UserStoreContract, a_record, moved
-from tests.clusters import Apart, Cluster, Watched, may_make_namespaces, until
+from tests.clusters import AT_ONCE, Apart, Cluster, Nodes, Watched, free_ports, may_make_namespaces, until
 from tests.conftest import Server, require
 from tests.proxy import Proxy
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
@@ -475,6 +475,37 @@ async def test_an_end_by_the_clock_waits_for_no_replica(valkey_url: str, clock: 
 
     assert (await read(alice))["user_id"] is None
     await store.aclose()
+
+
+class FarReplica(Nodes):
+    """A primary, and a replica that hears of everything by way of a proxy."""
+
+    def build(self) -> None:
+        first, second = free_ports(2)
+        self.primary = self.add(first, *AT_ONCE)
+        self.way = Proxy(first).__enter__()
+        self.add(second, "--replicaof", f"127.0.0.1 {self.way.port}")
+        until(lambda: self.primary.ask("INFO", "replication")["slave0"]["state"] == "online", "a replica")
+
+    def __exit__(self, *error: object) -> None:
+        self.way.__exit__()
+        super().__exit__(None, None, None)
+
+
+async def test_ends_at_the_same_time_wait_together() -> None:
+    """A server answers one WAIT after the other: sixty of 20 ms would not be through in the time that a commit has."""
+    with FarReplica() as servers:
+        store = RedisStore.from_url(f"redis://127.0.0.1:{servers.primary.port}", durable_ends=1)
+        app = app_with(store)
+        browsers = [Browser(app) for _ in range(60)]
+        for number, browser in enumerate(browsers):
+            await browser.do(log_in(f"user {number}"))
+        servers.way.delay = 0.01
+
+        answers = await asyncio.gather(*(browser.do(destroy) for browser in browsers))
+
+        assert Counter(answer.status for answer in answers) == {200: 60}
+        await store.aclose()
 
 
 @pytest.mark.parametrize("renewed", [False, True], ids=["a session of nobody", "a token that was renewed"])
