@@ -482,8 +482,8 @@ class FarReplica(Nodes):
 
     def build(self) -> None:
         first, second = free_ports(2)
-        self.primary = self.add(first, *AT_ONCE)
         self.way = Proxy(first).__enter__()
+        self.primary = self.add(first, *AT_ONCE)
         self.add(second, "--replicaof", f"127.0.0.1 {self.way.port}")
         until(lambda: self.primary.ask("INFO", "replication")["slave0"]["state"] == "online", "a replica")
 
