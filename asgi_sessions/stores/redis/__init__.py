@@ -243,17 +243,17 @@ class RedisStore:
                     reply = await client.again(command)
                 if type(reply) is not bytes:
                     reply = checked(reply)
-            data = b"" if reply is None else _bytes(reply)
-            if len(data) == LARGE and client is not self._bulk:
+            if reply is None or reply == b"":
+                return None
+            if isinstance(reply, bytes) and len(reply) == LARGE and client is not self._bulk:
                 reply = await self._bulk.call(("GET", name))
-                data = b"" if reply is None else _bytes(reply)
         except Refused as refused:
             if refused.code == "WRONGTYPE":
                 raise RecordDamaged("what lies under the key is not a string") from refused
             raise refused.as_store_error() from refused
         except UNANSWERED as error:
             raise unanswered(error) from error
-        return unpack(key, data) if data else None
+        return None if reply is None else unpack(key, _bytes(reply))
 
     async def create(self, record: Record, *, note: Note | None = None) -> Admission | None:
         if not self._policy_known:
