@@ -300,7 +300,7 @@ class Manager:
                 body = unseal(record, self._secrets, self._namespace)
                 if body.kind == "alias":
                     if not self.timeouts.in_grace(renewed_at=body.minted_at, now=session._now):
-                        await self._ask(self.store.delete, key, **_noting(self._by_clock(record.id)))
+                        await self._ask(self.store.delete, key, **_noting(self._in_passing(record.id)))
                         return False
                     key, record = _successor(body), None
                     continue
@@ -330,12 +330,12 @@ class Manager:
     async def _expire(self, record: Record, body: Body, reason: Literal["idle", "absolute"], now: float) -> Event:
         """End a session whose time is over; what there is to tell."""
         at = min(record.expires_at, now)
-        note = self._note(ended(reason), record.id, record.owner, body.about, at=at) or self._by_clock(record.id)
+        note = self._note(ended(reason), record.id, record.owner, body.about, at=at) or self._in_passing(record.id)
         await self._ask(self.store.delete, record.key, **_noting(note))
         return self._event("session.ended", session_id=record.id, user_id=body.user_id, reason=reason)
 
-    def _by_clock(self, id: str) -> Note | None:
-        """Tells a store that it is the clock that ends something, where there is no history that would say so."""
+    def _in_passing(self, id: str) -> Note | None:
+        """For the end of what is nobody's, or over: tells a store that nobody waits for others to have heard of it."""
         return None if self.rules is None else Note(EXPIRED, self.clock(), id, self.rules)
 
     async def _load(self, key: str, events: list[Event]) -> Record | None:
@@ -852,7 +852,8 @@ class Manager:
 
         Somebody may renew or regenerate the token while this request logs out. The log-out still means this session.
         """
-        key, note = record.key, None
+        # Whoever has the token of a session that somebody left by logging in has nothing: it was anonymous.
+        key, note = record.key, self._in_passing(record.id) if reason == "replaced" and record.owner is None else None
         if self.rules is not None and record.owner is not None:
             try:
                 about = unseal(record, self._secrets, self._namespace).about

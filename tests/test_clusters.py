@@ -25,8 +25,9 @@ from asgi_sessions._errors import EndUnconfirmed
 from asgi_sessions._token import owner_of
 from asgi_sessions.stores.redis._cluster import Address, ClusterClient
 from asgi_sessions.testing import FakeClock, UserStoreContract, a_record, moved
-from tests.clusters import Apart, Cluster, Watched, may_make_namespaces, until
+from tests.clusters import AT_ONCE, Apart, Cluster, Nodes, Watched, may_make_namespaces, until
 from tests.conftest import Server, require
+from tests.ports import free_port
 from tests.proxy import Proxy
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
 
@@ -476,6 +477,51 @@ async def test_an_end_by_the_clock_waits_for_no_replica(valkey_url: str, clock: 
 
     assert (await read(alice))["user_id"] is None
     await store.aclose()
+
+
+async def test_a_log_in_over_an_anonymous_session_waits_for_no_replica(valkey_url: str) -> None:
+    """A basket that a failover brings back is nobody's; people could not log in while a replica is away."""
+    store = RedisStore.from_url(valkey_url, prefix="basket", durable_ends=1)
+    alice = Browser(app_with(store))
+    await alice.do(put(basket=1))
+    old = alice.another()
+
+    assert (await alice.do(log_in("alice"))).status == 200
+    assert (await alice.do(log_in("bob"))).status == 503  # alice's session ends by this, and that is to last
+
+    assert (await read(old))["data"] == {}
+    await store.aclose()
+
+
+class FarReplica(Nodes):
+    """A primary, and a replica that hears of everything by way of a proxy."""
+
+    def build(self) -> None:
+        first, second = free_port(), free_port()
+        self.way = Proxy(first).__enter__()
+        self.primary = self.add(first, *AT_ONCE)
+        self.add(second, "--replicaof", f"127.0.0.1 {self.way.port}")
+        until(lambda: self.primary.ask("INFO", "replication")["slave0"]["state"] == "online", "a replica")
+
+    def __exit__(self, *error: object) -> None:
+        self.way.__exit__()
+        super().__exit__(None, None, None)
+
+
+async def test_ends_at_the_same_time_wait_together() -> None:
+    """A server answers one WAIT after the other: sixty of 20 ms would not be through in the time that a commit has."""
+    with FarReplica() as servers:
+        store = RedisStore.from_url(f"redis://127.0.0.1:{servers.primary.port}", durable_ends=1)
+        app = app_with(store)
+        browsers = [Browser(app) for _ in range(60)]
+        for number, browser in enumerate(browsers):
+            await browser.do(log_in(f"user {number}"))
+        servers.way.delay = 0.01
+
+        answers = await asyncio.gather(*(browser.do(destroy) for browser in browsers))
+
+        assert Counter(answer.status for answer in answers) == {200: 60}
+        await store.aclose()
 
 
 @pytest.mark.parametrize("renewed", [False, True], ids=["a session of nobody", "a token that was renewed"])

@@ -127,7 +127,7 @@ class RedisStore:
             url: ``redis://[[user]:password@]host[:port][/db]``, ``rediss://…`` (TLS) or ``unix://path``.
             prefix: what every key begins with; letters, digits and ``_.:/-``. One prefix per app.
             durable_ends: how many replicas must have heard of it before a session counts as ended (``WAIT``), so that a failover
-                does not bring it back. Where they have not within 0.3 seconds, the one who ended it hears a StoreError.
+                does not bring it back. Where they have not within 0.35 seconds, the one who ended it hears a StoreError.
             options: passed to redis-py's connections, for example ``ssl_ca_certs=…`` or ``max_connections=…``.
         """
         pool_from_url(url, options)

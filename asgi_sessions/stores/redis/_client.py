@@ -53,8 +53,8 @@ PAUSE = 0.02
 """Seconds after which it is tried again."""
 
 
-WAIT_FOR_REPLICAS = 200
-"""Milliseconds. A server that is idle looks at its clock ten times a second, so it may take 300; the whole commit has 450."""
+WAIT_FOR_REPLICAS = 250
+"""Milliseconds; a server looks at its clock ten times a second, so it may be 100 more. The whole commit has 450."""
 
 TIME_TO_CONFIRM = 0.4
 """Seconds for an end and the wait after it, which may come behind the waits of others on the same connection."""
@@ -198,7 +198,7 @@ def say_asking(link: Link) -> None:
 async def ask_durably(
     link: Link, command: tuple[Any, ...], mark: str, replicas: int, *, is_asking: bool = False
 ) -> Any:
-    """The reply to a command, when replicas have what it did. In one write, so on one connection.
+    """The reply to a command, when replicas have what it did. All on one connection.
 
     WAIT speaks of what its own connection has written. A command that is repeated after a lost connection may find its work done
     by the first try, and write nothing: so there is always a write of ours in between, and what came before it is with those
@@ -212,7 +212,7 @@ async def ask_durably(
         if is_asking:
             say_asking(link)
         replies.append(link.ask(one))
-    waited = link.ask(("WAIT", replicas, WAIT_FOR_REPLICAS))
+    waited = link.share(("WAIT", replicas, WAIT_FOR_REPLICAS))
     try:
         async with asyncio.timeout(TIME_TO_CONFIRM):
             reply, marked, reached = await asyncio.gather(*replies, waited)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -55,6 +56,8 @@ class Link(asyncio.Protocol):
         "_paused",
         "_reader",
         "_room",
+        "_sharers",
+        "_sharing",
         "_silent",
         "_timer",
         "_transport",
@@ -81,6 +84,8 @@ class Link(asyncio.Protocol):
         self._asked = 0
         self._marks: deque[tuple[int, int]] = deque(maxlen=TICKS_TO_ANSWER)  # asked and answered, at the last ticks
         self._silent = 0  # ticks without a reply
+        self._sharing = False
+        self._sharers: list[asyncio.Future[Any]] = []
         self._farewell: AsyncGenerator[None, None] | None = None
         self.lost: Exception | None = None
         self.has_room = True
@@ -108,6 +113,36 @@ class Link(asyncio.Protocol):
         if len(self._waiting) >= MAX_IN_FLIGHT or self._unsent >= MAX_UNSENT:
             self.has_room = False
         return future
+
+    def share(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
+        """The reply to a command that speaks of all that was asked before it, and takes its time: WAIT.
+
+        A server answers one after the other, so who comes while one is under way shares the next.
+        """
+        future = self._loop.create_future()
+        self._sharers.append(future)
+        if not self._sharing:
+            self._ask_shared(command)
+        return future
+
+    def _ask_shared(self, command: tuple[Any, ...]) -> None:
+        sharers, self._sharers = self._sharers, []
+        self._sharing = bool(sharers)
+        if sharers:
+            self.ask(command).add_done_callback(partial(self._hand_on, command, sharers))
+
+    def _hand_on(
+        self, command: tuple[Any, ...], sharers: list[asyncio.Future[Any]], reply: asyncio.Future[Any]
+    ) -> None:
+        error = reply.exception()
+        for future in sharers:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(reply.result())
+            else:
+                future.set_exception(error)
+        self._ask_shared(command)
 
     async def room(self) -> None:
         """Wait until there is room again, or the connection is lost."""
