@@ -1104,8 +1104,10 @@ class Manager:
                 current = await self._load(key, [])
                 if current is None or current.id != record.id:
                     # Regenerated, perhaps, since we heard of it: then the index knows where to.
-                    index = {} if record.owner is None else await self.index_of(record.owner)
-                    moved_to: object = index.get(record.id)
+                    if record.owner is None:
+                        # There is none of nobody's sessions. Their end is told; till their time is over they are taken to live.
+                        return record if now < record.expires_at else None
+                    moved_to: object = (await self.index_of(record.owner)).get(record.id)
                     if not isinstance(moved_to, str) or moved_to == key:
                         return None
                     key = moved_to

@@ -123,6 +123,8 @@ class _Circle:
             watched = self._watched[record.id] = _Watched(record)
             if self._listening is not None:
                 self._listening.add(place_of(record.key))
+        elif record.rev > watched.record.rev:
+            watched.record = record  # regenerated since: of the same user or nobody, and so in the same place
         watcher = Watcher(self, record.id, end)
         watched.watchers.add(watcher)
         # It may have ended since it was loaded, which was a whole handshake ago.

@@ -267,6 +267,26 @@ async def test_a_renewal_kicks_nobody_and_neither_does_activity_elsewhere(
     assert browser.token != first
 
 
+async def test_a_regeneration_of_nobodys_session_kicks_nobody(store: Store, clock: FakeClock) -> None:
+    """There is no index that says where it has gone: the sockets under its old token and under its new one both stay."""
+    browser = Browser(app_with(store, clock=clock))
+    await browser.do(put(basket=1))
+    old = Line(browser, "websocket", listens)
+    await old.open.wait()
+
+    await browser.do(regenerate)
+    new = Line(browser, "websocket", listens)
+    await new.open.wait()
+
+    assert await new.stays_open()
+    assert not old.closed.is_set()
+    await browser.do(destroy)
+    assert await old.is_closed_soon()
+    assert await new.is_closed_soon()
+    assert browser.app.watch is not None
+    await browser.app.watch.aclose()
+
+
 async def test_somebody_elses_end_kicks_nobody(connect: Any, browser: Browser, store: Store, clock: FakeClock) -> None:
     line = await connect()
     other = Browser(browser.app)
