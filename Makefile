@@ -21,7 +21,7 @@ browser:
 
 # redis-py's private names that we use are pinned by tests; here on the oldest version that we allow.
 test-lowest: .venv-lowest/ready
-	.venv-lowest/bin/python -m pytest tests/test_redis_link.py tests/test_redis_store.py tests/test_store_contract.py tests/test_mix_up.py
+	.venv-lowest/bin/python -m pytest tests/test_redis_link.py tests/test_redis_store.py tests/test_store_contract.py tests/test_mix_up.py tests/test_cluster_client.py
 
 # Trouble on purpose, for a minute on each store, with another seed each time. `make test` has a few seconds of it.
 chaos: .venv/ready

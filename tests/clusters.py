@@ -186,6 +186,17 @@ class Cluster(Nodes):
             lambda: all(node.ask("INFO", "replication")["connected_slaves"] == 1 for node in self.nodes[:3]), "replicas"
         )
 
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Within the block no node is given up, however long it hangs, and nobody takes over."""
+        self._set_timeout(60_000)
+        yield
+        self._set_timeout(1000)
+
+    def _set_timeout(self, milliseconds: int) -> None:
+        for node in self.nodes:
+            node.ask("CONFIG", "SET", "cluster-node-timeout", milliseconds)
+
     @staticmethod
     def known(node: Node) -> int:
         return len(node.ask("CLUSTER NODES"))
@@ -228,6 +239,15 @@ class Cluster(Nodes):
     def _settle(self, slot: int, source: Node, target: Node) -> None:
         for node in (target, source):
             node.ask("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
+        # Who moves it back before all have heard that it went may lose it again to a message of yesterday.
+        until(lambda: len({self._told(node, slot) for node in self.nodes}) == 1, "all to know where a slot is")
+
+    def _told(self, node: Node, slot: int) -> tuple[Any, ...]:
+        """What a node has heard: who has the slot, and since when the primaries have what they have."""
+        nodes = node.ask("CLUSTER NODES").values()
+        primaries = [each for each in nodes if "master" in each["flags"]]
+        owner = [each["node_id"] for each in primaries if any(_is_in(slot, slots) for slots in each["slots"])]
+        return (*owner, *sorted((each["node_id"], each["epoch"]) for each in primaries))
 
     def move_slots(self, source: Node, target: Node, slots: range) -> None:
         """As ``--cluster reshard`` does it: announce, move the keys, settle."""
@@ -236,6 +256,10 @@ class Cluster(Nodes):
             while names := self.keys_in(source, slot):
                 self._migrate(names, source, target)
             self._settle(slot, source, target)
+
+
+def _is_in(slot: int, slots: list[str]) -> bool:
+    return int(slots[0]) <= slot <= int(slots[-1])
 
 
 class Apart(Cluster):
