@@ -25,6 +25,7 @@ from asgi_sessions import MemoryStore, RedisStore, SQLStore, StoreError
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.clusters import Cluster
+from tests.databases import SERVERS, DatabaseServer
 from tests.ports import free_port, give_back
 
 CI = os.environ.get("CI") == "true"
@@ -113,6 +114,31 @@ def own_server() -> Iterator[Server]:
     server = Server()
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def a_database() -> Iterator[Callable[[str], DatabaseServer]]:
+    """By its kind a database of our own, which a test may kill, freeze and restart, one for the whole run. It is up."""
+    made: dict[str, DatabaseServer] = {}
+
+    def get(kind: str) -> DatabaseServer:
+        if kind not in made:
+            if SERVERS[kind].find() is None:
+                require(f"no {kind} server is installed here")
+            made[kind] = SERVERS[kind]()
+        if not made[kind].is_up:
+            made[kind].start()
+        return made[kind]
+
+    yield get
+    for server in made.values():
+        server.remove()
+
+
+@pytest.fixture(params=list(SERVERS))
+def own_database(request: pytest.FixtureRequest, a_database: Callable[[str], DatabaseServer]) -> DatabaseServer:
+    """A PostgreSQL, then a MariaDB."""
+    return a_database(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,8 @@ class Proxy:
         """Nothing passes, either way, until this is taken back."""
         self.garbage = b""
         """Sent in the place of the next reply."""
+        self.stray = b""
+        """Sent before the next reply, which follows, and so does everything after it."""
         self.cut_after: int | None = None
         """The next reply is cut after so many bytes, and the connection with it."""
         self.swallowing = False
@@ -146,6 +148,9 @@ class Proxy:
         elif self.swallowing:
             data, self.swallowing = b"", False
         else:
+            if self.stray:
+                sink.write(self.stray)
+                self.stray = b""
             return False
         sink.write(data)
         return True

@@ -1,11 +1,13 @@
 """Trouble on purpose, and a journal of what was acknowledged, held against what is there.
 
 200 users, each with a browser or two; 40 % of all requests are cancelled at a random moment; a proxy delays, cuts, hangs and
-swallows; the server is killed and started again, with its log on disk. From outside, by the journal alone:
+swallows; the server, a Valkey, a PostgreSQL or a MariaDB, is killed and started again, with its log on disk. From outside, by the
+journal alone:
 
 * every answer belongs to its owner;
 * every acknowledged write is there, or its session was ended;
-* no ended session answers again.
+* no ended session answers again;
+* the list of a user's sessions shows those that answer, and when all were ended none does.
 
 ``make chaos`` runs it for a minute on each store, with another seed each time; CI for a few seconds. ``CHAOS_SECONDS`` and
 ``CHAOS_SEED`` say for how long, and which.
@@ -17,34 +19,40 @@ import asyncio
 import os
 import random
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
-from asgi_sessions import RedisStore, Session, SessionMiddleware, SQLStore, StoreError, UserSessions
-from tests.conftest import DATABASES, OPTIONS, TABLE, Server, empty, sql_url
+from asgi_sessions import Devices, RedisStore, Session, SessionMiddleware, SQLStore, StoreError, UserSessions
+from asgi_sessions._token import owner_of
+from asgi_sessions.stores import Store
+from tests.conftest import Server
+from tests.databases import SERVERS, DatabaseServer
 from tests.proxy import Proxy
 from tests.support import Browser, app_with, log_in
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "4"))
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.randrange(1, 10**9)
-USERS = {"redis": 200, "sql": 30}
-"""A database has ten connections, and opening one takes a dozen round trips through the proxy."""
-PAUSE = {"redis": (0.05, 0.3), "sql": (0.3, 1.0)}
-"""Seconds between two troubles."""
+USERS = 200
+THINKING = {"valkey": 0.05, "postgresql": 0.6, "mariadb": 0.6}
+"""Seconds, at most, between two requests of a user: a request costs thirty times as much of our own CPU on a database."""
+PAUSE = {"valkey": (0.05, 0.3), "postgresql": (0.3, 1.0), "mariadb": (0.3, 1.0)}
+"""Seconds between two troubles. A database has ten connections, and opening one takes a dozen round trips through the proxy."""
+DEADLINE = {"valkey": 1, "postgresql": 3, "mariadb": 3}
 CANCELLED = 0.4
 ENOUGH = 50
 """Answers without which nothing was tried."""
 PATIENCE = 30.0
 """Seconds more until there are so many."""
+REMEMBERED = 10
+"""So many of the tokens that a user ever had are tried in the end."""
 
-pytestmark = pytest.mark.timeout(60 + 3 * SECONDS)
+pytestmark = pytest.mark.timeout(120 + 3 * SECONDS)
 
 
 @dataclass
@@ -68,6 +76,8 @@ class User:
         self.acknowledged: set[str] = set()
         self.tried: set[str] = set()  # what may have been saved
         self.may_be_over = False  # an end was asked for, and not answered
+        self.ever: deque[Browser] = deque(maxlen=REMEMBERED)
+        """As they were: browsers of hers, each with a token that she had."""
 
     async def act(self) -> None:
         dice = self.dice.random()
@@ -75,14 +85,20 @@ class User:
             await self._log_in()
         elif dice < 0.45:
             await self._write()
-        elif dice < 0.85:
+        elif dice < 0.80:
             await self._read()
+        elif dice < 0.85:
+            await self._ask(Browser(self.app), log_in(self.name))  # on another device, which is left alone
         elif dice < 0.93:
             await self._end(self._destroy)
         elif dice < 0.97:
             await self._end(self._revoke)
         else:
             await self._regenerate()
+
+    def _remember(self, browser: Browser) -> None:
+        if browser.token is not None and all(browser.token != each.token for each in self.ever):
+            self.ever.append(browser.another())
 
     async def _ask(self, browser: Browser, handler: Callable[[Session], Any]) -> int | None:
         """The status of the answer; ``None``: the browser hung up before there was one."""
@@ -96,6 +112,7 @@ class User:
             self.journal.counts["hung up"] += 1
             return None
         self.journal.counts[str(status)] += 1
+        self._remember(browser)
         if status not in (200, 503):
             self.journal.wrong.append(f"{self.name} was answered {status}")
         return status
@@ -171,26 +188,58 @@ class User:
             return
         self._look(*found[0])
 
+    async def check_list(self, store: Store) -> None:
+        """Whoever answers is listed, whoever is listed answers, and when all are ended nobody does."""
+        answering = await self._answering()
+        listed = {info.id for info in await self.sessions.list(self.name)}
+        if not answering <= listed:
+            self.journal.wrong.append(f"{self.name} has sessions that are not listed: {answering - listed}")
+        # Some have tokens that no browser heard of.
+        for id, key in (await store.index(owner_of(self.name))).items():
+            record = await store.load(key)
+            if id in listed and (record is None or record.id != id):
+                self.journal.wrong.append(f"{self.name} has a session in the list that is none: {id}")
+        await self.sessions.revoke_all(self.name)
+        if left := (await self._answering()) | {info.id for info in await self.sessions.list(self.name)}:
+            self.journal.wrong.append(f"{self.name} ended all sessions, and has {left}")
+
+    async def _answering(self) -> set[str]:
+        found: list[tuple[str | None, str | None]] = []
+        for browser in self.ever:
+            await browser.another().do(lambda session: found.append((session.id, session.user_id)))
+        return {id for id, user_id in found if id is not None and user_id == self.name}
+
 
 def look_at(found: list[Any], session: Session) -> None:
     found.append((dict(session), session.user_id))
 
 
+@dataclass(frozen=True)
+class Scene:
+    """A store behind a proxy, and the server, which is ours to kill."""
+
+    kind: str
+    store: Any
+    proxy: Proxy
+    server: Server | DatabaseServer
+
+
 class Trouble:
     """What goes wrong meanwhile."""
 
-    def __init__(self, proxy: Proxy, server: Server | None, pause: tuple[float, float], seed: int) -> None:
+    def __init__(self, proxy: Proxy, server: Server | DatabaseServer, pause: tuple[float, float], seed: int) -> None:
         self.proxy, self.server, self.pause = proxy, server, pause
         self.dice = random.Random(seed)
         self.did: Counter[str] = Counter()
 
     async def make(self, goes_on: Callable[[], bool]) -> None:
-        kinds = [self.delay, self.cut, self.swallow, self.hang, *([self.kill] if self.server else [])]
+        kinds = [self.delay, self.cut, self.swallow, self.hang, self.kill]
+        kind = self.kill  # at least once, however short it is
         while goes_on():
             await asyncio.sleep(self.dice.uniform(*self.pause))
-            kind = self.dice.choice(kinds)
             self.did[kind.__name__] += 1
             await kind()
+            kind = self.dice.choice(kinds)
         self.proxy.delay = self.proxy.jitter = 0.0
         self.proxy.hanging = self.proxy.swallowing = False
 
@@ -209,40 +258,45 @@ class Trouble:
         self.proxy.hanging = False
 
     async def kill(self) -> None:
-        assert self.server is not None
         await asyncio.to_thread(self.server.restart)
 
 
-@pytest.fixture(params=["valkey", "postgresql"])
-async def scene(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Any, Proxy, Server | None]]:
-    """A store behind a proxy, and the server, if it is ours to kill."""
+@pytest.fixture
+def valkey() -> Iterator[Server]:
+    # A process that is killed loses nothing that it has written; only a power cut would.
+    server = Server("--appendonly", "yes", "--appendfsync", "no")
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["valkey", *SERVERS])
+async def scene(
+    request: pytest.FixtureRequest, valkey: Server, a_database: Callable[[str], DatabaseServer]
+) -> AsyncIterator[Scene]:
     if request.param == "valkey":
-        # A process that is killed loses nothing that it has written; only a power cut would.
-        server = Server("--appendonly", "yes", "--appendfsync", "no")
-        server.start()
-        with Proxy(server.port) as proxy:
-            store = RedisStore.from_url(proxy.url(server.url))
-            yield store, proxy, server
-            await store.aclose()
-        server.remove()
+        with Proxy(valkey.port) as proxy:
+            there = RedisStore.from_url(proxy.url(valkey.url))
+            yield Scene("valkey", there, proxy, valkey)
+            await there.aclose()
         return
-    url = sql_url(request, request.param)
-    with Proxy(urlsplit(DATABASES["postgresql"]).port or 5432) as proxy:
-        connection = {**OPTIONS["postgresql"]["connect_args"], "ssl": False}
-        there = SQLStore.from_url(proxy.url(url), table=TABLE, connect_args=connection)
-        yield there, proxy, None
-        await there.aclose()
-    direct = SQLStore.from_url(url, table=TABLE)
-    await empty(direct)
-    await direct.aclose()
+    server = await asyncio.to_thread(a_database, request.param)
+    with Proxy(server.port) as proxy:
+        options: dict[str, Any] = {"connect_args": {"ssl": False}} if request.param == "postgresql" else {}
+        store = SQLStore.from_url(proxy.url(server.url), table=f"chaos_{SEED}", **options)
+        await store.create_tables()
+        yield Scene(request.param, store, proxy, server)
+        await store.aclose()
 
 
-async def test_whatever_happens_what_was_acknowledged_holds(scene: tuple[Any, Proxy, Server | None]) -> None:
-    store, proxy, server = scene
-    kind = "redis" if server else "sql"
-    app = app_with(store, store_deadline=timedelta(seconds=1 if server else 3))
-    sessions, journal, loop = UserSessions(store), Journal(), asyncio.get_running_loop()
-    users = [User(f"user {number}", app, sessions, journal, SEED + number) for number in range(USERS[kind])]
+async def test_whatever_happens_what_was_acknowledged_holds(scene: Scene) -> None:
+    app = app_with(
+        scene.store,
+        store_deadline=timedelta(seconds=DEADLINE[scene.kind]),
+        devices=Devices(max_sessions=None),  # no session ends because there are others
+    )
+    sessions, journal, loop = UserSessions(scene.store), Journal(), asyncio.get_running_loop()
+    users = [User(f"user {number}", app, sessions, journal, SEED + number) for number in range(USERS)]
     until = loop.time() + SECONDS
 
     def goes_on() -> bool:
@@ -252,9 +306,9 @@ async def test_whatever_happens_what_was_acknowledged_holds(scene: tuple[Any, Pr
     async def live(user: User) -> None:
         while goes_on():
             await user.act()
-            await asyncio.sleep(user.dice.uniform(0, 0.05))
+            await asyncio.sleep(user.dice.uniform(0, THINKING[scene.kind]))
 
-    trouble = Trouble(proxy, server, PAUSE[kind], SEED)
+    trouble = Trouble(scene.proxy, scene.server, PAUSE[scene.kind], SEED)
     began = time.monotonic()
     await asyncio.gather(trouble.make(goes_on), *(live(user) for user in users))
     probe = Browser(app)
@@ -269,6 +323,8 @@ async def test_whatever_happens_what_was_acknowledged_holds(scene: tuple[Any, Pr
         await browser.do(partial(look_at, found))
         if found != [({}, None)]:
             journal.wrong.append(f"a session of {name} that had ended answered {found}")
+    for user in users:
+        await user.check_list(scene.store)
 
     took = f"{time.monotonic() - began:.0f} s"
     print(f"\nseed {SEED}, {took}: {dict(journal.counts)}, {len(journal.ended)} ended, {dict(trouble.did)}")

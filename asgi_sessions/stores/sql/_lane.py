@@ -1,7 +1,8 @@
 """How statements reach the database: one engine per event loop, and what is tried again.
 
 What was begun is carried out, though the caller be cancelled: SQLAlchemy throws the connection of a cancelled task away, and a
-browser that hangs up should not cost a new one. A caller that still waits for its turn has begun nothing.
+browser that hangs up should not cost a new one. But not for long: what waits for a dead server, or for a lock that somebody
+keeps, holds a connection that others could use. A caller that still waits for its turn has begun nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from asgi_sessions._errors import ConfigurationError, SessionLimitReached, StoreError
@@ -23,6 +24,12 @@ T = TypeVar("T")
 
 LONGEST: Final = 5.0
 """Seconds that one operation may take, its waits and repetitions included; a request gives up long before."""
+
+LONGEST_ALONE: Final = 2.0
+"""Seconds that it may take once nobody waits for it any more."""
+
+TIME_TO_CLOSE: Final = 5.0
+"""Seconds in which connections are closed politely, all at once; drivers give a dead server two."""
 
 MAX_ATTEMPTS: Final = 50
 """How often an operation is begun anew because others were faster; it ends by LONGEST, mostly."""
@@ -98,7 +105,13 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _prepare_mysql(connection: Any, _record: object) -> None:
-    _say(connection, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    # Who waits for a lock does not notice that its client is gone, for 50 seconds, or a day if it is a table's.
+    seconds = round(LONGEST)
+    _say(
+        connection,
+        "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+        f"SET SESSION innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds}",
+    )
 
 
 def _say(connection: Any, *statements: str) -> None:
@@ -133,10 +146,19 @@ class Lane:
             StoreError: the database failed, or took too long; the driver's error is the cause.
         """
         await self._seats.acquire()
-        task = asyncio.ensure_future(self._carry_out(work))
+        began = asyncio.get_running_loop().time()
+        limit = asyncio.timeout_at(began + LONGEST)
+        task = asyncio.ensure_future(self._carry_out(work, limit))
         self._tasks.add(task)
         task.add_done_callback(self._done)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            try:
+                limit.reschedule(began + min(LONGEST, LONGEST_ALONE))
+            except RuntimeError:
+                pass  # it is over, or not begun
+            raise
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._seats.release()
@@ -144,16 +166,17 @@ class Lane:
         if not task.cancelled():
             task.exception()  # looked at, so that asyncio does not complain where the caller is gone
 
-    async def _carry_out(self, work: Callable[[Lane], Awaitable[T]]) -> T:
+    async def _carry_out(self, work: Callable[[Lane], Awaitable[T]], limit: asyncio.Timeout) -> T:
         breaks = 0
         try:
-            async with asyncio.timeout(LONGEST):
+            async with limit:
                 for attempt in range(1, MAX_ATTEMPTS + 1):
                     try:
                         return await work(self)
                     except DBAPIError as error:
-                        breaks += error.connection_invalidated
-                        again = breaks == 1 if error.connection_invalidated else _others_were_faster(error)
+                        broken = _is_broken(error)
+                        breaks += broken
+                        again = breaks == 1 if broken else _others_were_faster(error)
                         if not again or attempt == MAX_ATTEMPTS:
                             # Of the driver's error: SQLAlchemy's quotes the statement and what was in it.
                             raise StoreError(_reason(error)) from error.orig
@@ -206,8 +229,30 @@ class Lane:
     async def aclose(self, *, dispose: bool) -> None:
         if self._tasks:
             await asyncio.wait(self._tasks)
-        if dispose:
-            await self._engine.dispose()
+        if not dispose:
+            return
+        # dispose() says goodbye to one after the other and waits for a server that says nothing.
+        idle = getattr(self._engine.pool, "checkedin", int)()
+        try:
+            async with asyncio.timeout(TIME_TO_CLOSE):
+                await asyncio.gather(*(self._close_one() for _ in range(idle)), return_exceptions=True)
+        except TimeoutError:
+            pass
+        await self._engine.dispose()
+
+    async def _close_one(self) -> None:
+        async with self._engine.connect() as connection:
+            await connection.invalidate()
+
+
+def _is_broken(error: DBAPIError) -> bool:
+    """Whether the connection is of no use any more: it is closed, or its driver does not understand what it hears.
+
+    MariaDB's drivers say the second without a number, and SQLAlchemy takes it for an answer.
+    """
+    cause: Any = error.orig
+    says_why = getattr(cause, "sqlstate", None) or (cause.args and isinstance(cause.args[0], int))
+    return error.connection_invalidated or (isinstance(error, InternalError) and not says_why)
 
 
 def _others_were_faster(error: DBAPIError) -> bool:
