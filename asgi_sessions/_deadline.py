@@ -46,21 +46,29 @@ class Deadlines:
         return _Limit(sweeper)
 
     def stood_since(self, then: float) -> float:
-        """For how many seconds the loop stood still after ``then``, of the monotonic clock, as far as somebody waited then."""
+        """For how many seconds the loop may have stood still after ``then``, of the monotonic clock.
+
+        It is only watched while somebody is within a limit; as long as nobody was, it may have. Under trio it never does.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return 0.0
         sweeper = self._sweeper
-        return 0.0 if sweeper is None else sweeper.stood_since(then)
+        return time.monotonic() - then if sweeper is None or sweeper.loop is not loop else sweeper.stood_since(then)
 
 
 class _Sweeper:
     """Strikes the limits of one event loop when they end, by a clock that stands still while the loop does."""
 
-    __slots__ = ("_due", "_stalls", "_stood", "_timer", "loop", "running", "seconds")
+    __slots__ = ("_due", "_since", "_stalls", "_stood", "_timer", "_until", "loop", "running", "seconds")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self.loop = loop
         self.seconds = seconds
         self.running: dict[_Limit, None] = {}  # in the order of their ends
         self._timer: asyncio.TimerHandle | None = None
+        self._since = self._until = 0.0  # when somebody began to look, the last time, and stopped, if nobody does now
         self._due = 0.0  # when the timer should go off
         self._stood = 0.0  # seconds that the loop stood still, all in all
         self._stalls: deque[tuple[float, float]] = deque(maxlen=16)  # the latest: until when, for how long
@@ -70,11 +78,14 @@ class _Sweeper:
         limit.ends_at = now - self._stood + self.seconds
         self.running[limit] = None
         if self._timer is None:
+            self._since = now
             self._set(now)
 
     def stood_since(self, then: float) -> float:
-        self._look()
-        return sum(min(length, until - then) for until, length in self._stalls if until > then)
+        now = self._look()
+        seen_from, seen_to = max(self._since, then), self._until if self._timer is None else now
+        unseen = now - then - max(seen_to - seen_from, 0.0)
+        return unseen + sum(min(length, until - seen_from) for until, length in self._stalls if until > seen_from)
 
     def _look(self) -> float:
         """The time; and a note, if the loop has stood still."""
@@ -100,6 +111,7 @@ class _Sweeper:
                 self._set(now)
                 return
             limit.strike()
+        self._until = now
 
 
 class _Limit:

@@ -100,3 +100,19 @@ def test_for_how_long_it_stood_still_is_known_for_any_time_since_then(run: Any) 
             assert deadlines.stood_since(time.monotonic()) == 0
 
     run(work())
+
+
+def test_where_nobody_looked_it_may_have_stood_still_all_the_time(run: Any) -> None:
+    """A question without a limit of ours, whose asker hung up: that it took long says nothing against who was asked."""
+
+    async def work() -> None:
+        deadlines = Deadlines(10)
+        before = time.monotonic()
+        stand_still(0.2)
+        assert deadlines.stood_since(before) == pytest.approx(time.monotonic() - before, abs=0.05)
+        with deadlines.limit():
+            await asyncio.sleep(0.01)
+            assert 0.2 <= deadlines.stood_since(before) < 0.21
+            assert deadlines.stood_since(time.monotonic()) == 0
+
+    run(work())

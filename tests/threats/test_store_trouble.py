@@ -13,13 +13,15 @@ import anyio.lowlevel
 import pytest
 from msgspec.structs import replace
 
-from asgi_sessions import MemoryStore, Session, StoreError
+from asgi_sessions import MemoryStore, RedisStore, Session, StoreError
 from asgi_sessions import _manager as manager_module
 from asgi_sessions._breaker import FAILURES_TO_OPEN, FIRST_PAUSE, Breaker
 from asgi_sessions._errors import RecordChanged, RecordDamaged, RecordExists, RecordGone
 from asgi_sessions._record import Record
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
+from tests.conftest import Server
+from tests.proxy import Proxy
 from tests.support import Browser, Response, app_with, destroy, log_in, put, read, regenerate
 from tests.threats.hostile import Between, Events, answering, hanging, raising, within
 
@@ -644,6 +646,27 @@ async def test_clients_that_hang_up_after_the_loop_stood_still_do_not_shut_the_s
     watched.instead.clear()
 
     assert (await read(alice))["user_id"] == "alice"
+
+
+async def test_nor_where_the_store_keeps_the_time(own_server: Server) -> None:
+    """Then there is no limit of ours while it is asked, and so nobody who notices that the loop stood still."""
+    own_server.start()
+    with Proxy(own_server.port) as proxy:
+        store = RedisStore.from_url(proxy.url(own_server.url))
+        alice = Browser(app_with(store))
+        await alice.do(log_in("alice"))
+        proxy.hanging = True
+        tasks = [asyncio.ensure_future(alice.another().do()) for _ in range(FAILURES_TO_OPEN * 2)]
+        await asyncio.sleep(0.05)
+
+        time.sleep(0.3)  # noqa: ASYNC251 - this is the trouble
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        proxy.hanging = False
+
+        assert (await read(alice))["user_id"] == "alice"
+        await store.aclose()
 
 
 async def test_a_client_that_leaves_while_it_probes_does_not_keep_everybody_else_out(
