@@ -13,6 +13,7 @@ and holds a request between load and commit with::
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -225,3 +226,9 @@ def destroy(session: Session) -> None:
 
 PLAIN = CookieConfig(name="session_id")
 """A cookie without prefix, for tests of what is tried in order."""
+
+
+def sessions_there() -> int:
+    """How many sessions this process holds, those of other tests included."""
+    gc.collect()
+    return sum(isinstance(thing, Session) for thing in gc.get_objects())

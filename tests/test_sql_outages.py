@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import re
 import secrets
 import subprocess
@@ -26,7 +25,7 @@ from asgi_sessions._token import owner_of
 from asgi_sessions.testing import an_end
 from tests.databases import DatabaseServer
 from tests.proxy import Proxy
-from tests.support import Browser, app_with, log_in, put, read
+from tests.support import Browser, app_with, log_in, put, read, sessions_there
 
 
 @dataclass
@@ -273,12 +272,6 @@ async def test_without_its_tables_everybody_hears_503_and_with_new_ones_is_logge
 
 
 # ── What is left behind ──
-
-
-def sessions_there() -> int:
-    """In this process, those of other tests included."""
-    gc.collect()
-    return sum(isinstance(thing, Session) for thing in gc.get_objects())
 
 
 @pytest.mark.parametrize(
