@@ -346,6 +346,33 @@ def test_sweep_from_cron(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == "1 sessions that were over are removed\n"
 
 
+def test_who_comes_right_after_a_sweep_is_not_told_that_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The turn lasts for half a minute, though the work may be done."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/cron.db"
+
+    async def make() -> None:
+        store = SQLStore.from_url(url)
+        await store.create_tables()
+        await store.aclose()
+
+    asyncio.run(make())
+    assert main(["sweep", url]) == 0
+    assert main(["sweep", url]) == 0
+
+    assert capsys.readouterr().out.splitlines()[1] == "somebody else is sweeping, or was within the last 30 seconds"
+
+
+def test_the_help_of_sweep_names_databases_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+
+    said = capsys.readouterr().out
+    assert "SQLStore.from_url()" in said
+    assert "redis" not in said
+
+
 # ── Trouble ──
 
 
