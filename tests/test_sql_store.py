@@ -547,6 +547,16 @@ async def test_a_session_begun_before_a_restart_is_there_after_it(tmp_path: Path
     await after.aclose()
 
 
+def test_the_example_can_be_run_twice(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "examples" / "sql_with_your_tables.py"
+
+    for _ in range(2):
+        ended = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+
+    assert not list(tmp_path.iterdir())
+
+
 async def test_the_example_joins_sessions_with_tables_of_the_app(tmp_path: Path) -> None:
     from examples.sql_with_your_tables import main as example
 
