@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sqlalchemy import ForeignKey, String, delete, func, select
@@ -91,5 +92,6 @@ async def app(scope: Any, receive: Any, send: Any) -> None: ...
 
 
 if __name__ == "__main__":
-    for rows in asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "sqlite+aiosqlite:///example.db")):
-        print(rows)
+    with TemporaryDirectory() as folder:
+        for rows in asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else f"sqlite+aiosqlite:///{folder}/example.db")):
+            print(rows)

@@ -320,6 +320,16 @@ def test_the_tables_join_the_apps_own_metadata() -> None:
     assert session_tables(metadata) == (records, history)
 
 
+@pytest.mark.parametrize("kind", ["mysql", "mariadb"])
+def test_columns_are_what_the_database_calls_them(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Alembic compares types by name: of BLOB(16777215) these servers make a MEDIUMBLOB, a change in every autogenerate."""
+    assert main(["schema", "--dialect", kind]) == 0
+
+    printed = capsys.readouterr().out
+    assert "body MEDIUMBLOB" in printed
+    assert "facts MEDIUMBLOB" in printed
+
+
 def test_sweep_from_cron(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/cron.db"
 
@@ -334,6 +344,33 @@ def test_sweep_from_cron(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     asyncio.run(fill())
     assert main(["sweep", url]) == 0
     assert capsys.readouterr().out == "1 sessions that were over are removed\n"
+
+
+def test_who_comes_right_after_a_sweep_is_not_told_that_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The turn lasts for half a minute, though the work may be done."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/cron.db"
+
+    async def make() -> None:
+        store = SQLStore.from_url(url)
+        await store.create_tables()
+        await store.aclose()
+
+    asyncio.run(make())
+    assert main(["sweep", url]) == 0
+    assert main(["sweep", url]) == 0
+
+    assert capsys.readouterr().out.splitlines()[1] == "somebody else is sweeping, or was within the last 30 seconds"
+
+
+def test_the_help_of_sweep_names_databases_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+
+    said = capsys.readouterr().out
+    assert "SQLStore.from_url()" in said
+    assert "redis" not in said
 
 
 # ── Trouble ──
@@ -508,6 +545,16 @@ async def test_a_session_begun_before_a_restart_is_there_after_it(tmp_path: Path
     clock.advance(timedelta(minutes=5))
     assert (await read(again))["data"] == {"cart": ["tea"]}
     await after.aclose()
+
+
+def test_the_example_can_be_run_twice(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "examples" / "sql_with_your_tables.py"
+
+    for _ in range(2):
+        ended = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+
+    assert not list(tmp_path.iterdir())
 
 
 async def test_the_example_joins_sessions_with_tables_of_the_app(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import asgi_sessions
-from asgi_sessions.cli._stores import URL_HELP
+from asgi_sessions.cli._stores import DATABASE_HELP, URL_HELP
 
 _EXTRAS = frozenset({"uvicorn", "httpx", "jinja2"})
 
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Remove sessions that are over, and old history, from the tables of SQLStore: from cron, where no app "
         "does so by itself. Of many that run, one works.",
     )
-    sweep.add_argument("url", help=URL_HELP)
+    sweep.add_argument("url", help=DATABASE_HELP)
     sweep.add_argument("--table", default="asgi_sessions", help="name of the table of records (default: %(default)s)")
     sweep.add_argument(
         "--history-days", type=int, default=90, metavar="DAYS", help="how long history is kept (default: %(default)s)"

@@ -14,7 +14,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from asgi_sessions import ConfigurationError, Devices, StoreError
 from asgi_sessions.cli._stores import store_of
 from asgi_sessions.stores import SweepingStore
-from asgi_sessions.stores.sql import session_tables
+from asgi_sessions.stores.sql import TURN, session_tables
 
 
 def print_schema(dialect: str, table: str) -> int:
@@ -54,5 +54,8 @@ def sweep(url: str, table: str, history_days: int) -> int:
     except StoreError as error:
         print(f"asgi-sessions: {error}", file=sys.stderr)
         return 1
-    print("somebody else is sweeping" if removed is None else f"{removed} sessions that were over are removed")
+    if removed is None:
+        print(f"somebody else is sweeping, or was within the last {TURN:.0f} seconds")
+    else:
+        print(f"{removed} sessions that were over are removed")
     return 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from asgi_sessions import RedisStore
 from asgi_sessions.stores import Store
 
-URL_HELP = "redis://, rediss:// (TLS), unix://, redis+cluster:// or rediss+cluster:// (any node), or as for SQLStore.from_url()"
+DATABASE_HELP = "as for SQLStore.from_url()"
+URL_HELP = f"redis://, rediss:// (TLS), unix://, redis+cluster:// or rediss+cluster:// (any node), or {DATABASE_HELP}"
 
 
 def store_of(url: str, name: str | None) -> Store:

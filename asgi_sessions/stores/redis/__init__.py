@@ -6,6 +6,7 @@ What lies in the server, for operators (``docs/stores.md`` has the ACL and how t
     asgi-sessions:{Zk3}:u:Xb1q…    hash     the index of one user: session id → the end of the record's key, and when it ends
     asgi-sessions:{Zk3}:h:Xb1q…    list     the history of one user, the newest first
     asgi-sessions:{Zk3}:e          channel  the ids of sessions as they end
+    asgi-sessions:{Zk3}:w          string   nothing, for a second: with durable_ends, a write to wait for
 
 ``{Zk3}`` is the place. All records of one user share it, and with it a slot of a Redis Cluster. Every key carries a TTL, which is
 housekeeping only: when a session ends is judged by the app's clock.
@@ -88,8 +89,8 @@ class RedisStore:
     """Keeps records in Redis or Valkey, through redis-py.
 
     ``RedisStore.from_url("redis://localhost:6379/0")`` opens its own connections, lazily, in the event loop that uses them, and
-    closes them when the app's lifespan ends. ``RedisStore(client)`` uses a ``redis.asyncio`` client of yours and leaves its
-    care to you.
+    closes them when the app's lifespan ends; so do ``from_sentinel()`` and ``from_cluster()``. ``RedisStore(client)`` uses a
+    ``redis.asyncio`` client of yours and leaves its care to you.
     """
 
     carries_out_what_it_was_asked = True
