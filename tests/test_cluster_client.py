@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import random
 import signal
 import weakref
 from collections.abc import AsyncIterator
@@ -513,6 +514,33 @@ async def test_an_end_waits_for_a_replica_while_its_slot_moves(cluster: Cluster,
 
     assert response.status == 200
     assert state["user_id"] is None
+    await store.aclose()
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["on its way to another node", "with another node already"])
+async def test_an_end_whose_mark_is_refused_is_not_asked_for_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    """It has happened. The second time it would say that there was nothing to end."""
+    store = RedisStore.from_cluster(cluster.url, prefix="ends", durable_ends=1)
+    app, names = app_with(store), users_at(0)
+    alice, other = next(names), next(names)
+    await Browser(app).do(log_in(alice))
+    await Browser(app).do(log_in(other))
+    source, target = cluster.nodes[:2]
+    slot, choices, chosen = slot_of_place(_place(other)), random.choices, iter([_place(other)])
+
+    with monkeypatch.context() as patched, contextlib.ExitStack() as moving:
+        patched.setattr(random, "choices", lambda *args, **more: next(chosen, None) or choices(*args, **more))
+        if is_there:
+            await asyncio.to_thread(cluster.move_slots, source, target, range(slot, slot + 1))
+        else:
+            moving.enter_context(cluster.half_moved(slot, source, target, lambda _: False))
+        ended = await UserSessions(store).revoke_all(alice)
+    await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))
+
+    assert next(chosen, None) is None  # it was tried
+    assert ended == 1
     await store.aclose()
 
 

@@ -156,9 +156,9 @@ class OwnClient:
         line = self._line()
         try:
             try:
-                return await ask_durably(await line.ready_in_time(), command, mark, replicas)
+                return await ask_durably(await line.ready_in_time(), command, lambda: mark, replicas)
             except ConnectionLost:
-                return await ask_durably(await line.ready_in_time(), command, mark, replicas)
+                return await ask_durably(await line.ready_in_time(), command, lambda: mark, replicas)
         except UNANSWERED as error:
             raise unanswered(error) from error
 
@@ -196,7 +196,7 @@ def say_asking(link: Link) -> None:
 
 
 async def ask_durably(
-    link: Link, command: tuple[Any, ...], mark: str, replicas: int, *, is_asking: bool = False
+    link: Link, command: tuple[Any, ...], mark: Callable[[], str], replicas: int, *, is_asking: bool = False
 ) -> Any:
     """The reply to a command, when replicas have what it did. All on one connection.
 
@@ -204,22 +204,38 @@ async def ask_durably(
     by the first try, and write nothing: so there is always a write of ours in between, and what came before it is with those
     who have that.
 
+    Args:
+        mark: names a key that may be written; asked for another one where a node of a cluster has not that key's slot any more.
     Raises:
-        EndUnconfirmed: so many have not, in time. Refused: the server answered with an error.
+        EndUnconfirmed: so many have not, in time. TimeoutError: the server said nothing, though nobody's wait was before ours.
+        Refused: it answered with an error.
     """
-    replies: list[asyncio.Future[Any]] = []
-    for one in (command, ("SET", mark, "", "PX", MARK_TTL)):
+
+    def ask(one: tuple[Any, ...]) -> asyncio.Future[Any]:
         if is_asking:
             say_asking(link)
-        replies.append(link.ask(one))
-    waited = link.share(("WAIT", replicas, WAIT_FOR_REPLICAS))
+        return link.ask(one)
+
+    is_first, asked = not link.is_held_up, ask(command)
     try:
         async with asyncio.timeout(TIME_TO_CONFIRM):
-            reply, marked, reached = await asyncio.gather(*replies, waited)
+            while True:
+                marked = ask(("SET", mark(), "", "PX", MARK_TTL))
+                waited = link.share(("WAIT", replicas, WAIT_FOR_REPLICAS))
+                reply, noted, reached = await asyncio.gather(asked, marked, waited)
+                checked(reply)
+                try:
+                    checked(noted)
+                    break
+                except Refused as refused:
+                    # Not the command, which is done: asked again elsewhere, it would say that there was nothing to end.
+                    if refused.code not in ("MOVED", "ASK"):
+                        raise
+                await asyncio.sleep(PAUSE)
     except TimeoutError as error:
+        if is_first and asked.cancelled():
+            raise  # it is the server that does not answer, and whether anything ended is not known
         raise EndUnconfirmed(f"it is not known in time whether {replicas} replicas heard of an end") from error
-    checked(reply)
-    checked(marked)
     if checked(reached) < replicas:
         raise EndUnconfirmed(f"the end of a session reached {reached} of {replicas} replicas")
     return reply

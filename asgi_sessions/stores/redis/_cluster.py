@@ -374,8 +374,13 @@ class ClusterClient:
 
         def ask(link: Link, at: Address, /, *, is_asking: bool) -> Awaitable[Any]:
             # While its slot moves, a node takes no new key of it: on the old one the mark has to be in another slot.
-            name = mark if is_asking else known.elsewhere(mark, at)
-            return ask_durably(link, command, name, replicas, is_asking=is_asking)
+            return ask_durably(
+                link,
+                command,
+                lambda: mark if is_asking else known.elsewhere(mark, at),
+                replicas,
+                is_asking=is_asking,
+            )
 
         return await self._carry(known, slot, ask)
 
