@@ -238,6 +238,43 @@ async def test_the_store_is_used_again_after_it_was_closed(store: RedisStore) ->
     assert await store.load(record.key) == record
 
 
+async def test_who_waits_for_the_map_when_the_store_is_closed_hears_a_store_error(own_server: Server) -> None:
+    """And is not cancelled, which would be the end of a task that nobody cancelled."""
+    own_server.start()
+    with Proxy(own_server.port) as proxy:
+        proxy.hanging = True
+        store = RedisStore.from_cluster(f"redis://127.0.0.1:{proxy.port}")
+        asking = asyncio.ensure_future(store.load(a_record().key))
+        await asyncio.sleep(0.05)
+
+        await store.aclose()
+        await asyncio.wait({asking})
+
+        proxy.hanging = False
+        assert not asking.cancelled()
+        assert isinstance(asking.exception(), StoreError)
+
+
+async def test_what_is_under_way_when_the_store_is_closed_opens_no_connection_afterwards(cluster: Cluster) -> None:
+    """It would belong to nobody: the store has forgotten the map that the request goes by."""
+    store = RedisStore.from_cluster(cluster.url)
+    key, node = a_record(owner=next(users_at(1))).key, cluster.nodes[1]
+    await store.load(key)
+    known = a_map(store)
+    with cluster.patient():
+        node.signal(signal.SIGSTOP)
+        asking = asyncio.ensure_future(store.load(key))
+        await asyncio.sleep(0.05)
+
+        await store.aclose()
+        with pytest.raises(StoreError):
+            await asking
+        node.signal(signal.SIGCONT)
+
+    assert known._lines == {}
+    assert known._looking is None
+
+
 def test_each_event_loop_has_its_own_connections(cluster: Cluster) -> None:
     store, record = RedisStore.from_cluster(cluster.url), a_record()
 

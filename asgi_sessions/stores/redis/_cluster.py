@@ -163,6 +163,7 @@ class Map:
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = 0.0
         self._closing: set[asyncio.Task[None]] = set()
+        self.is_closed = False
         self.primaries: list[Address] = []
         self.suspects: set[Address] = set()
         """Those of whom the next look is to tell whether somebody else has their slots."""
@@ -172,7 +173,13 @@ class Map:
         """Called when a slot is somewhere else than it was."""
 
     def line(self, address: Address, lane: str) -> Line:
-        """The connection to a node; each lane has its own."""
+        """The connection to a node; each lane has its own.
+
+        Raises:
+            ConnectionLost: the map was closed, and nobody would close what is opened now.
+        """
+        if self.is_closed:
+            raise ConnectionLost("the store was closed")
         line = self._lines.get((address, lane))
         if line is None:
             line = self._lines[address, lane] = Line(self._pool_at(address))
@@ -281,12 +288,13 @@ class Map:
             listener()
 
     async def aclose(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait({self._looking})
+        self.is_closed = True
         lines, self._lines = self._lines, {}
         for line in lines.values():
             await line.aclose()
+        if self._looking is not None:
+            # Not cancelled: nor were those who wait for it. It ends by itself, since no node can be asked any more.
+            await asyncio.wait({self._looking})
         if self._closing:
             await asyncio.wait(self._closing)
 
@@ -432,6 +440,8 @@ class ClusterClient:
                             raise
                     except UNANSWERED as error:
                         trouble, is_asking = error, False
+                        if known.is_closed:
+                            raise unanswered(error) from error
                     await asyncio.wait({known.suspect(address)})
                     await asyncio.sleep(PAUSE)
                     address = None
