@@ -310,6 +310,20 @@ def test_what_leads_to_no_cluster_fails_when_the_store_is_built(url: Any) -> Non
         RedisStore.from_cluster(url)
 
 
+@pytest.mark.parametrize(
+    "other",
+    ["rediss://two:7000", "redis://two:7000", "redis://:s3cret@two:7000?socket_timeout=0.2", "redis://:other@two:7000"],
+    ids=["in TLS", "in the password: one has none", "in an option", "in the password"],
+)
+def test_nodes_whose_urls_differ_fail_when_the_store_is_built(other: str) -> None:
+    """Only those of the first would count: a node that was given with TLS would be sent the password without."""
+    with pytest.raises(ConfigurationError, match="differ") as refused:
+        RedisStore.from_cluster(["redis://:s3cret@one:7000", other])
+
+    assert "s3cret" not in str(refused.value)
+    RedisStore.from_cluster(["redis://:s3cret@one:7000", "redis://:s3cret@two:7001/0"])
+
+
 # ── A node in trouble ──
 
 

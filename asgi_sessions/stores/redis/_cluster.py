@@ -30,6 +30,7 @@ from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 
 from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import parse_url
 from redis.exceptions import RedisError
 
 from asgi_sessions._deadline import Deadlines
@@ -109,6 +110,11 @@ class Cluster:
         if not pools:
             raise ConfigurationError("RedisStore.from_cluster([]): give the URL of at least one node")
         self._pool = pools[0]
+        if any(_manner(url) != _manner(urls[0]) for url in urls):
+            raise ConfigurationError(
+                "RedisStore.from_cluster(): the URLs differ in more than host and port; all nodes are spoken to in one manner, "
+                "so give the same scheme, user, password and options in each"
+            )
         self._seeds = [_address_in(pool) for pool in pools]
         self._maps: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Map] = weakref.WeakKeyDictionary()
         after_fork.add(self)
@@ -138,6 +144,11 @@ class Cluster:
         known = self._maps.pop(asyncio.get_running_loop(), None)
         if known is not None:
             await known.aclose()
+
+
+def _manner(url: str) -> dict[str, Any]:
+    """How a node is spoken to: with or without TLS, as whom, and so on."""
+    return {name: value for name, value in parse_url(url).items() if name not in ("host", "port", "db")}
 
 
 def _address_in(pool: ConnectionPool) -> Address:
