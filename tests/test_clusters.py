@@ -605,6 +605,9 @@ async def test_an_answer_of_another_kind_is_a_store_error_and_not_an_absence(own
         lambda: RedisStore.from_url("redis://localhost", durable_ends=True),
         lambda: RedisStore.from_sentinel([], "sessions"),
         lambda: RedisStore.from_sentinel("localhost:26379", "sessions"),  # type: ignore[arg-type]
+        lambda: RedisStore.from_sentinel([("localhost", "x")], "sessions"),  # type: ignore[list-item]
+        lambda: RedisStore.from_sentinel([("localhost", None)], "sessions"),  # type: ignore[list-item]
+        lambda: RedisStore.from_sentinel([("localhost", 1, 2)], "sessions"),  # type: ignore[list-item]
         lambda: RedisStore.from_cluster(7),  # type: ignore[arg-type]
         lambda: RedisStore.from_cluster("nonsense://x"),
     ],

@@ -156,11 +156,14 @@ class RedisStore:
         """
         given: object = sentinels
         addresses = list(given) if isinstance(given, list | tuple) else []
-        if not addresses or not all(isinstance(one, tuple | list) and len(one) == 2 for one in addresses):
+        try:
+            pairs = [(str(host), int(port)) for host, port in addresses]
+        except (TypeError, ValueError):
+            pairs = []
+        if not pairs:
             raise ConfigurationError(
                 f"RedisStore.from_sentinel(sentinels={sentinels!r}): give their addresses, such as [('10.0.0.1', 26379)]"
             )
-        pairs = [(str(host), int(port)) for host, port in addresses]
         quick = dict(sentinel_options or {})
         pool_from_sentinels(pairs, service, options, quick)
         return cls._own(
