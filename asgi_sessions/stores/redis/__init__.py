@@ -373,7 +373,7 @@ class RedisStore:
             return await self._scan_slots(self._bulk, cursor, some)
         begun_in, _, number = cursor.rpartition(":")
         try:
-            if not number:
+            if not number.isdecimal():
                 begun_in, number = await self._run_id(), "0"
             keys, following = await self._scan_once(number, some)
             # The same before and after: so it was this run that answered.
