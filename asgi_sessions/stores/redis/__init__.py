@@ -13,6 +13,7 @@ housekeeping only: when a session ends is judged by the app's clock.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 import re
@@ -460,6 +461,9 @@ class RedisStore:
         except StoreError:
             self._policy_known = False
             return
+        except asyncio.CancelledError:
+            self._policy_known = False
+            raise
         policy = _said_in(answer, "maxmemory_policy")
         if policy in (None, "noeviction"):
             return
