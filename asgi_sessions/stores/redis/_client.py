@@ -153,12 +153,11 @@ class OwnClient:
         Raises:
             StoreError, also where the replicas have not; Refused.
         """
-        line = self._line()
         try:
             try:
-                return await ask_durably(await line.ready_in_time(), command, lambda: mark, replicas)
+                return await ask_durably(await self._line().ready_in_time(), command, lambda: mark, replicas)
             except ConnectionLost:
-                return await ask_durably(await line.ready_in_time(), command, lambda: mark, replicas)
+                return await ask_durably(await self._line().ready_in_time(), command, lambda: mark, replicas)
         except UNANSWERED as error:
             raise unanswered(error) from error
 
@@ -293,10 +292,11 @@ def new_connection(pool: ConnectionPool) -> AbstractConnection:
 class Line:
     """The way to the server in one event loop: the link, or the attempt to open one."""
 
-    __slots__ = ("_limits", "_opening", "_pause", "_pool", "_retry_at", "link")
+    __slots__ = ("_is_closed", "_limits", "_opening", "_pause", "_pool", "_retry_at", "link")
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
+        self._is_closed = False
         self._limits = Deadlines(TIME_TO_OPEN)
         self._opening: asyncio.Task[Link] | None = None
         self._pause = 0.0
@@ -315,13 +315,15 @@ class Line:
         """A link with room for a command; all who ask at once wait for the same one.
 
         Raises:
-            RedisError, OSError: the server cannot be reached.
+            RedisError, OSError: the server cannot be reached. ConnectionLost: this way to it was closed meanwhile.
         """
         link = self.link
         while link is None or not link.has_room:
             if link is not None and link.lost is None:
                 await link.room()
                 continue
+            if self._is_closed:
+                raise ConnectionLost("the connection was closed")  # nobody would close what is opened now
             if self._opening is None:
                 # A task of its own: whoever asked first may be cancelled, and the others still want the connection.
                 self._opening = asyncio.ensure_future(self._open())
@@ -351,6 +353,7 @@ class Line:
             self._opening = None
 
     async def aclose(self) -> None:
+        self._is_closed = True
         if self._opening is not None:
             await asyncio.wait({self._opening})  # others wait for it too
         if self.link is not None:
