@@ -52,6 +52,7 @@ from asgi_sessions._devices import (
 )
 from asgi_sessions._errors import (
     EndUnconfirmed,
+    NotNow,
     RecordChanged,
     RecordDamaged,
     RecordExists,
@@ -1186,7 +1187,7 @@ class Manager:
         """
         if isinstance(error, RecordExists | RecordGone | RecordChanged | RecordDamaged | SessionLimitReached):
             breaker.succeeded()
-        elif isinstance(error, EndUnconfirmed):
+        elif isinstance(error, EndUnconfirmed | NotNow):
             breaker.abandoned()
         elif isinstance(error, StoreError):
             _note_failure(error, breaker)

@@ -595,6 +595,26 @@ async def test_an_end_whose_mark_is_refused_is_not_asked_for_again(
     await store.aclose()
 
 
+async def test_a_slot_that_stays_half_moved_is_no_trouble_for_the_others_of_its_node(
+    store: RedisStore, cluster: Cluster
+) -> None:
+    """Who would log in there is refused; the node answers, and is not to be left alone for it."""
+    app, names = app_with(store), users_at(0)
+    stuck, other, staying = next(names), next(names), Browser(app)
+    await staying.do(log_in(other))
+    await Browser(app).do(log_in(stuck))
+    source, target = cluster.nodes[:2]
+    slot = slot_of_place(_place(stuck))
+
+    with cluster.half_moved(slot, source, target, lambda name: ":u:" in name):
+        refused = await asyncio.gather(*(Browser(app).do(log_in(stuck)) for _ in range(6)))
+        saved = await staying.do(put(a=1))
+    await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))
+
+    assert {answer.status for answer in refused} == {503}
+    assert saved.status == 200
+
+
 async def test_nodes_that_name_each_other_are_not_asked_without_a_pause(store: RedisStore, cluster: Cluster) -> None:
     """A slot that was left half moved: its new node does not know of it, and its old one sends there."""
     source, target = cluster.nodes[:2]

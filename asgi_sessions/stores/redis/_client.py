@@ -23,7 +23,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from asgi_sessions._deadline import Deadlines
-from asgi_sessions._errors import ConfigurationError, EndUnconfirmed, StoreError
+from asgi_sessions._errors import ConfigurationError, EndUnconfirmed, NotNow, StoreError
 from asgi_sessions._store import Listening
 from asgi_sessions.stores.redis._ear import Deaf, Ear
 from asgi_sessions.stores.redis._link import ConnectionLost, Link, open_link
@@ -52,6 +52,9 @@ TRY_AGAIN = "TRYAGAIN"
 PAUSE = 0.02
 """Seconds after which it is tried again."""
 
+PATIENCE = 0.35
+"""Seconds for which it is: less than a commit has, so that what is heard of is the slot, and not a store that is slow."""
+
 
 WAIT_FOR_REPLICAS = 250
 """Milliseconds; a server looks at its clock ten times a second, so it may be 100 more. The whole commit has 450."""
@@ -76,7 +79,8 @@ class Refused(Exception):
         return words[0] if words and words[0].isupper() else "ERR"
 
     def as_store_error(self) -> StoreError:
-        return StoreError(f"Redis refused: {self.code}")
+        kind = NotNow if self.code == TRY_AGAIN else StoreError
+        return kind(f"Redis refused: {self.code}")
 
 
 UNANSWERED = (RedisError, OSError, TimeoutError)
@@ -507,13 +511,13 @@ def _said(refused: Refused, client: Client) -> StoreError:
 
 
 async def _patiently(ask: Callable[[], Awaitable[Any]]) -> Any:
-    """Ask, and again while keys of the slot are elsewhere, for as long as a command may wait.
+    """Ask, and again while keys of the slot are elsewhere, for almost as long as a commit may take.
 
     Raises:
         Refused: they still are, or it is something else.
     """
     loop = asyncio.get_running_loop()
-    give_up = loop.time() + TIME_TO_OPEN
+    give_up = loop.time() + PATIENCE
     while True:
         try:
             return await ask()
