@@ -62,6 +62,13 @@ class EndUnconfirmed(StoreError):
     """
 
 
+class NotNow(StoreError):
+    """It cannot be done for a moment, and was not; what else the server is asked, it does.
+
+    Says nothing against that server: it is asked as before.
+    """
+
+
 class TokenError(SessionError):
     """A refresh or access token that does not do."""
 

@@ -52,6 +52,7 @@ from asgi_sessions._devices import (
 )
 from asgi_sessions._errors import (
     EndUnconfirmed,
+    NotNow,
     RecordChanged,
     RecordDamaged,
     RecordExists,
@@ -391,7 +392,7 @@ class Manager:
                             await self._commit(session, events, failed=failed)
                     raise
                 # Someone else was faster. What is left of the time is left for trying again.
-                limit = partial(anyio.fail_after, max(self._deadline - (time.monotonic() - began), 0.0))
+                limit = partial(self._rest_of_limit, self._deadline - (time.monotonic() - began))
             with anyio.CancelScope(shield=True), limit():
                 await self._commit(session, events, failed=failed)
         except TimeoutError as error:
@@ -399,6 +400,12 @@ class Manager:
         finally:
             if events:
                 await self._tell(events)
+
+    @contextmanager
+    def _rest_of_limit(self, seconds: float) -> Iterator[None]:
+        # Within one of ours, so that somebody watches whether the loop stands still meanwhile.
+        with self._deadlines.limit(), anyio.fail_after(max(seconds, 0.0)):
+            yield
 
     def is_settled(self, session: Session, failed: bool) -> bool:
         """Whether there is nothing to ask the store: most requests end here, so it comes before anything costly."""
@@ -1180,7 +1187,7 @@ class Manager:
         """
         if isinstance(error, RecordExists | RecordGone | RecordChanged | RecordDamaged | SessionLimitReached):
             breaker.succeeded()
-        elif isinstance(error, EndUnconfirmed):
+        elif isinstance(error, EndUnconfirmed | NotNow):
             breaker.abandoned()
         elif isinstance(error, StoreError):
             _note_failure(error, breaker)
@@ -1190,11 +1197,15 @@ class Manager:
             wrapped = StoreError(f"the store failed: {type(error).__name__}")
             _note_failure(wrapped, breaker)
             raise wrapped from error
-        elif time.monotonic() - began - self._deadlines.stood_since(began) > self._deadline / 2:
+        elif time.monotonic() - began - self._stood_since(began) > self._deadline / 2:
             # Cancelled: by our deadline, or by a client that gave up. Only a long wait speaks against the store.
             _note_failure(self._too_slow(), breaker)
         else:
             breaker.abandoned()
+
+    def _stood_since(self, began: float) -> float:
+        """For how long the loop may have stood still; whoever watched it knows better than who did not."""
+        return min(limits.stood_since(began) for limits in (self._deadlines, self._touch_deadlines))
 
     def _too_slow(self) -> StoreError:
         return StoreError(f"the store did not answer within {self._deadline:.2f} s")

@@ -97,7 +97,7 @@ async def rekey(
     if not rate > 0:
         raise ConfigurationError(f"rekey(rate={rate!r}): give records per second")
     tell = report if report is not None else _tell_nobody
-    pace, at_once = _Pace(rate), max(1, min(AT_ONCE, int(rate)))
+    pace, at_once = _Pace(rate), max(1, int(min(AT_ONCE, rate)))
     progress = Progress(cursor=cursor, share=_share(store, cursor))
     tell(progress)
     while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import random
 import signal
 import weakref
 from collections.abc import AsyncIterator
@@ -237,6 +238,43 @@ async def test_the_store_is_used_again_after_it_was_closed(store: RedisStore) ->
     assert await store.load(record.key) == record
 
 
+async def test_who_waits_for_the_map_when_the_store_is_closed_hears_a_store_error(own_server: Server) -> None:
+    """And is not cancelled, which would be the end of a task that nobody cancelled."""
+    own_server.start()
+    with Proxy(own_server.port) as proxy:
+        proxy.hanging = True
+        store = RedisStore.from_cluster(f"redis://127.0.0.1:{proxy.port}")
+        asking = asyncio.ensure_future(store.load(a_record().key))
+        await asyncio.sleep(0.05)
+
+        await store.aclose()
+        await asyncio.wait({asking})
+
+        proxy.hanging = False
+        assert not asking.cancelled()
+        assert isinstance(asking.exception(), StoreError)
+
+
+async def test_what_is_under_way_when_the_store_is_closed_opens_no_connection_afterwards(cluster: Cluster) -> None:
+    """It would belong to nobody: the store has forgotten the map that the request goes by."""
+    store = RedisStore.from_cluster(cluster.url)
+    key, node = a_record(owner=next(users_at(1))).key, cluster.nodes[1]
+    await store.load(key)
+    known = a_map(store)
+    with cluster.patient():
+        node.signal(signal.SIGSTOP)
+        asking = asyncio.ensure_future(store.load(key))
+        await asyncio.sleep(0.05)
+
+        await store.aclose()
+        with pytest.raises(StoreError):
+            await asking
+        node.signal(signal.SIGCONT)
+
+    assert known._lines == {}
+    assert known._looking is None
+
+
 def test_each_event_loop_has_its_own_connections(cluster: Cluster) -> None:
     store, record = RedisStore.from_cluster(cluster.url), a_record()
 
@@ -270,6 +308,20 @@ def test_event_loops_that_have_ended_are_let_go(cluster: Cluster, valkey_url: st
 def test_what_leads_to_no_cluster_fails_when_the_store_is_built(url: Any) -> None:
     with pytest.raises(ConfigurationError, match="from_cluster"):
         RedisStore.from_cluster(url)
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["rediss://two:7000", "redis://two:7000", "redis://:s3cret@two:7000?socket_timeout=0.2", "redis://:other@two:7000"],
+    ids=["in TLS", "in the password: one has none", "in an option", "in the password"],
+)
+def test_nodes_whose_urls_differ_fail_when_the_store_is_built(other: str) -> None:
+    """Only those of the first would count: a node that was given with TLS would be sent the password without."""
+    with pytest.raises(ConfigurationError, match="differ") as refused:
+        RedisStore.from_cluster(["redis://:s3cret@one:7000", other])
+
+    assert "s3cret" not in str(refused.value)
+    RedisStore.from_cluster(["redis://:s3cret@one:7000", "redis://:s3cret@two:7001/0"])
 
 
 # ── A node in trouble ──
@@ -514,6 +566,53 @@ async def test_an_end_waits_for_a_replica_while_its_slot_moves(cluster: Cluster,
     assert response.status == 200
     assert state["user_id"] is None
     await store.aclose()
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["on its way to another node", "with another node already"])
+async def test_an_end_whose_mark_is_refused_is_not_asked_for_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    """It has happened. The second time it would say that there was nothing to end."""
+    store = RedisStore.from_cluster(cluster.url, prefix="ends", durable_ends=1)
+    app, names = app_with(store), users_at(0)
+    alice, other = next(names), next(names)
+    await Browser(app).do(log_in(alice))
+    await Browser(app).do(log_in(other))
+    source, target = cluster.nodes[:2]
+    slot, choices, chosen = slot_of_place(_place(other)), random.choices, iter([_place(other)])
+
+    with monkeypatch.context() as patched, contextlib.ExitStack() as moving:
+        patched.setattr(random, "choices", lambda *args, **more: next(chosen, None) or choices(*args, **more))
+        if is_there:
+            await asyncio.to_thread(cluster.move_slots, source, target, range(slot, slot + 1))
+        else:
+            moving.enter_context(cluster.half_moved(slot, source, target, lambda _: False))
+        ended = await UserSessions(store).revoke_all(alice)
+    await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))
+
+    assert next(chosen, None) is None  # it was tried
+    assert ended == 1
+    await store.aclose()
+
+
+async def test_a_slot_that_stays_half_moved_is_no_trouble_for_the_others_of_its_node(
+    store: RedisStore, cluster: Cluster
+) -> None:
+    """Who would log in there is refused; the node answers, and is not to be left alone for it."""
+    app, names = app_with(store), users_at(0)
+    stuck, other, staying = next(names), next(names), Browser(app)
+    await staying.do(log_in(other))
+    await Browser(app).do(log_in(stuck))
+    source, target = cluster.nodes[:2]
+    slot = slot_of_place(_place(stuck))
+
+    with cluster.half_moved(slot, source, target, lambda name: ":u:" in name):
+        refused = await asyncio.gather(*(Browser(app).do(log_in(stuck)) for _ in range(6)))
+        saved = await staying.do(put(a=1))
+    await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))
+
+    assert {answer.status for answer in refused} == {503}
+    assert saved.status == 200
 
 
 async def test_nodes_that_name_each_other_are_not_asked_without_a_pause(store: RedisStore, cluster: Cluster) -> None:

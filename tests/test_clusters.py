@@ -561,6 +561,29 @@ async def test_an_end_whose_answer_was_lost_is_waited_for_all_the_same(own_serve
         await store.aclose()
 
 
+async def test_a_server_that_says_nothing_to_an_end_is_trouble_of_its_own_and_not_of_replicas(
+    own_server: Server,
+) -> None:
+    """Whether anything ended is not known; and it counts against the server, which others should leave alone."""
+    own_server.start()
+    with Proxy(own_server.port) as proxy:
+        store = RedisStore.from_url(proxy.url(own_server.url), durable_ends=1)
+        app = app_with(store)
+        alice = Browser(app)
+        await alice.do(log_in("alice"))
+        with pytest.raises(EndUnconfirmed):
+            await store.delete(a_record().key)  # the connection for ends is there now
+        proxy.hanging = True
+
+        with pytest.raises(StoreError) as failed:
+            await UserSessions(store).revoke_all("alice")
+
+        proxy.hanging = False
+        assert not isinstance(failed.value, EndUnconfirmed)
+        assert app.manager._breakers.whole.failures == 1
+        await store.aclose()
+
+
 @pytest.mark.parametrize("reply", [b":1\r\n", b":0\r\n", b"*0\r\n"], ids=["a number", "zero", "a list"])
 async def test_an_answer_of_another_kind_is_a_store_error_and_not_an_absence(own_server: Server, reply: bytes) -> None:
     own_server.start()
@@ -582,6 +605,9 @@ async def test_an_answer_of_another_kind_is_a_store_error_and_not_an_absence(own
         lambda: RedisStore.from_url("redis://localhost", durable_ends=True),
         lambda: RedisStore.from_sentinel([], "sessions"),
         lambda: RedisStore.from_sentinel("localhost:26379", "sessions"),  # type: ignore[arg-type]
+        lambda: RedisStore.from_sentinel([("localhost", "x")], "sessions"),  # type: ignore[list-item]
+        lambda: RedisStore.from_sentinel([("localhost", None)], "sessions"),  # type: ignore[list-item]
+        lambda: RedisStore.from_sentinel([("localhost", 1, 2)], "sessions"),  # type: ignore[list-item]
         lambda: RedisStore.from_cluster(7),  # type: ignore[arg-type]
         lambda: RedisStore.from_cluster("nonsense://x"),
     ],

@@ -15,7 +15,7 @@ from redis.asyncio import ConnectionPool
 
 from asgi_sessions import RedisStore, StoreError
 from asgi_sessions.stores.redis import _link
-from asgi_sessions.stores.redis._client import OwnClient, Refused, new_connection, pool_from_url
+from asgi_sessions.stores.redis._client import Line, OwnClient, Refused, new_connection, pool_from_url
 from asgi_sessions.stores.redis._link import ConnectionLost, Link, open_link
 from asgi_sessions.testing import a_record
 from tests.conftest import Server
@@ -205,6 +205,21 @@ async def test_those_who_wait_for_room_hear_of_a_loss(monkeypatch: pytest.Monkey
         await client.aclose()
 
     assert {type(outcome) for outcome in outcomes} == {StoreError}
+
+
+async def test_who_waits_for_room_on_a_line_that_is_closed_opens_no_other(valkey_url: str) -> None:
+    """Nobody would close that one: a cluster drops the line to a node that is gone, and asks elsewhere."""
+    line = Line(pool_from_url(valkey_url, {}))
+    link = await line.ready()
+    link.pause_writing()
+    waiting = asyncio.ensure_future(line.ready())
+    await asyncio.sleep(0)
+
+    await line.aclose()
+
+    with pytest.raises(ConnectionLost, match="closed"):
+        await waiting
+    assert line.link is link
 
 
 async def test_a_server_that_is_not_there_is_tried_by_one_and_left_alone_for_a_moment(own_server: Server) -> None:

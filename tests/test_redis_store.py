@@ -233,6 +233,23 @@ def test_scripts_have_the_name_the_server_gives_them(script: Any, valkey_url: st
 # ── Policy ──
 
 
+async def test_a_request_that_is_cancelled_while_it_asks_for_the_policy_leaves_that_to_the_next(
+    own_server: Server,
+) -> None:
+    """It is the first one, and at a start many things take long."""
+    own_server.options = ("--maxmemory", "50mb", "--maxmemory-policy", "allkeys-lru")
+    own_server.start()
+    store = RedisStore.from_url(own_server.url)
+    first = asyncio.ensure_future(store.load(a_record().key))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait({first})
+
+    with pytest.warns(SessionWarning, match="allkeys-lru"):
+        await store.load(a_record().key)
+    await store.aclose()
+
+
 async def test_a_policy_that_evicts_sessions_is_warned_of_once(own_server: Server, clock: FakeClock) -> None:
     own_server.options = ("--maxmemory", "50mb", "--maxmemory-policy", "allkeys-lru")
     own_server.start()

@@ -343,6 +343,24 @@ async def test_a_server_that_was_restarted_in_the_middle_is_walked_through_to_th
     await store.aclose()
 
 
+async def test_a_rate_without_end_is_as_fast_as_it_goes(memory: MemoryStore, clock: FakeClock) -> None:
+    await filled(memory, clock, 50)
+
+    assert (await rekey(memory, [NEW, OLD], rate=float("inf"))).sealed == 50
+
+
+@pytest.mark.parametrize("cursor", ["nonsense", "run:nonsense", "qqPxM7-_"])
+async def test_a_cursor_that_means_nothing_to_redis_begins_at_the_beginning(
+    valkey_url: str, clock: FakeClock, cursor: str
+) -> None:
+    """As that of another store does, or one that was not copied whole."""
+    store = RedisStore.from_url(valkey_url, prefix=f"test-{secrets.token_hex(6)}")
+    await filled(store, clock, 50)
+
+    assert (await rekey(store, [NEW, OLD], rate=1e6, cursor=cursor)).sealed == 50
+    await store.aclose()
+
+
 async def test_a_server_that_is_restarted_during_the_walk_is_noticed(keeping_server: Server, clock: FakeClock) -> None:
     """Between two questions, so that nobody hears of an error."""
     store = RedisStore.from_url(keeping_server.url)

@@ -8,7 +8,15 @@ What a store of your own raises is here too: :class:`RecordExists`, :class:`Reco
 """
 
 from asgi_sessions._devices import Admission, Note, Rules
-from asgi_sessions._errors import EndUnconfirmed, RecordChanged, RecordDamaged, RecordExists, RecordGone, StoreError
+from asgi_sessions._errors import (
+    EndUnconfirmed,
+    NotNow,
+    RecordChanged,
+    RecordDamaged,
+    RecordExists,
+    RecordGone,
+    StoreError,
+)
 from asgi_sessions._record import Record
 from asgi_sessions._store import Listening, Store, SweepingStore, TellingStore, UserStore
 
@@ -16,6 +24,7 @@ __all__ = [
     "Admission",
     "EndUnconfirmed",
     "Listening",
+    "NotNow",
     "Note",
     "Record",
     "RecordChanged",

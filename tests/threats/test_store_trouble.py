@@ -6,11 +6,13 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
+import redis
 from msgspec.structs import replace
 
 from asgi_sessions import MemoryStore, RedisStore, Session, StoreError
@@ -667,6 +669,48 @@ async def test_nor_where_the_store_keeps_the_time(own_server: Server) -> None:
 
         assert (await read(alice))["user_id"] == "alice"
         await store.aclose()
+
+
+async def test_touches_that_hang_are_held_against_a_store_that_keeps_the_time(
+    own_server: Server, clock: FakeClock
+) -> None:
+    """They have a limit of their own, so somebody did watch whether the loop stood still."""
+    own_server.start()
+    store = RedisStore.from_url(own_server.url)
+    app = app_with(store, clock=clock)
+    browsers = [Browser(app) for _ in range(FAILURES_TO_OPEN)]
+    for number, browser in enumerate(browsers):
+        await browser.do(log_in(f"user {number}"))
+    clock.advance(timedelta(minutes=2))
+    with redis.Redis(port=own_server.port) as client:
+        client.execute_command("CLIENT PAUSE", 3000, "WRITE")
+
+    answers = await asyncio.gather(*(browser.do() for browser in browsers))
+
+    assert {answer.status for answer in answers} == {200}
+    assert app.manager._breakers.whole.is_open
+    await store.aclose()
+
+
+async def test_what_hangs_when_it_is_tried_again_is_held_against_the_store() -> None:
+    """By our own deadline, of which some was left after somebody else had been faster."""
+
+    class HangingWhenAskedAgain(MemoryStore):
+        asked = 0
+
+        async def update(self, record: Record, *, rev: int) -> None:
+            self.asked += 1
+            if self.asked > 1:
+                await anyio.sleep_forever()
+            raise RecordChanged(self._records[record.key])
+
+    store = HangingWhenAskedAgain()
+    app = app_with(store)
+    alice = Browser(app)
+    await alice.do(put(a=1))
+
+    assert (await alice.do(put(a=2))).status == 503
+    assert app.manager._breakers.whole.failures == 1
 
 
 async def test_a_client_that_leaves_while_it_probes_does_not_keep_everybody_else_out(

@@ -14,6 +14,7 @@ housekeeping only: when a session ends is judged by the app's clock.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 import re
@@ -157,11 +158,14 @@ class RedisStore:
         """
         given: object = sentinels
         addresses = list(given) if isinstance(given, list | tuple) else []
-        if not addresses or not all(isinstance(one, tuple | list) and len(one) == 2 for one in addresses):
+        try:
+            pairs = [(str(host), int(port)) for host, port in addresses]
+        except (TypeError, ValueError):
+            pairs = []
+        if not pairs:
             raise ConfigurationError(
                 f"RedisStore.from_sentinel(sentinels={sentinels!r}): give their addresses, such as [('10.0.0.1', 26379)]"
             )
-        pairs = [(str(host), int(port)) for host, port in addresses]
         quick = dict(sentinel_options or {})
         pool_from_sentinels(pairs, service, options, quick)
         return cls._own(
@@ -371,7 +375,7 @@ class RedisStore:
             return await self._scan_slots(self._bulk, cursor, some)
         begun_in, _, number = cursor.rpartition(":")
         try:
-            if not number:
+            if not number.isdecimal():
                 begun_in, number = await self._run_id(), "0"
             keys, following = await self._scan_once(number, some)
             # The same before and after: so it was this run that answered.
@@ -458,6 +462,9 @@ class RedisStore:
         except StoreError:
             self._policy_known = False
             return
+        except asyncio.CancelledError:
+            self._policy_known = False
+            raise
         policy = _said_in(answer, "maxmemory_policy")
         if policy in (None, "noeviction"):
             return

@@ -23,7 +23,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from asgi_sessions._deadline import Deadlines
-from asgi_sessions._errors import ConfigurationError, EndUnconfirmed, StoreError
+from asgi_sessions._errors import ConfigurationError, EndUnconfirmed, NotNow, StoreError
 from asgi_sessions._store import Listening
 from asgi_sessions.stores.redis._ear import Deaf, Ear
 from asgi_sessions.stores.redis._link import ConnectionLost, Link, open_link
@@ -52,6 +52,9 @@ TRY_AGAIN = "TRYAGAIN"
 PAUSE = 0.02
 """Seconds after which it is tried again."""
 
+PATIENCE = 0.35
+"""Seconds for which it is: less than a commit has, so that what is heard of is the slot, and not a store that is slow."""
+
 
 WAIT_FOR_REPLICAS = 250
 """Milliseconds; a server looks at its clock ten times a second, so it may be 100 more. The whole commit has 450."""
@@ -76,7 +79,8 @@ class Refused(Exception):
         return words[0] if words and words[0].isupper() else "ERR"
 
     def as_store_error(self) -> StoreError:
-        return StoreError(f"Redis refused: {self.code}")
+        kind = NotNow if self.code == TRY_AGAIN else StoreError
+        return kind(f"Redis refused: {self.code}")
 
 
 UNANSWERED = (RedisError, OSError, TimeoutError)
@@ -153,12 +157,11 @@ class OwnClient:
         Raises:
             StoreError, also where the replicas have not; Refused.
         """
-        line = self._line()
         try:
             try:
-                return await ask_durably(await line.ready_in_time(), command, mark, replicas)
+                return await ask_durably(await self._line().ready_in_time(), command, lambda: mark, replicas)
             except ConnectionLost:
-                return await ask_durably(await line.ready_in_time(), command, mark, replicas)
+                return await ask_durably(await self._line().ready_in_time(), command, lambda: mark, replicas)
         except UNANSWERED as error:
             raise unanswered(error) from error
 
@@ -196,7 +199,7 @@ def say_asking(link: Link) -> None:
 
 
 async def ask_durably(
-    link: Link, command: tuple[Any, ...], mark: str, replicas: int, *, is_asking: bool = False
+    link: Link, command: tuple[Any, ...], mark: Callable[[], str], replicas: int, *, is_asking: bool = False
 ) -> Any:
     """The reply to a command, when replicas have what it did. All on one connection.
 
@@ -204,22 +207,38 @@ async def ask_durably(
     by the first try, and write nothing: so there is always a write of ours in between, and what came before it is with those
     who have that.
 
+    Args:
+        mark: names a key that may be written; asked for another one where a node of a cluster has not that key's slot any more.
     Raises:
-        EndUnconfirmed: so many have not, in time. Refused: the server answered with an error.
+        EndUnconfirmed: so many have not, in time. TimeoutError: the server said nothing, though nobody's wait was before ours.
+        Refused: it answered with an error.
     """
-    replies: list[asyncio.Future[Any]] = []
-    for one in (command, ("SET", mark, "", "PX", MARK_TTL)):
+
+    def ask(one: tuple[Any, ...]) -> asyncio.Future[Any]:
         if is_asking:
             say_asking(link)
-        replies.append(link.ask(one))
-    waited = link.share(("WAIT", replicas, WAIT_FOR_REPLICAS))
+        return link.ask(one)
+
+    is_first, asked = not link.is_held_up, ask(command)
     try:
         async with asyncio.timeout(TIME_TO_CONFIRM):
-            reply, marked, reached = await asyncio.gather(*replies, waited)
+            while True:
+                marked = ask(("SET", mark(), "", "PX", MARK_TTL))
+                waited = link.share(("WAIT", replicas, WAIT_FOR_REPLICAS))
+                reply, noted, reached = await asyncio.gather(asked, marked, waited)
+                checked(reply)
+                try:
+                    checked(noted)
+                    break
+                except Refused as refused:
+                    # Not the command, which is done: asked again elsewhere, it would say that there was nothing to end.
+                    if refused.code not in ("MOVED", "ASK"):
+                        raise
+                await asyncio.sleep(PAUSE)
     except TimeoutError as error:
+        if is_first and asked.cancelled():
+            raise  # it is the server that does not answer, and whether anything ended is not known
         raise EndUnconfirmed(f"it is not known in time whether {replicas} replicas heard of an end") from error
-    checked(reply)
-    checked(marked)
     if checked(reached) < replicas:
         raise EndUnconfirmed(f"the end of a session reached {reached} of {replicas} replicas")
     return reply
@@ -277,10 +296,11 @@ def new_connection(pool: ConnectionPool) -> AbstractConnection:
 class Line:
     """The way to the server in one event loop: the link, or the attempt to open one."""
 
-    __slots__ = ("_limits", "_opening", "_pause", "_pool", "_retry_at", "link")
+    __slots__ = ("_is_closed", "_limits", "_opening", "_pause", "_pool", "_retry_at", "link")
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
+        self._is_closed = False
         self._limits = Deadlines(TIME_TO_OPEN)
         self._opening: asyncio.Task[Link] | None = None
         self._pause = 0.0
@@ -299,13 +319,15 @@ class Line:
         """A link with room for a command; all who ask at once wait for the same one.
 
         Raises:
-            RedisError, OSError: the server cannot be reached.
+            RedisError, OSError: the server cannot be reached. ConnectionLost: this way to it was closed meanwhile.
         """
         link = self.link
         while link is None or not link.has_room:
             if link is not None and link.lost is None:
                 await link.room()
                 continue
+            if self._is_closed:
+                raise ConnectionLost("the connection was closed")  # nobody would close what is opened now
             if self._opening is None:
                 # A task of its own: whoever asked first may be cancelled, and the others still want the connection.
                 self._opening = asyncio.ensure_future(self._open())
@@ -335,6 +357,7 @@ class Line:
             self._opening = None
 
     async def aclose(self) -> None:
+        self._is_closed = True
         if self._opening is not None:
             await asyncio.wait({self._opening})  # others wait for it too
         if self.link is not None:
@@ -488,13 +511,13 @@ def _said(refused: Refused, client: Client) -> StoreError:
 
 
 async def _patiently(ask: Callable[[], Awaitable[Any]]) -> Any:
-    """Ask, and again while keys of the slot are elsewhere, for as long as a command may wait.
+    """Ask, and again while keys of the slot are elsewhere, for almost as long as a commit may take.
 
     Raises:
         Refused: they still are, or it is something else.
     """
     loop = asyncio.get_running_loop()
-    give_up = loop.time() + TIME_TO_OPEN
+    give_up = loop.time() + PATIENCE
     while True:
         try:
             return await ask()

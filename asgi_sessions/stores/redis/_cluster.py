@@ -30,6 +30,7 @@ from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 
 from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import parse_url
 from redis.exceptions import RedisError
 
 from asgi_sessions._deadline import Deadlines
@@ -109,6 +110,11 @@ class Cluster:
         if not pools:
             raise ConfigurationError("RedisStore.from_cluster([]): give the URL of at least one node")
         self._pool = pools[0]
+        if any(_manner(url) != _manner(urls[0]) for url in urls):
+            raise ConfigurationError(
+                "RedisStore.from_cluster(): the URLs differ in more than host and port; all nodes are spoken to in one manner, "
+                "so give the same scheme, user, password and options in each"
+            )
         self._seeds = [_address_in(pool) for pool in pools]
         self._maps: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Map] = weakref.WeakKeyDictionary()
         after_fork.add(self)
@@ -140,6 +146,11 @@ class Cluster:
             await known.aclose()
 
 
+def _manner(url: str) -> dict[str, Any]:
+    """How a node is spoken to: with or without TLS, as whom, and so on."""
+    return {name: value for name, value in parse_url(url).items() if name not in ("host", "port", "db")}
+
+
 def _address_in(pool: ConnectionPool) -> Address:
     given = pool.connection_kwargs
     if "path" in given or given.get("db"):
@@ -163,6 +174,7 @@ class Map:
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = 0.0
         self._closing: set[asyncio.Task[None]] = set()
+        self.is_closed = False
         self.primaries: list[Address] = []
         self.suspects: set[Address] = set()
         """Those of whom the next look is to tell whether somebody else has their slots."""
@@ -172,7 +184,13 @@ class Map:
         """Called when a slot is somewhere else than it was."""
 
     def line(self, address: Address, lane: str) -> Line:
-        """The connection to a node; each lane has its own."""
+        """The connection to a node; each lane has its own.
+
+        Raises:
+            ConnectionLost: the map was closed, and nobody would close what is opened now.
+        """
+        if self.is_closed:
+            raise ConnectionLost("the store was closed")
         line = self._lines.get((address, lane))
         if line is None:
             line = self._lines[address, lane] = Line(self._pool_at(address))
@@ -281,12 +299,13 @@ class Map:
             listener()
 
     async def aclose(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait({self._looking})
+        self.is_closed = True
         lines, self._lines = self._lines, {}
         for line in lines.values():
             await line.aclose()
+        if self._looking is not None:
+            # Not cancelled: nor were those who wait for it. It ends by itself, since no node can be asked any more.
+            await asyncio.wait({self._looking})
         if self._closing:
             await asyncio.wait(self._closing)
 
@@ -374,8 +393,13 @@ class ClusterClient:
 
         def ask(link: Link, at: Address, /, *, is_asking: bool) -> Awaitable[Any]:
             # While its slot moves, a node takes no new key of it: on the old one the mark has to be in another slot.
-            name = mark if is_asking else known.elsewhere(mark, at)
-            return ask_durably(link, command, name, replicas, is_asking=is_asking)
+            return ask_durably(
+                link,
+                command,
+                lambda: mark if is_asking else known.elsewhere(mark, at),
+                replicas,
+                is_asking=is_asking,
+            )
 
         return await self._carry(known, slot, ask)
 
@@ -427,6 +451,8 @@ class ClusterClient:
                             raise
                     except UNANSWERED as error:
                         trouble, is_asking = error, False
+                        if known.is_closed:
+                            raise unanswered(error) from error
                     await asyncio.wait({known.suspect(address)})
                     await asyncio.sleep(PAUSE)
                     address = None

@@ -114,6 +114,11 @@ class Link(asyncio.Protocol):
             self.has_room = False
         return future
 
+    @property
+    def is_held_up(self) -> bool:
+        """Whether a shared command is under way: until it is through, the server answers nothing else on this connection."""
+        return self._sharing
+
     def share(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
         """The reply to a command that speaks of all that was asked before it, and takes its time: WAIT.
 
