@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import secrets
+import sys
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -91,11 +92,16 @@ async def echo(session: Any, receive: Any, send: Any) -> None:
 
 
 def inside() -> bytes:
-    """Tasks and objects of this process. Nothing is collected for the occasion: what is measured is what a server has."""
+    """Tasks, objects and blocks of memory of this process. Nothing is collected for the occasion: what is measured is what a server has."""
     found = gc.get_objects()
     kinds = Counter(type(one).__qualname__ for one in found)
     return json.dumps(
-        {"tasks": len(asyncio.all_tasks()), "objects": len(found), "kinds": dict(kinds.most_common(200))}
+        {
+            "tasks": len(asyncio.all_tasks()),
+            "objects": len(found),
+            "blocks": sys.getallocatedblocks(),
+            "kinds": dict(kinds.most_common(200)),
+        }
     ).encode()
 
 

@@ -37,6 +37,7 @@ WATCHED = {
     "threads": ("threads of the app", "", 1),
     "tasks": ("asyncio tasks", "", 1),
     "objects": ("objects that gc knows", "thousand", 1e3),
+    "blocks": ("blocks of memory that Python has given out", "thousand", 1e3),
     "server memory": ("memory of the server", "MB", 1e6),
     "keys": ("keys of the server", "", 1),
     "memory of a key": ("memory of the server for each key", "B", 1),
@@ -88,6 +89,7 @@ async def sample(pid: int, client: Client, admin: Any) -> tuple[Sample, Counter[
     taken |= {
         "tasks": inside["tasks"],
         "objects": inside["objects"],
+        "blocks": inside["blocks"],
         "server memory": info["used_memory"],
         "server clients": info["connected_clients"],
         "keys": await admin.dbsize(),
@@ -158,8 +160,8 @@ def fits(data: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
         if one["at"] >= data["warm-up"]
     ]
     for name, (_, _, unit) in WATCHED.items():
-        points = [(one["at"], one[name] / unit) for one in samples if name in one]
-        found[name] = fit(points)
+        if points := [(one["at"], one[name] / unit) for one in samples if name in one]:
+            found[name] = fit(points)
     return found
 
 
