@@ -92,7 +92,7 @@ async def echo(session: Any, receive: Any, send: Any) -> None:
 
 
 def inside() -> bytes:
-    """Tasks, objects and blocks of memory of this process. Nothing is collected for the occasion: what is measured is what a server has."""
+    """Tasks, objects and blocks of memory of this process. Nothing is collected for the occasion: so it is in a server."""
     found = gc.get_objects()
     kinds = Counter(type(one).__qualname__ for one in found)
     return json.dumps(

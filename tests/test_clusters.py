@@ -501,7 +501,7 @@ class FarReplica(Nodes):
         self.way = Proxy(first).__enter__()
         self.primary = self.add(first, *AT_ONCE)
         self.add(second, "--replicaof", f"127.0.0.1 {self.way.port}")
-        until(lambda: self.primary.ask("INFO", "replication")["slave0"]["state"] == "online", "a replica")
+        until(lambda: self.primary.ask("INFO", "replication").get("slave0", {}).get("state") == "online", "a replica")
 
     def __exit__(self, *error: object) -> None:
         self.way.__exit__()

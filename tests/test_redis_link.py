@@ -300,3 +300,20 @@ async def test_a_restart_between_two_tries_of_a_script_is_no_error() -> None:
 
         await store.aclose()
     assert [b"EVALSHA" in data for data in sent] == [True, True, True, False]
+
+
+async def test_what_is_under_way_when_the_client_is_closed_opens_no_connection_afterwards() -> None:
+    """Its connection is gone like one that broke, which would be a reason to open another: one that nobody would close."""
+    replies = [b"+PONG\r\n"]
+
+    async with a_server_that(lambda _: replies.pop() if replies else b"") as url:
+        client = OwnClient(partial(pool_from_url, url, {}))
+        await client.call(("PING",))
+        asking = asyncio.ensure_future(client.call(("PING",)))
+        await asyncio.sleep(0.05)
+
+        await client.aclose()
+        with pytest.raises(StoreError):
+            await asking
+
+        assert len(client._lines) == 0

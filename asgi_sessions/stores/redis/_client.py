@@ -141,7 +141,7 @@ class OwnClient:
             StoreError, Refused: as for :meth:`call`.
         """
         try:
-            link = await self._line().ready_in_time()
+            link = await self._line_again().ready_in_time()
             return checked(await link.ask(command))
         except UNANSWERED as error:
             raise unanswered(error) from error
@@ -161,7 +161,7 @@ class OwnClient:
             try:
                 return await ask_durably(await self._line().ready_in_time(), command, lambda: mark, replicas)
             except ConnectionLost:
-                return await ask_durably(await self._line().ready_in_time(), command, lambda: mark, replicas)
+                return await ask_durably(await self._line_again().ready_in_time(), command, lambda: mark, replicas)
         except UNANSWERED as error:
             raise unanswered(error) from error
 
@@ -179,6 +179,12 @@ class OwnClient:
             line = self._lines[loop] = Line(self._make_pool())
         self._last = (get_ident(), loop, line)
         return line
+
+    def _line_again(self) -> Line:
+        """For who was under way. Where the client was closed meanwhile, nobody would close a connection that is opened now."""
+        if asyncio.get_running_loop() not in self._lines:
+            raise ConnectionLost("the connection was closed")
+        return self._line()
 
     async def aclose(self) -> None:
         """Close the connection of this loop."""
