@@ -317,3 +317,24 @@ async def test_what_is_under_way_when_the_client_is_closed_opens_no_connection_a
             await asking
 
         assert len(client._lines) == 0
+
+
+async def test_what_is_no_message_does_not_end_the_listening() -> None:
+    """A channel that is no text cannot be looked up; the connection is given up, and there is another one."""
+    asked = 0
+
+    def answers(data: bytes) -> bytes:
+        nonlocal asked
+        asked += 1
+        return b"*3\r\n$9\r\nsubscribe\r\n*0\r\n:1\r\n"
+
+    async with a_server_that(answers) as url:
+        client = OwnClient(partial(pool_from_url, url, {}))
+        ear = client.listen(lambda place: place, lambda _: None, lambda _: None)
+        ear.add("Zk3")
+        async with asyncio.timeout(5):
+            while asked < 2:  # noqa: ASYNC110 - a look now and then is enough
+                await asyncio.sleep(0.01)
+
+        await ear.aclose()
+        await client.aclose()

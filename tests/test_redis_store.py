@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -376,6 +377,21 @@ def test_a_password_in_a_bad_url_is_not_repeated() -> None:
         RedisStore.from_url("redis://:hunter2@localhost:notaport")
 
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: RedisStore.from_url("redis://localhost?protocol=3"),
+        lambda: RedisStore.from_url("redis://localhost", protocol=3),
+        lambda: RedisStore.from_cluster("redis://localhost?protocol=3"),
+        lambda: RedisStore.from_sentinel([("localhost", 26379)], "main", protocol=3),
+    ],
+    ids=["in a URL", "as an option", "of a cluster", "of sentinels"],
+)
+def test_a_protocol_in_which_not_all_that_arrives_is_a_reply_is_refused(build: Callable[[], RedisStore]) -> None:
+    with pytest.raises(ConfigurationError, match="protocol=3"):
+        build()
 
 
 @pytest.mark.parametrize("prefix", ["", "{x}", "a b", "é", "*", "a\n", "x" * 101])

@@ -265,6 +265,7 @@ def pool_from_url(url: str, options: dict[str, Any], method: str = "from_url") -
             f"RedisStore.{method}(): the URL or an option is not understood ({type(error).__name__}); "
             "use redis://host:6379/0, rediss://… for TLS, or unix://path"
         ) from None
+    _check_protocol(pool, method)
     return pool
 
 
@@ -283,7 +284,16 @@ def pool_from_sentinels(
         raise ConfigurationError(
             f"RedisStore.from_sentinel(): an option is not understood ({type(error).__name__})"
         ) from None
+    _check_protocol(pool, "from_sentinel")
     return pool
+
+
+def _check_protocol(pool: ConnectionPool, method: str) -> None:
+    """Replies are matched by their order, and RESP3 lets a server send what is no reply."""
+    if str(protocol := pool.connection_kwargs.get("protocol")) != "2":
+        raise ConfigurationError(
+            f"RedisStore.{method}(): protocol={protocol}, but these connections speak RESP2: leave the option out"
+        )
 
 
 async def _leave_sentinels(pool: ConnectionPool) -> None:

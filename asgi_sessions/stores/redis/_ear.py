@@ -153,6 +153,8 @@ class Ear:
         if not isinstance(message, list) or len(message) != 3:
             return  # the answer to a PING
         kind, channel, content = message
+        if not isinstance(channel, bytes):
+            raise RedisError("the server sends what is no message")
         if kind in (b"smessage", b"message") and isinstance(content, bytes):
             self._heard(content.decode("ascii", "replace"))
         elif kind in (b"ssubscribe", b"subscribe") and channel in self._asked:
