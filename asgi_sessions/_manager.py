@@ -74,6 +74,9 @@ logger = logging.getLogger("asgi_sessions")
 DEADLINE = 0.45
 """Seconds that a load, or a whole commit, may take: one request does one of each and stays under a second."""
 
+MOST_SPENT = 0.75
+"""Of the deadline of a commit, when somebody else was faster: so much counts as spent at most, however long ago it began."""
+
 HOOK_GRACE = 0.1
 """Seconds for which a request waits for a coroutine that was given as ``on_event``."""
 
@@ -391,8 +394,9 @@ class Manager:
                         with anyio.CancelScope(shield=True), limit():
                             await self._commit(session, events, failed=failed)
                     raise
-                # Someone else was faster. What is left of the time is left for trying again.
-                limit = partial(self._rest_of_limit, self._deadline - (time.monotonic() - began))
+                # Someone else was faster. What is left of the time is left for trying again; and there is always some, since the
+                # store has answered, and if that took long it may have been the loop that stood still.
+                limit = partial(self._deadlines.limit, min(time.monotonic() - began, self._deadline * MOST_SPENT))
             with anyio.CancelScope(shield=True), limit():
                 await self._commit(session, events, failed=failed)
         except TimeoutError as error:
@@ -400,12 +404,6 @@ class Manager:
         finally:
             if events:
                 await self._tell(events)
-
-    @contextmanager
-    def _rest_of_limit(self, seconds: float) -> Iterator[None]:
-        # Within one of ours, so that somebody watches whether the loop stands still meanwhile.
-        with self._deadlines.limit(), anyio.fail_after(max(seconds, 0.0)):
-            yield
 
     def is_settled(self, session: Session, failed: bool) -> bool:
         """Whether there is nothing to ask the store: most requests end here, so it comes before anything costly."""

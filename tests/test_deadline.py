@@ -49,6 +49,26 @@ def test_limits_end_in_the_order_in_which_they_began(run: Any) -> None:
     assert ended == list(range(10))
 
 
+def test_a_limit_of_which_some_is_spent_ends_before_older_ones_and_they_end_in_time(run: Any) -> None:
+    ended: dict[str, float] = {}
+
+    async def wait(deadlines: Deadlines, name: str, spent: float) -> None:
+        began = time.monotonic()
+        with pytest.raises(TimeoutError), deadlines.limit(spent):
+            await asyncio.Event().wait()
+        ended[name] = time.monotonic() - began
+
+    async def work() -> None:
+        deadlines = Deadlines(0.4)
+        await asyncio.gather(*(wait(deadlines, name, spent) for name, spent in (("whole", 0.0), ("rest", 0.3))))
+
+    run(work())
+
+    assert list(ended) == ["rest", "whole"]
+    assert ended["rest"] >= 0.1
+    assert ended["whole"] >= 0.4
+
+
 def test_time_for_which_the_loop_stood_still_does_not_count(run: Any) -> None:
     async def work() -> None:
         with Deadlines(0.3).limit():

@@ -53,8 +53,8 @@ def let_it_write_and_kill_it(file: Path, round_: int, seconds: float) -> list[Li
 async def test_a_killed_app_has_lost_nothing_that_it_acknowledged(tmp_path: Path) -> None:
     file, dice, until = tmp_path / "sessions.db", random.Random(SEED), time.monotonic() + SECONDS
     wrong: list[str] = []
-    kills, journal = 0, list[Line]()
-    while time.monotonic() < until or not kills:
+    kills, ended, journal = 0, 0, list[Line]()
+    while time.monotonic() < until or ended <= 5:  # however slow the machine is, some have ended
         lines = await asyncio.to_thread(let_it_write_and_kill_it, file, kills, dice.uniform(0.2, 1.5))
         kills += 1
         with sqlite3.connect(file) as connection:
@@ -64,11 +64,10 @@ async def test_a_killed_app_has_lost_nothing_that_it_acknowledged(tmp_path: Path
             wrong.append(f"the file is damaged: {whole}")
         wrong += await what_is_wrong(file, lines)
         journal += lines
+        ended += sum(verb == "ended" for verb, *_ in lines)
 
-    ended = sum(verb == "ended" for verb, *_ in journal)
     print(f"\nseed {SEED}: {kills} kills, {len(journal)} lines, {ended} ended")
     assert wrong == [], f"CHAOS_SEED={SEED}"
-    assert ended > 5
 
 
 async def what_is_wrong(file: Path, lines: list[Line]) -> list[str]:

@@ -713,6 +713,33 @@ async def test_what_hangs_when_it_is_tried_again_is_held_against_the_store() -> 
     assert app.manager._breakers.whole.failures == 1
 
 
+@pytest.mark.parametrize("keeps_the_time", [False, True])
+async def test_a_loop_that_stood_still_until_somebody_else_was_faster_leaves_time_to_try_again(
+    keeps_the_time: bool,
+) -> None:
+    """Whoever is told of a conflict has been answered; how long that took says nothing of the store."""
+
+    class OvertakenWhileTheLoopStoodStill(MemoryStore):
+        carries_out_what_it_was_asked, keeps_time = True, keeps_the_time
+        asked = 0
+
+        async def update(self, record: Record, *, rev: int) -> None:
+            self.asked += 1
+            if self.asked == 1:
+                time.sleep(0.6)  # noqa: ASYNC251 - the whole loop
+                raise RecordChanged(self._records[record.key])
+            await anyio.sleep(0.01)
+            await super().update(record, rev=rev)
+
+    store = OvertakenWhileTheLoopStoodStill()
+    alice = Browser(app_with(store))
+    await alice.do(put(a=1))
+
+    assert (await alice.do(put(b=2))).status == 200
+    assert store.asked == 2
+    assert (await read(alice))["data"] == {"a": 1, "b": 2}
+
+
 async def test_a_client_that_leaves_while_it_probes_does_not_keep_everybody_else_out(
     memory: Store, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
