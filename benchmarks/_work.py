@@ -212,6 +212,8 @@ class Server:
 @contextmanager
 def a_server(*options: str, under: Sequence[str] = ()) -> Iterator[Server]:
     """``under``: a command that starts the server's, such as ``strace``."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # else the server would outlive us
     server = Server(*options, under=under)
     try:
         yield server
