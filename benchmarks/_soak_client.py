@@ -356,10 +356,8 @@ class Client:
                 self.journal.judge(visitor, found, sent, {})
                 if found.get("mark") is None:
                     break  # it was over before the socket was opened: nothing is there that could end
-                visitor.heard = (
-                    visitor.heard[0],
-                    time.monotonic(),
-                )  # to open a socket is activity, and so may be to close it
+                # To open a socket is activity, and so may be to close it.
+                visitor.heard = (visitor.heard[0], time.monotonic())
                 ended = visitor.ended if not visitor.shaken else None  # who is shaken may have lost the way to it only
                 if ended is not None and time.monotonic() > ended + CLOSES_WITHIN:
                     self.journal.is_wrong("a socket outlives its session", visitor, found)

@@ -160,8 +160,8 @@ def fits(data: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
         if one["at"] >= data["warm-up"]
     ]
     for name, (_, _, unit) in WATCHED.items():
-        if points := [(one["at"], one[name] / unit) for one in samples if name in one]:
-            found[name] = fit(points)
+        points = [(one["at"], one[name] / unit) for one in samples if name in one]
+        found[name] = fit(points)
     return found
 
 

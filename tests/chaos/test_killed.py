@@ -68,6 +68,7 @@ async def test_a_killed_app_has_lost_nothing_that_it_acknowledged(tmp_path: Path
 
     print(f"\nseed {SEED}: {kills} kills, {len(journal)} lines, {ended} ended")
     assert wrong == [], f"CHAOS_SEED={SEED}"
+    assert ended > 5
 
 
 async def what_is_wrong(file: Path, lines: list[Line]) -> list[str]:
