@@ -122,8 +122,9 @@ class Proxy:
                 await sink.drain()
 
         async def collect() -> None:
-            while data := await source.read(65_536):
-                await queue.put((self._loop.time() + self.delay + random.uniform(0, self.jitter), data))
+            with contextlib.suppress(OSError):  # who was killed may reset the connection: that is an end, too
+                while data := await source.read(65_536):
+                    await queue.put((self._loop.time() + self.delay + random.uniform(0, self.jitter), data))
             await queue.put((0.0, b""))
 
         try:

@@ -18,9 +18,11 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from asgi_sessions import Session, SQLStore, StoreError, UserSessions
+from asgi_sessions._record import Record
 from asgi_sessions._token import owner_of
 from asgi_sessions.testing import an_end
 from tests.databases import DatabaseServer
@@ -321,6 +323,34 @@ async def test_what_was_begun_on_a_database_that_stands_still_ends_by_itself(
             await asyncio.sleep(0.05)
     await scene.mend()
     assert (await scene.is_well_again())["user_id"] == "alice"
+
+
+async def test_a_database_that_falls_silent_while_a_connection_is_given_back_keeps_no_place(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an engine of the app's SQLAlchemy says ROLLBACK then, and is not to be cancelled."""
+    monkeypatch.setattr("asgi_sessions.stores.sql._lane.LONGEST", 1.0)
+    options: dict[str, Any] = {"connect_args": {"ssl": False}} if scene.is_postgresql else {}
+    engine = create_async_engine(scene.proxy.url(scene.server.url), pool_size=2, max_overflow=0, **options)
+    store, key = SQLStore(engine, table=scene.table), scene.alice.key
+    assert await store.load(key) is not None
+
+    def fall_silent(_connection: object) -> None:
+        scene.proxy.hanging = True
+
+    event.listen(engine.sync_engine, "rollback", fall_silent, once=True)
+    answers = await asyncio.gather(*(store.load(key) for _ in range(5)), return_exceptions=True)
+
+    assert scene.proxy.hanging
+    assert any(isinstance(answer, StoreError) for answer in answers)
+    assert all(isinstance(answer, StoreError | Record) for answer in answers)
+    pool: Any = engine.pool
+    async with asyncio.timeout(10):
+        while store._lane()._tasks or pool.checkedout():  # noqa: ASYNC110 - while it says nothing
+            await asyncio.sleep(0.05)
+    await scene.mend()
+    assert await store.load(key) is not None
+    await engine.dispose()
 
 
 async def test_an_app_can_be_stopped_while_its_database_stands_still(scene: Scene) -> None:

@@ -11,10 +11,12 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from inspect import signature
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -27,6 +29,9 @@ LONGEST: Final = 5.0
 
 LONGEST_ALONE: Final = 2.0
 """Seconds that it may take once nobody waits for it any more."""
+
+TIME_TO_GIVE_BACK: Final = 2.0
+"""Seconds in which a connection is to be back in the pool; one whose server says nothing is cut off then."""
 
 TIME_TO_CLOSE: Final = 5.0
 """Seconds in which connections are closed politely, all at once; drivers give a dead server two."""
@@ -42,6 +47,7 @@ _BEGIN: Final = {
     "sqlite": ("BEGIN IMMEDIATE",),
 }
 _MYSQL = ("mysql", "mariadb")
+_MAY_SKIP_ROLLBACK: Final = "skip_autocommit_rollback" in signature(DefaultDialect).parameters  # SQLAlchemy 2.0.43
 
 _EXAMPLE = (
     "sqlite+aiosqlite:///sessions.db, postgresql+asyncpg://user@host/database, mysql+asyncmy://user@host/database"
@@ -73,6 +79,9 @@ def build(url: str, options: dict[str, Any]) -> AsyncEngine:
         given.setdefault("max_overflow", 0)
     if dialect in _MYSQL:
         given.setdefault("pool_recycle", 1800)  # these servers hang up after eight hours without a word
+    if _MAY_SKIP_ROLLBACK:
+        # We leave nothing in a transaction, and a ROLLBACK after each statement is one question more on MariaDB.
+        given.setdefault("skip_autocommit_rollback", True)
     try:
         # Most of what is asked is one statement; that needs no BEGIN and no COMMIT around it.
         engine = create_async_engine(parsed, isolation_level="AUTOCOMMIT", **given)
@@ -163,8 +172,7 @@ class Lane:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._seats.release()
         self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # looked at, so that asyncio does not complain where the caller is gone
+        _look_at(task)
 
     async def _carry_out(self, work: Callable[[Lane], Awaitable[T]], limit: asyncio.Timeout) -> T:
         breaks = 0
@@ -193,18 +201,45 @@ class Lane:
     @asynccontextmanager
     async def statement(self) -> AsyncIterator[AsyncConnection]:
         """For single statements: each takes effect at once."""
-        async with self._single.connect() as connection:
+        connection = await self._single.connect()
+        try:
             yield connection
+        finally:
+            await self._give_back(connection)
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """:meth:`statement`, for one that writes."""
         if not self._is_sqlite:
-            async with self._single.connect() as connection:
+            async with self.statement() as connection:
                 yield connection
             return
-        async with self._writing, self._single.connect() as connection:
+        async with self._writing, self.statement() as connection:
             yield connection
+
+    async def _give_back(self, connection: AsyncConnection) -> None:
+        """To the pool, and soon.
+
+        SQLAlchemy asks the server for one thing more, goes on though it is cancelled, and would wait for a server that has gone
+        without a word until TCP gives up, which takes a quarter of an hour. Meanwhile nobody else could have that place.
+
+        Raises:
+            TimeoutError: it did not come back, not even after it was cut off.
+        """
+        ours = connection.sync_connection
+        driver = ours.connection.dbapi_connection if ours is not None and not ours.invalidated else None
+        closing = asyncio.ensure_future(connection.close())
+        closing.add_done_callback(_look_at)
+        try:
+            await asyncio.wait({closing}, timeout=TIME_TO_GIVE_BACK)
+        finally:
+            if not closing.done():
+                if driver is not None and not self._is_sqlite:
+                    self._engine.dialect.do_terminate(driver)
+                await asyncio.wait({closing}, timeout=TIME_TO_GIVE_BACK)
+        if not closing.done():
+            raise TimeoutError
+        closing.result()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -236,13 +271,19 @@ class Lane:
         try:
             async with asyncio.timeout(TIME_TO_CLOSE):
                 await asyncio.gather(*(self._close_one() for _ in range(idle)), return_exceptions=True)
+                await self._engine.dispose()
         except TimeoutError:
             pass
-        await self._engine.dispose()
 
     async def _close_one(self) -> None:
-        async with self._engine.connect() as connection:
+        async with self.statement() as connection:
             await connection.invalidate()
+
+
+def _look_at(task: asyncio.Task[Any]) -> None:
+    """At its error, so that asyncio does not complain where whoever waited for it is gone."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _is_broken(error: DBAPIError) -> bool:
