@@ -46,6 +46,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
+        self._silent: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def url(self, url: str) -> str:
@@ -57,6 +58,10 @@ class Proxy:
     def cut(self) -> None:
         """Close all connections, now."""
         self._do(self._close_all())
+
+    def lose(self) -> None:
+        """Nothing comes through any more on the connections there are, not even their end. New ones are not concerned."""
+        self._do(self._lose_all())
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -88,6 +93,9 @@ class Proxy:
         for writer in list(self._open):
             writer.transport.abort()
 
+    async def _lose_all(self) -> None:
+        self._silent |= self._open
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.refusing:
             writer.transport.abort()
@@ -116,6 +124,8 @@ class Proxy:
                     await asyncio.sleep(0.005)
                 if (wait := due - self._loop.time()) > 0:
                     await asyncio.sleep(wait)
+                if sink in self._silent and (data or back):
+                    continue
                 if not data or (back and self._spoil(sink, data)):
                     return
                 sink.write(data)
@@ -138,6 +148,7 @@ class Proxy:
         finally:
             for writer in both:
                 self._open.discard(writer)
+                self._silent.discard(writer)
                 writer.close()
 
     def _spoil(self, sink: asyncio.StreamWriter, data: bytes) -> bool:

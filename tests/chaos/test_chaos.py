@@ -1,7 +1,7 @@
 """Trouble on purpose, and a journal of what was acknowledged, held against what is there.
 
-200 users, each with a browser or two; 40 % of all requests are cancelled at a random moment; a proxy delays, cuts, hangs and
-swallows; the server, a Valkey, a PostgreSQL or a MariaDB, is killed and started again, with its log on disk. From outside, by the
+200 users, each with a browser or two; 40 % of all requests are cancelled at a random moment; a proxy delays, cuts, hangs, loses
+and swallows; the server, a Valkey, a PostgreSQL or a MariaDB, is killed and started again, with its log on disk. From outside, by the
 journal alone:
 
 * every answer belongs to its owner;
@@ -233,7 +233,7 @@ class Trouble:
         self.did: Counter[str] = Counter()
 
     async def make(self, goes_on: Callable[[], bool]) -> None:
-        kinds = [self.delay, self.cut, self.swallow, self.hang, self.kill]
+        kinds = [self.delay, self.cut, self.lose, self.swallow, self.hang, self.kill]
         kind = self.kill  # at least once, however short it is
         while goes_on():
             await asyncio.sleep(self.dice.uniform(*self.pause))
@@ -242,12 +242,16 @@ class Trouble:
             kind = self.dice.choice(kinds)
         self.proxy.delay = self.proxy.jitter = 0.0
         self.proxy.hanging = self.proxy.swallowing = False
+        await self.cut()  # what was lost is found to be
 
     async def delay(self) -> None:
         self.proxy.delay, self.proxy.jitter = self.dice.choice([(0.0, 0.0), (0.001, 0.005), (0.02, 0.02)])
 
     async def cut(self) -> None:
         await asyncio.to_thread(self.proxy.cut)
+
+    async def lose(self) -> None:
+        await asyncio.to_thread(self.proxy.lose)
 
     async def swallow(self) -> None:
         self.proxy.swallowing = True
