@@ -67,6 +67,7 @@ def nothing(proxy: Proxy) -> None: ...
 ROWS: dict[str, tuple[Trouble, Trouble]] = {
     "refuses connections": (refusing, nothing),
     "hangs": (setting(hanging=True), nothing),
+    "is gone without a word, like a host without power": (lambda proxy: proxy.lose(), nothing),
     "answers, 100 ms late": (setting(delay=0.05), nothing),
     "answers, 600 ms late": (setting(delay=0.3), nothing),
     "closes the connection before it answers": (lambda proxy: proxy.cut(), lambda proxy: proxy.cut()),

@@ -133,6 +133,10 @@ async def cut(scene: Scene) -> None:
     await asyncio.to_thread(scene.proxy.cut)
 
 
+async def lose(scene: Scene) -> None:
+    await asyncio.to_thread(scene.proxy.lose)
+
+
 async def refuse(scene: Scene) -> None:
     scene.proxy.refusing = True
     await cut(scene)
@@ -198,6 +202,7 @@ WEB_SERVER = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"
 ROWS: dict[str, tuple[Trouble, Trouble]] = {
     "refuses connections": (refuse, nothing),
     "hangs": (freeze, nothing),
+    "is gone without a word, like a host without power": (lose, nothing),
     "answers, 100 ms late": (proxy(delay=0.05), nothing),
     "answers, 600 ms late": (proxy(delay=0.3), nothing),
     "closes the connection before it answers": (cut, cut),
@@ -213,7 +218,7 @@ ROWS: dict[str, tuple[Trouble, Trouble]] = {
     "gives up on a statement": (be_impatient, nothing),
 }
 
-AS_REDIS = set(list(ROWS)[:8])
+AS_REDIS = set(list(ROWS)[:9])
 """Rows of the table above that one in the docs: databases are no exception there."""
 
 

@@ -1,8 +1,8 @@
 """Trouble on purpose, and a journal of what was acknowledged, held against what is there.
 
 200 users, each with a browser or two; 40 % of all requests are cancelled at a random moment; a proxy delays, cuts, hangs, loses
-and swallows; the server, a Valkey, a PostgreSQL or a MariaDB, is killed and started again, with its log on disk. From outside, by the
-journal alone:
+and swallows; the server, a Valkey, a PostgreSQL or a MariaDB, is killed and started again, with its log on disk. From outside, by
+the journal alone:
 
 * every answer belongs to its owner;
 * every acknowledged write is there, or its session was ended;

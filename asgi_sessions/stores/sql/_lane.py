@@ -234,7 +234,7 @@ class Lane:
             await asyncio.wait({closing}, timeout=TIME_TO_GIVE_BACK)
         finally:
             if not closing.done():
-                if driver is not None and not self._is_sqlite:
+                if driver is not None and self._engine.dialect.has_terminate and not self._is_sqlite:
                     self._engine.dialect.do_terminate(driver)
                 await asyncio.wait({closing}, timeout=TIME_TO_GIVE_BACK)
         if not closing.done():
