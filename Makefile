@@ -19,9 +19,10 @@ browser:
 	&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; } \
 	|| echo "no chromium and no way to install it: the tests in a browser will be skipped"
 
-# redis-py's private names that we use are pinned by tests; here on the oldest version that we allow.
+# redis-py's private names that we use are pinned by tests; here on the oldest version that we allow, and of SQLAlchemy, too.
 test-lowest: .venv-lowest/ready
-	.venv-lowest/bin/python -m pytest tests/test_redis_link.py tests/test_redis_store.py tests/test_store_contract.py tests/test_mix_up.py tests/test_cluster_client.py
+	.venv-lowest/bin/python -m pytest -n auto --dist worksteal tests/test_redis_link.py tests/test_redis_store.py \
+	tests/test_store_contract.py tests/test_mix_up.py tests/test_cluster_client.py tests/test_sql_store.py
 
 # Trouble on purpose, for a minute on each store, with another seed each time. `make test` has a few seconds of it.
 chaos: .venv/ready
@@ -53,5 +54,5 @@ clean:
 
 .venv-lowest/ready: pyproject.toml
 	$(PYTHON) -m venv --clear .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' 'redis[hiredis]==5.1.1'
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' 'redis[hiredis]==5.1.1' 'sqlalchemy==2.0.31'
 	touch $@

@@ -48,7 +48,7 @@ from asgi_sessions._record import ALIAS_REV, Record
 from asgi_sessions._store import Listening
 from asgi_sessions._token import ID_CHARS, owner_of
 from asgi_sessions.stores._listeners import Listeners
-from asgi_sessions.stores.sql._lane import Lane, build, check
+from asgi_sessions.stores.sql._lane import Lane, OutOfStep, build, check
 from asgi_sessions.stores.sql._tables import BATCH, SWEEPER, Statements, session_tables
 
 __all__ = ["SQLStore", "owner_of", "session_tables"]
@@ -291,6 +291,8 @@ class SQLStore:
                 rows = await connection.execute(self._say.of_owner, {"owner_": owner})
                 found = []
                 for row in rows:
+                    if row.owner != owner:
+                        raise OutOfStep
                     try:
                         found.append(_record(row))
                     except RecordDamaged:
@@ -487,6 +489,8 @@ class SQLStore:
     async def _load(self, connection: AsyncConnection, key: str, *, locked: bool = False) -> Record | None:
         found = await connection.execute(self._say.load_locked if locked else self._say.load, {"key_": key})
         row = found.one_or_none()
+        if row is not None and row.key != key:
+            raise OutOfStep
         return None if row is None else _record(row)
 
     async def _owner_in(self, connection: AsyncConnection, key: str) -> str | None:

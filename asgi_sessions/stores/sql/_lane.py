@@ -14,13 +14,14 @@ from contextlib import asynccontextmanager
 from inspect import signature
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import event
+from sqlalchemy import CursorResult, Executable, Select, UpdateBase, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.default import DefaultDialect
-from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, ResourceClosedError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 
-from asgi_sessions._errors import ConfigurationError, SessionLimitReached, StoreError
+from asgi_sessions._errors import ConfigurationError, SessionError, SessionLimitReached, StoreError
 
 T = TypeVar("T")
 
@@ -74,6 +75,7 @@ def build(url: str, options: dict[str, Any]) -> AsyncEngine:
         raise ConfigurationError("SQLStore.from_url(isolation_level=…): the store chooses it, by what it does")
     given = {"hide_parameters": True, **options}
     if "poolclass" not in given:
+        given["poolclass"] = AsyncAdaptedQueuePool  # SQLAlchemy before 2.0.38 has another for SQLite
         # None beyond those: the pool would close it as soon as it is back, and the next request open another.
         given.setdefault("pool_size", 10)
         given.setdefault("max_overflow", 0)
@@ -130,6 +132,20 @@ def _say(connection: Any, *statements: str) -> None:
     cursor.close()
 
 
+class OutOfStep(Exception):
+    """What came is the answer to another question: a stray one came before it, and others would follow."""
+
+
+def _look_whether_in_step(
+    _connection: object, asked: Executable, _many: object, _values: object, _options: object, result: CursorResult[Any]
+) -> None:
+    """For SQLAlchemy, rows that nobody asked for are as good as none where there should be some."""
+    if (isinstance(asked, Select) and not result.returns_rows) or (
+        isinstance(asked, UpdateBase) and result.returns_rows
+    ):
+        raise OutOfStep
+
+
 class Lane:
     """The way to the database in one event loop."""
 
@@ -140,6 +156,7 @@ class Lane:
         if engine.dialect.name in _MYSQL and not is_own:
             self._begin = ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", *self._begin)
         self._single = engine if is_own else engine.execution_options(isolation_level="AUTOCOMMIT")
+        event.listen(self._single.sync_engine, "after_execute", _look_whether_in_step)
         # As many as the pool gives connections: who waits here can be cancelled and leaves nothing behind.
         pool: Any = engine.pool
         size = pool.size() + pool._max_overflow if hasattr(pool, "_max_overflow") and hasattr(pool, "size") else 0
@@ -181,13 +198,13 @@ class Lane:
                 for attempt in range(1, MAX_ATTEMPTS + 1):
                     try:
                         return await work(self)
-                    except DBAPIError as error:
+                    except (DBAPIError, ResourceClosedError, OutOfStep) as error:
                         broken = _is_broken(error)
                         breaks += broken
                         again = breaks == 1 if broken else _others_were_faster(error)
                         if not again or attempt == MAX_ATTEMPTS:
                             # Of the driver's error: SQLAlchemy's quotes the statement and what was in it.
-                            raise StoreError(_reason(error)) from error.orig
+                            raise StoreError(_reason(error)) from getattr(error, "orig", None)
                     pause = 0.001 * min(2**attempt, 64)
                     await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing
         except (StoreError, SessionLimitReached):
@@ -204,6 +221,12 @@ class Lane:
         connection = await self._single.connect()
         try:
             yield connection
+        except SessionError:
+            raise
+        except Exception as error:
+            if not isinstance(error, DBAPIError) or _is_broken(error):
+                await connection.invalidate()  # what is still on its way would be the next one's answer
+            raise
         finally:
             await self._give_back(connection)
 
@@ -286,21 +309,23 @@ def _look_at(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-def _is_broken(error: DBAPIError) -> bool:
-    """Whether the connection is of no use any more: it is closed, or its driver does not understand what it hears.
+def _is_broken(error: Exception) -> bool:
+    """Whether the connection is of no use any more: it is closed, or what it says is no answer to what it was asked.
 
-    MariaDB's drivers say the second without a number, and SQLAlchemy takes it for an answer.
+    MariaDB's drivers say that they do not understand without a number, and SQLAlchemy takes it for an answer.
     """
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, ResourceClosedError | OutOfStep)
     cause: Any = error.orig
     says_why = getattr(cause, "sqlstate", None) or (cause.args and isinstance(cause.args[0], int))
     return error.connection_invalidated or (isinstance(error, InternalError) and not says_why)
 
 
-def _others_were_faster(error: DBAPIError) -> bool:
+def _others_were_faster(error: Exception) -> bool:
     """Whether to begin anew: a deadlock, a conflict, a row that appeared between two statements, a locked SQLite file."""
     if isinstance(error, IntegrityError):
         return True
-    cause: Any = error.orig
+    cause: Any = getattr(error, "orig", None)
     state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
     if state in ("40001", "40P01"):
         return True
@@ -313,7 +338,9 @@ def _others_were_faster(error: DBAPIError) -> bool:
 _NO_TABLE = ("42P01", "42S02", 1146)
 
 
-def _reason(error: DBAPIError) -> str:
+def _reason(error: Exception) -> str:
+    if not isinstance(error, DBAPIError):
+        return "the database answered another question"
     cause: Any = error.orig
     state = getattr(cause, "sqlstate", None) or (cause.args[0] if getattr(cause, "args", ()) else None)
     if state in _NO_TABLE or (isinstance(state, str) and state.startswith("no such table")):
