@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import subprocess
 import sys
+import threading
+import time
 import traceback
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Coroutine, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -15,8 +20,9 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, StaticPool
 
 from asgi_sessions import ConfigurationError, Devices, SQLStore, StoreError, UserSessions
 from asgi_sessions._devices import Rules
@@ -25,7 +31,7 @@ from asgi_sessions._token import owner_of
 from asgi_sessions.cli import main
 from asgi_sessions.stores import SweepingStore
 from asgi_sessions.stores.sql import session_tables
-from asgi_sessions.stores.sql._lane import _MAY_SKIP_ROLLBACK
+from asgi_sessions.stores.sql._lane import _MAY_SKIP_ROLLBACK, Lane
 from asgi_sessions.testing import FakeClock, UserStoreContract, a_note, a_record, an_alias, lines, moved
 from tests.conftest import SQL, TABLE, a_store, empty, sql_url
 from tests.support import Browser, app_with, log_in, put, read
@@ -428,6 +434,18 @@ async def test_connections_that_mariadb_closed_hurt_nobody(store: SQLStore) -> N
     await hang_up(store, "SELECT connection_id()", "KILL {}")
 
     assert [await store.load(record.key) for _ in range(20)] == [record] * 20
+
+
+@pytest.mark.parametrize("store", ["mariadb"], indirect=True)
+async def test_connections_of_the_apps_that_mariadb_closed_hurt_nobody(store: SQLStore) -> None:
+    """There the first question is SQLAlchemy's, for autocommit, and it lets the driver's error through as it is."""
+    engine = create_async_engine(store._first.url, pool_size=10)
+    theirs, record = SQLStore(engine, table=TABLE), a_record()
+    await store.create(record)
+    await hang_up(theirs, "SELECT connection_id()", "KILL {}")
+
+    assert [await theirs.load(record.key) for _ in range(20)] == [record] * 20
+    await engine.dispose()
 
 
 @pytest.mark.parametrize("store", ["postgresql"], indirect=True)

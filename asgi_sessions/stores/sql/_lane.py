@@ -12,6 +12,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from inspect import signature
+from traceback import clear_frames
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import CursorResult, Executable, Select, UpdateBase, event
@@ -19,7 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, ResourceClosedError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
 from asgi_sessions._errors import ConfigurationError, SessionError, SessionLimitReached, StoreError
 
@@ -39,6 +40,9 @@ TIME_TO_CLOSE: Final = 5.0
 
 MAX_ATTEMPTS: Final = 50
 """How often an operation is begun anew because others were faster; it ends by LONGEST, mostly."""
+
+UNLIMITED: Final = 32
+"""How many operations go on at once where the pool has no limit."""
 
 # READ COMMITTED: what we decide by is locked, not remembered, so each statement should see what others have committed.
 _BEGIN: Final = {
@@ -155,7 +159,8 @@ class Lane:
         self._begin: tuple[str, ...] = _BEGIN[engine.dialect.name]
         if engine.dialect.name in _MYSQL and not is_own:
             self._begin = ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", *self._begin)
-        self._single = engine if is_own else engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._single = engine if is_own else engine.execution_options()  # the same, for listeners that hear us alone
+        self._is_own = is_own
         event.listen(self._single.sync_engine, "after_execute", _look_whether_in_step)
         # As many as the pool gives connections: who waits here can be cancelled and leaves nothing behind.
         pool: Any = engine.pool
@@ -220,10 +225,21 @@ class Lane:
         """For single statements: each takes effect at once."""
         connection = await self._single.connect()
         try:
+            if not self._is_own:
+                # Not as an option of the engine: SQLAlchemy would say it within connect(), and who is cancelled there has nothing
+                # that could be given back.
+                try:
+                    await connection.execution_options(isolation_level="AUTOCOMMIT")
+                except Exception:
+                    # The driver's own error. By a question of its own SQLAlchemy notices what that means for the whole pool.
+                    await connection.exec_driver_sql("SELECT 1")
+                    raise
             yield connection
         except SessionError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            if self._is_sqlite and isinstance(error, asyncio.CancelledError):
+                _let_go_of_cursors(error)
             if not isinstance(error, DBAPIError) or _is_broken(error):
                 await connection.invalidate()  # what is still on its way would be the next one's answer
             raise
@@ -250,19 +266,29 @@ class Lane:
             TimeoutError: it did not come back, not even after it was cut off.
         """
         ours = connection.sync_connection
-        driver = ours.connection.dbapi_connection if ours is not None and not ours.invalidated else None
+        pooled = ours.connection if ours is not None and not ours.invalidated else None
+        driver = pooled.dbapi_connection if pooled is not None else None
+
+        def cut_off() -> None:
+            if driver is not None and self._engine.dialect.has_terminate and not self._is_sqlite:
+                self._engine.dialect.do_terminate(driver)
+
+        def look(closing: asyncio.Future[None]) -> None:
+            if not closing.cancelled() and closing.exception() is not None and pooled is not None:
+                # What was asked is answered. But SQLAlchemy forgets whose place that was, where it fails to take back AUTOCOMMIT.
+                pooled.detach()
+                cut_off()
+
         closing = asyncio.ensure_future(connection.close())
-        closing.add_done_callback(_look_at)
+        closing.add_done_callback(look)
         try:
             await asyncio.wait({closing}, timeout=TIME_TO_GIVE_BACK)
         finally:
             if not closing.done():
-                if driver is not None and self._engine.dialect.has_terminate and not self._is_sqlite:
-                    self._engine.dialect.do_terminate(driver)
+                cut_off()
                 await asyncio.wait({closing}, timeout=TIME_TO_GIVE_BACK)
         if not closing.done():
             raise TimeoutError
-        closing.result()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -301,6 +327,26 @@ class Lane:
     async def _close_one(self) -> None:
         async with self.statement() as connection:
             await connection.invalidate()
+
+
+def _places(pool: Any) -> int:
+    """How many connections a pool gives at once, as far as it has a limit."""
+    if isinstance(pool, StaticPool):
+        return 1  # it gives the same to everybody, and one would be in the transaction of another
+    if hasattr(pool, "size") and getattr(pool, "_max_overflow", -1) >= 0:
+        return int(pool.size() + pool._max_overflow)
+    return UNLIMITED
+
+
+def _let_go_of_cursors(error: BaseException) -> None:
+    """SQLite closes a connection only when nobody has a cursor any more that was not read to its end; so long its locks stay.
+
+    Where a statement was cut off, the frames that the error came through have one, for as long as the error is somewhere.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        clear_frames(cause.__traceback__)
+        cause = cause.__context__
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:
