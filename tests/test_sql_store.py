@@ -498,6 +498,109 @@ async def test_a_load_is_one_question(store: SQLStore) -> None:
     assert after - before == 10 + 2  # the loads, and the two by which it was found out
 
 
+class CutOff:
+    """A coroutine whose task is cancelled when it waits for the ``at``-th time, before or ``late``, after what it waits for."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], at: int, *, late: bool) -> None:
+        self.work, self.at, self.late = work, at, late
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        steps, error = self.work.__await__(), None
+        while True:
+            try:
+                waited_for = next(steps) if error is None else steps.throw(error)
+            except StopIteration as end:
+                return end.value
+            self.at -= 1
+            if self.at == 0 and self.late and waited_for is not None:
+                waited_for.add_done_callback(lambda _: task.cancel())
+            elif self.at == 0:
+                loop.call_soon(task.cancel)
+            try:
+                error = yield waited_for
+            except BaseException as thrown:
+                error = thrown
+
+
+@pytest.mark.parametrize("whose", ["its own", "the app's"])
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+async def test_what_is_cut_off_anywhere_keeps_no_lock_and_no_connection(
+    store: SQLStore, whose: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each await in turn; nor does it need the garbage collector, which may come much later."""
+    record = a_record(owner="alice")
+    await store.create(record, note=a_note(record))
+    if whose == "its own":
+        cut = SQLStore.from_url(store._first.url.render_as_string(), table=TABLE)
+    else:
+        cut = SQLStore(create_async_engine(store._first.url, poolclass=AsyncAdaptedQueuePool), table=TABLE)
+    carry_out, at = Lane._carry_out, 0
+    cut_off: CutOff
+
+    async def until_cut_off(self: Lane, *args: Any) -> Any:
+        nonlocal cut_off
+        if self is not cut._lane() or not at:
+            return await carry_out(self, *args)
+        cut_off = CutOff(carry_out(self, *args), at, late=late)
+        return await cut_off
+
+    monkeypatch.setattr(Lane, "_carry_out", until_cut_off)
+    pool: Any = cut._lane()._engine.pool
+    gc.collect()
+    gc.disable()
+    try:
+        while True:
+            at, there = 0, at
+            await cut.load(record.key)  # asyncpg complains to the event loop when it is cut off while it connects
+            at = there + 1
+            try:
+                await cut.create(replace(record, key=record.key[:-4] + f"{at:04}"), note=a_note(record))
+            except (asyncio.CancelledError, StoreError):
+                pass
+            async with asyncio.timeout(3):
+                while pool.checkedout():  # noqa: ASYNC110 - what was cut off gives its connection back
+                    await asyncio.sleep(0.001)
+                assert await store.touch(record.key, seen_at=record.seen_at + at, expires_at=record.expires_at + at)
+                await store.create(replace(record, key=record.key[:-4] + f"x{at:03}"), note=a_note(record))
+            if cut_off.at > 0:
+                break
+    finally:
+        gc.enable()
+        await cut.aclose()
+        await cut._first.dispose()
+    assert at > 5
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+async def test_a_commit_that_fails_keeps_nobody_else_from_writing(
+    store: SQLStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite goes on with the transaction then; here a table of the app's wants the record to stay."""
+    monkeypatch.setattr("asgi_sessions.stores.sql._lane.LONGEST", 0.5)
+    record, other = a_record(owner="alice", number=1), a_record(number=2)
+    await store.create(record, note=a_note(record))
+    refusing = SQLStore.from_url(store._first.url.render_as_string(), table=TABLE)
+    event.listen(refusing._first.sync_engine, "connect", lambda new, _: new.execute("PRAGMA foreign_keys=ON"))
+    async with refusing._lane().writing() as connection:
+        await connection.execute(
+            text(f'CREATE TABLE theirs (s REFERENCES {TABLE} ("key") DEFERRABLE INITIALLY DEFERRED)')
+        )
+        await connection.execute(text(f"INSERT INTO theirs VALUES ('{record.key}')"))
+    try:
+        with pytest.raises(StoreError):
+            await refusing.delete(record.key)
+
+        async with asyncio.timeout(2):
+            await store.create(other)
+        assert await refusing.load(record.key) == record
+    finally:
+        async with refusing._lane().writing() as connection:
+            await connection.execute(text("DROP TABLE theirs"))
+        await refusing.aclose()
+
+
 async def test_half_a_transaction_is_none(store: SQLStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails at its last step has done nothing, and the connection carries nothing over."""
     record = a_record(owner="alice")

@@ -302,13 +302,13 @@ class Lane:
                 await connection.exec_driver_sql(words)
             try:
                 yield connection
+                await connection.exec_driver_sql("COMMIT")  # SQLite may refuse, and goes on with the transaction
             except BaseException:
                 try:
                     await connection.exec_driver_sql("ROLLBACK")
                 except Exception:
                     await connection.invalidate()  # nobody else gets it with half of our work on it
                 raise
-            await connection.exec_driver_sql("COMMIT")
 
     async def aclose(self, *, dispose: bool) -> None:
         if self._tasks:
