@@ -163,9 +163,7 @@ class Lane:
         self._is_own = is_own
         event.listen(self._single.sync_engine, "after_execute", _look_whether_in_step)
         # As many as the pool gives connections: who waits here can be cancelled and leaves nothing behind.
-        pool: Any = engine.pool
-        size = pool.size() + pool._max_overflow if hasattr(pool, "_max_overflow") and hasattr(pool, "size") else 0
-        self._seats = asyncio.Semaphore(size if size > 0 else 32)
+        self._seats = asyncio.Semaphore(_places(engine.pool))
         # SQLite has one writer at a time. Others would wait in steps of up to 0.1 s; here they wait in turn.
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
