@@ -634,6 +634,95 @@ async def test_a_store_is_not_tied_to_one_loop(store: SQLStore) -> None:
     assert await store.load(record.key) == record
 
 
+@pytest.mark.parametrize("kind", SQL)
+def test_connections_are_closed_when_their_event_loop_ends(request: pytest.FixtureRequest, kind: str) -> None:
+    """Though nobody closes the store: a script that asks in one ``asyncio.run()`` after the other would use up the server's."""
+    store = SQLStore.from_url(sql_url(request, kind), table=TABLE)
+    pools: list[Any] = []
+
+    async def ask() -> None:
+        await store.load(a_record().key)
+        pools.append(store._lane()._engine.pool)
+        assert pools[-1].checkedin() == 1
+
+    for _ in range(3):
+        asyncio.run(ask())
+
+    assert [pool.checkedin() for pool in pools] == [0, 0, 0]
+    assert len(store._lanes) == 1
+
+
+def test_loops_that_begin_at_once_share_no_engine(tmp_path: Path) -> None:
+    def begin(store: SQLStore, together: threading.Barrier) -> Any:
+        async def lane() -> Any:
+            together.wait()
+            return store._lane()._engine
+
+        return asyncio.run(lane())
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for _ in range(50):
+                store, together = SQLStore.from_url(f"sqlite+aiosqlite:///{tmp_path}/a.db"), threading.Barrier(4)
+                engines = {each.result() for each in [threads.submit(begin, store, together) for _ in range(4)]}
+                assert len(engines) == 4
+    finally:
+        sys.setswitchinterval(interval)
+
+
+# ── Pools of the app's ──
+
+
+async def test_who_has_one_connection_for_everything_has_whole_transactions() -> None:
+    """SQLite in memory, as in the tests of apps. A load would end the transaction that is under way on the same connection."""
+    engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+    store = SQLStore(engine)
+    await store.create_tables()
+    records = [a_record(owner=f"user {number}", number=number) for number in range(20)]
+
+    await asyncio.gather(
+        *(ask for each in records for ask in (store.create(each, note=a_note(each)), store.load(each.key)))
+    )
+
+    assert [await store.load(each.key) for each in records] == records
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("options", "places"),
+    [
+        ({}, 15),
+        ({"pool_size": 3, "max_overflow": 0}, 3),
+        ({"pool_size": 3, "max_overflow": -1}, 32),
+        ({"pool_size": 0}, 32),
+        ({"poolclass": NullPool}, 32),
+        ({"poolclass": StaticPool}, 1),
+    ],
+    ids=["by default", "three", "any number beyond three", "any number", "no pool", "one for all"],
+)
+async def test_as_many_go_on_at_once_as_the_pool_has_connections(options: dict[str, Any], places: int) -> None:
+    store = SQLStore(create_async_engine("postgresql+asyncpg://127.0.0.1/nothing", **options))
+
+    assert store._lane()._seats._value == places
+
+
+async def test_stores_that_come_and_go_leave_nothing_on_an_engine_of_the_apps() -> None:
+    engine = create_async_engine("sqlite+aiosqlite:///unused.db")
+    lanes = weakref.WeakSet[Lane]()
+
+    for _ in range(10):
+        store = SQLStore(engine)
+        lanes.add(store._lane())
+        await store.aclose()
+    del store
+    gc.collect()
+
+    assert not lanes
+    assert len(list(engine.sync_engine.dispatch.after_execute)) == 0
+
+
 # ── What a developer may get wrong ──
 
 

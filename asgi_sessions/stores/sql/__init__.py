@@ -79,7 +79,8 @@ class SQLStore:
     """Keeps records in a database of yours, beside your own tables.
 
     ``SQLStore.from_url("postgresql+asyncpg://…")`` opens its own connections, lazily, in the event loop that uses them, and
-    closes them when the app's lifespan ends. ``SQLStore(engine)`` uses an ``AsyncEngine`` of yours and leaves its care to you.
+    closes them when the app's lifespan or that loop ends. ``SQLStore(engine)`` uses an ``AsyncEngine`` of yours and leaves its
+    care to you.
     For asyncio; SQLAlchemy knows no trio.
 
     The tables must be there: ``await store.create_tables()``, or your own migration with :func:`session_tables`.
@@ -125,6 +126,8 @@ class SQLStore:
                     f"SQLStore({name}={value!r}): use at most 41 letters, digits and _, no digit first"
                 )
         self._make, self._first, self._is_own = make, first, is_own
+        self._unused = [first]
+        """The engine that was made to see whether it can be made."""
         self._table = table
         self.metadata = MetaData()
         """Holds the two tables; for migrations of your own, see :func:`session_tables`."""
@@ -143,8 +146,16 @@ class SQLStore:
         loop = asyncio.get_running_loop()
         lane = self._lanes.get(loop)
         if lane is None:
-            # The first loop takes the engine that was made to see whether it can be made.
-            engine = self._make() if self._is_own and self._lanes else self._first
+            for key in self._lanes.keyrefs():
+                other = key()
+                if (
+                    other is not None and other.is_closed()
+                ):  # a connection knows its loop, so the weak key alone never goes
+                    self._lanes.pop(other, None)
+            try:
+                engine = self._unused.pop()  # one loop gets it, also where threads come at once
+            except IndexError:
+                engine = self._make()
             lane = self._lanes[loop] = Lane(engine, is_own=self._is_own)
         return lane
 
@@ -560,7 +571,7 @@ class SQLStore:
         """Wait for what is under way and, of our own, close the connections of this event loop."""
         lane = self._lanes.pop(asyncio.get_running_loop(), None)
         if lane is not None:
-            await lane.aclose(dispose=self._is_own)
+            await lane.aclose()
 
 
 _LAST_TIME = 10**13 - 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from inspect import signature
 from traceback import clear_frames
@@ -167,6 +167,7 @@ class Lane:
         # SQLite has one writer at a time. Others would wait in steps of up to 0.1 s; here they wait in turn.
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._farewell: AsyncGenerator[None, None] | None = None
 
     async def run(self, work: Callable[[Lane], Awaitable[T]]) -> T:
         """Carry out one operation, again where others were faster or a connection broke: all of ours are harmless to repeat.
@@ -174,6 +175,8 @@ class Lane:
         Raises:
             StoreError: the database failed, or took too long; the driver's error is the cause.
         """
+        if self._is_own and self._farewell is None:
+            await self._say_farewell()
         await self._seats.acquire()
         began = asyncio.get_running_loop().time()
         limit = asyncio.timeout_at(began + LONGEST)
@@ -308,10 +311,32 @@ class Lane:
                     await connection.invalidate()  # nobody else gets it with half of our work on it
                 raise
 
-    async def aclose(self, *, dispose: bool) -> None:
+    async def _say_farewell(self) -> None:
+        """Have our connections closed when the event loop ends, even if nobody closes the store.
+
+        Loops close the asynchronous generators that are left over when they shut down, so one that waits in its first step is a
+        hook for that moment.
+        """
+
+        async def hook() -> AsyncGenerator[None, None]:
+            try:
+                yield
+            finally:
+                await self._close()
+
+        self._farewell = hook()
+        await anext(self._farewell)
+
+    async def aclose(self) -> None:
+        if self._farewell is None:
+            await self._close()
+        else:
+            await self._farewell.aclose()
+
+    async def _close(self) -> None:
         if self._tasks:
             await asyncio.wait(self._tasks)
-        if not dispose:
+        if not self._is_own:
             return
         # dispose() says goodbye to one after the other and waits for a server that says nothing.
         idle = getattr(self._engine.pool, "checkedin", int)()
