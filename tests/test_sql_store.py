@@ -268,6 +268,25 @@ async def test_an_app_sweeps_by_itself(store: SQLStore, clock: FakeClock, monkey
     assert not [task for task in asyncio.all_tasks() if "sweep" in repr(task)]
 
 
+async def test_a_sweep_that_takes_long_keeps_its_turn(store: SQLStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asgi_sessions.stores.sql.BATCH", 1)
+    monkeypatch.setattr("asgi_sessions.stores.sql.TURN", 1.0)
+    for number in range(3):
+        await store.create(a_record(number=number))
+    now, began, said = a_record().expires_at + 100, time.monotonic(), []
+    sweep_one = SQLStore._sweep_anonymous
+
+    async def slowly(self: SQLStore, *args: Any) -> int:
+        await asyncio.sleep(0.6)
+        said.append(await SQLStore._take_turn(store, store._lane(), now + time.monotonic() - began))
+        return await sweep_one(self, *args)
+
+    monkeypatch.setattr(SQLStore, "_sweep_anonymous", slowly)
+
+    assert await store.sweep(now=now) == 3
+    assert said == [False] * 4
+
+
 # ── Tables ──
 
 

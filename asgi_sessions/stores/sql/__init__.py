@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Self
 from weakref import WeakKeyDictionary
@@ -371,18 +372,22 @@ class SQLStore:
         Raises:
             StoreError: the database failed; what was removed stays removed.
         """
-        lane, removed, cut = self._lane(), 0, now - SWEEP_MARGIN
+        lane, removed, cut, began = self._lane(), 0, now - SWEEP_MARGIN, time.monotonic()
+
+        async def keep_turn() -> None:
+            await self._keep_turn(lane, now + time.monotonic() - began)
+
         if not await lane.run(lambda lane: self._take_turn(lane, now)):
             return None
         while batch := await lane.run(lambda lane: self._sweep_users(lane, cut, now, rules)):
             removed += batch
-            await self._keep_turn(lane, now)
+            await keep_turn()
         while batch := await lane.run(lambda lane: self._sweep_anonymous(lane, cut)):
             removed += batch
-            await self._keep_turn(lane, now)
+            await keep_turn()
         horizon = _ms(now - rules.keep)
         while await lane.run(lambda lane: self._sweep_lines(lane, horizon)):
-            await self._keep_turn(lane, now)
+            await keep_turn()
         return removed
 
     async def scan(self, cursor: str, some: int) -> tuple[Sequence[str], str]:
