@@ -69,6 +69,22 @@ class TestTheOtherDriverOfMariaDB(UserStoreContract):
         await store.aclose()
 
 
+@pytest.mark.parametrize("driver", ["asyncmy", "aiomysql"])
+async def test_client_flags_of_ones_own_do_not_change_what_is_counted(
+    request: pytest.FixtureRequest, driver: str
+) -> None:
+    """MariaDB counts the rows that an UPDATE changes, unless it is told otherwise, as SQLAlchemy does."""
+    url = sql_url(request, "mariadb").replace("asyncmy", driver)
+    multi_statements = 1 << 16
+    store = SQLStore.from_url(url, table=TABLE, connect_args={"client_flag": multi_statements})
+    record = a_record()
+    await store.create(record)
+
+    assert await store.touch(record.key, seen_at=record.seen_at, expires_at=record.expires_at)
+    await empty(store)
+    await store.aclose()
+
+
 # ── Text that databases trip over ──
 
 EMOJI = "🫖"

@@ -41,6 +41,9 @@ TIME_TO_CLOSE: Final = 5.0
 MAX_ATTEMPTS: Final = 50
 """How often an operation is begun anew because others were faster; it ends by LONGEST, mostly."""
 
+FOUND_ROWS: Final = 2
+"""CLIENT_FOUND_ROWS of MySQL's protocol: rows that an UPDATE found are counted, not those that it changed."""
+
 UNLIMITED: Final = 32
 """How many operations go on at once where the pool has no limit."""
 
@@ -85,6 +88,9 @@ def build(url: str, options: dict[str, Any]) -> AsyncEngine:
         given.setdefault("max_overflow", 0)
     if dialect in _MYSQL:
         given.setdefault("pool_recycle", 1800)  # these servers hang up after eight hours without a word
+        if isinstance(connect := given.get("connect_args"), dict) and isinstance(connect.get("client_flag"), int):
+            # In the place of SQLAlchemy's, it says: an UPDATE that changes nothing, as it is so already, has found nothing.
+            given["connect_args"] = {**connect, "client_flag": connect["client_flag"] | FOUND_ROWS}
     if _MAY_SKIP_ROLLBACK:
         # We leave nothing in a transaction, and a ROLLBACK after each statement is one question more on MariaDB.
         given.setdefault("skip_autocommit_rollback", True)
