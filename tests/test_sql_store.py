@@ -687,6 +687,23 @@ def test_connections_are_closed_when_their_event_loop_ends(request: pytest.Fixtu
     assert len(store._lanes) == 1
 
 
+@pytest.mark.parametrize("kind", SQL)
+def test_who_waited_for_a_connection_while_the_store_was_closed_leaves_none(
+    request: pytest.FixtureRequest, kind: str
+) -> None:
+    store = SQLStore.from_url(sql_url(request, kind), table=TABLE, pool_size=1)
+
+    async def ask() -> Any:
+        loads = [asyncio.ensure_future(store.load(a_record().key)) for _ in range(20)]
+        await asyncio.sleep(0)
+        engine = store._lane()._engine
+        await store.aclose()
+        assert await asyncio.gather(*loads) == [None] * 20
+        return engine
+
+    assert asyncio.run(ask()).pool.checkedin() == 0
+
+
 def test_loops_that_begin_at_once_share_no_engine(tmp_path: Path) -> None:
     def begin(store: SQLStore, together: threading.Barrier) -> Any:
         async def lane() -> Any:

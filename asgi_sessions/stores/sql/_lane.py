@@ -340,8 +340,10 @@ class Lane:
             await self._farewell.aclose()
 
     async def _close(self) -> None:
-        if self._tasks:
+        while self._tasks:
             await asyncio.wait(self._tasks)
+            # Who waited for one of their seats begins now, and would open a connection that nobody closes.
+            await asyncio.sleep(0)
         if not self._is_own:
             return
         # dispose() says goodbye to one after the other and waits for a server that says nothing.
