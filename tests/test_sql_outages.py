@@ -366,6 +366,37 @@ async def test_a_database_that_falls_silent_while_a_connection_is_given_back_kee
     await engine.dispose()
 
 
+@pytest.mark.parametrize("own_database", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("silently", [False, True], ids=["closes", "hangs"])
+async def test_a_connection_that_ends_while_autocommit_is_taken_back_keeps_no_place(
+    scene: Scene, silently: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLAlchemy does so after the ROLLBACK, on an engine of the app's, and forgets the place of one that fails then."""
+    monkeypatch.setattr("asgi_sessions.stores.sql._lane.TIME_TO_GIVE_BACK", 0.3)
+    engine = create_async_engine(scene.proxy.url(scene.server.url), pool_size=2, max_overflow=0, pool_timeout=1)
+    store, key = SQLStore(engine, table=scene.table), scene.alice.key
+    dialect: Any = engine.sync_engine.dialect
+    taken_back = dialect.reset_isolation_level
+
+    def fail(connection: Any) -> None:
+        if silently:
+            scene.proxy.hanging = True
+        else:
+            scene.proxy.cut()
+        taken_back(connection)
+
+    for _ in range(4):
+        dialect.reset_isolation_level = fail
+        assert await store.load(key) is not None
+        scene.proxy.hanging = False
+    dialect.reset_isolation_level = taken_back
+
+    assert await asyncio.gather(*(store.load(key) for _ in range(4))) == [await store.load(key)] * 4
+    pool: Any = engine.pool
+    assert pool.checkedout() == 0
+    await engine.dispose()
+
+
 async def test_an_app_can_be_stopped_while_its_database_stands_still(scene: Scene) -> None:
     await asyncio.gather(*(scene.alice.another().do() for _ in range(5)))
     await freeze(scene)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import subprocess
 import sys
+import threading
+import time
 import traceback
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Coroutine, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -15,8 +20,9 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, StaticPool
 
 from asgi_sessions import ConfigurationError, Devices, SQLStore, StoreError, UserSessions
 from asgi_sessions._devices import Rules
@@ -25,7 +31,7 @@ from asgi_sessions._token import owner_of
 from asgi_sessions.cli import main
 from asgi_sessions.stores import SweepingStore
 from asgi_sessions.stores.sql import session_tables
-from asgi_sessions.stores.sql._lane import _MAY_SKIP_ROLLBACK
+from asgi_sessions.stores.sql._lane import _MAY_SKIP_ROLLBACK, Lane
 from asgi_sessions.testing import FakeClock, UserStoreContract, a_note, a_record, an_alias, lines, moved
 from tests.conftest import SQL, TABLE, a_store, empty, sql_url
 from tests.support import Browser, app_with, log_in, put, read
@@ -61,6 +67,22 @@ class TestTheOtherDriverOfMariaDB(UserStoreContract):
         yield store
         await empty(store)
         await store.aclose()
+
+
+@pytest.mark.parametrize("driver", ["asyncmy", "aiomysql"])
+async def test_client_flags_of_ones_own_do_not_change_what_is_counted(
+    request: pytest.FixtureRequest, driver: str
+) -> None:
+    """MariaDB counts the rows that an UPDATE changes, unless it is told otherwise, as SQLAlchemy does."""
+    url = sql_url(request, "mariadb").replace("asyncmy", driver)
+    multi_statements = 1 << 16
+    store = SQLStore.from_url(url, table=TABLE, connect_args={"client_flag": multi_statements})
+    record = a_record()
+    await store.create(record)
+
+    assert await store.touch(record.key, seen_at=record.seen_at, expires_at=record.expires_at)
+    await empty(store)
+    await store.aclose()
 
 
 # ── Text that databases trip over ──
@@ -262,6 +284,25 @@ async def test_an_app_sweeps_by_itself(store: SQLStore, clock: FakeClock, monkey
     assert not [task for task in asyncio.all_tasks() if "sweep" in repr(task)]
 
 
+async def test_a_sweep_that_takes_long_keeps_its_turn(store: SQLStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asgi_sessions.stores.sql.BATCH", 1)
+    monkeypatch.setattr("asgi_sessions.stores.sql.TURN", 1.0)
+    for number in range(3):
+        await store.create(a_record(number=number))
+    now, began, said = a_record().expires_at + 100, time.monotonic(), []
+    sweep_one = SQLStore._sweep_anonymous
+
+    async def slowly(self: SQLStore, *args: Any) -> int:
+        await asyncio.sleep(0.6)
+        said.append(await SQLStore._take_turn(store, store._lane(), now + time.monotonic() - began))
+        return await sweep_one(self, *args)
+
+    monkeypatch.setattr(SQLStore, "_sweep_anonymous", slowly)
+
+    assert await store.sweep(now=now) == 3
+    assert said == [False] * 4
+
+
 # ── Tables ──
 
 
@@ -430,6 +471,18 @@ async def test_connections_that_mariadb_closed_hurt_nobody(store: SQLStore) -> N
     assert [await store.load(record.key) for _ in range(20)] == [record] * 20
 
 
+@pytest.mark.parametrize("store", ["mariadb"], indirect=True)
+async def test_connections_of_the_apps_that_mariadb_closed_hurt_nobody(store: SQLStore) -> None:
+    """There the first question is SQLAlchemy's, for autocommit, and it lets the driver's error through as it is."""
+    engine = create_async_engine(store._first.url, pool_size=10)
+    theirs, record = SQLStore(engine, table=TABLE), a_record()
+    await store.create(record)
+    await hang_up(theirs, "SELECT connection_id()", "KILL {}")
+
+    assert [await theirs.load(record.key) for _ in range(20)] == [record] * 20
+    await engine.dispose()
+
+
 @pytest.mark.parametrize("store", ["postgresql"], indirect=True)
 async def test_connections_that_postgresql_closed_hurt_nobody(store: SQLStore) -> None:
     record = a_record()
@@ -480,6 +533,109 @@ async def test_a_load_is_one_question(store: SQLStore) -> None:
     assert after - before == 10 + 2  # the loads, and the two by which it was found out
 
 
+class CutOff:
+    """A coroutine whose task is cancelled when it waits for the ``at``-th time, before or ``late``, after what it waits for."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], at: int, *, late: bool) -> None:
+        self.work, self.at, self.late = work, at, late
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        steps, error = self.work.__await__(), None
+        while True:
+            try:
+                waited_for = next(steps) if error is None else steps.throw(error)
+            except StopIteration as end:
+                return end.value
+            self.at -= 1
+            if self.at == 0 and self.late and waited_for is not None:
+                waited_for.add_done_callback(lambda _: task.cancel())
+            elif self.at == 0:
+                loop.call_soon(task.cancel)
+            try:
+                error = yield waited_for
+            except BaseException as thrown:
+                error = thrown
+
+
+@pytest.mark.parametrize("whose", ["its own", "the app's"])
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+async def test_what_is_cut_off_anywhere_keeps_no_lock_and_no_connection(
+    store: SQLStore, whose: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each await in turn; nor does it need the garbage collector, which may come much later."""
+    record = a_record(owner="alice")
+    await store.create(record, note=a_note(record))
+    if whose == "its own":
+        cut = SQLStore.from_url(store._first.url.render_as_string(), table=TABLE)
+    else:
+        cut = SQLStore(create_async_engine(store._first.url, poolclass=AsyncAdaptedQueuePool), table=TABLE)
+    carry_out, at = Lane._carry_out, 0
+    cut_off: CutOff
+
+    async def until_cut_off(self: Lane, *args: Any) -> Any:
+        nonlocal cut_off
+        if self is not cut._lane() or not at:
+            return await carry_out(self, *args)
+        cut_off = CutOff(carry_out(self, *args), at, late=late)
+        return await cut_off
+
+    monkeypatch.setattr(Lane, "_carry_out", until_cut_off)
+    pool: Any = cut._lane()._engine.pool
+    gc.collect()
+    gc.disable()
+    try:
+        while True:
+            at, there = 0, at
+            await cut.load(record.key)  # asyncpg complains to the event loop when it is cut off while it connects
+            at = there + 1
+            try:
+                await cut.create(replace(record, key=record.key[:-4] + f"{at:04}"), note=a_note(record))
+            except (asyncio.CancelledError, StoreError):
+                pass
+            async with asyncio.timeout(3):
+                while pool.checkedout():  # noqa: ASYNC110 - what was cut off gives its connection back
+                    await asyncio.sleep(0.001)
+                assert await store.touch(record.key, seen_at=record.seen_at + at, expires_at=record.expires_at + at)
+                await store.create(replace(record, key=record.key[:-4] + f"x{at:03}"), note=a_note(record))
+            if cut_off.at > 0:
+                break
+    finally:
+        gc.enable()
+        await cut.aclose()
+        await cut._first.dispose()
+    assert at > 5
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+async def test_a_commit_that_fails_keeps_nobody_else_from_writing(
+    store: SQLStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite goes on with the transaction then; here a table of the app's wants the record to stay."""
+    monkeypatch.setattr("asgi_sessions.stores.sql._lane.LONGEST", 0.5)
+    record, other = a_record(owner="alice", number=1), a_record(number=2)
+    await store.create(record, note=a_note(record))
+    refusing = SQLStore.from_url(store._first.url.render_as_string(), table=TABLE)
+    event.listen(refusing._first.sync_engine, "connect", lambda new, _: new.execute("PRAGMA foreign_keys=ON"))
+    async with refusing._lane().writing() as connection:
+        await connection.execute(
+            text(f'CREATE TABLE theirs (s REFERENCES {TABLE} ("key") DEFERRABLE INITIALLY DEFERRED)')
+        )
+        await connection.execute(text(f"INSERT INTO theirs VALUES ('{record.key}')"))
+    try:
+        with pytest.raises(StoreError):
+            await refusing.delete(record.key)
+
+        async with asyncio.timeout(2):
+            await store.create(other)
+        assert await refusing.load(record.key) == record
+    finally:
+        async with refusing._lane().writing() as connection:
+            await connection.execute(text("DROP TABLE theirs"))
+        await refusing.aclose()
+
+
 async def test_half_a_transaction_is_none(store: SQLStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails at its last step has done nothing, and the connection carries nothing over."""
     record = a_record(owner="alice")
@@ -511,6 +667,112 @@ async def test_a_store_is_not_tied_to_one_loop(store: SQLStore) -> None:
 
     assert await asyncio.to_thread(elsewhere) == record
     assert await store.load(record.key) == record
+
+
+@pytest.mark.parametrize("kind", SQL)
+def test_connections_are_closed_when_their_event_loop_ends(request: pytest.FixtureRequest, kind: str) -> None:
+    """Though nobody closes the store: a script that asks in one ``asyncio.run()`` after the other would use up the server's."""
+    store = SQLStore.from_url(sql_url(request, kind), table=TABLE)
+    pools: list[Any] = []
+
+    async def ask() -> None:
+        await store.load(a_record().key)
+        pools.append(store._lane()._engine.pool)
+        assert pools[-1].checkedin() == 1
+
+    for _ in range(3):
+        asyncio.run(ask())
+
+    assert [pool.checkedin() for pool in pools] == [0, 0, 0]
+    assert len(store._lanes) == 1
+
+
+@pytest.mark.parametrize("kind", SQL)
+def test_who_waited_for_a_connection_while_the_store_was_closed_leaves_none(
+    request: pytest.FixtureRequest, kind: str
+) -> None:
+    store = SQLStore.from_url(sql_url(request, kind), table=TABLE, pool_size=1)
+
+    async def ask() -> Any:
+        loads = [asyncio.ensure_future(store.load(a_record().key)) for _ in range(20)]
+        await asyncio.sleep(0)
+        engine = store._lane()._engine
+        await store.aclose()
+        assert await asyncio.gather(*loads) == [None] * 20
+        return engine
+
+    assert asyncio.run(ask()).pool.checkedin() == 0
+
+
+def test_loops_that_begin_at_once_share_no_engine(tmp_path: Path) -> None:
+    def begin(store: SQLStore, together: threading.Barrier) -> Any:
+        async def lane() -> Any:
+            together.wait()
+            return store._lane()._engine
+
+        return asyncio.run(lane())
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for _ in range(50):
+                store, together = SQLStore.from_url(f"sqlite+aiosqlite:///{tmp_path}/a.db"), threading.Barrier(4)
+                engines = {each.result() for each in [threads.submit(begin, store, together) for _ in range(4)]}
+                assert len(engines) == 4
+    finally:
+        sys.setswitchinterval(interval)
+
+
+# ── Pools of the app's ──
+
+
+async def test_who_has_one_connection_for_everything_has_whole_transactions() -> None:
+    """SQLite in memory, as in the tests of apps. A load would end the transaction that is under way on the same connection."""
+    engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+    store = SQLStore(engine)
+    await store.create_tables()
+    records = [a_record(owner=f"user {number}", number=number) for number in range(20)]
+
+    await asyncio.gather(
+        *(ask for each in records for ask in (store.create(each, note=a_note(each)), store.load(each.key)))
+    )
+
+    assert [await store.load(each.key) for each in records] == records
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("options", "places"),
+    [
+        ({}, 15),
+        ({"pool_size": 3, "max_overflow": 0}, 3),
+        ({"pool_size": 3, "max_overflow": -1}, 32),
+        ({"pool_size": 0}, 32),
+        ({"poolclass": NullPool}, 32),
+        ({"poolclass": StaticPool}, 1),
+    ],
+    ids=["by default", "three", "any number beyond three", "any number", "no pool", "one for all"],
+)
+async def test_as_many_go_on_at_once_as_the_pool_has_connections(options: dict[str, Any], places: int) -> None:
+    store = SQLStore(create_async_engine("postgresql+asyncpg://127.0.0.1/nothing", **options))
+
+    assert store._lane()._seats._value == places
+
+
+async def test_stores_that_come_and_go_leave_nothing_on_an_engine_of_the_apps() -> None:
+    engine = create_async_engine("sqlite+aiosqlite:///unused.db")
+    lanes = weakref.WeakSet[Lane]()
+
+    for _ in range(10):
+        store = SQLStore(engine)
+        lanes.add(store._lane())
+        await store.aclose()
+    del store
+    gc.collect()
+
+    assert not lanes
+    assert len(list(engine.sync_engine.dispatch.after_execute)) == 0
 
 
 # ── What a developer may get wrong ──

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Self
 from weakref import WeakKeyDictionary
@@ -79,7 +80,8 @@ class SQLStore:
     """Keeps records in a database of yours, beside your own tables.
 
     ``SQLStore.from_url("postgresql+asyncpg://…")`` opens its own connections, lazily, in the event loop that uses them, and
-    closes them when the app's lifespan ends. ``SQLStore(engine)`` uses an ``AsyncEngine`` of yours and leaves its care to you.
+    closes them when the app's lifespan or that loop ends. ``SQLStore(engine)`` uses an ``AsyncEngine`` of yours and leaves its
+    care to you.
     For asyncio; SQLAlchemy knows no trio.
 
     The tables must be there: ``await store.create_tables()``, or your own migration with :func:`session_tables`.
@@ -125,6 +127,8 @@ class SQLStore:
                     f"SQLStore({name}={value!r}): use at most 41 letters, digits and _, no digit first"
                 )
         self._make, self._first, self._is_own = make, first, is_own
+        self._unused = [first]
+        """The engine that was made to see whether it can be made."""
         self._table = table
         self.metadata = MetaData()
         """Holds the two tables; for migrations of your own, see :func:`session_tables`."""
@@ -143,8 +147,16 @@ class SQLStore:
         loop = asyncio.get_running_loop()
         lane = self._lanes.get(loop)
         if lane is None:
-            # The first loop takes the engine that was made to see whether it can be made.
-            engine = self._make() if self._is_own and self._lanes else self._first
+            for key in self._lanes.keyrefs():
+                other = key()
+                if (
+                    other is not None and other.is_closed()
+                ):  # a connection knows its loop, so the weak key alone never goes
+                    self._lanes.pop(other, None)
+            try:
+                engine = self._unused.pop()  # one loop gets it, also where threads come at once
+            except IndexError:
+                engine = self._make()
             lane = self._lanes[loop] = Lane(engine, is_own=self._is_own)
         return lane
 
@@ -360,18 +372,22 @@ class SQLStore:
         Raises:
             StoreError: the database failed; what was removed stays removed.
         """
-        lane, removed, cut = self._lane(), 0, now - SWEEP_MARGIN
+        lane, removed, cut, began = self._lane(), 0, now - SWEEP_MARGIN, time.monotonic()
+
+        async def keep_turn() -> None:
+            await self._keep_turn(lane, now + time.monotonic() - began)
+
         if not await lane.run(lambda lane: self._take_turn(lane, now)):
             return None
         while batch := await lane.run(lambda lane: self._sweep_users(lane, cut, now, rules)):
             removed += batch
-            await self._keep_turn(lane, now)
+            await keep_turn()
         while batch := await lane.run(lambda lane: self._sweep_anonymous(lane, cut)):
             removed += batch
-            await self._keep_turn(lane, now)
+            await keep_turn()
         horizon = _ms(now - rules.keep)
         while await lane.run(lambda lane: self._sweep_lines(lane, horizon)):
-            await self._keep_turn(lane, now)
+            await keep_turn()
         return removed
 
     async def scan(self, cursor: str, some: int) -> tuple[Sequence[str], str]:
@@ -560,7 +576,7 @@ class SQLStore:
         """Wait for what is under way and, of our own, close the connections of this event loop."""
         lane = self._lanes.pop(asyncio.get_running_loop(), None)
         if lane is not None:
-            await lane.aclose(dispose=self._is_own)
+            await lane.aclose()
 
 
 _LAST_TIME = 10**13 - 1

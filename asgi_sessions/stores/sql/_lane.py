@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from inspect import signature
+from traceback import clear_frames
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import CursorResult, Executable, Select, UpdateBase, event
@@ -19,7 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, ResourceClosedError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
 from asgi_sessions._errors import ConfigurationError, SessionError, SessionLimitReached, StoreError
 
@@ -39,6 +40,12 @@ TIME_TO_CLOSE: Final = 5.0
 
 MAX_ATTEMPTS: Final = 50
 """How often an operation is begun anew because others were faster; it ends by LONGEST, mostly."""
+
+FOUND_ROWS: Final = 2
+"""CLIENT_FOUND_ROWS of MySQL's protocol: rows that an UPDATE found are counted, not those that it changed."""
+
+UNLIMITED: Final = 32
+"""How many operations go on at once where the pool has no limit."""
 
 # READ COMMITTED: what we decide by is locked, not remembered, so each statement should see what others have committed.
 _BEGIN: Final = {
@@ -81,6 +88,9 @@ def build(url: str, options: dict[str, Any]) -> AsyncEngine:
         given.setdefault("max_overflow", 0)
     if dialect in _MYSQL:
         given.setdefault("pool_recycle", 1800)  # these servers hang up after eight hours without a word
+        if isinstance(connect := given.get("connect_args"), dict) and isinstance(connect.get("client_flag"), int):
+            # In the place of SQLAlchemy's, it says: an UPDATE that changes nothing, as it is so already, has found nothing.
+            given["connect_args"] = {**connect, "client_flag": connect["client_flag"] | FOUND_ROWS}
     if _MAY_SKIP_ROLLBACK:
         # We leave nothing in a transaction, and a ROLLBACK after each statement is one question more on MariaDB.
         given.setdefault("skip_autocommit_rollback", True)
@@ -155,15 +165,15 @@ class Lane:
         self._begin: tuple[str, ...] = _BEGIN[engine.dialect.name]
         if engine.dialect.name in _MYSQL and not is_own:
             self._begin = ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", *self._begin)
-        self._single = engine if is_own else engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._single = engine if is_own else engine.execution_options()  # the same, for listeners that hear us alone
+        self._is_own = is_own
         event.listen(self._single.sync_engine, "after_execute", _look_whether_in_step)
         # As many as the pool gives connections: who waits here can be cancelled and leaves nothing behind.
-        pool: Any = engine.pool
-        size = pool.size() + pool._max_overflow if hasattr(pool, "_max_overflow") and hasattr(pool, "size") else 0
-        self._seats = asyncio.Semaphore(size if size > 0 else 32)
+        self._seats = asyncio.Semaphore(_places(engine.pool))
         # SQLite has one writer at a time. Others would wait in steps of up to 0.1 s; here they wait in turn.
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._farewell: AsyncGenerator[None, None] | None = None
 
     async def run(self, work: Callable[[Lane], Awaitable[T]]) -> T:
         """Carry out one operation, again where others were faster or a connection broke: all of ours are harmless to repeat.
@@ -171,6 +181,8 @@ class Lane:
         Raises:
             StoreError: the database failed, or took too long; the driver's error is the cause.
         """
+        if self._is_own and self._farewell is None:
+            await self._say_farewell()
         await self._seats.acquire()
         began = asyncio.get_running_loop().time()
         limit = asyncio.timeout_at(began + LONGEST)
@@ -220,10 +232,21 @@ class Lane:
         """For single statements: each takes effect at once."""
         connection = await self._single.connect()
         try:
+            if not self._is_own:
+                # Not as an option of the engine: SQLAlchemy would say it within connect(), and who is cancelled there has nothing
+                # that could be given back.
+                try:
+                    await connection.execution_options(isolation_level="AUTOCOMMIT")
+                except Exception:
+                    # The driver's own error. By a question of its own SQLAlchemy notices what that means for the whole pool.
+                    await connection.exec_driver_sql("SELECT 1")
+                    raise
             yield connection
         except SessionError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            if self._is_sqlite and isinstance(error, asyncio.CancelledError):
+                _let_go_of_cursors(error)
             if not isinstance(error, DBAPIError) or _is_broken(error):
                 await connection.invalidate()  # what is still on its way would be the next one's answer
             raise
@@ -250,19 +273,29 @@ class Lane:
             TimeoutError: it did not come back, not even after it was cut off.
         """
         ours = connection.sync_connection
-        driver = ours.connection.dbapi_connection if ours is not None and not ours.invalidated else None
+        pooled = ours.connection if ours is not None and not ours.invalidated else None
+        driver = pooled.dbapi_connection if pooled is not None else None
+
+        def cut_off() -> None:
+            if driver is not None and self._engine.dialect.has_terminate and not self._is_sqlite:
+                self._engine.dialect.do_terminate(driver)
+
+        def look(closing: asyncio.Future[None]) -> None:
+            if not closing.cancelled() and closing.exception() is not None and pooled is not None:
+                # What was asked is answered. But SQLAlchemy forgets whose place that was, where it fails to take back AUTOCOMMIT.
+                pooled.detach()
+                cut_off()
+
         closing = asyncio.ensure_future(connection.close())
-        closing.add_done_callback(_look_at)
+        closing.add_done_callback(look)
         try:
             await asyncio.wait({closing}, timeout=TIME_TO_GIVE_BACK)
         finally:
             if not closing.done():
-                if driver is not None and self._engine.dialect.has_terminate and not self._is_sqlite:
-                    self._engine.dialect.do_terminate(driver)
+                cut_off()
                 await asyncio.wait({closing}, timeout=TIME_TO_GIVE_BACK)
         if not closing.done():
             raise TimeoutError
-        closing.result()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -276,18 +309,42 @@ class Lane:
                 await connection.exec_driver_sql(words)
             try:
                 yield connection
+                await connection.exec_driver_sql("COMMIT")  # SQLite may refuse, and goes on with the transaction
             except BaseException:
                 try:
                     await connection.exec_driver_sql("ROLLBACK")
                 except Exception:
                     await connection.invalidate()  # nobody else gets it with half of our work on it
                 raise
-            await connection.exec_driver_sql("COMMIT")
 
-    async def aclose(self, *, dispose: bool) -> None:
-        if self._tasks:
+    async def _say_farewell(self) -> None:
+        """Have our connections closed when the event loop ends, even if nobody closes the store.
+
+        Loops close the asynchronous generators that are left over when they shut down, so one that waits in its first step is a
+        hook for that moment.
+        """
+
+        async def hook() -> AsyncGenerator[None, None]:
+            try:
+                yield
+            finally:
+                await self._close()
+
+        self._farewell = hook()
+        await anext(self._farewell)
+
+    async def aclose(self) -> None:
+        if self._farewell is None:
+            await self._close()
+        else:
+            await self._farewell.aclose()
+
+    async def _close(self) -> None:
+        while self._tasks:
             await asyncio.wait(self._tasks)
-        if not dispose:
+            # Who waited for one of their seats begins now, and would open a connection that nobody closes.
+            await asyncio.sleep(0)
+        if not self._is_own:
             return
         # dispose() says goodbye to one after the other and waits for a server that says nothing.
         idle = getattr(self._engine.pool, "checkedin", int)()
@@ -301,6 +358,26 @@ class Lane:
     async def _close_one(self) -> None:
         async with self.statement() as connection:
             await connection.invalidate()
+
+
+def _places(pool: Any) -> int:
+    """How many connections a pool gives at once, as far as it has a limit."""
+    if isinstance(pool, StaticPool):
+        return 1  # it gives the same to everybody, and one would be in the transaction of another
+    if hasattr(pool, "size") and getattr(pool, "_max_overflow", -1) >= 0:
+        return int(pool.size() + pool._max_overflow)
+    return UNLIMITED
+
+
+def _let_go_of_cursors(error: BaseException) -> None:
+    """SQLite closes a connection only when nobody has a cursor any more that was not read to its end; so long its locks stay.
+
+    Where a statement was cut off, the frames that the error came through have one, for as long as the error is somewhere.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        clear_frames(cause.__traceback__)
+        cause = cause.__context__
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:
