@@ -147,11 +147,10 @@ class SQLStore:
         loop = asyncio.get_running_loop()
         lane = self._lanes.get(loop)
         if lane is None:
-            for key in self._lanes.keyrefs():
-                other = key()
-                if (
-                    other is not None and other.is_closed()
-                ):  # a connection knows its loop, so the weak key alone never goes
+            # A connection knows its loop, so that a weak key alone never goes.
+            for known in self._lanes.keyrefs():
+                other = known()
+                if other is not None and other.is_closed():
                     self._lanes.pop(other, None)
             try:
                 engine = self._unused.pop()  # one loop gets it, also where threads come at once
