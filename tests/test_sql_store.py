@@ -636,6 +636,28 @@ async def test_a_commit_that_fails_keeps_nobody_else_from_writing(
         await refusing.aclose()
 
 
+@pytest.mark.parametrize("times", [1, 2])
+async def test_what_a_driver_lets_through_is_tried_once_more(
+    store: SQLStore, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Some errors of a connection that has just been closed reach us as the driver made them, past SQLAlchemy."""
+    record, load = a_record(), SQLStore._load
+    await store.create(record)
+    failures = [OSError("injected")] * times
+
+    async def fails(self: SQLStore, connection: Any, key: str) -> Any:
+        if failures:
+            raise failures.pop()
+        return await load(self, connection, key)
+
+    monkeypatch.setattr(SQLStore, "_load", fails)
+    if times == 1:
+        assert await store.load(record.key) == record
+    else:
+        with pytest.raises(StoreError, match="OSError"):
+            await store.load(record.key)
+
+
 async def test_half_a_transaction_is_none(store: SQLStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails at its last step has done nothing, and the connection carries nothing over."""
     record = a_record(owner="alice")

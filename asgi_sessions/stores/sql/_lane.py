@@ -18,11 +18,11 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import CursorResult, Executable, Select, UpdateBase, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.default import DefaultDialect
-from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, ResourceClosedError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
-from asgi_sessions._errors import ConfigurationError, SessionError, SessionLimitReached, StoreError
+from asgi_sessions._errors import ConfigurationError, SessionError, StoreError
 
 T = TypeVar("T")
 
@@ -210,21 +210,21 @@ class Lane:
                 for attempt in range(1, MAX_ATTEMPTS + 1):
                     try:
                         return await work(self)
-                    except (DBAPIError, ResourceClosedError, OutOfStep) as error:
+                    except (SessionError, TimeoutError):
+                        raise
+                    except Exception as error:
                         broken = _is_broken(error)
                         breaks += broken
                         again = breaks == 1 if broken else _others_were_faster(error)
                         if not again or attempt == MAX_ATTEMPTS:
                             # Of the driver's error: SQLAlchemy's quotes the statement and what was in it.
-                            raise StoreError(_reason(error)) from getattr(error, "orig", None)
+                            raise StoreError(_reason(error)) from (
+                                error.orig if isinstance(error, DBAPIError) else error
+                            )
                     pause = 0.001 * min(2**attempt, 64)
                     await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing
-        except (StoreError, SessionLimitReached):
-            raise
         except TimeoutError as error:
             raise StoreError(f"the database did not answer within {LONGEST:.0f} s") from error
-        except Exception as error:  # drivers let through what the socket, TLS or a server that starts says
-            raise StoreError(f"the database cannot be asked: {type(error).__name__}") from error
         raise StoreError("others were faster each time")
 
     @asynccontextmanager
@@ -247,7 +247,7 @@ class Lane:
         except BaseException as error:
             if self._is_sqlite and isinstance(error, asyncio.CancelledError):
                 _let_go_of_cursors(error)
-            if not isinstance(error, DBAPIError) or _is_broken(error):
+            if not isinstance(error, Exception) or _is_broken(error):
                 await connection.invalidate()  # what is still on its way would be the next one's answer
             raise
         finally:
@@ -389,10 +389,11 @@ def _look_at(task: asyncio.Task[Any]) -> None:
 def _is_broken(error: Exception) -> bool:
     """Whether the connection is of no use any more: it is closed, or what it says is no answer to what it was asked.
 
-    MariaDB's drivers say that they do not understand without a number, and SQLAlchemy takes it for an answer.
+    Drivers let through what the socket, TLS or a server that starts says. Those of MariaDB say that they do not understand, but
+    without a number, and SQLAlchemy takes it for an answer.
     """
     if not isinstance(error, DBAPIError):
-        return isinstance(error, ResourceClosedError | OutOfStep)
+        return True
     cause: Any = error.orig
     says_why = getattr(cause, "sqlstate", None) or (cause.args and isinstance(cause.args[0], int))
     return error.connection_invalidated or (isinstance(error, InternalError) and not says_why)
@@ -416,8 +417,10 @@ _NO_TABLE = ("42P01", "42S02", 1146)
 
 
 def _reason(error: Exception) -> str:
-    if not isinstance(error, DBAPIError):
+    if isinstance(error, OutOfStep):
         return "the database answered another question"
+    if not isinstance(error, DBAPIError):
+        return f"the database cannot be asked: {type(error).__name__}"
     cause: Any = error.orig
     state = getattr(cause, "sqlstate", None) or (cause.args[0] if getattr(cause, "args", ()) else None)
     if state in _NO_TABLE or (isinstance(state, str) and state.startswith("no such table")):
