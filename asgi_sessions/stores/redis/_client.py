@@ -25,6 +25,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from asgi_sessions._deadline import Deadlines
 from asgi_sessions._errors import ConfigurationError, EndUnconfirmed, NotNow, StoreError
 from asgi_sessions._store import Listening
+from asgi_sessions.stores._loops import let_go, retrieve
 from asgi_sessions.stores.redis._ear import Deaf, Ear
 from asgi_sessions.stores.redis._link import ConnectionLost, Link, open_link
 from asgi_sessions.stores.redis._scripts import MOVING, Script
@@ -378,20 +379,6 @@ class Line:
             await asyncio.wait({self._opening})  # others wait for it too
         if self.link is not None:
             await self.link.aclose()
-
-
-def retrieve(task: asyncio.Future[Any]) -> None:
-    """Look at the outcome, so that asyncio does not complain when nobody is left to do so."""
-    if not task.cancelled():
-        task.exception()
-
-
-def let_go(by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any]) -> None:
-    """Drop what belongs to event loops that have ended. A connection knows its loop, so the weak key alone never goes."""
-    for key in by_loop.keyrefs():
-        loop = key()
-        if loop is not None and loop.is_closed():
-            by_loop.pop(loop, None)
 
 
 class _Forgetful(Protocol):

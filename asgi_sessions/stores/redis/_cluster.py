@@ -36,6 +36,7 @@ from redis.exceptions import RedisError
 from asgi_sessions._deadline import Deadlines
 from asgi_sessions._errors import ConfigurationError, StoreError
 from asgi_sessions._token import ALPHABET, PLACE_CHARS
+from asgi_sessions.stores._loops import let_go, retrieve
 from asgi_sessions.stores.redis._client import (
     PAUSE,
     TIME_TO_OPEN,
@@ -45,10 +46,8 @@ from asgi_sessions.stores.redis._client import (
     after_fork,
     ask_durably,
     checked,
-    let_go,
     new_connection,
     pool_from_url,
-    retrieve,
     say_asking,
     unanswered,
 )

@@ -21,6 +21,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from asgi_sessions.stores._loops import at_the_end
+
 MAX_IN_FLIGHT: Final = 4096
 """Commands without a reply, per connection. Whoever comes then waits until half of them are answered."""
 
@@ -251,21 +253,13 @@ class Link(asyncio.Protocol):
         await asyncio.sleep(0)  # the transport closes its socket in the next turn
 
     async def say_farewell(self) -> None:
-        """Have the connection closed when its event loop ends, even if nobody closes the store.
+        """Have the connection closed when its event loop ends, even if nobody closes the store."""
 
-        Loops close the asynchronous generators that are left over when they shut down (``shutdown_asyncgens``, which
-        ``asyncio.run`` and anyio call), so one that waits in its first step is a hook for that moment.
-        """
+        async def close() -> None:
+            self.abort(ConnectionLost("the event loop ended"))
+            await asyncio.sleep(0)
 
-        async def hook() -> AsyncGenerator[None, None]:
-            try:
-                yield
-            finally:
-                self.abort(ConnectionLost("the event loop ended"))
-                await asyncio.sleep(0)
-
-        self._farewell = hook()
-        await anext(self._farewell)
+        self._farewell = await at_the_end(close)
 
 
 async def open_link(connection: AbstractConnection) -> Link:

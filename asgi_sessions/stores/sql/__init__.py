@@ -49,6 +49,7 @@ from asgi_sessions._record import ALIAS_REV, Record
 from asgi_sessions._store import Listening
 from asgi_sessions._token import ID_CHARS, owner_of
 from asgi_sessions.stores._listeners import Listeners
+from asgi_sessions.stores._loops import let_go
 from asgi_sessions.stores.sql._lane import Lane, OutOfStep, build, check
 from asgi_sessions.stores.sql._tables import BATCH, SWEEPER, Statements, session_tables
 
@@ -147,11 +148,7 @@ class SQLStore:
         loop = asyncio.get_running_loop()
         lane = self._lanes.get(loop)
         if lane is None:
-            # A connection knows its loop, so that a weak key alone never goes.
-            for known in self._lanes.keyrefs():
-                other = known()
-                if other is not None and other.is_closed():
-                    self._lanes.pop(other, None)
+            let_go(self._lanes)
             try:
                 engine = self._unused.pop()  # one loop gets it, also where threads come at once
             except IndexError:

@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
 from asgi_sessions._errors import ConfigurationError, SessionError, StoreError
+from asgi_sessions.stores._loops import at_the_end, retrieve
 
 T = TypeVar("T")
 
@@ -182,7 +183,7 @@ class Lane:
             StoreError: the database failed, or took too long; the driver's error is the cause.
         """
         if self._is_own and self._farewell is None:
-            await self._say_farewell()
+            self._farewell = await at_the_end(self._close)
         await self._seats.acquire()
         began = asyncio.get_running_loop().time()
         limit = asyncio.timeout_at(began + LONGEST)
@@ -201,7 +202,7 @@ class Lane:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._seats.release()
         self._tasks.discard(task)
-        _look_at(task)
+        retrieve(task)
 
     async def _carry_out(self, work: Callable[[Lane], Awaitable[T]], limit: asyncio.Timeout) -> T:
         breaks = 0
@@ -317,22 +318,6 @@ class Lane:
                     await connection.invalidate()  # nobody else gets it with half of our work on it
                 raise
 
-    async def _say_farewell(self) -> None:
-        """Have our connections closed when the event loop ends, even if nobody closes the store.
-
-        Loops close the asynchronous generators that are left over when they shut down, so one that waits in its first step is a
-        hook for that moment.
-        """
-
-        async def hook() -> AsyncGenerator[None, None]:
-            try:
-                yield
-            finally:
-                await self._close()
-
-        self._farewell = hook()
-        await anext(self._farewell)
-
     async def aclose(self) -> None:
         if self._farewell is None:
             await self._close()
@@ -378,12 +363,6 @@ def _let_go_of_cursors(error: BaseException) -> None:
     while cause is not None:
         clear_frames(cause.__traceback__)
         cause = cause.__context__
-
-
-def _look_at(task: asyncio.Task[Any]) -> None:
-    """At its error, so that asyncio does not complain where whoever waited for it is gone."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _is_broken(error: Exception) -> bool:
