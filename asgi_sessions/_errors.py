@@ -85,5 +85,12 @@ class TokenReused(TokenError):
     """A refresh token that was spent before: the session has been ended."""
 
 
+class RefreshFailed(SessionError):
+    """A client could not refresh its access token for the moment. The user stays logged in: try again later.
+
+    The cause is the error of httpx: of the network, a time-out, or ``HTTPStatusError`` for a status such as 503 or 429.
+    """
+
+
 class SessionWarning(UserWarning):
     """The category of every Python warning of this package."""

@@ -1,75 +1,349 @@
-"""For clients: an httpx ``Auth`` that refreshes by itself, once for many requests at the same time."""
+"""For clients: an httpx ``Auth`` that refreshes by itself, once for many requests at the same time.
+
+One of the waiting requests sends the refresh, through its own client: the same transport, proxy and time-outs. The other requests
+of the event loop wait for it and share its outcome. After a failure the next request tries again.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import re
+import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
 
 import anyio
 import httpx
+from anyio.lowlevel import RunVar
 
-from asgi_sessions._errors import TokenError
+from asgi_sessions._errors import ConfigurationError, RefreshFailed, TokenError
 
-EARLY = 30.0
-"""Seconds before its end at which an access token is exchanged."""
+EARLY: Final = 30.0
+"""Seconds before its end at which an access token is exchanged; half its life, if it lives for less than a minute."""
+
+UNKNOWN_LIFE: Final = 60.0
+"""Seconds for which an access token is used if its end is not known."""
+
+MAX_ANSWER: Final = 65536
+"""Bytes that are read of the answer to a refresh; ours have 800."""
+
+TRY_AGAIN: Final = frozenset({408, 425, 429})
+"""Statuses of 4xx that say nothing about the refresh token (RFC 9110, section 15.5.9; RFC 8470; RFC 6585)."""
+
+_VISIBLE = re.compile(
+    r"[\x21-\x7e]+"
+)  # RFC 6749, appendix A.12 and A.17; without the space, which would end it in a header
 
 Keep = Callable[[str, str], Awaitable[None] | None]
+_Origin = tuple[str, bytes, int | None]
 
 
 class TokenAuth(httpx.Auth):
-    """``httpx.AsyncClient(auth=TokenAuth(…))``.
+    """``httpx.AsyncClient(auth=TokenAuth(…))``: sends the access token, and refreshes it before its end or when it is refused.
+
+    The access token goes to the servers in ``origins`` only, also when a server redirects. The refresh token goes to ``url``
+    only: a redirect of the refresh is an error. Several clients and event loops can use one TokenAuth. A synchronous
+    ``httpx.Client`` cannot, and says so.
 
     Args:
         url: of ``/token/refresh``.
         refresh_token: the one that was kept last.
         access_token: likewise, if there is one.
-        keep: ``keep(access_token, refresh_token)``, a function or coroutine function: keep both, before they are used.
+        keep: ``keep(access_token, refresh_token)``, a function or coroutine function: keep both, before they are used. If it
+            raises, they are not used, and the next request calls it again.
+        origins: ``scheme://host[:port]`` of each server that gets the access token. Default: the one of ``url``.
+
+    Raises:
+        ConfigurationError: while it is being built: a URL, an origin or a token cannot be used.
+        RefreshFailed: out of a request: no refresh for the moment (no connection, a time-out, 5xx, 429, an answer without
+            tokens). The user stays logged in, and the next request tries again.
+        TokenError: out of a request: the token endpoint refused the refresh token (4xx). The user must log in again.
     """
 
-    def __init__(self, url: str, refresh_token: str, *, access_token: str = "", keep: Keep | None = None) -> None:
-        self._url = url
-        self._refresh_token = refresh_token
-        self._access_token = access_token
-        self._expires_at = time.monotonic() + EARLY * 2 if access_token else 0.0
+    def __init__(
+        self,
+        url: str,
+        refresh_token: str,
+        *,
+        access_token: str = "",
+        keep: Keep | None = None,
+        origins: Iterable[str] | None = None,
+    ) -> None:
+        renew_at = time.monotonic() + UNKNOWN_LIFE if access_token else 0.0
+        pair = _Pair(access_token, refresh_token, renew_at)
+        del access_token, refresh_token
+        if not pair.is_usable():
+            raise ConfigurationError(
+                "TokenAuth(refresh_token, access_token): give both as text of visible ASCII characters"
+            )
+        if isinstance(origins, str):
+            raise ConfigurationError("TokenAuth(origins=…) is a single string: give a list, origins=[origin]")
+        self._url = _parsed(url, "TokenAuth(url=…): give the https:// URL of the token endpoint, without a user")
+        self._origins = frozenset({_origin(self._url)} if origins is None else map(_origin_given, origins))
+        self._pair = self._kept = pair
         self._keep = keep
-        self._lock = anyio.Lock()
+        self._turn: RunVar[_Turn] = RunVar("TokenAuth")  # the refresh that is running in this event loop
 
-    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        used = self._access_token
-        if not used or time.monotonic() >= self._expires_at:
-            async for step in self._refreshed(used):
-                step.response = yield step.request
-            used = self._access_token
-        request.headers["authorization"] = f"Bearer {used}"
-        response = yield request
-        if response.status_code == 401 and "invalid_token" in response.headers.get("www-authenticate", ""):
-            async for step in self._refreshed(used):
-                step.response = yield step.request
-            request.headers["authorization"] = f"Bearer {self._access_token}"
+    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        raise ConfigurationError(
+            "TokenAuth works with httpx.AsyncClient only: a synchronous client cannot share a refresh"
+        )
+
+    def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        return _Told(self._steps(request))
+
+    async def _steps(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        if _origin(request.url) not in self._origins:
             yield request
-
-    async def _refreshed(self, used: str) -> AsyncGenerator[_Step, None]:
-        """Refresh, unless another request has done so since ``used`` was the access token."""
-        async with self._lock:
-            if self._access_token != used:
+            return
+        refused: _Pair | None = None
+        while True:
+            while self._pair is not self._kept or self._is_due(refused):
+                running = self._turn.get(None)
+                if running is not None:
+                    if await running.has_succeeded():
+                        break
+                    continue  # the request that refreshed was cancelled: one of those that waited goes on
+                with _Turn(self._turn):
+                    if self._is_due(refused):
+                        sent = self._pair
+                        response = yield _refresh(sent, self._url, like=request)
+                        pair = await _pair_in(response, sent)
+                        if self._pair is sent:  # another event loop may have been faster: then its tokens are newer
+                            self._pair = pair
+                    await self._keep_pair()
+                break
+            used = self._pair
+            request.headers["authorization"] = f"Bearer {used.access}"
+            response = yield request
+            if refused is not None or not self._refuses_token(response):
                 return
-            step = _Step(httpx.Request("POST", self._url, json={"refresh_token": self._refresh_token}))
-            yield step
-            response = step.response
-            if response is None or response.status_code != 200:
-                raise TokenError("the refresh was refused: log in again")
-            await response.aread()
-            said: dict[str, Any] = response.json()
-            self._access_token, self._refresh_token = said["access_token"], said["refresh_token"]
-            self._expires_at = time.monotonic() + float(said["expires_in"]) - EARLY
-            if self._keep is not None:
-                kept = self._keep(self._access_token, self._refresh_token)
-                if kept is not None:
-                    await kept
+            if not _can_be_sent_again(request):
+                used.renew_at = 0.0  # by the next request
+                return
+            await response.aread()  # gives its connection back, which the refresh may need
+            refused = used
+
+    def _is_due(self, refused: _Pair | None) -> bool:
+        pair = self._pair
+        return pair is refused or time.monotonic() >= pair.renew_at
+
+    def _refuses_token(self, response: httpx.Response) -> bool:
+        # After a redirect elsewhere it was no answer to our token.
+        return (
+            response.status_code == 401
+            and "invalid_token" in response.headers.get("www-authenticate", "")
+            and _origin(response.request.url) in self._origins
+        )
+
+    async def _keep_pair(self) -> None:
+        pair = self._pair
+        if self._keep is not None and pair is not self._kept:
+            try:
+                waiting = self._keep(pair.access, pair.refresh)
+                if waiting is not None:
+                    await waiting
+            except Exception as error:
+                raise RefreshFailed(f"keep() failed, so the new tokens are not used: {type(error).__name__}") from error
+        self._kept = pair
 
 
-class _Step:
-    def __init__(self, request: httpx.Request) -> None:
-        self.request = request
-        self.response: httpx.Response | None = None
+@dataclass(slots=True, eq=False)
+class _Pair:
+    """What is known from the last refresh. An object and not two strings: error collectors record local variables."""
+
+    access: str
+    refresh: str
+    renew_at: float  # by the monotonic clock
+
+    def __repr__(self) -> str:
+        return "<tokens>"
+
+    def is_usable(self) -> bool:
+        tokens = (self.refresh, self.access) if self.access else (self.refresh,)
+        return all(isinstance(token, str) and _VISIBLE.fullmatch(token) for token in tokens)
+
+
+class _Turn:
+    """One refresh of an event loop. The others of this loop wait for its end and share its outcome."""
+
+    def __init__(self, running: RunVar[_Turn]) -> None:
+        self._running = running
+        self._ended = anyio.Event()
+        self._succeeded = False
+        self._failure: RefreshFailed | TokenError | None = None
+
+    def __enter__(self) -> Self:
+        self._before = self._running.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._running.reset(self._before)
+        self._ended.set()
+        if error is None:
+            self._succeeded = True
+        elif isinstance(error, RefreshFailed | TokenError):
+            self._failure = error
+        elif isinstance(error, Exception):  # anything else is a cancellation, of this request alone
+            self._failure = RefreshFailed(
+                f"the access token cannot be refreshed now ({type(error).__name__}); the user stays logged in: try again"
+            )
+            raise self._failure from error
+
+    async def has_succeeded(self) -> bool:
+        """Wait for the end; ``False``: the request that refreshed was cancelled before there was an outcome.
+
+        Raises:
+            RefreshFailed, TokenError: the refresh failed.
+        """
+        await self._ended.wait()
+        if self._failure is not None:
+            raise type(self._failure)(*self._failure.args) from self._failure.__cause__
+        return self._succeeded
+
+
+class _Told(AsyncGenerator[httpx.Request, httpx.Response]):
+    """An auth flow that learns by which error its request ended. httpx only closes it, while it handles that error."""
+
+    def __init__(self, steps: AsyncGenerator[httpx.Request, httpx.Response]) -> None:
+        self._steps = steps
+
+    async def asend(self, value: httpx.Response, /) -> httpx.Request:
+        return await self._steps.asend(value)
+
+    async def athrow(self, *error: Any) -> httpx.Request:
+        return await self._steps.athrow(*error)
+
+    async def aclose(self) -> None:
+        error = sys.exception()
+        if error is None or isinstance(error, StopAsyncIteration):
+            await self._steps.aclose()
+            return
+        try:
+            await self._steps.athrow(error)
+        except StopAsyncIteration:
+            pass
+        except BaseException as raised:
+            if raised is not error:
+                raise
+
+
+class _Body(httpx.AsyncByteStream):
+    """The body of a refresh, for one journey: a client that follows a redirect finds none to take along."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._is_spent = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._is_spent:
+            raise RefreshFailed("the token endpoint redirects, and a refresh token is not sent on: give its final URL")
+        self._is_spent = True
+        return self._parts()
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        yield self._content
+
+    async def whole(self) -> bytes:
+        self._is_spent = True
+        return self._content
+
+
+def _refresh(pair: _Pair, url: httpx.URL, *, like: httpx.Request) -> httpx.Request:
+    """The request that exchanges the refresh token, with the time-outs and the User-Agent of ``like``."""
+    headers = {name: like.headers[name] for name in ("user-agent",) if name in like.headers}
+    headers |= {"accept": "application/json", "accept-encoding": "identity"}
+    extensions = {name: like.extensions[name] for name in ("timeout",) if name in like.extensions}
+    request = type(like)("POST", url, json={"refresh_token": pair.refresh}, headers=headers, extensions=extensions)
+    request.stream = body = _Body(request.content)
+    request.aread = body.whole  # type: ignore[method-assign]  # transports for tests read in this way before they send
+    return request
+
+
+async def _pair_in(response: httpx.Response, sent: _Pair) -> _Pair:
+    """The tokens of an answer in the shape of RFC 6749, section 5.1."""
+    status = response.status_code
+    if 400 <= status < 500 and status not in TRY_AGAIN:
+        raise TokenError(f"the token endpoint refused the refresh ({status}): log in again")
+    if not 200 <= status < 300:
+        try:
+            response.raise_for_status()
+        except Exception as error:
+            raise RefreshFailed(f"the token endpoint answered {status}; the user stays logged in: try again") from error
+    body = bytearray()
+    chunk = b""
+    try:
+        if "content-encoding" in response.headers:
+            raise _nonsense()  # a small answer may become a large one; we asked for none such
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > MAX_ANSWER:
+                break
+        else:
+            pair = _pair_of(body, sent)
+            if pair is not None:
+                response._content = bytes(
+                    body
+                )  # the client reads the answer once more before it sends the next request
+                return pair
+    finally:
+        del body, chunk
+    raise _nonsense()
+
+
+def _nonsense() -> RefreshFailed:
+    return RefreshFailed(
+        "the token endpoint answered with something other than tokens; the user stays logged in: try again"
+    )
+
+
+def _pair_of(body: bytearray, sent: _Pair) -> _Pair | None:
+    """The tokens in a body; ``None`` if there are none. A server that sends no refresh token leaves the old one valid."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict) or str(said.get("token_type", "bearer")).lower() != "bearer":
+        return None
+    life = said.get("expires_in", UNKNOWN_LIFE * 2)
+    if isinstance(life, bool) or not isinstance(life, int | float) or not 0 <= life < math.inf:
+        return None
+    renew_at = time.monotonic() + max(life - EARLY, life / 2)
+    pair = _Pair(said.get("access_token", ""), said.get("refresh_token", sent.refresh), renew_at)
+    return pair if pair.access and pair.is_usable() else None
+
+
+def _can_be_sent_again(request: httpx.Request) -> bool:
+    try:
+        return isinstance(request.content, bytes)
+    except RuntimeError:  # httpx: its body is a stream, and was sent
+        return False
+
+
+def _origin(url: httpx.URL) -> _Origin:
+    """Scheme, host and port as httpx has them: in lower case, IDNA, the scheme's own port left out."""
+    return url.scheme, url.raw_host, url.port
+
+
+def _origin_given(origin: object) -> _Origin:
+    advice = "TokenAuth(origins=[…]): give 'scheme://host' or 'scheme://host:port' each, without a path or a user"
+    url = _parsed(origin, advice)
+    if url.raw_path != b"/" or url.fragment:
+        raise ConfigurationError(advice)
+    return _origin(url)
+
+
+def _parsed(url: object, advice: str) -> httpx.URL:
+    try:
+        found = httpx.URL(url)  # type: ignore[arg-type]  # it raises a TypeError for what is no text
+    except (httpx.InvalidURL, TypeError):
+        raise ConfigurationError(advice) from None
+    if found.scheme not in ("http", "https") or not found.host or found.userinfo:
+        raise ConfigurationError(advice)
+    return found
