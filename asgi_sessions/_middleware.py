@@ -7,12 +7,12 @@ when the first byte is about to leave, since afterwards no cookie can be sent.
 from __future__ import annotations
 
 import asyncio
-import enum
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from itertools import takewhile
 from typing import Any, ClassVar, Final, Literal, get_args
 from weakref import WeakSet
 
@@ -23,13 +23,12 @@ from asgi_sessions._cookie import CookieConfig, keep_out_of_shared_caches, vary_
 from asgi_sessions._devices import Devices
 from asgi_sessions._errors import (
     ConfigurationError,
-    SessionDataError,
     SessionError,
     SessionLimitReached,
     StoreError,
 )
 from asgi_sessions._manager import Manager
-from asgi_sessions._session import Asked, Session
+from asgi_sessions._session import OURS, Asked, Session
 from asgi_sessions._store import Store, SweepingStore, lacking_for_users
 from asgi_sessions._timeouts import Timeouts, duration
 from asgi_sessions._types import Clock, EventHook, Headers, Message, Receive, Scope, Send
@@ -124,7 +123,7 @@ class SessionMiddleware:
                 raise ConfigurationError(
                     f"SessionMiddleware(store_deadline={store_deadline!r}): must lie between 10 milliseconds and 30 seconds"
                 )
-        _refuse_twice(app, cookie.name)
+        _look_inside(app, cookie.name)
         if not cookie.secure and _first_time(store):
             logger.warning("the session cookie %s is sent over plain http too: for development only", cookie.name)
         self.app = app
@@ -148,16 +147,18 @@ class SessionMiddleware:
         kind = scope["type"]
         if (kind != "http" and kind != "websocket") or (self._skip is not None and self._skip(scope)):
             if kind == "lifespan":
+                await refuse_foreign_at_startup(scope, receive, send)
                 send = _Lifespan(send, self.manager, self.watch).send
             await self.app(scope, receive, send)
             return
         outer = scope.get("session")
         if outer is not None:
-            if getattr(outer, "is_bearer", False):
+            refuse_foreign(scope)
+            if outer.is_bearer:
                 # Somebody is known by an access token: a cookie beside it counts nothing.
                 await self.app(scope, receive, send)
                 return
-            if isinstance(outer, Session) and getattr(outer._keeper, "cookie_name", None) == self.cookie.name:
+            if getattr(outer._keeper, "cookie_name", None) == self.cookie.name:
                 raise ConfigurationError(_TWICE.format(name=self.cookie.name))
         # From here to the app in one frame: every await that passes through another one costs 0.15 µs, of 2 in all.
         exchange: _Exchange = (_Request if kind == "http" else _Socket)(self, scope, send)
@@ -184,7 +185,7 @@ class SessionMiddleware:
                 return
             session = self.manager.degraded()
         session._origin = scope
-        exchange.session = scope["session"] = session
+        exchange.session = scope["session"] = scope[OURS] = session
         try:
             await self.app(scope, receive if kind == "http" else exchange.receiver(receive), exchange.send)
         except GeneratorExit:
@@ -199,6 +200,8 @@ class SessionMiddleware:
                 await exchange.finish()
         finally:
             session._origin = None  # a cycle otherwise: all of the request would wait for the collector
+            # Another middleware may have left its session here. Error pages and access logs further out read this key.
+            scope["session"] = scope[OURS] = session if outer is None else outer
             if exchange.watcher is not None:
                 exchange.watcher.leave()
 
@@ -324,7 +327,7 @@ class _Exchange:
     def is_complete(self) -> bool:
         """The app has returned. Whether all is done: the answer has begun, and nothing happened to the session since."""
         session = self.session
-        if not self._started or self._failure is not None or self._scope.get("session") is not session:
+        if not self._started or self._failure is not None:
             return False
         if session._record is None and not session._accessed:
             return True
@@ -361,32 +364,10 @@ class _Exchange:
             return True
         return False
 
-    def _current(self) -> Session:
-        """The session, with what the app put in its place taken over.
-
-        Litestar's ``set_session()`` replaces ``scope["session"]``; its ``clear_session()`` puts ``Empty`` there, which has
-        been a class and is a member of an enum.
-        """
-        session = self.session
-        current = self._scope.get("session", session)
-        if current is session or isinstance(current, Session):  # or another middleware's, with a cookie of its own
-            return session
-        if isinstance(current, Mapping):
-            session.clear()
-            session.update(current)
-        elif current is None or isinstance(current, type | enum.Enum):
-            session.destroy()
-        else:
-            raise SessionDataError(
-                f"scope['session'] was replaced by a {type(current).__name__}; put a dict there, or change the session itself"
-            )
-        return session
-
     def _is_settled(self, status: object = None) -> bool:
         """Whether the answer may leave without any question to the store; most may."""
         self._failed = _is_failure(status)
-        session = self.session if self._scope.get("session") is self.session else self._current()
-        return self._middleware.manager.is_settled(session, self._failed)
+        return self._middleware.manager.is_settled(self.session, self._failed)
 
     def _with_headers(self, message: Message, *, cacheable: bool = True) -> Message:
         """The message that begins the answer, as it leaves: a copy with what the session has to say, or itself."""
@@ -434,7 +415,7 @@ class _Exchange:
         """Save what changed after the answer had left. Nobody can be told any more, so failures are logged."""
         manager = self._middleware.manager
         try:
-            await manager.commit(self._current(), failed=self._failed)
+            await manager.commit(self.session, failed=self._failed)
         except StoreError as failure:
             await manager.tell("store.failed", session=self.session, step="late commit", reason=str(failure))
             if self._middleware.on_store_failure == "raise":
@@ -458,7 +439,7 @@ class _Request(_Exchange):
         elif message["type"] == "http.response.start":
             self._start = message
             session = self.session
-            if session._record is None and not session._accessed and self._scope.get("session") is session:
+            if session._record is None and not session._accessed:
                 # There was no session and the app did not ask for one: most requests of most sites. A third of what
                 # such a request costs would go into finding out by the general rules that there is nothing to do.
                 self._started = session._started = True
@@ -559,7 +540,7 @@ class _Socket(_Exchange):
         self.session._started = True  # a refused handshake is answered by the server, without our cookie
         manager = self._middleware.manager
         try:
-            await manager.commit(self._current())
+            await manager.commit(self.session)
         except StoreError as failure:
             await manager.tell("store.failed", session=self.session, step="commit at close", reason=str(failure))
             message = {**message, "code": WS_INTERNAL_ERROR}
@@ -680,10 +661,87 @@ def _first_time(store: Any) -> bool:
     return not met
 
 
-def _refuse_twice(app: Any, name: str) -> None:
-    for _ in range(100):  # as far as wrapped apps can be seen from outside
+_SESSION_MIDDLEWARES = frozenset(
+    (
+        "litestar.security.session_auth.middleware.MiddlewareWrapper",
+        "litestar.middleware.session.base.SessionMiddleware",
+        "starlette.middleware.sessions.SessionMiddleware",
+        "starsessions.middleware.SessionMiddleware",
+    )
+)
+"""Middlewares that are known to write ``scope["session"]``. A start-up check needs to know them by name; a request does not."""
+
+
+def refuse_foreign(scope: Scope) -> None:
+    """Raise if ``scope["session"]`` holds the session of a middleware that is not ours and stands outside of ours.
+
+    Both would write the same key of the scope, and the outer one would put what it finds there into its own cookie.
+    """
+    found = scope.get("session")
+    if found is not None and not isinstance(found, Session):
+        raise _foreign(f"it put a {_name(type(found))} into scope['session']", _foreign_outside(scope.get("app")))
+
+
+async def refuse_foreign_at_startup(scope: Scope, receive: Receive, send: Send) -> None:
+    """The same when the lifespan starts, as far as the app in the scope, such as Starlette, lists its middleware."""
+    names = _foreign_outside(scope.get("app"))
+    if names:
+        error = _foreign("found at start-up", names)
+        await receive()  # lifespan.startup; a server takes an exception alone for an app without lifespan, and goes on
+        await send({"type": "lifespan.startup.failed", "message": str(error)})
+        raise error
+
+
+def refuse_foreign_around(app: Any) -> None:
+    """The same for apps that are wrapped by hand, as Quart's are: ``app`` is the outermost one."""
+    classes = list(takewhile(lambda cls: not issubclass(cls, SessionMiddleware), (cls for cls, _ in _wrapped(app))))
+    if names := [name for cls in classes if (name := foreign_class(cls))]:
+        raise _foreign("found at start-up", names)
+
+
+def foreign_class(cls: Any) -> str | None:
+    """The name of a session middleware that is not ours, if ``cls`` is one or derives from one."""
+    names = [_name(base) for base in getattr(cls, "__mro__", ())]
+    return names[0] if names and not _SESSION_MIDDLEWARES.isdisjoint(names) else None
+
+
+def _foreign(seen: str, names: Sequence[str]) -> ConfigurationError:
+    which = " and ".join(names) or "another session middleware"
+    return ConfigurationError(
+        f"{which} is installed outside of asgi_sessions' SessionMiddleware ({seen}). Remove it. If a part of the app needs "
+        "it, mount that part as an app and install it there: inside ours it has a session of its own."
+    )
+
+
+def _foreign_outside(app: Any) -> list[str]:
+    """Foreign session middlewares outside of ours, by the list that Starlette and FastAPI keep: outermost first."""
+    classes = [getattr(entry, "cls", None) for entry in getattr(app, "user_middleware", ())]
+    ours = [index for index, cls in enumerate(classes) if isinstance(cls, type) and issubclass(cls, SessionMiddleware)]
+    return [name for cls in classes[: max(ours, default=len(classes))] if (name := foreign_class(cls))]
+
+
+def _look_inside(app: Any, cookie_name: str) -> None:
+    """Look at the middleware that is wrapped, as far as it can be seen: refuse a twin, and report a foreign one."""
+    for cls, cookie in _wrapped(app):
+        if issubclass(cls, SessionMiddleware) and cookie.name == cookie_name:
+            raise ConfigurationError(_TWICE.format(name=cookie_name))
+        if name := foreign_class(cls):
+            logger.warning(
+                "%s is installed inside of SessionMiddleware: request.session is its session, not ours", name
+            )
+
+
+def _wrapped(app: Any) -> Iterator[tuple[type, Any]]:
+    """The class of each app that is wrapped, outermost first, and its cookie if it is one of ours."""
+    for _ in range(100):
         if app is None:
             return
-        if isinstance(app, SessionMiddleware) and app.cookie.name == name:
-            raise ConfigurationError(_TWICE.format(name=name))
+        yield type(app), getattr(app, "cookie", None)
+        for entry in getattr(app, "user_middleware", ()):  # Starlette and FastAPI build theirs later
+            if isinstance(entry.cls, type):
+                yield entry.cls, entry.kwargs.get("cookie", CookieConfig())
         app = getattr(app, "app", None)
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -10,7 +10,7 @@ import enum
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from copy import deepcopy
 from datetime import datetime, timedelta
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, ClassVar, Final, NoReturn, Protocol, Self
 
 from asgi_sessions._errors import ResponseStarted, SessionDataError, SessionError
 from asgi_sessions._record import Body, Record
@@ -44,6 +44,9 @@ class Asked(enum.Enum):
     DESTROY = "destroy"
 
 
+OURS: Final = "asgi_sessions.session"
+"""The key of the scope that only we write. ``scope["session"]`` belongs to the innermost session middleware of any kind."""
+
 _NOTHING = Asked.NOTHING
 _MUTABLE = frozenset((dict, list))
 """All that a decoded payload can hold and that can be changed in place."""
@@ -58,6 +61,9 @@ class Session(dict[str, Any]):
 
     scheme = "Cookie"
     """What a challenge (RFC 9110, section 11.6.1) says that this session came with: ``Cookie``, or ``Bearer``."""
+
+    is_bearer: ClassVar = False
+    """Whether this session came with an access token: read-only, and no cookie counts beside it."""
 
     # Slots, all of them set when a session is made: 0.1 µs for 24 of them, and a look at one costs a tenth of a look at a
     # default on the class. Together 1.5 µs of the 12 of a read.

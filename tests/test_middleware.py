@@ -256,51 +256,6 @@ async def test_save_after_a_log_in_sends_the_cookie_with_the_response(store: Sto
     assert (await read(browser))["data"] == {"more": 1}
 
 
-# ── The app replaces the session ──
-
-
-@pytest.mark.parametrize("replacement", [{"b": 2}, {}], ids=str)
-async def test_a_dict_put_in_the_sessions_place_becomes_its_data(
-    memory: MemoryStore, replacement: dict[str, Any]
-) -> None:
-    browser = Browser(app_replacing(memory, replacement))
-    await browser.do(log_in("alice"))
-    await browser.do(put(a=1))
-
-    await browser.do(method="PUT")
-
-    assert (await read(browser))["data"] == replacement
-    assert (await read(browser))["user_id"] == "alice"
-
-
-@pytest.mark.parametrize("replacement", [None, type("Empty", (), {})], ids=["None", "Empty"])
-async def test_a_session_that_was_taken_out_of_the_scope_is_ended(memory: MemoryStore, replacement: Any) -> None:
-    browser = Browser(app_replacing(memory, replacement))
-    await browser.do(log_in("alice"))
-
-    await browser.do(method="PUT")
-
-    assert browser.token is None
-    assert len(memory) == 0
-
-
-async def test_anything_else_in_its_place_is_an_error(memory: MemoryStore) -> None:
-    with pytest.raises(SessionDataError, match="put a dict there"):
-        await Browser(app_replacing(memory, 42)).do(method="PUT")
-
-
-def app_replacing(memory: MemoryStore, replacement: Any) -> SessionMiddleware:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["method"] == "PUT":
-            scope["session"] = replacement
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
-        else:
-            await inner_app(scope, receive, send)
-
-    return SessionMiddleware(app, memory)
-
-
 # ── When the store fails ──
 
 

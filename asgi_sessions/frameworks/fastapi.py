@@ -31,6 +31,7 @@ from fastapi.requests import HTTPConnection
 from fastapi.security.base import SecurityBase
 
 from asgi_sessions import ConfigurationError, CookieConfig, Session
+from asgi_sessions._session import OURS
 from asgi_sessions._timeouts import duration
 
 NAME: Final = CookieConfig().name
@@ -52,11 +53,11 @@ class SessionCookie(_Scheme):
     """A dependency: the session."""
 
     async def __call__(self, connection: HTTPConnection) -> Session:
-        session = connection.scope.get("session")
-        if not isinstance(session, Session):
+        session: Session | None = connection.scope.get(OURS)
+        if session is None:
             raise ConfigurationError(
                 "this request has no session: call app.add_middleware(SessionMiddleware, store=…); does skip= leave its path "
-                "out, or has another session middleware replaced it?"
+                "out?"
             )
         session.mark_accessed()  # pydantic reads a dict without calling its methods
         return session

@@ -2,29 +2,33 @@
 
 A handler has the session with ``session: CurrentSession``, under this name; ``request.session`` is the same object.
 ``request.clear_session()`` ends the session as ``session.destroy()`` does, ``request.set_session({…})`` replaces its data.
-Install no other session middleware beside it. ``guards=[require_user]`` and ``guards=[require_fresh(timedelta(minutes=5))]``
-answer 401; a WebSocket that they refuse is closed before it is accepted. What needs the cookie is shown in the OpenAPI
-document by ``security=[{"SessionCookie": []}]``.
+Another session middleware of the same app is a ``ConfigurationError``. A route may have one: there it has a session of its own.
+``guards=[require_user]`` and ``guards=[require_fresh(timedelta(minutes=5))]`` answer 401; a WebSocket that they refuse is
+closed before it is accepted. What needs the cookie is shown in the OpenAPI document by
+``security=[{"SessionCookie": []}]``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from copy import copy
 from datetime import timedelta
 from typing import Annotated, Any
 
-from litestar import Request, di
+from litestar import Request, WebSocket, di
 from litestar.config.app import AppConfig
 from litestar.connection import ASGIConnection
 from litestar.exceptions import NotAuthorizedException
 from litestar.handlers import BaseRouteHandler
 from litestar.middleware import DefineMiddleware
 from litestar.openapi.spec import Components, SecurityScheme
-from litestar.plugins import InitPlugin
-from litestar.types import Scope
+from litestar.plugins import InitPlugin, ReceiveRoutePlugin
+from litestar.routes import BaseRoute
+from litestar.types import Empty, Scope
 
-from asgi_sessions import ConfigurationError, CookieConfig, Session, SessionMiddleware
+from asgi_sessions import ConfigurationError, CookieConfig, Session, SessionDataError, SessionMiddleware
+from asgi_sessions._middleware import foreign_class
+from asgi_sessions._session import OURS
 from asgi_sessions._timeouts import duration
 from asgi_sessions.stores import Store
 
@@ -35,7 +39,7 @@ CurrentSession = Annotated[Session, getattr(di, "Dependency", lambda kind: kind)
 """Litestar's own ``NamedDependency[Session]``; before 2.23 a dependency needed no mark."""
 
 
-class SessionPlugin(InitPlugin):
+class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
     """Everything that sessions need, for one app; options as those of :class:`SessionMiddleware`."""
 
     def __init__(self, store: Store, *, cookie: CookieConfig = CookieConfig(), **options: Any) -> None:  # noqa: B008 - frozen
@@ -50,13 +54,30 @@ class SessionPlugin(InitPlugin):
         app_config.middleware.insert(0, self.middleware)
         app_config.dependencies.setdefault("session", di.Provide(_find, sync_to_thread=False))
         app_config.on_shutdown.append(self.close)  # the middleware of routes does not hear of the lifespan
-        app_config.request_class = _noting_access(app_config.request_class or Request)
+        app_config.request_class = _with_verbs(app_config.request_class or Request)
+        app_config.websocket_class = _with_verbs(app_config.websocket_class or WebSocket)
         if app_config.openapi_config is not None:
             config = copy(app_config.openapi_config)  # the default one is shared by all apps
             others = config.components if isinstance(config.components, list) else [config.components]
             config.components = [*others, Components(security_schemes={"SessionCookie": self.scheme})]
             app_config.openapi_config = config
         return app_config
+
+    def receive_route(self, route: BaseRoute) -> None:
+        """Give Litestar's verbs to routes with a request class of their own, and look once more at the app's middleware."""
+        for handler in getattr(route, "route_handlers", None) or [getattr(route, "route_handler", None)]:
+            app = handler.ownership_layers[0]
+            for entry in app.middleware:  # the list is complete now: other plugins may have added to it
+                if name := foreign_class(getattr(entry, "middleware", entry)):
+                    raise ConfigurationError(
+                        f"{name} and SessionPlugin are both middleware of this Litestar app. Remove one. If some routes need "
+                        "the other one, give it to those routes or to their router: there it has a session of its own."
+                    )
+            for name in ("request_class", "websocket_class"):
+                if own := next(
+                    (cls for layer in handler.ownership_layers[:0:-1] if (cls := getattr(layer, name, None))), None
+                ):
+                    setattr(handler, name, _with_verbs(own))
 
 
 async def require_user(connection: Connection, handler: BaseRouteHandler) -> None:
@@ -82,21 +103,48 @@ def require_fresh(within: timedelta) -> Guard:
 
 
 def _find(scope: Scope) -> Session:
-    if not isinstance(session := scope.get("session"), Session):
+    session: Session | None = scope.get(OURS)  # type: ignore[assignment]  # a key that their type does not know
+    if session is None:
         raise ConfigurationError(
-            "this request has no session: give the app plugins=[SessionPlugin(store)]; does skip= leave its path out, or has "
-            "another session middleware or set_session() replaced it?"
+            "this request has no session: give the app plugins=[SessionPlugin(store)]; does skip= leave its path out?"
         )
     session.mark_accessed()
     return session
 
 
-def _noting_access(base: type[Request[Any, Any, Any]]) -> type[Request[Any, Any, Any]]:
-    class NotingRequest(base):  # type: ignore[valid-type, misc]  # known at runtime only
-        @property
-        def session(self) -> Any:
-            if isinstance(session := super().session, Session):
-                session.mark_accessed()  # msgspec reads a dict without calling its methods
-            return session
+class _Verbs:
+    """Litestar's verbs, on our session. Where another middleware's session is in the scope, they are about that one."""
 
-    return NotingRequest
+    __slots__ = ()
+    scope: Any
+
+    @property
+    def session(self) -> Any:
+        session = super().session  # type: ignore[misc]  # of the connection that this is mixed into
+        if isinstance(session, Session):
+            session.mark_accessed()  # msgspec reads a dict without calling its methods
+        return session
+
+    def set_session(self, value: Any) -> None:
+        session = self.scope.get("session")
+        if not isinstance(session, Session):
+            super().set_session(value)  # type: ignore[misc]
+        elif value is None or value is Empty:
+            session.destroy()
+        elif isinstance(value, Mapping):
+            data = dict(value)  # it may be the session itself
+            session.clear()
+            session.update(data)
+        else:
+            raise SessionDataError(f"set_session(): give a dict, not a {type(value).__name__}")
+
+    def clear_session(self) -> None:
+        session = self.scope.get("session")
+        if isinstance(session, Session):
+            session.destroy()
+        else:
+            super().clear_session()  # type: ignore[misc]
+
+
+def _with_verbs(base: type[Any]) -> type[Any]:
+    return base if issubclass(base, _Verbs) else type(base.__name__, (_Verbs, base), {})

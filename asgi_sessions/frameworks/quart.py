@@ -17,6 +17,8 @@ from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
 from asgi_sessions import ConfigurationError, Session, SessionMiddleware
+from asgi_sessions._middleware import refuse_foreign_around
+from asgi_sessions._session import OURS
 from asgi_sessions._timeouts import duration
 from asgi_sessions.stores import Store
 
@@ -26,6 +28,10 @@ def init_app(app: Quart, store: Store, **options: Any) -> None:
     quart: Any = app  # their types of ASGI are narrower than ours
     quart.asgi_app = SessionMiddleware(quart.asgi_app, store, **options)
     quart.session_interface = ScopeSessionInterface()
+
+    @app.before_serving
+    async def refuse_foreign() -> None:
+        refuse_foreign_around(quart.asgi_app)
 
 
 def current_session() -> Session:
@@ -93,7 +99,8 @@ class ScopeSession(SessionMixin):
 
 
 def _find(scope: Any) -> Session:
-    if not isinstance(session := scope.get("session"), Session):  # said at the first use: skip= may leave a path out
+    session: Session | None = scope.get(OURS)
+    if session is None:  # said at the first use: skip= may leave a path out
         raise ConfigurationError("this request has no session: call init_app(app, store); does skip= leave it out?")
     session.mark_accessed()  # an empty dict is read as JSON without calling a method of it
     return session

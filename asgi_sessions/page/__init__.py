@@ -26,7 +26,7 @@ from starlette.routing import Route, Router
 
 from asgi_sessions._errors import ConfigurationError, SessionDataError
 from asgi_sessions._forms import FORM, JSON, NeverArrived, TooLong, body_of, form_in, kind_of
-from asgi_sessions._session import Session
+from asgi_sessions._session import OURS, Session
 from asgi_sessions._timeouts import duration
 from asgi_sessions._types import Receive, Scope, Send
 from asgi_sessions.cross_origin import CrossOriginProtection
@@ -234,8 +234,8 @@ class SessionsPage:
     # ── Who is asking ──
 
     def _user(self, request: Request, *, api: bool = False) -> tuple[Session, str]:
-        session = request.scope.get("session")
-        if not isinstance(session, Session):
+        session: Session | None = request.scope.get(OURS)
+        if session is None:
             raise ConfigurationError("SessionsPage: this request has no session; put SessionMiddleware around the app")
         user_id = session.user_id
         if user_id is not None:

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 from asgi_sessions._errors import ConfigurationError, SessionError, StoreError, TokenError, TokenExpired
+from asgi_sessions._middleware import refuse_foreign
 from asgi_sessions._record import MessagePackCodec
-from asgi_sessions._session import Session
+from asgi_sessions._session import OURS, Session
 from asgi_sessions._types import Message, Receive, Scope, Send
 from asgi_sessions.tokens._jwt import Claims
 from asgi_sessions.tokens._tokens import Tokens
@@ -65,6 +66,7 @@ class BearerMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
+        refuse_foreign(scope)
         given = [value for name, value in scope.get("headers", ()) if name == b"authorization"]
         bearers = [value for value in given if value[:7].lower() == b"bearer "]  # RFC 6750, section 2.1
         if not bearers:
@@ -86,8 +88,12 @@ class BearerMiddleware:
         except StoreError:
             await _refuse(scope, receive, send, 503, None)
             return
-        scope["session"] = session
-        await self.app(scope, receive, send)
+        outer = scope.get("session")
+        scope["session"] = scope[OURS] = session
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            scope["session"] = scope[OURS] = session if outer is None else outer
 
     async def _session(self, token: bytes) -> BearerSession:
         claims = self._tokens.verify(token)

@@ -72,8 +72,9 @@ class Client(httpx.AsyncClient):
             await to_app.send({"type": "websocket.connect"})
             socket = Socket(to_app, from_app, await from_app.receive())
             for key, value in socket.answer.get("headers", ()):
-                if key == b"set-cookie" and b"Max-Age=0" not in value:
-                    self.hold(value.decode().split(";")[0].split("=", 1)[1])
+                name, _, content = value.decode().partition("=")
+                if key == b"set-cookie" and name == self.cookie and b"Max-Age=0" not in value:
+                    self.hold(content.split(";")[0])
             yield socket
             await to_app.send({"type": "websocket.disconnect", "code": 1000})
 
