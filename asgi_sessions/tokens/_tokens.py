@@ -196,12 +196,28 @@ class Tokens:
     def access_token(self, session: Session, **claims: Any) -> str:
         """An access token for a session that has a user: a cookie session for its own front end, say.
 
+        The session must be as the store has it: nothing calls a token back if the request fails afterwards.
+
         Args:
             claims: more of them, JSON; none of those that every token has.
+        Raises:
+            SessionError: nobody is logged in; the log-in or ``confirm()`` of this request is not saved yet; the session has
+                ended; or it came with an access token itself, and would then outlive that.
         """
         user_id, authenticated_at = session.user_id, session.authenticated_at
+        if getattr(session, "is_bearer", False):
+            raise SessionError(
+                "access_token(): this session came with an access token; use the refresh token for a new one"
+            )
         if user_id is None or authenticated_at is None:
             raise SessionError("access_token(): nobody is logged in")
+        if session._over:
+            raise SessionError("access_token(): the session has ended")
+        saved = session._stored
+        if session._record is None or saved is None or saved.authenticated_at != session._authenticated_at:
+            raise SessionError(
+                "access_token(): the log-in is not saved yet, and a failed request would undo it: await session.save() first"
+            )
         return self._mint(user_id, session.id, authenticated_at.timestamp(), claims)
 
     def _mint(self, user_id: str, id: str, authenticated_at: float, extra: dict[str, Any]) -> str:
