@@ -1,13 +1,15 @@
-# Two commands: `make demo` and `make test`. Each sets up what it needs in .venv.
+# Two commands: `make demo` and `make test`. Each sets up what it needs in a virtual environment of its own.
 PYTHON ?= python3
+DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+CHAOS_SECONDS ?= 60
 BIN := .venv/bin
 
 .PHONY: demo test browser test-lowest chaos lint bench clean
 
-demo: .venv/ready
-	$(BIN)/python -m asgi_sessions demo
+demo: .venv-demo/ready
+	.venv-demo/bin/python -m asgi_sessions demo $(DEMO_ARGS)
 
 test: .venv/ready browser
 	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
@@ -26,7 +28,7 @@ test-lowest: .venv-lowest/ready
 
 # Trouble on purpose, for a minute on each store, with another seed each time. `make test` has a few seconds of it.
 chaos: .venv/ready
-	CHAOS_SECONDS=60 $(BIN)/python -m pytest tests/chaos -s --timeout 300 $(PYTEST_ARGS)
+	CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/python -m pytest tests/chaos -s --timeout 300 $(PYTEST_ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -38,21 +40,26 @@ bench: .venv-bench/ready
 	.venv-bench/bin/python -m benchmarks.report $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv .venv-bench .venv-lowest .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* dist
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* dist
+
+# $(call venv,REQUIREMENTS): the virtual environment whose mark `ready` is the target, with these packages.
+define venv
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable $(1)
+	touch $@
+endef
 
 .venv/ready: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; try: make PYTHON=python3.12")'
-	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch $@
+	$(call venv,'.[dev]')
+
+# Nothing but what the demo needs: a sixth of the whole.
+.venv-demo/ready: pyproject.toml
+	$(call venv,'.[demo]')
 
 # Apart from .venv: the peers' own requirements must not decide what the suite runs on.
 .venv-bench/ready: pyproject.toml
-	$(PYTHON) -m venv --clear .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	touch $@
+	$(call venv,'.[bench]')
 
 .venv-lowest/ready: pyproject.toml
-	$(PYTHON) -m venv --clear .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' 'redis[hiredis]==5.1.1' 'sqlalchemy==2.0.31'
-	touch $@
+	$(call venv,'.[dev]' 'redis[hiredis]==5.1.1' 'sqlalchemy==2.0.31')

@@ -8,6 +8,7 @@ import random
 import resource
 import sys
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +23,30 @@ CHANGES = KINDS[1:]
 IN_FLIGHT = 100
 MINUTE = 61.0
 """Seconds after which the next touch is due."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much of the capacity plan is measured, and for how long."""
+
+    sessions: int = 10**6
+    """At most."""
+    in_sql: int = 100_000
+    """The same for databases."""
+    requests: int = 5000
+    """Of each kind."""
+    rounds: int = 3
+    count_for: float = 5.0
+    """Seconds for which fsyncs are counted."""
+    histories: tuple[int, int] = (50, 100)
+    """Users, and how often each of them logs in and out."""
+    looks: int = 200
+    """How often the lag of a replica is looked at."""
+    away: tuple[float, float] = (5.0, 30.0)
+    """Seconds for which a replica is stopped; what it misses in a few, the kernel's buffers hold."""
+
+
+QUICK = Effort(sessions=100, requests=50, rounds=1, count_for=0.1, histories=(2, 10), looks=10, away=(0.1, 0.3))
 
 PATIENCE = timedelta(seconds=20)
 """For a database on a busy machine: a request that is given up would not be measured."""

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import hiredis
 import msgspec
@@ -203,11 +204,17 @@ class RawStore(RedisStore):
                 self.waiting.popleft().set_result(reply)
 
     wire: RawStore.Wire | None = None
+    port: int
+
+    @classmethod
+    def on(cls, url: str) -> RawStore:
+        store = cls.from_url(url)
+        store.port = urlsplit(url).port or 6379
+        return store
 
     async def load(self, key: str) -> Record | None:
         if self.wire is None:
-            port = int(str(self._client.url).rsplit(":", 1)[1].split("/")[0])  # type: ignore[union-attr]
-            _, self.wire = await asyncio.get_running_loop().create_connection(RawStore.Wire, "127.0.0.1", port)
+            _, self.wire = await asyncio.get_running_loop().create_connection(RawStore.Wire, "127.0.0.1", self.port)
         data = await self.wire.ask(("GET", self._name(key)))
         return None if data is None else unpack(key, data)
 
@@ -219,13 +226,13 @@ class RawStore(RedisStore):
 
 def raw_limit(url: str) -> Peer:
     """Our middleware over :class:`RawStore`: what is left is what our way to Redis costs."""
-    store = RawStore.from_url(url)
+    store = RawStore.on(url)
     return Peer("ours over a raw protocol", SessionMiddleware(_in_scope, store), store.aclose)
 
 
 def raw_get(url: str) -> Peer:
     """A coalesced GET, decoded, and nothing else: no cookie, no rules. No session library can go below."""
-    store = RawStore.from_url(url)
+    store = RawStore.on(url)
     decode, data = msgspec.msgpack.decode, msgspec.msgpack.encode(DATA)
     there = False
 

@@ -15,7 +15,7 @@ from typing import Any
 import redis
 
 from asgi_sessions import RedisStore
-from benchmarks._kinds import CHANGES, Load, per_request
+from benchmarks._kinds import CHANGES, Effort, Load, per_request
 from benchmarks._work import a_server
 
 MODES = {
@@ -24,9 +24,6 @@ MODES = {
     "always": ("--appendonly", "yes", "--appendfsync", "always"),
 }
 AT_A_TIME = (1, 10, 100)
-ROUNDS = 3
-COUNT_FOR = 5.0
-"""Seconds for which fsyncs are counted."""
 FSYNC = re.compile(r"fdatasync\(.*<([\d.]+)>$|fdatasync resumed.*<([\d.]+)>$")
 
 
@@ -43,7 +40,7 @@ def fsync_alone(times: int = 200) -> float:
     return statistics.median(took)
 
 
-async def costs(requests: int) -> dict[str, Any]:
+async def costs(requests: int, rounds: int) -> dict[str, Any]:
     """CPU and latency of each mode, in turn in every round; a busy machine is unkind to all alike."""
     with ExitStack() as stack:
         loads: dict[str, tuple[Load, Any]] = {}
@@ -55,7 +52,7 @@ async def costs(requests: int) -> dict[str, Any]:
         cpu: dict[str, list[float]] = {mode: [] for mode in MODES}
         logged: dict[str, dict[str, float]] = {mode: {} for mode in MODES}
         latency: dict[str, dict[int, list[float]]] = {mode: {n: [] for n in AT_A_TIME} for mode in MODES}
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for mode, (load, client) in loads.items():
                 for kind in CHANGES:
                     cost = await per_request(client, load, kind, requests)
@@ -83,7 +80,7 @@ def fsyncs_in(trace: Path) -> list[float]:
     return [float(one[1] or one[2]) for one in found if one]
 
 
-async def fsyncs(mode: str, requests: int) -> dict[str, Any] | None:
+async def fsyncs(mode: str, requests: int, count_for: float) -> dict[str, Any] | None:
     """How many there are for a write, and how long they take: counted by strace, apart from everything else."""
     if shutil.which("strace") is None:
         return None
@@ -96,7 +93,7 @@ async def fsyncs(mode: str, requests: int) -> dict[str, Any] | None:
             found: dict[str, Any] = {}
             for in_flight in AT_A_TIME:
                 before, writes, began = len(fsyncs_in(trace)), 0, time.perf_counter()
-                while (passed := time.perf_counter() - began) < COUNT_FOR:
+                while (passed := time.perf_counter() - began) < count_for:
                     writes += len(await load.send("write", requests // 5, in_flight))
                 took = fsyncs_in(trace)[before:]
                 found[str(in_flight)] = {
@@ -108,9 +105,10 @@ async def fsyncs(mode: str, requests: int) -> dict[str, Any] | None:
     return found
 
 
-async def measure(requests: int) -> dict[str, Any]:
+async def measure(effort: Effort) -> dict[str, Any]:
+    many = effort.requests
     return {
         "fsync alone": fsync_alone(),
-        "costs": await costs(requests),
-        "fsyncs": {mode: await fsyncs(mode, requests) for mode in ("everysec", "always")},
+        "costs": await costs(many, effort.rounds),
+        "fsyncs": {mode: await fsyncs(mode, many, effort.count_for) for mode in ("everysec", "always")},
     }

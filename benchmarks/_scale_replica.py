@@ -14,15 +14,11 @@ import redis
 import redis.asyncio
 
 from asgi_sessions import RedisStore
-from benchmarks._kinds import KINDS, Load, per_request
+from benchmarks._kinds import KINDS, Effort, Load, per_request
 from benchmarks._work import Server, a_server
 
-ROUNDS = 3
 PER_SECOND = 1000
 """Writes while we look how far the replica is behind."""
-LOOKS = 200
-AWAY = (5.0, 30.0)
-"""Seconds for which the replica is stopped; what it misses in a few, the kernel's buffers hold."""
 
 
 def follow(primary: Server) -> tuple[str, ...]:
@@ -80,7 +76,7 @@ class Loaded:
         self.per_second = sent / (time.perf_counter() - self._began)
 
 
-async def costs(requests: int) -> dict[str, Any]:
+async def costs(requests: int, rounds: int) -> dict[str, Any]:
     """Bytes to the replica for a request of each kind, and CPU of a write: with a replica, without, and of the replica."""
     with a_server() as alone, a_server() as primary, a_server(*follow(primary)) as replica:
         clients = {server: redis.Redis.from_url(server.url) for server in (alone, primary, replica)}
@@ -89,7 +85,7 @@ async def costs(requests: int) -> dict[str, Any]:
             await load.fill(requests)
         stream = {kind: [0.0] for kind in KINDS}
         cpu: dict[str, list[float]] = {"alone": [], "with a replica": [], "of the replica": []}
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             cpu["alone"].append((await per_request(clients[alone], loads[alone], "write", requests))["cpu"])
             for kind in KINDS:
                 before = clients[replica].info("cpu")
@@ -111,11 +107,11 @@ async def costs(requests: int) -> dict[str, Any]:
     }
 
 
-async def lag(load: Load, primary: Any, replica: Any) -> dict[str, float]:
+async def lag(load: Load, primary: Any, replica: Any, looks: int) -> dict[str, float]:
     """Under load: bytes that the replica is behind, and ms until it has what was just written."""
     behind, waited = [], []
     async with Loaded(load) as loaded:
-        for _ in range(LOOKS):
+        for _ in range(looks):
             # In this order it is at most so much: what is written between the two questions counts as missing.
             has = (await replica.info("replication"))["master_repl_offset"]
             offset = (await primary.info("replication"))["master_repl_offset"]
@@ -129,10 +125,10 @@ async def lag(load: Load, primary: Any, replica: Any) -> dict[str, float]:
     waited.sort()
     return {
         "writes per second": loaded.per_second,
-        "bytes median": behind[LOOKS // 2],
+        "bytes median": behind[looks // 2],
         "bytes most": behind[-1],
-        "wait median": waited[LOOKS // 2],
-        "wait p99": waited[LOOKS * 99 // 100],
+        "wait median": waited[looks // 2],
+        "wait p99": waited[looks * 99 // 100],
         "wait most": waited[-1],
     }
 
@@ -181,16 +177,18 @@ async def cut_off(load: Load, primary: Any, replica: Server, away: float, backlo
     }
 
 
-async def behaviour(sessions: int) -> dict[str, Any]:
+async def behaviour(effort: Effort) -> dict[str, Any]:
     with a_server("--repl-diskless-sync-delay", "0") as primary, a_server(*follow(primary)) as replica:
         load = Load(RedisStore.from_url(primary.url))
-        await load.fill(sessions)
+        await load.fill(effort.requests)
         async with redis.asyncio.Redis.from_url(primary.url) as one, redis.asyncio.Redis.from_url(replica.url) as two:
             await until_up(two)
-            found: dict[str, Any] = {"lag": await lag(load, one, two)}
-            found["stopped"] = [await stopped(load, one, replica, seconds) for seconds in AWAY]
+            found: dict[str, Any] = {"lag": await lag(load, one, two, effort.looks)}
+            found["stopped"] = [await stopped(load, one, replica, seconds) for seconds in effort.away]
             missed = int(found["stopped"][-1]["missed"])
-            found["cut off"] = [await cut_off(load, one, replica, AWAY[-1], size) for size in (missed // 4, missed * 2)]
+            found["cut off"] = [
+                await cut_off(load, one, replica, effort.away[-1], size) for size in (missed // 4, missed * 2)
+            ]
         await load.store.aclose()
     return found
 
@@ -215,5 +213,5 @@ async def copy(primary: Server) -> dict[str, float]:
     }
 
 
-async def measure(requests: int) -> dict[str, Any]:
-    return {"costs": await costs(requests), **await behaviour(requests)}
+async def measure(effort: Effort) -> dict[str, Any]:
+    return {"costs": await costs(effort.requests, effort.rounds), **await behaviour(effort)}

@@ -45,7 +45,7 @@ async def of(url: str, most: int, requests: int, **options: Any) -> dict[str, An
     said: list[str] = []
     event.listen(store._first.sync_engine, "before_cursor_execute", lambda *told: said.append(told[2]))
     await store.create_tables()
-    load, rows, total, size = Load(store), [], 0, 1000
+    load, rows, total, size = Load(store), [], 0, min(1000, most)
     try:
         while size <= most:
             await load.fill(size - total, IN_FLIGHT)

@@ -136,8 +136,8 @@ async def cpu(work: Callable[[int], Awaitable[None]], in_flight: int, requests: 
         for _ in range(times):
             await work(number)
 
-    await asyncio.gather(*(client(number, 10) for number in range(in_flight)))
     times = max(requests // in_flight, 1)
+    await asyncio.gather(*(client(number, min(times, 10)) for number in range(in_flight)))
     before = resource.getrusage(resource.RUSAGE_SELF)
     await asyncio.gather(*(client(number, times) for number in range(in_flight)))
     after = resource.getrusage(resource.RUSAGE_SELF)
@@ -262,9 +262,12 @@ def median(values: list[float]) -> float:
     return statistics.median(values)
 
 
-def save(name: str, data: dict[str, Any]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"about": machine(), **data}, indent=1) + "\n", encoding="utf-8")
+def save(name: str, data: dict[str, Any], into: Path | None) -> None:
+    """Write the results to a folder; ``None`` keeps nothing."""
+    if into is not None:
+        into.mkdir(exist_ok=True)
+        text = json.dumps({"about": machine(), **data}, indent=1)
+        (into / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -272,10 +275,26 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def options(description: str, argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="a short run, to see that it works")
-    return parser.parse_args(argv)
+def parser(description: str | None, *, keeps: bool = True) -> argparse.ArgumentParser:
+    """``keeps``: whether the program can write its results to a folder."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--quick", action="store_true", help="a run of seconds, to see that it works")
+    if keeps:
+        default = "default: benchmarks/results, with --quick nowhere"
+        made.add_argument("--into", metavar="FOLDER", type=Path, help=f"where the results go; {default}")
+    return made
+
+
+def parsed(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The arguments. A quick run never replaces the results that the project keeps."""
+    arguments = made.parse_args(argv)
+    if arguments.into is None and not arguments.quick:
+        arguments.into = RESULTS
+    return arguments
+
+
+def options(description: str | None, argv: list[str] | None) -> argparse.Namespace:
+    return parsed(parser(description), argv)
 
 
 def progress(text: str) -> None:

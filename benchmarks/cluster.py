@@ -1,4 +1,4 @@
-"""What a load costs on a cluster: ``python -m benchmarks.cluster``; half a minute.
+"""What a load costs on a cluster: ``python -m benchmarks.cluster [--quick]``; half a minute.
 
 CPU of this process per load, 64 in flight, interleaved in one run: one server; a cluster of three primaries with connections
 of our own; the same cluster by redis-py's client, which takes a connection from a pool for each command. Then how long it takes
@@ -16,16 +16,13 @@ import uvloop
 
 from asgi_sessions import RedisStore
 from asgi_sessions.testing import a_record
-from benchmarks._work import a_server, cpu
+from benchmarks._work import a_server, cpu, parser
 from tests.clusters import Cluster
 
 IN_FLIGHT = 64
-LOADS = 6400
-ROUNDS = 5
-ENDS = 1000
 
 
-async def measure(server: str, cluster: str) -> dict[str, float]:
+async def measure(server: str, cluster: str, rounds: int, loads: int) -> dict[str, float]:
     async with AsyncExitStack() as stack:
         client = redis.asyncio.RedisCluster.from_url(cluster, protocol=2)
         stack.push_async_callback(client.aclose)
@@ -40,21 +37,21 @@ async def measure(server: str, cluster: str) -> dict[str, float]:
             stack.push_async_callback(store.aclose)
             for record in records:
                 await store.create(record)
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for name, store in stores.items():
 
                 async def load(number: int, store: RedisStore = store) -> None:
                     assert await store.load(records[number].key) == records[number]
 
-                costs[name].append(await cpu(load, IN_FLIGHT, LOADS))
+                costs[name].append(await cpu(load, IN_FLIGHT, loads))
         return {name: statistics.median(each) for name, each in costs.items()}
 
 
-async def ends(cluster: str) -> dict[int, float]:
+async def ends(cluster: str, many: int) -> dict[int, float]:
     """Microseconds until a session has ended, by how many replicas have to know of it."""
     stores = {replicas: RedisStore.from_cluster(cluster, prefix="ends", durable_ends=replicas) for replicas in (0, 1)}
     took: dict[int, list[float]] = {replicas: [] for replicas in stores}
-    for number in range(ENDS):
+    for number in range(many):
         for replicas, store in stores.items():
             record = a_record(owner=f"user {number}", number=number)
             await store.create(record)
@@ -66,10 +63,11 @@ async def ends(cluster: str) -> dict[int, float]:
     return {replicas: statistics.median(each) for replicas, each in took.items()}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    rounds, loads, many = (1, IN_FLIGHT, 20) if parser(__doc__, keeps=False).parse_args(argv).quick else (5, 6400, 1000)
     with a_server() as server, Cluster() as cluster:
-        costs = uvloop.run(measure(server.url, cluster.url))
-        waits = uvloop.run(ends(cluster.url))
+        costs = uvloop.run(measure(server.url, cluster.url, rounds, loads))
+        waits = uvloop.run(ends(cluster.url, many))
     print("| | µs of CPU per load | |\n|---|---|---|")
     for name, cost in costs.items():
         print(f"| {name} | {cost:.1f} | {cost / costs['one server']:.2f} |")

@@ -1,7 +1,7 @@
 """What open sockets cost: memory and tasks for each, and how long until all of a user's are closed.
 
-``python -m benchmarks.live [SOCKETS]``. In one process, on bare ASGI messages and a real Redis or Valkey; the apps sit in
-``receive()`` as an echo would.
+``python -m benchmarks.live [--quick] [SOCKETS]``. In one process, on bare ASGI messages and a real Redis or Valkey.
+The apps wait in ``receive()``, as an echo would.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import gc
 import os
 import statistics
-import sys
 import time
 import tracemalloc
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import redis
 
 from asgi_sessions import Devices, RedisStore, SessionMiddleware, UserSessions
+from benchmarks._work import parser
 
 URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 PREFIX = "benchmark-live"
@@ -61,7 +61,7 @@ async def log_in(middleware: Any) -> bytes:
     return bytes(cookie.partition(b";")[0])
 
 
-async def measure(sockets: int, *, live: bool) -> tuple[float, int, list[float]]:
+async def measure(sockets: int, settle: float, *, live: bool) -> tuple[float, int, list[float]]:
     """Bytes of Python's memory for each socket, tasks beside those of the apps, and the milliseconds until each was closed."""
     store = RedisStore.from_url(URL, prefix=PREFIX)
     middleware = SessionMiddleware(app, store, devices=Devices(live=live, max_sessions=None))
@@ -73,7 +73,7 @@ async def measure(sockets: int, *, live: bool) -> tuple[float, int, list[float]]
     opened = [Socket(middleware, cookie) for cookie in cookies]
     for socket in opened:
         await socket.open.wait()
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(settle)
     gc.collect()
     memory = (tracemalloc.get_traced_memory()[0] - before) / sockets
     tracemalloc.stop()
@@ -93,11 +93,14 @@ async def measure(sockets: int, *, live: bool) -> tuple[float, int, list[float]]
     return memory, tasks, waits
 
 
-def main() -> None:
-    sockets = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+def main(argv: list[str] | None = None) -> None:
+    made = parser(__doc__, keeps=False)
+    made.add_argument("sockets", metavar="SOCKETS", type=int, nargs="?", help="default: 1000, with --quick 10")
+    arguments = made.parse_args(argv)
+    sockets, settle = arguments.sockets or (10 if arguments.quick else 1000), 0.1 if arguments.quick else 1.5
     try:
-        off = asyncio.run(measure(sockets, live=False))
-        on = asyncio.run(measure(sockets, live=True))
+        off = asyncio.run(measure(sockets, settle, live=False))
+        on = asyncio.run(measure(sockets, settle, live=True))
     finally:
         with redis.Redis.from_url(URL) as admin:
             if keys := list(admin.scan_iter(f"{PREFIX}:*", count=1000)):

@@ -125,8 +125,8 @@ def markdown(data: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    quick = options(__doc__ or "", argv).quick
-    many = 2_000 if quick else 20_000
+    arguments = options(__doc__, argv)
+    many, waiting = (500, 100) if arguments.quick else (20_000, 2_000)
     with a_server() as server:
         on_server = run(on_the_server(server.url, many))
         sizes = dict(on_server)
@@ -138,10 +138,10 @@ def main(argv: list[str] | None = None) -> None:
             "server": server.version,
             "sessions": many,
             "on the server": on_server,
-            "in the process": run(in_the_process(server.url, 2_000)),
+            "in the process": run(in_the_process(server.url, waiting)),
             "bounds": bounds,
         }
-        save("memory", data)
+        save("memory", data, arguments.into)
     print(markdown(data))
 
 

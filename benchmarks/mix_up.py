@@ -25,7 +25,7 @@ def markdown(data: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    quick = options(__doc__ or "", argv).quick
+    arguments = options(__doc__, argv)
     seed = secrets.randbelow(10**6)
     server = Server("--appendonly", "yes", "--appendfsync", "always")
     server.start()
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     with Proxy(server.port) as proxy:
         proxy.delay, proxy.jitter = 0.0005, 0.002
         store = RedisStore.from_url(proxy.url(server.url))
-        requests = 10_000 if quick else 120_000
+        requests = 2_000 if arguments.quick else 120_000
 
         def told(done: int) -> None:
             if done % 10_000 == 0:
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         "counts": dict(outcome.counts),
         "faults": outcome.faults,
     }
-    save("mix_up", data)
+    save("mix_up", data, arguments.into)
     print(markdown(data))
     if outcome.faults:
         sys.exit(1)

@@ -123,11 +123,11 @@ def markdown(data: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    quick = options(__doc__ or "", argv).quick
+    arguments = options(__doc__, argv)
     with a_server() as server:
-        prices = run(measure(server.url, *((1, 1280) if quick else (5, 6400))))
+        prices = run(measure(server.url, *((1, 64) if arguments.quick else (5, 6400))))
         data = {"server": server.version, "prices": prices}
-        save("prices", data)
+        save("prices", data, arguments.into)
     print(markdown(data))
 
 

@@ -1,22 +1,28 @@
-"""Runs all benchmarks, writes ``RESULTS.md`` and the plots: ``python -m benchmarks.report [--quick] [--only-write]``."""
+"""Runs all benchmarks, writes ``RESULTS.md`` and the plots: ``python -m benchmarks.report [--quick] [--only-write]``.
+
+``--quick`` writes into a temporary folder, prints the page and removes the folder. The results of the project stay as they are.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import math
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks._work import RESULTS, progress
+from benchmarks._work import progress
 
-IMAGES = Path(__file__).parent.parent / "docs" / "images"
-PAGE = Path(__file__).parent / "RESULTS.md"
-CAPACITY = IMAGES.parent / "capacity.md"
+ROOT = Path(__file__).parent.parent
+RESULTS, PAGE = Path("benchmarks/results"), Path("benchmarks/RESULTS.md")
+CAPACITY, IMAGES = Path("docs/capacity.md"), Path("docs/images")
 PARTS = {
     "in_process": "CPU per request, in process",
     "over_http": "Requests per second, over HTTP",
@@ -30,7 +36,7 @@ PARTS = {
 INK, OURS, OTHERS = "#7d8590", "#2f81f7", "#8b949e"  # legible on white and on black
 
 
-def plot_in_process(data: dict[str, Any]) -> None:
+def plot_in_process(data: dict[str, Any], images: Path) -> None:
     """Bars: µs of CPU per read and per write, by peer."""
     import matplotlib.pyplot as plt
 
@@ -51,11 +57,11 @@ def plot_in_process(data: dict[str, Any]) -> None:
         for spine in axis.spines.values():
             spine.set_visible(False)
     fig.tight_layout()
-    fig.savefig(IMAGES / "benchmark.svg", transparent=True)
+    fig.savefig(images / "benchmark.svg", transparent=True)
     plt.close(fig)
 
 
-def plot_growth(data: dict[str, Any]) -> None:
+def plot_growth(data: dict[str, Any], images: Path) -> None:
     """Four small plots, each flat or linear, it is hoped."""
     import matplotlib.pyplot as plt
 
@@ -75,18 +81,20 @@ def plot_growth(data: dict[str, Any]) -> None:
         if len(head) > 2:
             axis.legend(labelcolor=INK, frameon=False, fontsize=9)
     fig.tight_layout()
-    fig.savefig(IMAGES / "growth.svg", transparent=True)
+    fig.savefig(images / "growth.svg", transparent=True)
     plt.close(fig)
 
 
-def keep(fig: Any, name: str) -> None:
+def keep(fig: Any, file: Path) -> None:
     """As an SVG whose text is text: a third of the size."""
     import matplotlib.pyplot as plt
 
     fig.tight_layout()
     # The names of its parts are random otherwise, and the same figures would be another file.
-    with plt.rc_context({"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Arial"], "svg.hashsalt": name}):
-        fig.savefig(IMAGES / name, transparent=True, metadata={"Date": None})
+    with plt.rc_context(
+        {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Arial"], "svg.hashsalt": file.name}
+    ):
+        fig.savefig(file, transparent=True, metadata={"Date": None})
     plt.close(fig)
 
 
@@ -102,7 +110,7 @@ def dress(axis: Any, title: str, down: str, along: str) -> None:
         axis.legend(labelcolor=INK, frameon=False, fontsize=8, ncols=1 if len(axis.lines) < 4 else 2)
 
 
-def plot_scale(data: dict[str, Any]) -> None:
+def plot_scale(data: dict[str, Any], images: Path) -> None:
     """Bytes and CPU against sessions, memory as far as the plan goes, and what an fsync adds."""
     import matplotlib.pyplot as plt
 
@@ -144,7 +152,7 @@ def plot_scale(data: dict[str, Any]) -> None:
     dress(cpu, "A request, 100 in flight", "µs of the server's CPU", "sessions")
     dress(memory, "Memory", "GiB", "sessions")
     dress(log, "A write, by appendfsync", "ms, median", "in flight")
-    keep(fig, "capacity.svg")
+    keep(fig, images / "capacity.svg")
 
 
 def by_minute(samples: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
@@ -156,7 +164,7 @@ def by_minute(samples: list[dict[str, float]], name: str) -> tuple[list[float], 
     return [minute + 0.5 for minute in minutes], [statistics.fmean(values) for values in minutes.values()]
 
 
-def plot_soak(data: dict[str, Any]) -> None:
+def plot_soak(data: dict[str, Any], images: Path) -> None:
     """What may not grow, by the minute; the warm-up is grey."""
     import matplotlib.pyplot as plt
 
@@ -173,7 +181,7 @@ def plot_soak(data: dict[str, Any]) -> None:
         axis.axvspan(0, data["warm-up"] / 60, color=OTHERS, alpha=0.2, linewidth=0)
         axis.set_ylim(bottom=0)
         dress(axis, title, unit, "minutes")
-    keep(fig, "soak.svg")
+    keep(fig, images / "soak.svg")
 
 
 def put(page: str, name: str, text: str) -> str:
@@ -185,24 +193,29 @@ def put(page: str, name: str, text: str) -> str:
     return f"{before}{begin}\n{text.strip()}\n\n{end}{rest.partition(end)[2]}"
 
 
-def write_capacity() -> None:
-    """Puts what ``scale`` and ``soak`` measured into the page about capacity. They take too long to be run here."""
-    page = CAPACITY.read_text(encoding="utf-8")
+def write_capacity(root: Path, plots: bool) -> None:
+    """Put what ``scale`` and ``soak`` measured into the page about capacity. They take too long to be run here."""
+    page = (root / CAPACITY).read_text(encoding="utf-8")
     for name, plot in (("scale", plot_scale), ("soak", plot_soak)):
-        data = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        data = json.loads((root / RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         for part, text in importlib.import_module(f"benchmarks.{name}").parts(data).items():
             page = put(page, part, text)
-        plot(data)
-    CAPACITY.write_text(page, encoding="utf-8")
+        if plots:
+            plot(data, root / IMAGES)
+    (root / CAPACITY).write_text(page, encoding="utf-8")
 
 
-def write() -> None:
+def write(root: Path) -> None:
+    """Write the pages and the plots from the results in that folder, which is laid out like the project's."""
     parts = [
         "# Results\n\nWritten by `make bench`; [README.md](README.md) says what is measured and how. Look at the ratios: "
         "absolute figures are one machine's.\n"
     ]
+    plots = importlib.util.find_spec("matplotlib") is not None
+    if not plots:
+        progress("left out: the plots, since matplotlib is not installed")
     for name, title in PARTS.items():
-        path = RESULTS / f"{name}.json"
+        path = root / RESULTS / f"{name}.json"
         if not path.exists():
             continue
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -212,29 +225,53 @@ def write() -> None:
             f"\n<sub>`python -m benchmarks.{name}`, {about['date']}, {about['machine']}, Python {about['python']}, "
             f"{about['versions']}</sub>\n"
         )
-        IMAGES.mkdir(exist_ok=True)
-        if name == "in_process":
-            plot_in_process(data)
+        if name == "in_process" and plots:
+            plot_in_process(data, root / IMAGES)
         elif name == "growth":
-            plot_growth(data)
+            if plots:
+                plot_growth(data, root / IMAGES)
             parts.append("\n![](../docs/images/growth.svg)\n")
-    PAGE.write_text("".join(parts), encoding="utf-8")
-    write_capacity()
+    (root / PAGE).write_text("".join(parts), encoding="utf-8")
+    write_capacity(root, plots)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="short runs, to see that it all works")
-    parser.add_argument("--only-write", action="store_true", help="from the results that are there")
-    arguments = parser.parse_args()
+def measure(into: Path, *, quick: bool) -> list[str]:
+    """Run them all; the names of those that failed."""
     failed = []
-    for name in PARTS if not arguments.only_write else ():
+    for name in PARTS:
         progress(f"── {name}")
         # Each in a process of its own: what one leaves behind in memory is no matter of the next.
-        command = [sys.executable, "-m", f"benchmarks.{name}", *(["--quick"] if arguments.quick else [])]
-        if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--into", str(into), *(["--quick"] if quick else [])]
+        if subprocess.run(command, stdout=subprocess.DEVNULL, cwd=ROOT, check=False).returncode:
             failed.append(name)
-    write()
+    return failed
+
+
+def quickly() -> list[str]:
+    """All of it on a small scale, in a folder that does not stay."""
+    with tempfile.TemporaryDirectory(prefix="asgi-sessions-benchmark-") as folder:
+        root = Path(folder)
+        for path in (RESULTS, IMAGES):
+            (root / path).mkdir(parents=True)
+        for path in (CAPACITY, RESULTS / "scale.json", RESULTS / "soak.json"):
+            shutil.copy(ROOT / path, root / path)
+        failed = measure(root / RESULTS, quick=True)
+        write(root)
+        print((root / PAGE).read_text(encoding="utf-8"))
+    return failed
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="runs of seconds, to see that it all works; keeps nothing")
+    which.add_argument("--only-write", action="store_true", help="from the results that are there")
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        failed = quickly()
+    else:
+        failed = [] if arguments.only_write else measure(ROOT / RESULTS, quick=False)
+        write(ROOT)
     if failed:
         sys.exit(f"did not run to its end: {', '.join(failed)}")
 

@@ -1,4 +1,4 @@
-"""How large it gets: ``python -m benchmarks.scale [SESSIONS]``, up to a million by default; about a quarter of an hour.
+"""How large it gets: ``python -m benchmarks.scale [--quick] [SESSIONS]``, up to a million by default; about a quarter of an hour.
 
 Fills servers of its own through the middleware and measures, at each power of ten, what a session takes in their memory and
 what requests cost: commands, CPU, bytes on the wire. Then what a log on disk, a replica and databases cost. From these it
@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import sys
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import redis
 
 from asgi_sessions import RedisStore
 from benchmarks import _scale_log, _scale_replica, _scale_sql
-from benchmarks._kinds import CHANGES, IN_FLIGHT, KINDS, Load, counted, per_request, stage
-from benchmarks._work import Server, a_server, save, table
+from benchmarks._kinds import CHANGES, IN_FLIGHT, KINDS, QUICK, Effort, Load, counted, per_request, stage
+from benchmarks._work import Server, a_server, parsed, parser, save, table
 
-REQUESTS = 5000
-ROUNDS = 3
 AT_A_TIME = (1, 10, 100)
 """Requests in flight in the process of an app: what they ask together leaves together, and is cheaper."""
-MOST_IN_SQL = 100_000
 
 # What is assumed, and not measured. Yours will differ; the formulas say how that matters.
 SESSIONS = 10**8
@@ -49,10 +46,10 @@ AWAY = 60
 """Seconds that a replica may be away and come back without a copy of everything."""
 
 
-async def costs(client: Any, load: Load, many: int, in_flight: int) -> dict[str, dict[str, float]]:
+async def costs(client: Any, load: Load, many: int, in_flight: int, times: int) -> dict[str, dict[str, float]]:
     """What a request of each kind costs: the median of some rounds."""
     rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
-    for _ in range(ROUNDS):
+    for _ in range(times):
         for kind, seen in rounds.items():
             seen.append(await per_request(client, load, kind, many, in_flight))
     await load.forget_late()
@@ -61,40 +58,40 @@ async def costs(client: Any, load: Load, many: int, in_flight: int) -> dict[str,
     }
 
 
-async def sessions(server: Server, most: int) -> dict[str, Any]:
+async def sessions(server: Server, effort: Effort) -> dict[str, Any]:
     """Rows for powers of ten; then a history, and a replica that copies the whole."""
-    load, rows, size = Load(RedisStore.from_url(server.url)), [], 1000
+    load, rows, size = Load(RedisStore.from_url(server.url)), [], min(1000, effort.sessions)
     with redis.Redis.from_url(server.url) as client:
         await load.fill(2)
-        await costs(client, load, 2, 1)  # so that the server knows the scripts
+        await costs(client, load, 2, 1, 1)  # so that the server knows the scripts
         empty = counted(client)
-        while size <= most:
+        while size <= effort.sessions:
             began, many = time.perf_counter(), size - len(load.cookies)
             await load.fill(many)
             took, full = time.perf_counter() - began, counted(client)
             row: dict[str, Any] = {"sessions": size, "filled per second": many / took}
             row |= {name: (full[name] - empty[name]) / size for name in ("memory", "resident")}
-            row |= await costs(client, load, min(REQUESTS, size), IN_FLIGHT)
+            row |= await costs(client, load, min(effort.requests, size), IN_FLIGHT, effort.rounds)
             rows.append(row)
             size *= 10
-        by_in_flight = {str(n): await costs(client, load, min(REQUESTS, most), n) for n in AT_A_TIME}
+        by_in_flight = {str(n): await costs(client, load, effort.requests, n, effort.rounds) for n in AT_A_TIME}
         before = counted(client)["memory"]
-        lines = await load.histories(50, 100)
+        lines = await load.histories(*effort.histories)
         line = (counted(client)["memory"] - before) / lines
         await load.store.aclose()
     return {"rows": rows, "in flight": by_in_flight, "line": line, "copy": await _scale_replica.copy(server)}
 
 
-async def measure(most: int) -> dict[str, Any]:
+async def measure(effort: Effort) -> dict[str, Any]:
     with a_server() as server:
         stage("sessions and requests")
-        found = {"server": server.version, **await sessions(server, most)}
+        found = {"server": server.version, **await sessions(server, effort)}
     stage("a log on disk")
-    found["log"] = await _scale_log.measure(min(REQUESTS, most))
+    found["log"] = await _scale_log.measure(effort)
     stage("a replica")
-    found["replica"] = await _scale_replica.measure(min(REQUESTS, most))
+    found["replica"] = await _scale_replica.measure(effort)
     stage("databases")
-    found["sql"] = await _scale_sql.measure(min(MOST_IN_SQL, most), min(REQUESTS, most) // 5)
+    found["sql"] = await _scale_sql.measure(min(effort.in_sql, effort.sessions), effort.requests // 5)
     return found
 
 
@@ -377,10 +374,16 @@ def parts(data: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def main() -> None:
-    most = int(sys.argv[1].replace("_", "")) if len(sys.argv) > 1 else 10**6
-    data = asyncio.run(measure(most))
-    save("scale", data)
+def main(argv: list[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument(
+        "sessions", metavar="SESSIONS", type=int, nargs="?", help="at most; default: 10**6, with --quick 100"
+    )
+    arguments = parsed(made, argv)
+    effort = QUICK if arguments.quick else Effort()
+    most = arguments.sessions or effort.sessions
+    data = asyncio.run(measure(replace(effort, sessions=most, requests=min(effort.requests, most))))
+    save("scale", data, arguments.into)
     print(f"{data['server']}; sessions of about 300 bytes, half of them logged in\n")
     for part in (of_sessions, of_in_flight, of_log, of_replica, of_sql):
         print(part(data))

@@ -1,4 +1,4 @@
-"""How many access tokens are verified in a second, beside others, in one run: ``python -m benchmarks.tokens``.
+"""How many access tokens are verified in a second, beside others, in one run: ``python -m benchmarks.tokens [--quick]``.
 
 The others do what their documentation shows: PyJWT as in FastAPI's, joserfc and Authlib with the registered claims. They check
 less than we do (see ``docs/tokens.md``). Rounds are interleaved; the median counts.
@@ -21,12 +21,12 @@ import redis
 
 from asgi_sessions import RedisStore
 from asgi_sessions.tokens import SigningKey, Tokens
+from benchmarks._work import parser
 
 URL = "https://api.example.org"
 REDIS = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 PREFIX = "benchmark-tokens"
 SECRET = "an excellent secret of at least 32 bytes"
-ROUNDS, TIMES = 15, 300
 
 
 def contenders(tokens: Tokens, key: SigningKey, token: str) -> dict[str, Callable[[], Any]]:
@@ -60,22 +60,22 @@ def contenders(tokens: Tokens, key: SigningKey, token: str) -> dict[str, Callabl
     return found
 
 
-def per_second(check: Callable[[], Any]) -> float:
+def per_second(check: Callable[[], Any], times: int) -> float:
     began = time.perf_counter()
-    for _ in range(TIMES):
+    for _ in range(times):
         check()
-    return TIMES / (time.perf_counter() - began)
+    return times / (time.perf_counter() - began)
 
 
-async def strict(tokens: Tokens, token: str) -> float:
+async def strict(tokens: Tokens, token: str, times: int) -> float:
     """64 at a time, as a server under load has them."""
     began = time.perf_counter()
-    for _ in range(TIMES // 10):
+    for _ in range(times // 10):
         await asyncio.gather(*(tokens.living(tokens.verify(token)) for _ in range(64)))
-    return TIMES // 10 * 64 / (time.perf_counter() - began)
+    return times // 10 * 64 / (time.perf_counter() - began)
 
 
-async def measure() -> None:
+async def measure(rounds: int, times: int) -> None:
     store = RedisStore.from_url(REDIS, prefix=PREFIX)
     print(
         f"{'':10}{'ours':>9}{'strict':>9}{'PyJWT':>9}{'joserfc':>9}{'Authlib':>9}   tokens verified per second, one core"
@@ -85,10 +85,10 @@ async def measure() -> None:
         token = (await tokens.log_in("alice")).access_token
         runs: dict[str, list[float]] = {}
         checks = contenders(tokens, key, token)
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for name, check in checks.items():
-                runs.setdefault(name, []).append(per_second(check))
-            runs.setdefault("strict", []).append(await strict(tokens, token))
+                runs.setdefault(name, []).append(per_second(check, times))
+            runs.setdefault("strict", []).append(await strict(tokens, token, times))
         cells = [
             f"{statistics.median(runs[n]):>9,.0f}" if n in runs else f"{'–':>9}"
             for n in ("ours", "strict", "PyJWT", "joserfc", "Authlib")
@@ -97,10 +97,11 @@ async def measure() -> None:
     await store.aclose()
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    rounds, times = (1, 10) if parser(__doc__, keeps=False).parse_args(argv).quick else (15, 300)
     warnings.simplefilter("ignore")
     try:
-        asyncio.run(measure())
+        asyncio.run(measure(rounds, times))
     finally:
         with redis.Redis.from_url(REDIS) as admin:
             if keys := list(admin.scan_iter(f"{PREFIX}:*", count=1000)):

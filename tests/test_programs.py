@@ -1,0 +1,362 @@
+"""Every command that the documents show, every target of the Makefile and every benchmark runs; here on a small scale.
+
+Each test says by a pattern which commands it runs. A command that no pattern matches fails
+:func:`test_every_command_is_run_by_a_test`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+from benchmarks import report
+from tests.markdown import ROOT, blocks, name_of, pages, prose
+
+pytestmark = pytest.mark.timeout(180)
+
+PROGRAMS = {"make", "python", "pip", "pytest", "uvicorn", "asgi-sessions", "curl", "redis-cli", "export", ".ci/run"}
+"""What the commands of the documents begin with."""
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8") if (ROOT / "Makefile").exists() else ""
+CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8") if (ROOT / ".ci" / "run").exists() else ""
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def commands() -> dict[str, str]:
+    """Every command in a block of shell and in the text, without its comment, and a page that shows it."""
+    found: dict[str, str] = {}
+    for page in [*pages(), ROOT / "benchmarks" / "RESULTS.md"]:
+        shown: list[str] = []
+        for block in blocks(page):
+            if block.language == "sh":
+                shown += block.text.splitlines()
+            elif block.language == "console":
+                shown += [line[2:] for line in block.text.splitlines() if line.startswith("$ ")]
+        for code in re.findall(r"`([^`]+)`", prose(page)):
+            words = code.split()
+            name = next((word for word in words if "=" not in word), "")
+            if name in PROGRAMS and (len(words) > 1 or "/" in name):
+                shown.append(" ".join(words))
+        for line in shown:
+            found.setdefault(re.sub(r"\s+#.*$", "", line).strip(), name_of(page))
+    return {command: page for command, page in found.items() if command}
+
+
+COMMANDS = commands()
+TARGETS = re.findall(r"\S+", "".join(re.findall(r"^\.PHONY:(.*)$", MAKEFILE, flags=re.MULTILINE)))
+BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py"))
+PATTERNS: list[str] = []
+
+
+def each_command(pattern: str) -> Any:
+    """Run a test for each of the documented commands that match. There must be one."""
+    PATTERNS.append(pattern)
+    return pytest.mark.parametrize("command", [each for each in COMMANDS if re.fullmatch(pattern, each)] or ["none"])
+
+
+def test_every_command_is_run_by_a_test() -> None:
+    untested = {
+        command: page
+        for command, page in COMMANDS.items()
+        if not any(re.fullmatch(pattern, command) for pattern in PATTERNS)
+    }
+    stale = [pattern for pattern in PATTERNS if not any(re.fullmatch(pattern, command) for command in COMMANDS)]
+
+    assert untested == {}, "give each of them a test in this file"
+    assert stale == [], "no document shows such a command"
+
+
+def run(*words: str | Path, cwd: Path = ROOT, **environment: str) -> str:
+    """What a command prints, once it has ended well."""
+    ended = subprocess.run(
+        [str(word) for word in words],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    return ended.stdout + ended.stderr
+
+
+# ── Benchmarks ──
+
+
+@pytest.fixture
+def kept() -> Iterator[None]:
+    """The results, pages and plots of the project are the same after the test."""
+
+    def state() -> dict[Path, bytes]:
+        files = [
+            *(ROOT / "benchmarks").rglob("*.json"),
+            *(ROOT / "docs").rglob("*.*"),
+            ROOT / "benchmarks" / "RESULTS.md",
+        ]
+        return {file: file.read_bytes() for file in files if file.is_file() and "node_modules" not in file.parts}
+
+    before = state()
+    yield
+    assert state() == before
+
+
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name != "report"])
+def test_every_benchmark_runs_quickly(name: str, kept: None, valkey_url: str) -> None:
+    said = run(sys.executable, "-m", f"benchmarks.{name}", "--quick", REDIS_URL=valkey_url)
+
+    assert "Traceback" not in said
+
+
+def test_a_quick_report_keeps_nothing(
+    kept: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With two of its parts; the test above runs each of them."""
+    monkeypatch.setattr(report, "PARTS", {name: report.PARTS[name] for name in ("growth", "prices")})
+
+    report.main(["--quick"])
+
+    assert "## How cost grows" in capfd.readouterr().out
+
+
+def test_the_pages_are_those_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``python -m benchmarks.report --only-write``, in a copy; the plots apart, which need matplotlib."""
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
+    for path in (report.RESULTS, report.CAPACITY.parent):
+        shutil.copytree(ROOT / path, tmp_path / path)
+
+    report.write(tmp_path)
+
+    for page in (report.PAGE, report.CAPACITY):
+        assert (tmp_path / page).read_text(encoding="utf-8") == (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_the_page_about_the_benchmarks_names_each_of_them() -> None:
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+
+    named = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+
+    assert sorted([*named, "report"]) == BENCHMARKS
+
+
+@each_command(r"python -m benchmarks\.(\w+|…)")
+def test_a_benchmark_that_is_shown_exists(command: str) -> None:
+    assert command.endswith("…") or command.rpartition(".")[2] in BENCHMARKS
+
+
+# ── Make ──
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the project, whose virtual environments are there already: this one, by another name."""
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("asgi_sessions", "benchmarks", "tests", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name in set(re.findall(r"\.venv[\w-]*(?=/ready)", MAKEFILE)):
+        python = tmp_path / name / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', encoding="utf-8")
+        python.chmod(0o755)
+        (tmp_path / name / "ready").touch()
+    return tmp_path
+
+
+def make(tree: Path, *words: str) -> str:
+    """``PYTHON=false``: nothing is installed, come what may."""
+    return run("make", "PYTHON=false", "--old-file=browser", *words, cwd=tree)
+
+
+BY_HAND = {"demo", "bench", "chaos", "clean"}
+"""Targets that CI does not use. They are tried here."""
+
+
+def test_every_target_is_run_by_ci_or_tried_here() -> None:
+    in_ci = {word for line in re.findall(r"make (.*)", CI) for word in line.split()}
+    needed = {
+        word
+        for target in in_ci
+        for line in re.findall(rf"^{target}:(.*)$", MAKEFILE, re.MULTILINE)
+        for word in line.split()
+    }
+
+    assert set(TARGETS) == BY_HAND | ((in_ci | needed) & set(TARGETS))
+
+
+@each_command(r"make( [\w-]+)+( \w+=.*)?")
+def test_a_target_that_is_shown_exists(command: str) -> None:
+    assert {word for word in shlex.split(command)[1:] if "=" not in word} <= set(TARGETS)
+
+
+@each_command(r"make test PYTEST_ARGS=.*")
+def test_a_part_of_the_suite_can_be_run(command: str, tree: Path) -> None:
+    _, target, arguments = shlex.split(command)
+
+    said = make(tree, target, f"{arguments} --collect-only -q -n 0")
+
+    assert re.search(r"\d+(/\d+)? tests collected", said)
+
+
+def test_make_demo_opens_the_shop_until_it_is_interrupted(tree: Path) -> None:
+    with subprocess.Popen(
+        ["make", "PYTHON=false", "demo", "DEMO_ARGS=--port 0"],
+        cwd=tree,
+        env={**os.environ, "REDIS_URL": ""},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            opened = any("The shop is open at http://127.0.0.1:" in line for line in process.stdout)
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+
+    assert opened
+
+
+@each_command(r"make bench BENCH_ARGS=.*")
+def test_make_bench_takes_its_arguments(command: str, tree: Path) -> None:
+    said = make(tree, *shlex.split(command)[1:2], f"{shlex.split(command)[2]} --help")
+
+    assert "--only-write" in said
+
+
+def test_make_chaos_takes_its_time(tree: Path) -> None:
+    said = make(tree, "chaos", "CHAOS_SECONDS=0.1", "PYTEST_ARGS=--collect-only -q")
+
+    assert "CHAOS_SECONDS=0.1" in said
+    assert "test_killed.py: 1" in said or "tests collected" in said
+
+
+def test_make_clean_leaves_no_environment(tree: Path) -> None:
+    make(tree, "clean")
+
+    assert [path.name for path in tree.glob(".*")] == []
+    assert (tree / "Makefile").exists()
+
+
+@each_command(r"python -m tests\.cost( --record)?")
+def test_the_calls_of_the_hot_paths_can_be_recorded(command: str, tree: Path) -> None:
+    (tree / "tests").unlink()
+    (tree / "tests").mkdir()
+    for name in ("__init__.py", "clusters.py", "conftest.py", "cost.py", "databases.py", "ports.py", "baseline.json"):
+        shutil.copy(ROOT / "tests" / name, tree / "tests")
+
+    said = run(sys.executable, *shlex.split(command)[1:], cwd=tree)
+
+    assert "memory: read" in said
+
+
+@each_command(r"\.ci/run")
+def test_what_ci_runs_is_a_program(command: str) -> None:
+    assert os.access(ROOT / command, os.X_OK)
+    run("bash", "-n", ROOT / command)
+
+
+# ── The command line of the package ──
+
+
+@each_command(r"python -m asgi_sessions demo --tour")
+def test_the_tour_is_played(command: str) -> None:
+    run(sys.executable, *shlex.split(command)[1:], REDIS_URL="")
+
+
+@each_command(r"python -m asgi_sessions demo")
+def test_the_demo_is_the_one_of_the_makefile(command: str) -> None:
+    """:func:`test_make_demo_opens_the_shop_until_it_is_interrupted` runs it."""
+    assert command in MAKEFILE.replace(".venv-demo/bin/", "")
+
+
+@each_command(r"python -m asgi_sessions")
+def test_the_command_line_says_what_there_is(command: str) -> None:
+    said = run(sys.executable, *shlex.split(command)[1:], "--help")
+
+    assert {"demo", "keygen", "rekey", "schema", "sweep"} <= set(said.split())
+
+
+@each_command(r"asgi-sessions \w+.*")
+def test_a_command_of_the_package_runs(command: str, tmp_path: Path, valkey_url: str) -> None:
+    database = f"sqlite+aiosqlite:///{tmp_path}/sessions.db"
+    words = shlex.split(command.replace("redis://localhost:6379/0", valkey_url).replace("URL", database))[1:]
+    needed = {"rekey": [valkey_url], "sweep": [database], "keygen": [], "schema": []}[words[0]]
+    if len(words) == 1:  # the name alone, as text mentions it
+        words += needed
+    if words[0] == "sweep":
+        (tmp_path / "tables.sql").write_text(
+            run(sys.executable, "-m", "asgi_sessions", "schema", "--dialect", "sqlite")
+        )
+        run(sys.executable, "-c", MAKE_TABLES, tmp_path / "sessions.db", tmp_path / "tables.sql")
+
+    run(
+        *(sys.executable, "-m", "asgi_sessions", *words),
+        cwd=tmp_path,
+        ASGI_SESSIONS_SECRET_KEYS=f"{'new' * 11} {'old' * 11}",
+        PYTHONPATH=str(ROOT),
+    )
+
+
+MAKE_TABLES = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).executescript(open(sys.argv[2]).read())"
+
+
+@each_command(r'export ASGI_SESSIONS_SECRET_KEYS="[^"]+"')
+def test_secrets_that_are_exported_are_read(command: str) -> None:
+    """:func:`test_a_command_of_the_package_runs` has them."""
+    code = f"{command}; {shlex.quote(sys.executable)} -c 'import os; print(os.environ[\"ASGI_SESSIONS_SECRET_KEYS\"])'"
+
+    assert run("sh", "-c", code).split() == ["new", "old"]
+
+
+# ── Others' programs ──
+
+
+@each_command(r"pip install .+")
+def test_what_is_to_be_installed_is_this_project_with_extras_that_it_has(command: str) -> None:
+    """Nothing is downloaded in tests."""
+    extras = PYPROJECT["optional-dependencies"]
+    known = {Requirement(text).name for texts in extras.values() for text in texts}
+
+    for word in shlex.split(command)[2:]:
+        wanted = Requirement(word)
+        assert wanted.name in known | {PYPROJECT["name"]}
+        assert wanted.name != PYPROJECT["name"] or wanted.extras <= extras.keys()
+
+
+@each_command(r"pip list")
+def test_what_is_installed_can_be_listed(command: str) -> None:
+    assert PYPROJECT["name"] in run(sys.executable, "-m", *shlex.split(command), "--disable-pip-version-check")
+
+
+@each_command(r"python -c '.*'")
+def test_a_line_of_python_runs(command: str) -> None:
+    assert run(sys.executable, *shlex.split(command)[1:]).strip()
+
+
+@each_command(r"python -m asyncio")
+def test_a_page_can_be_tried_line_by_line(command: str) -> None:
+    assert "asyncio" in run(sys.executable, *shlex.split(command)[1:], PYTHONSTARTUP="")
+
+
+ELSEWHERE = {
+    r"uvicorn app:app|curl -i http://127\.0\.0\.1:8000/": "test_docs.py::test_readme_shows_what_its_program_really_sends",
+    r"redis-cli .*|owner=.*|place=.*|record=.*|echo .*": "test_operators.py::test_the_commands_of_the_page_read_a_record",
+}
+
+
+@each_command("|".join(ELSEWHERE))
+def test_commands_that_are_run_elsewhere_are(command: str) -> None:
+    (where,) = [test for pattern, test in ELSEWHERE.items() if re.fullmatch(pattern, command)]
+    file, _, name = where.partition("::")
+
+    assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
