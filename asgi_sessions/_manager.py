@@ -775,7 +775,7 @@ class Manager:
         if session._active and not session._started:
             now = session._now
             session._touch_due = self.timeouts.touch_due(record.seen_at, body.remembered, now)
-            session._renewal_due = self.timeouts.renewal_due(body.minted_at, now)
+            session._renewal_due = session._renews and self.timeouts.renewal_due(body.minted_at, now)
         else:
             session._touch_due = session._renewal_due = False
 

@@ -40,6 +40,11 @@ OnStoreFailure = Literal["unavailable", "raise", "anonymous"]
 
 _STORE_METHODS = ("load", "create", "update", "touch", "rename", "delete", "index", "aclose")
 
+SEND_GRACE: Final = 5.0
+"""Seconds that a message may still take when its socket or stream has ended. A client that stopped reading can block it
+for ever: the server waits until its buffer drains.
+"""
+
 WS_INTERNAL_ERROR: Final = 1011
 WS_POLICY_VIOLATION: Final = 1008
 WS_TRY_AGAIN_LATER: Final = 1013  # IANA WebSocket close code registry (RFC 6455, section 11.7)
@@ -174,6 +179,10 @@ class SessionMiddleware:
                 session = await self.manager.load(keys)
                 if not _is_activity(scope):
                     session._touch_due = session._renewal_due = session._active = False
+                if kind == "websocket":
+                    # Some servers drop the headers of `websocket.accept`. The new token would be lost with them, and the
+                    # old one dies after the grace. The next HTTP response renews the token.
+                    session._renews = session._renewal_due = False
             else:
                 session = self.manager.begin()
         except StoreError as failure:
@@ -203,7 +212,7 @@ class SessionMiddleware:
             # Another middleware may have left its session here. Error pages and access logs further out read this key.
             scope["session"] = scope[OURS] = session if outer is None else outer
             if exchange.watcher is not None:
-                exchange.watcher.leave()
+                exchange.stop_watching()
 
 
 class SessionEnded(ConnectionResetError):
@@ -217,7 +226,6 @@ class _Exchange:
     """One request on its way: what an HTTP request and a WebSocket have in common."""
 
     __slots__ = (
-        "_busy",
         "_closing",
         "_ended",
         "_failed",
@@ -226,16 +234,14 @@ class _Exchange:
         "_middleware",
         "_scope",
         "_send",
+        "_sending",
         "_started",
         "session",
         "watcher",
     )
 
-    _FAREWELL: ClassVar[Mapping[str, object]]
-    """The message that ends a socket or stream whose session has ended."""
-
     session: Session
-    _busy: int  # messages to a watched socket or stream that are on their way
+    _sending: set[anyio.CancelScope]  # one for each message to a watched socket or stream that is on its way
     _closing: asyncio.Future[None] | None
     _ended: SessionEnded | None  # the session of this socket or stream is over, and so is the exchange
 
@@ -252,17 +258,24 @@ class _Exchange:
     def _begin_watching(self) -> None:
         """From here on this may take long: close it when the session ends."""
         watch, record = self._middleware.watch, self.session._record
-        self._busy, self._ended, self._closing = 0, None, None
+        self._sending, self._ended, self._closing = set(), None, None
         if watch is not None and record is not None:
             self.watcher = watch.add(record, self._session_ended)
 
+    def stop_watching(self) -> None:
+        """The end of the session closes nothing any more."""
+        if self.watcher is not None:
+            self.watcher.leave()
+            self.watcher = None
+
     async def _send_watched(self, message: Message) -> None:
         self._raise_if_ended()
-        self._busy += 1
-        try:
-            await self._send(message)
-        finally:
-            self._busy -= 1
+        with anyio.CancelScope() as sending:
+            self._sending.add(sending)
+            try:
+                await self._send(message)
+            finally:
+                self._sending.discard(sending)
         self._raise_if_ended()
 
     def _raise_if_ended(self) -> None:
@@ -273,8 +286,15 @@ class _Exchange:
 
     def _session_ended(self) -> None:
         self._ended = SessionEnded("the session has ended, and its sockets and streams with it")
-        if not self._busy:
+        if self._sending:
+            asyncio.get_running_loop().call_later(SEND_GRACE, self._abandon)
+        else:
             self._close_soon()
+
+    def _abandon(self) -> None:
+        """The client does not read: give up what is on its way. The server drops the connection when the app returns."""
+        for sending in tuple(self._sending):
+            sending.cancel()
 
     def _close_soon(self) -> None:
         if self._closing is None:
@@ -287,10 +307,16 @@ class _Exchange:
 
     async def _close_ended(self) -> None:
         """Tell the client, in the app's place."""
-        try:
-            await self._send(dict(self._FAREWELL))
-        except Exception as error:
-            logger.debug("what was to be ended was closed already (%s)", type(error).__name__)
+        with anyio.move_on_after(SEND_GRACE):
+            try:
+                for message in self._closing_messages():
+                    await self._send(message)
+            except Exception as error:
+                logger.debug("the socket or stream of an ended session was closed already (%s)", type(error).__name__)
+
+    def _closing_messages(self) -> Iterator[Message]:
+        """The messages that end a socket or stream whose session has ended."""
+        raise NotImplementedError
 
     def receiver(self, receive: Receive) -> Receive:
         """What the app receives by."""
@@ -426,7 +452,11 @@ class _Request(_Exchange):
     """An HTTP request."""
 
     __slots__ = ("_start",)
-    _FAREWELL: ClassVar[Mapping[str, object]] = {"type": "http.response.body", "body": b"", "more_body": False}
+
+    def _closing_messages(self) -> Iterator[Message]:
+        yield {"type": "http.response.body", "body": b"", "more_body": False}
+        if self._start.get("trailers"):  # ASGI, HTTP Trailers extension: the server waits for them
+            yield {"type": "http.response.trailers", "headers": [], "more_trailers": False}
 
     def send(self, message: Message) -> Awaitable[None]:
         if self._failure is not None:
@@ -435,7 +465,10 @@ class _Request(_Exchange):
             if self._is_stream is None and "more_body" in message and message["more_body"]:
                 self._is_stream = self._is_watched()
             if self._is_stream:
-                return self._send_watched(message)
+                if self._ended is not None or message.get("more_body"):
+                    return self._send_watched(message)
+                self._is_stream = False
+                self.stop_watching()  # this is the last part: nothing is left to close
         elif message["type"] == "http.response.start":
             self._start = message
             session = self.session
@@ -467,19 +500,21 @@ class _Request(_Exchange):
         retry_after: int | None = None,
         cookie: tuple[bytes, bytes] | None = None,
     ) -> None:
-        for message in _response("http.response", status, text, retry_after, cookie):
-            await self._send(message)
+        start, body = _response("http.response", status, text, retry_after, cookie)
+        if self._scope.get("method") == "HEAD":  # the headers of a GET and no content: RFC 9110, section 9.3.2
+            body["body"] = b""
+        await self._send(start)
+        await self._send(body)
 
 
 class _Socket(_Exchange):
     """A WebSocket, from handshake to close."""
 
     __slots__ = ("_accepted", "_receive", "_waiting")
-    _FAREWELL: ClassVar[Mapping[str, object]] = {
-        "type": "websocket.close",
-        "code": WS_SESSION_ENDED,
-        "reason": "session ended",
-    }
+    _ENDED: ClassVar[Mapping[str, object]] = {"code": WS_SESSION_ENDED, "reason": "session ended"}
+
+    def _closing_messages(self) -> Iterator[Message]:
+        yield {"type": "websocket.close", **self._ENDED}
 
     def receiver(self, receive: Receive) -> Receive:
         self._accepted = False
@@ -497,7 +532,7 @@ class _Socket(_Exchange):
                 self._waiting = None
             if self._ended is not None:
                 await self.closed()
-                message = {**self._FAREWELL, "type": "websocket.disconnect"}
+                message = {"type": "websocket.disconnect", **self._ENDED}
         if message["type"] == "websocket.disconnect" and self._accepted:
             # Many apps leave by an exception now; what they changed before was well meant.
             await self._commit_late()
@@ -622,10 +657,9 @@ def _stems_from(error: BaseException | None, origin: BaseException) -> bool:
     for _ in range(20):
         if error is None or error is origin:
             return error is origin
-        if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        else:
-            error = error.__cause__ or error.__context__
+        if isinstance(error, BaseExceptionGroup):  # of several tasks that sent at the same time, say
+            return all(_stems_from(each, origin) for each in error.exceptions)
+        error = error.__cause__ or error.__context__
     return False
 
 

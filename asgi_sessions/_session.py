@@ -90,6 +90,7 @@ class Session(dict[str, Any]):
         "_record",
         "_remembered",
         "_renewal_due",
+        "_renews",
         "_started",
         "_stored",
         "_touch_due",
@@ -119,6 +120,7 @@ class Session(dict[str, Any]):
     _record: Record | None  # the record as it is in the store
     _remembered: bool
     _renewal_due: bool  # is the token old enough to be replaced by itself?
+    _renews: bool  # may this request replace the token by itself? A handshake may not
     _started: bool  # can the cookie no longer be sent?
     _stored: Body | None
     _touch_due: bool  # is this activity to be written down?
@@ -133,7 +135,7 @@ class Session(dict[str, Any]):
         self._now = self._created_at = now
         self._accessed = self._lent = self._written = self._started = self._over = self._degraded = False
         self._remembered = self._renewal_due = self._touch_due = self._cookie = self._others = False
-        self._active = True
+        self._active = self._renews = True
         self._asked = _NOTHING
         self._epoch = 0
         self._id = ""
