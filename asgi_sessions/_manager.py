@@ -63,7 +63,7 @@ from asgi_sessions._errors import (
     StoreError,
 )
 from asgi_sessions._record import ALIAS_REV, Body, MessagePackCodec, Record, merge, seal, unseal
-from asgi_sessions._session import Asked, Session
+from asgi_sessions._session import ATTRIBUTES, Asked, Session
 from asgi_sessions._store import Store, SweepingStore, lacking_for_users
 from asgi_sessions._timeouts import RENEWAL_GRACE, Timeouts
 from asgi_sessions._token import TokenMint, key_of, owner_of, place_of
@@ -210,7 +210,8 @@ class Manager:
         self._queues: WeakValueDictionary[tuple[str, int], anyio.Lock] = WeakValueDictionary()
         if is_app and hasattr(store, "notice"):
             store.notice = self.tell
-        self._breakers = _breakers_of(store)
+        self._breakers = _of_store(store, _breakers, Breakers)
+        self.shadowed: set[str] = _of_store(store, _shadowed, set)
         self._breaker = self._breakers.whole
         self._part_of: Callable[[str], Hashable] | None = getattr(store, "part_of", None)
         self.devices = devices if devices is not None else Devices()
@@ -405,6 +406,17 @@ class Manager:
             if events:
                 await self._tell(events)
 
+    def is_modified(self, session: Session) -> bool:
+        """Whether a commit would write more than that there was activity. Changes nothing."""
+        if session._record is None or session._asked is not _NOTHING:
+            return not self.is_settled(session, failed=False)
+        if not session._lent:
+            return False
+        try:
+            return self._codec.encode(dict.copy(session), session._lent) != session._loaded
+        except SessionDataError:
+            return True
+
     def is_settled(self, session: Session, failed: bool) -> bool:
         """Whether there is nothing to ask the store: most requests end here, so it comes before anything costly."""
         asked = session._asked
@@ -497,6 +509,8 @@ class Manager:
         if row.store is Step.CREATE and session._started:
             self._warn_unsaveable(session, events)
             return True
+        for name in ATTRIBUTES & dict.keys(session):
+            session._warn_of_shadowed(name)  # from before this session had that attribute, or put in past its methods
         epoch = session._epoch
         try:
             token = await self._steps[row.store](self, session, payload, events)
@@ -542,7 +556,7 @@ class Manager:
             some = not failed and (dict.__len__(session) > 0 or session._user_id is not None)
             if some:
                 payload = self._codec.encode(session)
-                session._written = False
+                session._written = session._marked = False
             return _ROWS[was, Data.SOME if some else Data.EMPTY, asked], payload
         data, payload = self._compare(session)
         if asked is Asked.NOTHING:
@@ -558,7 +572,7 @@ class Manager:
         if dict.__len__(session) == 0 and session._user_id is None:
             return Data.EMPTIED, b""
         payload = self._codec.encode(session, session._lent)
-        session._written = False
+        session._written = session._marked = False
         return (Data.SAME if payload == session._loaded else Data.CHANGED), payload
 
     # ── The steps: each returns the fresh token, if it made one ──
@@ -1344,11 +1358,12 @@ def _note_failure(failure: StoreError, breaker: Breaker) -> None:
 
 
 _breakers: WeakKeyDictionary[Store, Breakers] = WeakKeyDictionary()
+_shadowed: WeakKeyDictionary[Store, set[str]] = WeakKeyDictionary()
 
 
-def _breakers_of(store: Store) -> Breakers:
+def _of_store(store: Store, table: WeakKeyDictionary[Store, T], make: Callable[[], T]) -> T:
     """The same for all who use a store: some frameworks build the middleware once per route."""
     try:
-        return _breakers.setdefault(store, Breakers())
+        return table.setdefault(store, make())
     except TypeError:  # a store that cannot be hashed or weakly referenced
-        return Breakers()
+        return make()

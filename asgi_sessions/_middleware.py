@@ -21,6 +21,7 @@ import anyio
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._cookie import CookieConfig, keep_out_of_shared_caches, vary_on_cookie
 from asgi_sessions._devices import Devices
+from asgi_sessions._elsewhere import explains_options
 from asgi_sessions._errors import (
     ConfigurationError,
     SessionError,
@@ -76,6 +77,7 @@ class SessionMiddleware:
         ConfigurationError: something does not fit together; the message says what to do.
     """
 
+    @explains_options
     def __init__(
         self,
         app: Callable[..., Awaitable[None]],  # frameworks type their ASGI apps differently
@@ -93,12 +95,14 @@ class SessionMiddleware:
     ) -> None:
         if not callable(app):
             raise ConfigurationError(
-                f"SessionMiddleware(app={app!r}): give an ASGI app; it comes first, the store second"
+                f"SessionMiddleware(app=<{type(app).__name__}>): give an ASGI app; it comes first, the store second"
             )
         missing = [name for name in _STORE_METHODS if not callable(getattr(store, name, None))]
         if isinstance(store, type) or missing:
+            # Its type only: a str may be a secret key, or a URL with a password in it.
+            given = store.__name__ if isinstance(store, type) else f"<{type(store).__name__}>"
             raise ConfigurationError(
-                f"SessionMiddleware(store={store!r}): give a store, such as MemoryStore() or RedisStore.from_url('redis://…')"
+                f"SessionMiddleware(store={given}): give a store, such as MemoryStore() or RedisStore.from_url('redis://…')"
                 + (f"; this one has no {', '.join(missing)}" if missing else "")
             )
         for name, value, kind in (("cookie", cookie, CookieConfig), ("timeouts", timeouts, Timeouts)):

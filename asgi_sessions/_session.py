@@ -7,12 +7,14 @@ thread pool, streams and sockets.
 from __future__ import annotations
 
 import enum
+import warnings
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from copy import deepcopy
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final, NoReturn, Protocol, Self
 
-from asgi_sessions._errors import ResponseStarted, SessionDataError, SessionError
+from asgi_sessions._elsewhere import NAMES, Elsewhere
+from asgi_sessions._errors import ResponseStarted, SessionDataError, SessionError, SessionWarning
 from asgi_sessions._record import Body, Record
 from asgi_sessions._timeouts import Timeouts, duration
 from asgi_sessions._token import new_id
@@ -28,6 +30,9 @@ class Keeper(Protocol):
     def timeouts(self) -> Timeouts: ...
     @property
     def knows_users(self) -> bool: ...
+    @property
+    def shadowed(self) -> set[str]: ...
+    def is_modified(self, session: Session) -> bool: ...
     async def save(self, session: Session) -> None: ...
 
 
@@ -83,6 +88,7 @@ class Session(dict[str, Any]):
         "_leaving_user",
         "_lent",
         "_loaded",
+        "_marked",
         "_now",
         "_origin",
         "_others",
@@ -113,6 +119,7 @@ class Session(dict[str, Any]):
     _leaving_user: str | None
     _lent: set[str] | bool  # the keys put in, taken out, or handed out with a list or dict; True: any; False: none
     _loaded: bytes  # the payload as it is in the store
+    _marked: bool  # was mark_modified() called since the data was last encoded?
     _now: float  # the clock when the request came
     _origin: Any  # where the request came from: opaque here, described when somebody logs in
     _others: bool  # are all other sessions of the user to end?
@@ -133,7 +140,7 @@ class Session(dict[str, Any]):
         self = cls()
         self._keeper = keeper
         self._now = self._created_at = now
-        self._accessed = self._lent = self._written = self._started = self._over = self._degraded = False
+        self._accessed = self._lent = self._written = self._marked = self._started = self._over = self._degraded = False
         self._remembered = self._renewal_due = self._touch_due = self._cookie = self._others = False
         self._active = self._renews = True
         self._asked = _NOTHING
@@ -155,7 +162,7 @@ class Session(dict[str, Any]):
         self._user_id = None
         self._created_at = now
         self._authenticated_at = None
-        self._remembered = self._others = False
+        self._remembered = self._others = self._marked = False
         self._renewal_due = self._touch_due = False
 
     # ── Attributes ──
@@ -190,6 +197,36 @@ class Session(dict[str, Any]):
     def is_degraded(self) -> bool:
         """Whether the store could not be asked and this is an empty stand-in (``on_store_failure="anonymous"``)."""
         return self._degraded
+
+    @property
+    def accessed(self) -> bool:
+        """Whether the app has read this session in this request, as Starlette's ``Session`` says it. Setting it to ``True``
+        is :meth:`mark_accessed`.
+        """
+        return self._accessed
+
+    @accessed.setter
+    def accessed(self, value: bool) -> None:
+        if not value:
+            raise SessionError("session.accessed = False: the session has been read, and caches must be told of it")
+        self.mark_accessed()
+
+    @property
+    def modified(self) -> bool:
+        """Whether there is something to save: data, nested changes included, a verb, or :meth:`mark_modified`.
+
+        The data is compared with what is stored, so asking costs as much as a write does. Setting it to ``True`` is
+        :meth:`mark_modified`.
+        """
+        return self._marked or self._keeper.is_modified(self)
+
+    @modified.setter
+    def modified(self, value: bool) -> None:
+        if not value:
+            raise SessionError(
+                "session.modified = False: every change is saved; put back what you changed, or raise an error"
+            )
+        self.mark_modified()
 
     @property
     def created_at(self) -> datetime:
@@ -318,6 +355,14 @@ class Session(dict[str, Any]):
         """Note that the session was read. Starlette calls this in ``request.session``; every reading method does it by itself."""
         self._accessed = True
 
+    def mark_modified(self) -> None:
+        """Have all data compared with what is stored, and saved where it differs.
+
+        Changes are noticed without this call, nested ones included. It is for changes past the methods of the session: by code
+        in C, or by ``dict.__setitem__(session, …)``.
+        """
+        self._accessed = self._lent = self._written = self._marked = True
+
     def _verb(self, name: str) -> None:
         if self._started:
             raise ResponseStarted(
@@ -358,6 +403,8 @@ class Session(dict[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         self._accessed = self._written = True
         self._lend(key)
+        if key in ATTRIBUTES:
+            self._warn_of_shadowed(key)
         dict.__setitem__(self, key, value)
 
     def __delitem__(self, key: str) -> None:
@@ -451,6 +498,8 @@ class Session(dict[str, Any]):
     def setdefault(self, key: str, default: Any = None, /) -> Any:
         self._accessed = self._written = True
         self._lend(key)
+        if key in ATTRIBUTES:
+            self._warn_of_shadowed(key)
         return dict.setdefault(self, key, default)
 
     def update(  # type: ignore[override]  # five overloads in typeshed, one method here
@@ -458,6 +507,22 @@ class Session(dict[str, Any]):
     ) -> None:
         self._accessed = self._lent = self._written = True
         dict.update(self, other, **more)
+        for name in ATTRIBUTES & dict.keys(self):
+            self._warn_of_shadowed(name)
+
+    def _warn_of_shadowed(self, name: str) -> None:
+        """Warn, once for each name and store, of data whose name is taken by an attribute."""
+        told = self._keeper.shadowed
+        if name in told:
+            return
+        way = "log the user in with session.log_in(user_id)" if name == "user_id" else "store it under another name"
+        warnings.warn(
+            f"session[{name!r}] is data, and session.{name} is an attribute of the session: a template that says "
+            f"{{{{ session.{name} }}}} shows the attribute, and not your data. Please {way}.",
+            SessionWarning,
+            stacklevel=3,
+        )
+        told.add(name)
 
     __copy__ = copy
 
@@ -466,3 +531,14 @@ class Session(dict[str, Any]):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a session cannot be pickled; use dict(session)")
+
+
+for _name in NAMES:
+    setattr(Session, _name, Elsewhere(_name))  # past the type checkers, which go on refusing these names
+
+ATTRIBUTES: Final = frozenset(
+    name
+    for name, value in vars(Session).items()
+    if not (name.startswith("_") or isinstance(value, Elsewhere) or hasattr(dict, name))
+)
+"""The names that templates find before data of the same name. Those of every dict are no news to anybody."""

@@ -19,6 +19,7 @@ LAYERS = {
     "_address": 1,
     "_breaker": 1,
     "_deadline": 1,
+    "_elsewhere": 1,
     "_token": 1,
     "_cookie": 1,
     "_timeouts": 1,

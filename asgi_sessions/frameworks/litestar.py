@@ -27,6 +27,7 @@ from litestar.routes import BaseRoute
 from litestar.types import Empty, Scope
 
 from asgi_sessions import ConfigurationError, CookieConfig, Session, SessionDataError, SessionMiddleware
+from asgi_sessions._elsewhere import explains_options
 from asgi_sessions._middleware import foreign_class
 from asgi_sessions._session import OURS
 from asgi_sessions._timeouts import duration
@@ -42,6 +43,7 @@ CurrentSession = Annotated[Session, getattr(di, "Dependency", lambda kind: kind)
 class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
     """Everything that sessions need, for one app; options as those of :class:`SessionMiddleware`."""
 
+    @explains_options
     def __init__(self, store: Store, *, cookie: CookieConfig = CookieConfig(), **options: Any) -> None:  # noqa: B008 - frozen
         middleware: Any = SessionMiddleware  # their types of ASGI are narrower than ours
         middleware(print, store, cookie=cookie, **options)  # in place of an app: mistakes are to show here

@@ -17,12 +17,14 @@ from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
 from asgi_sessions import ConfigurationError, Session, SessionMiddleware
+from asgi_sessions._elsewhere import explains_options
 from asgi_sessions._middleware import refuse_foreign_around
 from asgi_sessions._session import OURS
 from asgi_sessions._timeouts import duration
 from asgi_sessions.stores import Store
 
 
+@explains_options
 def init_app(app: Quart, store: Store, **options: Any) -> None:
     """Wrap the app in :class:`SessionMiddleware`, with its options, and put its session behind ``quart.session``."""
     quart: Any = app  # their types of ASGI are narrower than ours
