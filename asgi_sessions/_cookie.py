@@ -1,4 +1,4 @@
-"""The session cookie: read every Cookie header, write one Set-Cookie, keep the answer out of shared caches. Layer 1.
+"""The session cookie: read every Cookie header, write one Set-Cookie, keep the answer out of caches. Layer 1.
 
 All on bytes. A Cookie header is bytes from anywhere; decoding it and calling ``str.strip()`` would also remove U+00A0
 and U+0085, and with that let a subdomain pass off its own cookie as one with a ``__Host-`` prefix.
@@ -12,14 +12,31 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from asgi_sessions._errors import ConfigurationError
-from asgi_sessions._types import Headers
+from asgi_sessions._origin import is_cross_site, is_top_level_navigation
+from asgi_sessions._types import Headers, Scope
+
+MOST_DAYS = 400
+"""Days for which browsers keep a cookie at most (draft-ietf-httpbis-rfc6265bis, "The Max-Age Attribute")."""
 
 MAX_VALUES = 256
 """How many cookies of our name are looked at; no browser sends more than a few."""
 
+LONGEST_PAIR = 4096
+"""Bytes of name and value together; browsers ignore a longer cookie (draft-ietf-httpbis-rfc6265bis, "Storage Model")."""
+
+LONGEST_ATTRIBUTE = 1024
+"""Bytes of Path; browsers ignore a longer attribute (draft-ietf-httpbis-rfc6265bis, "The Set-Cookie Header Field")."""
+
+_LONGEST_VALUE = 1024
+"""Bytes that are left for the value. Session tokens take 46 or 68, refresh tokens more."""
+
 _TOKEN_CHARS = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
-_PATH_CHARS = re.compile(r"/[\x20-\x3a\x3c-\x7e]*")  # RFC 6265, section 4.1.1: no controls, no semicolon
-_DOMAIN_CHARS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.\-]*[A-Za-z0-9])?")
+# RFC 3986, section 3.3, without the semicolon. Browsers compare a cookie's path with that of a URL as they send it, in which
+# all other characters are percent-encoded and "." and ".." are resolved: a cookie with such a path is never sent.
+_PATH_CHARS = re.compile(r"(?!.*/\.\.?(?:/|\Z))/(?:[A-Za-z0-9\-._~!$&'()*+,=:@/]|%[0-9A-Fa-f]{2})*")
+# RFC 1123, section 2.1, two labels or more. A name whose last label is a number is an IPv4 address to browsers (WHATWG, URL).
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
+_DOMAIN_CHARS = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)+(?!(?:[0-9]+|0[xX][0-9A-Fa-f]*)\Z){_LABEL}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +72,25 @@ class CookieConfig:
             raise ConfigurationError(
                 f"CookieConfig(name={self.name!r}): use letters, digits and !#$%&'*+-.^_`|~ only (RFC 9110, section 5.6.2)"
             )
+        if len(self.name) > LONGEST_PAIR - _LONGEST_VALUE:
+            raise ConfigurationError(
+                f"CookieConfig(name=…) has {len(self.name)} characters: browsers ignore a cookie of more than {LONGEST_PAIR} "
+                f"bytes. Use at most {LONGEST_PAIR - _LONGEST_VALUE}."
+            )
         if not _PATH_CHARS.fullmatch(self.path):
             raise ConfigurationError(
-                f"CookieConfig(path={self.path!r}): must begin with '/' and hold neither ';' nor control characters"
+                f"CookieConfig(path={self.path!r}): write the path as it stands in a URL. It begins with '/', has no ';', '?' or "
+                "'#' and no segment '.' or '..', and other special characters are percent-encoded"
             )
-        if self.domain is not None and not (
-            isinstance(self.domain, str) and _DOMAIN_CHARS.fullmatch(self.domain) and ".." not in self.domain
-        ):
+        if len(self.path) > LONGEST_ATTRIBUTE:
             raise ConfigurationError(
-                f"CookieConfig(domain={self.domain!r}): give a host name such as 'example.org', no scheme, port or leading dot"
+                f"CookieConfig(path=…) has {len(self.path)} characters: browsers ignore a path of more than {LONGEST_ATTRIBUTE}"
+            )
+        if self.domain is not None and not (isinstance(self.domain, str) and _DOMAIN_CHARS.fullmatch(self.domain)):
+            raise ConfigurationError(
+                f"CookieConfig(domain={self.domain!r}): give a host name of two labels or more such as 'example.org', without "
+                "scheme, port or leading dot, and in its xn-- form if it is not ASCII. Browsers refuse 'localhost', an IP "
+                "address and a public suffix such as 'com' here: leave domain out for a cookie of one host"
             )
         samesite = self.samesite.lower()
         if samesite not in ("lax", "strict", "none"):
@@ -75,6 +102,11 @@ class CookieConfig:
         if self.partitioned and not self.secure:
             raise ConfigurationError(
                 "CookieConfig(partitioned=True, secure=False): browsers drop such a cookie. Use secure=True."
+            )
+        if self.partitioned and samesite != "none":
+            raise ConfigurationError(
+                f"CookieConfig(partitioned=True, samesite={samesite!r}): no browser sends such a cookie in a frame of another "
+                "site, and that is what partitioned is for. Use samesite='none', or leave partitioned out."
             )
         # Browsers compare the prefixes without regard to case (draft-ietf-httpbis-rfc6265bis, section 4.1.3).
         folded = self.name.lower()
@@ -102,6 +134,17 @@ class CookieConfig:
     def is_host_bound(self) -> bool:
         """Whether browsers let nobody but this host set the cookie, so that a second one is an attack."""
         return self.name.lower().startswith("__host-")
+
+    def may_be_withheld(self, scope: Scope) -> bool:
+        """Whether the browser may have a cookie of ours that it did not send with this request.
+
+        A cookie that was sent was not withheld. ``SameSite=None`` is never withheld, ``Strict`` in every cross-site request,
+        and ``Lax`` in all of them but a top-level navigation by a safe method (draft-ietf-httpbis-rfc6265bis, "Retrieval
+        Algorithm"). Chromium's exception for a POST within two minutes concerns cookies without a SameSite attribute only.
+        """
+        if self.samesite == "none" or not is_cross_site(scope) or self.read(scope.get("headers", ())):
+            return False
+        return self.samesite == "strict" or not is_top_level_navigation(scope)
 
     def read(self, headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
         """The values of the cookies of our name, in their order, as sent; mostly none or one, 256 at most.

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
 from weakref import ReferenceType, WeakKeyDictionary, WeakValueDictionary, ref
@@ -88,6 +89,14 @@ MAX_CANDIDATES = 4
 
 MAX_HOPS = 3
 """How many aliases in a row are followed. Timeouts allow a renewal every 30 s and an alias lives 30 s, so two is the most."""
+
+QUIET = 60.0
+"""Seconds after a warning in which the same one is logged at debug level."""
+
+CROSS_SITE = (
+    "it came from another site, so the browser may hold a cookie that it did not send; only log_in() replaces that"
+)
+"""Why a new anonymous session is not kept: see ``CookieConfig.may_be_withheld``."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -188,6 +197,7 @@ class Manager:
         devices: Devices | None = None,
         deadline: float | None = None,
         is_app: bool = True,
+        may_be_withheld: Callable[[Any], bool] | None = None,
     ) -> None:
         self.store = store
         self.cookie_name = cookie_name
@@ -198,6 +208,8 @@ class Manager:
         self._codec = MessagePackCodec()
         self._namespace = str(getattr(store, "namespace", ""))
         self._on_event = on_event
+        self._may_be_withheld = may_be_withheld
+        self._quiet_until: dict[object, datetime] = {}
         # Asked of the class: what wraps a store need not keep what the store promises.
         self._needs_no_shield = getattr(type(store), "carries_out_what_it_was_asked", False) is True
         self._keeps_time = hasattr(type(store), "keeps_time") and store.keeps_time is True  # type: ignore[attr-defined]  # just asked
@@ -506,9 +518,6 @@ class Manager:
             if session._asked is Asked.DESTROY:
                 await self._attempt(session, events, failed=True)
             raise
-        if row.store is Step.CREATE and session._started:
-            self._warn_unsaveable(session, events)
-            return True
         for name in ATTRIBUTES & dict.keys(session):
             session._warn_of_shadowed(name)  # from before this session had that attribute, or put in past its methods
         epoch = session._epoch
@@ -535,7 +544,8 @@ class Manager:
             if token is not None and (session._epoch == epoch or row.store is Step.DELETE_CREATE):
                 session._cookie = (token, self._max_age(session))
         elif row.cookie is Cookie.DELETE:
-            session._cookie = True
+            # Of what was begun in this very request the browser has not heard. What it has, it may not have sent.
+            session._cookie = session._cookie is False or not self.is_cookie_withheld(session)
         return True
 
     def _queue(self, session_id: str) -> anyio.Lock:
@@ -581,6 +591,14 @@ class Manager:
         return None
 
     async def _create(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+        if session._started:
+            session._cookie = False
+            self._warn_unsaveable(session, events)
+            return None
+        if session._user_id is None and self.is_cookie_withheld(session):
+            session._cookie, session._over = False, True
+            events.append(self._not_saved(session, CROSS_SITE))
+            return None
         epoch = session._epoch
         token, record, body = self._next(session, payload, fresh_token=True)
         told = await self._keep(record, body)
@@ -755,10 +773,6 @@ class Manager:
             await self._delete(session, payload, events)
         except RecordGone:
             pass  # ended twice; what was written afterwards is a session of its own all the same
-        if session._started:
-            session._cookie = False
-            self._warn_unsaveable(session, events)
-            return None
         return await self._create(session, payload, events)
 
     _steps: Mapping[Step, Callable[[Manager, Session, bytes, list[Event]], Awaitable[str | None]]] = {
@@ -975,9 +989,21 @@ class Manager:
             raise StoreError("nobody can log in while the store cannot be asked")
         self._warn_unsaveable(session, events)
 
+    def is_cookie_withheld(self, session: Session) -> bool:
+        """Whether the browser may have a cookie that it did not send with the request of this session.
+
+        A new one would take its place, and log the user out. Only a log-in may do that.
+        """
+        return (
+            self._may_be_withheld is not None and session._origin is not None and self._may_be_withheld(session._origin)
+        )
+
+    def _not_saved(self, session: Session, why: str) -> Event:
+        return self._event("session.not_saved", session_id=session._handle(), reason=why)
+
     def _warn_unsaveable(self, session: Session, events: list[Event]) -> None:
         why = "the store could not be asked" if session._degraded else "its cookie can no longer reach the browser"
-        events.append(self._event("session.not_saved", session_id=session._handle(), reason=why))
+        events.append(self._not_saved(session, why))
         session._over = True
         warnings.warn(
             f"a new session was written to and cannot be saved: {why}. Write to it before the response starts.",
@@ -1237,7 +1263,10 @@ class Manager:
     async def _tell(self, events: list[Event]) -> None:
         for event in events:
             # Ids only: a user's id may be an address, and details are for the hook.
-            logger.log(_LEVELS.get(event.name, logging.INFO), "%s session=%s", event.name, event.session_id)
+            level = _LEVELS.get(event.name, logging.INFO)
+            if event.name == "session.not_saved" and self._is_repeated(event):
+                level = logging.DEBUG
+            logger.log(level, "%s session=%s", event.name, event.session_id)
             if self._on_event is None:
                 continue
             try:
@@ -1246,6 +1275,14 @@ class Manager:
                     await self._wait_for_hook(result, event.name)
             except Exception:
                 logger.exception("the on_event hook failed on %s", event.name)
+
+    def _is_repeated(self, event: Event) -> bool:
+        """Whether a warning for the same reason was logged less than a minute ago. Any other site can cause such events."""
+        reason = event.details.get("reason")
+        if event.at < self._quiet_until.get(reason, event.at):
+            return True
+        self._quiet_until[reason] = event.at + timedelta(seconds=QUIET)
+        return False
 
     async def _wait_for_hook(self, result: Awaitable[Any], name: str) -> None:
         """A quick hook is waited for; a slow one goes on by itself and holds up nobody (under trio it is cancelled)."""

@@ -148,6 +148,7 @@ class SessionMiddleware:
             on_event=on_event,
             devices=devices,
             deadline=deadline,
+            may_be_withheld=cookie.may_be_withheld,
         )
         self.watch = Watch(store, self.manager.lives, clock) if self.manager.devices.live else None
 
@@ -335,10 +336,11 @@ class _Exchange:
         self._started = True
         cookie = None
         session: Session | None = getattr(self, "session", None)  # none yet, if it could not be loaded
-        if session is not None and session._asked is Asked.DESTROY:
+        manager = self._middleware.manager
+        if session is not None and session._asked is Asked.DESTROY and not manager.is_cookie_withheld(session):
             # Who wanted to log out is told that it failed. The session may go on, but not in this browser.
             cookie = self._middleware.cookie.delete()
-        await self._answer(503, b"Service Unavailable", self._middleware.manager.retry_after, cookie)
+        await self._answer(503, b"Service Unavailable", manager.retry_after, cookie)
 
     async def _answer(
         self,

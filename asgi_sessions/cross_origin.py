@@ -15,23 +15,14 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final
+from typing import Any
 
 from asgi_sessions._errors import ConfigurationError
+from asgi_sessions._origin import SAFE_METHODS, authority, parsed, values_of
 from asgi_sessions._types import Message, Scope, Send
 
 logger = logging.getLogger("asgi_sessions")
-
-SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-"""Methods that change nothing (RFC 9110, section 9.2.1) and pass, wherever they come from. Let none of yours change anything."""
-
-# RFC 6454, section 7.1, as browsers write it. Whatever does not match is no origin, and so nobody's.
-_ORIGIN = re.compile(r"([a-z][a-z0-9+.\-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._\-]+)(?::([0-9]{1,5}))?", re.ASCII)
-_DEFAULT_PORTS = {"http": "80", "https": "443"}
-_LONGEST = 300
-"""Characters of an Origin or Host that are looked at: a host name has 253 at most (RFC 1035, section 2.3.4)."""
 
 
 class CrossOriginProtection:
@@ -88,11 +79,7 @@ class CrossOriginProtection:
 
     def _reason_against(self, scope: Scope) -> str | None:
         """Why the request is refused, if it is."""
-        found: dict[bytes, list[bytes]] = {b"sec-fetch-site": [], b"origin": [], b"host": []}
-        for name, value in scope.get("headers", ()):
-            if name in found:
-                found[name].append(value)
-        sites, origins, hosts = found.values()
+        sites, origins, hosts = values_of(scope, b"sec-fetch-site", b"origin", b"host")
         site = sites[0] if sites else b""
         reason: str | None
         if len(sites) > 1 or len(origins) > 1 or len(hosts) > 1:
@@ -102,41 +89,24 @@ class CrossOriginProtection:
         elif not origins or not origins[0]:
             reason = None
         else:
-            origin = _parsed(origins[0])
-            same = origin is not None and bool(hosts) and _authority(hosts[0], origin[0]) == origin[1:]
+            origin = parsed(origins[0])
+            same = origin is not None and bool(hosts) and authority(hosts[0], origin[0]) == origin[1:]
             reason = None if same else "Origin is not the Host"
         if reason is None:
             return None
-        if len(origins) == 1 and self._trusted and _parsed(origins[0]) in self._trusted:
+        if len(origins) == 1 and self._trusted and parsed(origins[0]) in self._trusted:
             return None
         return None if self._skip is not None and self._skip(scope) else reason
 
 
-def _parsed(origin: bytes) -> tuple[str, str, str] | None:
-    """Scheme, host and port, in lower case and with the scheme's own port left out; ``None`` for ``null`` and all else."""
-    if len(origin) > _LONGEST:
-        return None
-    match = _ORIGIN.fullmatch(origin.decode("latin-1").lower())
-    if match is None:
-        return None
-    scheme, host, port = match[1], match[2], match[3] or ""
-    return scheme, host, "" if port == _DEFAULT_PORTS.get(scheme) else port
-
-
-def _authority(host: bytes, scheme: str) -> tuple[str, str] | None:
-    """Host and port of a Host header, as an origin of that scheme would have them."""
-    parsed = _parsed(scheme.encode("ascii") + b"://" + host)
-    return None if parsed is None else parsed[1:]
-
-
 def _trusted(origin: object) -> tuple[str, str, str]:
-    parsed = _parsed(origin.encode("utf-8")) if isinstance(origin, str) else None
-    if parsed is None:
+    found = parsed(origin.encode("utf-8")) if isinstance(origin, str) else None
+    if found is None:
         raise ConfigurationError(
             f"CrossOriginProtection(trusted_origins=[{origin!r}]): give 'scheme://host' or 'scheme://host:port', without a "
             "path, a slash at the end, a user or a wildcard; 'null' is anybody's"
         )
-    return parsed
+    return found
 
 
 async def _refuse(scope: Scope, send: Send) -> None:

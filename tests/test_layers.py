@@ -15,6 +15,7 @@ PACKAGE = Path(asgi_sessions.__file__).parent
 LAYERS = {
     "_errors": 0,
     "_hmac": 0,
+    "_origin": 0,
     "_types": 0,
     "_address": 1,
     "_breaker": 1,

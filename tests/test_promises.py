@@ -504,6 +504,20 @@ async def test_promise_15_deleting_the_cookie_repeats_every_attribute(memory: Me
     assert deleted_by.startswith("sid=; Max-Age=0; ")
 
 
+async def test_promise_15_a_cookie_that_was_withheld_is_replaced_by_a_log_in_only(memory: MemoryStore) -> None:
+    """SameSite keeps it out of the form of another site. A browser that takes a new one has lost the old one."""
+    browser = Browser(app_with(memory))
+    form = [(b"sec-fetch-site", b"cross-site"), (b"origin", b"https://evil.example")]
+
+    written = await browser.raw([], put(a=1), method="POST", request_headers=form)
+    ended = await browser.raw([], destroy, method="POST", request_headers=form)
+    logged_in = await browser.raw([], log_in("alice"), method="POST", request_headers=form)
+
+    assert (written.set_cookie, ended.set_cookie) == (None, None)
+    assert logged_in.set_cookie is not None
+    assert len(memory) == 1
+
+
 async def test_promise_16_nothing_is_lost_and_nothing_lands_in_a_shared_cache(browser: Browser) -> None:
     said = [(b"Set-Cookie", b"other=1"), (b"Cache-Control", b"public, max-age=60"), (b"Vary", b"Accept")]
     original = list(said)

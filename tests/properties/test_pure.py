@@ -304,7 +304,7 @@ def cookies(draw: st.DrawFn) -> CookieConfig:
         domain=None if host_bound else draw(st.sampled_from([None, "example.org", "app.example.org"])),
         secure=secure,
         samesite=samesite,
-        partitioned=secure and draw(st.booleans()),
+        partitioned=samesite == "none" and draw(st.booleans()),
     )
 
 
