@@ -220,11 +220,11 @@ def vary_on_cookie(headers: Headers) -> None:
     headers.append((b"vary", b"Cookie"))
 
 
-def keep_out_of_shared_caches(headers: Headers) -> None:
-    """Make sure that no shared cache keeps a response with a Set-Cookie (RFC 9111, sections 5.2.2 and 7.3).
+def keep_out_of_caches(headers: Headers, *, no_store: bool) -> None:
+    """Make sure that no shared cache keeps a response, or with ``no_store`` no cache at all (RFC 9111, section 5.2.2).
 
-    Where the app said nothing: ``no-store``. Where it said something: ``private, no-cache="Set-Cookie"`` joins it, and
-    what would contradict that goes: ``public``, ``s-maxage`` and the headers that address a CDN alone (RFC 9213).
+    Where the app said nothing: ``no-store``. Where it said something, ``private, no-cache="Set-Cookie"`` joins it, or
+    ``no-store``. What would contradict that goes: ``public``, ``s-maxage`` and the headers that address a CDN alone (RFC 9213).
     """
     said: list[bytes] = []
     kept: Headers = []
@@ -239,10 +239,13 @@ def keep_out_of_shared_caches(headers: Headers) -> None:
         said = [b"no-store"]
     elif b"no-store" not in names:
         said = [d for d in said if d.split(b"=", 1)[0].strip(b" \t").lower() not in (b"public", b"s-maxage")]
-        if b"private" not in (d.lower() for d in said):
-            said.append(b"private")
-        if not {b"no-cache", b'no-cache="set-cookie"'} & {d.lower() for d in said}:
-            said.append(b'no-cache="Set-Cookie"')
+        if no_store:
+            said.append(b"no-store")
+        else:
+            if b"private" not in (d.lower() for d in said):
+                said.append(b"private")
+            if not {b"no-cache", b'no-cache="set-cookie"'} & {d.lower() for d in said}:
+                said.append(b'no-cache="Set-Cookie"')
     kept.append((b"cache-control", b", ".join(said)))
     headers[:] = kept
 

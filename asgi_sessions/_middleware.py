@@ -19,7 +19,7 @@ from weakref import WeakSet
 import anyio
 
 from asgi_sessions._cipher import Secrets
-from asgi_sessions._cookie import CookieConfig, keep_out_of_shared_caches, vary_on_cookie
+from asgi_sessions._cookie import MOST_DAYS, CookieConfig, keep_out_of_caches, vary_on_cookie
 from asgi_sessions._devices import Devices
 from asgi_sessions._elsewhere import explains_options
 from asgi_sessions._errors import (
@@ -29,6 +29,7 @@ from asgi_sessions._errors import (
     StoreError,
 )
 from asgi_sessions._manager import Manager
+from asgi_sessions._origin import is_plain_http
 from asgi_sessions._session import OURS, Asked, Session
 from asgi_sessions._store import Store, SweepingStore, lacking_for_users
 from asgi_sessions._timeouts import Timeouts, duration
@@ -70,6 +71,8 @@ class SessionMiddleware:
         devices: what is kept so that users can recognise and end their sessions: limits, history, facts. See :class:`Devices`.
         store_deadline: how long a load, or a whole commit, may take; a request does one of each. ``None``: 0.45 s. A database
             that is slower but well may need more.
+        no_store_when_logged_in: put ``Cache-Control: no-store`` into every response to a request that read the session of a
+            user, so that "Back" does not show its page after the log-out.
         on_event: is given an :class:`Event` for everything that happens to sessions; may be a coroutine function.
         clock: seconds since the epoch; for tests.
 
@@ -91,6 +94,7 @@ class SessionMiddleware:
         on_event: EventHook | None = None,
         devices: Devices | None = None,
         store_deadline: timedelta | None = None,
+        no_store_when_logged_in: bool = False,
         clock: Clock = time.time,
     ) -> None:
         if not callable(app):
@@ -123,6 +127,15 @@ class SessionMiddleware:
         for name, function in (("skip", skip), ("on_event", on_event), ("clock", clock)):
             if function is not None and not callable(function):
                 raise ConfigurationError(f"SessionMiddleware({name}={function!r}): give a function")
+        if not isinstance(no_store_when_logged_in, bool):
+            raise ConfigurationError(
+                f"SessionMiddleware(no_store_when_logged_in={no_store_when_logged_in!r}): give True or False"
+            )
+        if timeouts.remember_absolute > timedelta(days=MOST_DAYS) and timeouts.renew is None:
+            raise ConfigurationError(
+                f"Timeouts(remember_absolute={timeouts.remember_absolute!r}): browsers keep a cookie for {MOST_DAYS} days "
+                "at most. Use a shorter time, or renew=… so that a new cookie is sent now and then."
+            )
         if inspect.iscoroutinefunction(skip):
             raise ConfigurationError("SessionMiddleware(skip=…): give a plain function, not a coroutine function")
         deadline = None
@@ -138,6 +151,7 @@ class SessionMiddleware:
         self.app = app
         self.cookie = cookie
         self.on_store_failure = on_store_failure
+        self.no_store_when_logged_in = no_store_when_logged_in
         self._skip = skip
         self.manager = Manager(
             store,
@@ -409,15 +423,18 @@ class _Exchange:
         reads = session._accessed and cacheable
         if due is False and not reads:
             return message
+        private = reads and self._middleware.no_store_when_logged_in and session._is_of_a_user
         try:
             headers: Headers = [*(message.get("headers") or ())]
             if reads:
                 vary_on_cookie(headers)
+            if private or (cacheable and due is not False):
+                keep_out_of_caches(headers, no_store=private)
             if due is not False:
-                if cacheable:
-                    keep_out_of_shared_caches(headers)
                 cookie = self._middleware.cookie
                 headers.append(cookie.delete() if due is True else cookie.set(*due))
+                if due is not True and cookie.secure and not _plain_http.is_told and is_plain_http(self._scope):
+                    _plain_http.tell(cookie.name)
         except (AttributeError, TypeError, ValueError):
             return message  # what the app calls headers is none; let the server tell it
         return {**message, "headers": headers}
@@ -681,6 +698,24 @@ def _is_activity(scope: Scope) -> bool:
             return b"prefetch" not in value
     return True
 
+
+class _PlainHttp:
+    """Whether this process has warned that browsers drop its cookie."""
+
+    is_told = False
+
+    def tell(self, name: str) -> None:
+        # A log line and no Python warning: a response is on its way, and tests turn warnings into errors.
+        self.is_told = True
+        logger.warning(
+            "the session cookie %s is Secure, but was sent over plain http to a host that is not loopback, and no header of a "
+            "proxy says otherwise: browsers drop it. Serve https, have the proxy send X-Forwarded-Proto, or for development "
+            "use CookieConfig.insecure_development().",
+            name,
+        )
+
+
+_plain_http = _PlainHttp()
 
 _TWICE = (
     "SessionMiddleware is installed twice with the cookie {name!r}: both would write it. Remove one, or give it another "

@@ -257,6 +257,11 @@ class Session(dict[str, Any]):
             authenticated_at=self._authenticated_at, within=seconds, now=self._keeper.clock()
         )
 
+    @property
+    def _is_of_a_user(self) -> bool:
+        """Whether a user is logged in, or was until this request."""
+        return (self._user_id or self._leaving_user) is not None
+
     # ── Verbs ──
 
     def log_in(self, user_id: str, *, remember: bool = False) -> None:

@@ -115,7 +115,7 @@ def the_cookie_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def set_cookie_may_be_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi_sessions._middleware, "keep_out_of_shared_caches", lambda headers: None)
+    monkeypatch.setattr(asgi_sessions._middleware, "keep_out_of_caches", lambda headers, *, no_store: None)
 
 
 def the_basket_is_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:

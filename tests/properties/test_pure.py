@@ -31,7 +31,7 @@ from msgspec.structs import replace
 from asgi_sessions import ConfigurationError, CookieConfig, SessionDataError, Timeouts
 from asgi_sessions._breaker import FAILURES_TO_OPEN, LONGEST_PAUSE, Breaker
 from asgi_sessions._cipher import Secrets
-from asgi_sessions._cookie import keep_out_of_shared_caches, vary_on_cookie
+from asgi_sessions._cookie import keep_out_of_caches, vary_on_cookie
 from asgi_sessions._errors import RecordDamaged
 from asgi_sessions._manager import DEADLINE
 from asgi_sessions._record import Body, MessagePackCodec, Record, merge, pack, pack_rev, seal, unpack, unseal
@@ -439,13 +439,14 @@ def for_a_cdn(name: bytes) -> bool:
     return name.lower() == b"surrogate-control" or name.lower().endswith(b"-cache-control")
 
 
-@given(header_list)
-def test_no_shared_cache_may_keep_what_was_kept_out_of_them(before: Headers) -> None:
+@given(header_list, st.booleans())
+def test_no_shared_cache_may_keep_what_was_kept_out_of_them(before: Headers, no_store: bool) -> None:
     after = list(before)
 
-    keep_out_of_shared_caches(after)
+    keep_out_of_caches(after, no_store=no_store)
 
     said = [member.lower() for member in members(after, b"cache-control")]
+    assert b"no-store" in said or not no_store
     assert b"no-store" in said or (b"private" in said and not {b"public"} & set(said))
     assert b"no-store" in said or not any(member.startswith(b"s-maxage") for member in said)
     assert not any(for_a_cdn(name) for name, _ in after)
@@ -455,22 +456,24 @@ def test_no_shared_cache_may_keep_what_was_kept_out_of_them(before: Headers) -> 
 @given(
     st.lists(st.sampled_from([b'"', b"\\", b",", b"public", b"=", b"s-maxage=9", b"x", b" "]), max_size=12).map(
         b"".join
-    )
+    ),
+    st.booleans(),
 )
-def test_no_odd_quotes_make_a_cache_overlook_what_was_added(said: bytes) -> None:
+def test_no_odd_quotes_make_a_cache_overlook_what_was_added(said: bytes, no_store: bool) -> None:
     headers = [(b"cache-control", said)]
 
-    keep_out_of_shared_caches(headers)
+    keep_out_of_caches(headers, no_store=no_store)
 
     read = {member.lower() for member in members(headers, b"cache-control")}
+    assert b"no-store" in read or not no_store
     assert b"no-store" in read or (b"private" in read and b"public" not in read)
 
 
-@given(header_list)
-def test_what_the_app_said_about_caching_stays_unless_it_contradicts(before: Headers) -> None:
+@given(header_list, st.booleans())
+def test_what_the_app_said_about_caching_stays_unless_it_contradicts(before: Headers, no_store: bool) -> None:
     after = list(before)
 
-    keep_out_of_shared_caches(after)
+    keep_out_of_caches(after, no_store=no_store)
 
     dropped = set(members(before, b"cache-control")) - set(members(after, b"cache-control"))
     assert {member.split(b"=")[0].lower() for member in dropped} <= {b"public", b"s-maxage"}
@@ -481,13 +484,13 @@ def test_what_the_app_said_about_caching_stays_unless_it_contradicts(before: Hea
     ]
 
 
-@given(header_list)
-@example([(b"cache-control", b"max-age=60")])
-def test_keeping_out_of_shared_caches_twice_is_once(headers: Headers) -> None:
-    keep_out_of_shared_caches(headers)
+@given(header_list, st.booleans())
+@example([(b"cache-control", b"max-age=60")], False)
+def test_keeping_out_of_caches_twice_is_once(headers: Headers, no_store: bool) -> None:
+    keep_out_of_caches(headers, no_store=no_store)
     once = list(headers)
 
-    keep_out_of_shared_caches(headers)
+    keep_out_of_caches(headers, no_store=no_store)
 
     assert headers == once
 
