@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Hashable
 
 FAILURES_TO_OPEN = 5
@@ -13,12 +14,14 @@ LONGEST_PAUSE = 5.0
 class Breaker:
     """Closed: everybody may ask. Open: nobody. Half open: one may, and its answer decides.
 
-    Counts failures in a row. Times are seconds of a monotonic clock, given by the caller.
+    Counts failures in a row. Times are seconds of a monotonic clock, given by the caller. Several threads may use it, each with
+    an event loop of its own; a lock is only taken where the state may change.
     """
 
-    __slots__ = ("_pause", "_probing_since", "_retry_at", "failures")
+    __slots__ = ("_lock", "_pause", "_probing_since", "_retry_at", "failures")
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self.failures = 0
         """In a row; while there are none, another good answer is no news."""
         self._pause = FIRST_PAUSE
@@ -33,21 +36,25 @@ class Breaker:
         """Whether to ask the store. A ``True`` while open makes the caller the one that probes."""
         if self.failures < FAILURES_TO_OPEN:
             return True
-        if now < self._retry_at:
-            return False
-        # A probe whose caller vanished without reporting must not keep the breaker open for good.
-        if self._probing_since is not None and now - self._probing_since < LONGEST_PAUSE:
-            return False
-        self._probing_since = now
-        return True
+        with self._lock:
+            if now < self._retry_at:
+                return False
+            # A probe whose caller vanished without reporting must not keep the breaker open for good.
+            if self._probing_since is not None and now - self._probing_since < LONGEST_PAUSE:
+                return False
+            self._probing_since = now
+            return True
 
     def succeeded(self) -> bool:
         """Note an answer; whether it closed the breaker."""
-        was_open = self.is_open
-        self.failures = 0
-        self._pause = FIRST_PAUSE
-        self._probing_since = None
-        return was_open
+        if not self.failures:
+            return False
+        with self._lock:
+            was_open = self.is_open
+            self.failures = 0
+            self._pause = FIRST_PAUSE
+            self._probing_since = None
+            return was_open
 
     def abandoned(self) -> None:
         """Note that a caller was cancelled before there was an answer: if it was the probe, somebody else may try."""
@@ -55,17 +62,18 @@ class Breaker:
 
     def failed(self, now: float) -> bool:
         """Note a failure; whether it opened the breaker."""
-        if self.is_open:
-            if self._probing_since is None:
-                return False  # one more of those that were under way when it opened
-            self._pause = min(self._pause * 2, LONGEST_PAUSE)
-        self._probing_since = None
-        self.failures += 1
-        if self.failures < FAILURES_TO_OPEN:
-            return False
-        # Jitter, so that many processes do not probe a recovering server in step.
-        self._retry_at = now + self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
-        return self.failures == FAILURES_TO_OPEN
+        with self._lock:
+            if self.is_open:
+                if self._probing_since is None:
+                    return False  # one more of those that were under way when it opened
+                self._pause = min(self._pause * 2, LONGEST_PAUSE)
+            self._probing_since = None
+            self.failures += 1
+            if self.failures < FAILURES_TO_OPEN:
+                return False
+            # Jitter, so that many processes do not probe a recovering server in step.
+            self._retry_at = now + self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
+            return self.failures == FAILURES_TO_OPEN
 
     def retry_after(self, now: float) -> int:
         """Whole seconds until asking again is worth it, at least 1; for the Retry-After header."""
@@ -83,10 +91,8 @@ class Breakers:
 
     def of(self, part: Hashable) -> Breaker:
         breaker = self._parts.get(part)
-        if breaker is None:
-            breaker = self._parts[part] = Breaker()
-        return breaker
+        return self._parts.setdefault(part, Breaker()) if breaker is None else breaker
 
     def retry_after(self, now: float) -> int:
         """As :meth:`Breaker.retry_after`, when everything is asked again."""
-        return max(breaker.retry_after(now) for breaker in (self.whole, *self._parts.values()))
+        return max(breaker.retry_after(now) for breaker in (self.whole, *tuple(self._parts.values())))
