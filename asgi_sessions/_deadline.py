@@ -6,6 +6,8 @@ those few that somebody has spent a part of before), and one timer that looks at
 
 A loop that stands still, because the machine is busy or a handler blocks, hears no answer, however fast the store was. So that
 time does not count: otherwise everybody who waits at that moment would be told 503, and the store be left alone, for nothing.
+
+A limit that has ended cancels its task until the task leaves the block: a driver may swallow one cancellation (``_loops.py``).
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from typing import Any, Final
 
 import anyio
 
+from asgi_sessions._loops import AGAIN, PerLoop, running_loop
+
 TICK: Final = 0.05
 """Seconds between two looks at the clock while somebody waits. A look that comes later than this by as much again, or more, shows
 that the loop stood still."""
@@ -27,12 +31,12 @@ that the loop stood still."""
 class Deadlines:
     """Makes limits of ``seconds``: ``with deadlines.limit(): …`` raises TimeoutError if it took longer."""
 
-    __slots__ = ("_loop", "_seconds", "_sweeper")
+    __slots__ = ("_latest", "_seconds", "_sweepers")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._sweeper: _Sweeper | None = None
+        self._sweepers = PerLoop(lambda: _Sweeper(asyncio.get_running_loop(), seconds))
+        self._latest: _Sweeper | None = None  # mostly there is one loop
 
     def limit(self, spent: float = 0.0) -> AbstractContextManager[Any]:
         """A limit for the block that follows, of which so many seconds are spent already; under trio it is a timer after all."""
@@ -40,22 +44,25 @@ class Deadlines:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return anyio.fail_after(self._seconds - spent)
-        sweeper = self._sweeper
+        sweeper = self._latest
         if sweeper is None or sweeper.loop is not loop:
-            sweeper = self._sweeper = _Sweeper(loop, self._seconds)
-        return _Limit(sweeper, spent)
+            sweeper = self._latest = self._sweepers.here()
+        return Limit(sweeper, spent)
 
     def stood_since(self, then: float) -> float:
         """For how many seconds the loop may have stood still after ``then``, of the monotonic clock.
 
         It is only watched while somebody is within a limit; as long as nobody was, it may have. Under trio it never does.
         """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
+        if running_loop() is None:
             return 0.0
-        sweeper = self._sweeper
-        return time.monotonic() - then if sweeper is None or sweeper.loop is not loop else sweeper.stood_since(then)
+        sweeper = self._sweepers.found()
+        return time.monotonic() - then if sweeper is None else sweeper.stood_since(then)
+
+
+def limit_alone(seconds: float) -> Limit:
+    """A limit with a timer of its own, which may be hastened. For asyncio."""
+    return Limit(_Sweeper(asyncio.get_running_loop(), seconds), 0.0)
 
 
 class _Sweeper:
@@ -66,14 +73,14 @@ class _Sweeper:
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self.loop = loop
         self.seconds = seconds
-        self.running: dict[_Limit, None] = {}  # in the order of their ends
+        self.running: dict[Limit, None] = {}  # in the order of their ends
         self._timer: asyncio.TimerHandle | None = None
         self._since = self._until = 0.0  # when somebody began to look, the last time, and stopped, if nobody does now
         self._due = 0.0  # when the timer should go off
         self._stood = 0.0  # seconds that the loop stood still, all in all
         self._stalls: deque[tuple[float, float]] = deque(maxlen=16)  # the latest: until when, for how long
 
-    def add(self, limit: _Limit) -> None:
+    def add(self, limit: Limit) -> None:
         now = self._look()  # else it would be given what the loop stood still before it
         limit.ends_at = now - self._stood + self.seconds - limit.spent
         self.running[limit] = None
@@ -112,22 +119,24 @@ class _Sweeper:
             if limit.ends_at > now - self._stood:
                 self._set(now)
                 return
+            del self.running[limit]
             limit.strike()
         self._until = now
 
 
-class _Limit:
-    """Like ``asyncio.timeout``, whose rules on cancellation it follows."""
+class Limit:
+    """Like ``asyncio.timeout``, whose rules on cancellation it follows, but repeats the cancellation until the block is left."""
 
-    __slots__ = ("_before", "_struck", "_sweeper", "_task", "ends_at", "spent")
+    __slots__ = ("_again", "_before", "_strikes", "_sweeper", "_task", "ends_at", "spent")
 
     ends_at: float
     """By the sweeper's clock."""
+    _again: asyncio.TimerHandle
 
     def __init__(self, sweeper: _Sweeper, spent: float) -> None:
         self._sweeper = sweeper
         self.spent = spent
-        self._struck = False
+        self._strikes = 0
 
     def __enter__(self) -> None:
         loop = self._sweeper.loop
@@ -138,16 +147,26 @@ class _Limit:
         self._before = task.cancelling()
         self._sweeper.add(self)
 
+    def hasten(self, seconds: float) -> None:
+        """End so much earlier; only for a limit that is alone."""
+        self.spent += seconds
+        if self in self._sweeper.running:
+            self.ends_at -= seconds
+
     def strike(self) -> None:
-        del self._sweeper.running[self]
-        self._struck = True
+        self._strikes += 1
         self._task.cancel()
+        self._again = self._sweeper.loop.call_later(AGAIN, self.strike)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._struck:
+        if not self._strikes:
             del self._sweeper.running[self]
-        elif self._task.uncancel() <= self._before and kind is not None and issubclass(kind, asyncio.CancelledError):
-            # Otherwise somebody else has cancelled the task too, and that must go on.
+            return
+        self._again.cancel()
+        for _ in range(self._strikes):
+            cancellations = self._task.uncancel()
+        if cancellations <= self._before and kind is not None and issubclass(kind, asyncio.CancelledError):
+            # Otherwise another caller has cancelled the task too, and that must go on.
             raise TimeoutError from error

@@ -63,6 +63,7 @@ from asgi_sessions._errors import (
     SessionWarning,
     StoreError,
 )
+from asgi_sessions._loops import heed_cancellation, running_loop
 from asgi_sessions._record import ALIAS_REV, Body, MessagePackCodec, Record, merge, seal, unseal
 from asgi_sessions._session import ATTRIBUTES, Asked, Session
 from asgi_sessions._store import Store, SweepingStore, lacking_for_users
@@ -1179,6 +1180,7 @@ class Manager:
     async def sweep_for_ever(self, store: SweepingStore) -> None:
         """Have the store forget what is over, now and then, until this is cancelled."""
         while True:
+            heed_cancellation()
             # With jitter, so that processes that were started together do not come together.
             await asyncio.sleep(store.sweep_every * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing
             try:
@@ -1286,9 +1288,7 @@ class Manager:
 
     async def _wait_for_hook(self, result: Awaitable[Any], name: str) -> None:
         """A quick hook is waited for; a slow one goes on by itself and holds up nobody (under trio it is cancelled)."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
+        if running_loop() is None:
             with anyio.move_on_after(HOOK_GRACE):
                 await result
             return

@@ -11,9 +11,10 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from copy import copy
 from datetime import timedelta
 from itertools import takewhile
-from typing import Any, ClassVar, Final, Literal, get_args
+from typing import Any, ClassVar, Final, Literal, NoReturn, get_args
 from weakref import WeakSet
 
 import anyio
@@ -31,10 +32,11 @@ from asgi_sessions._errors import (
 from asgi_sessions._manager import Manager
 from asgi_sessions._origin import is_plain_http
 from asgi_sessions._session import OURS, Asked, Session
-from asgi_sessions._store import Store, SweepingStore, lacking_for_users
+from asgi_sessions._store import Store, lacking_for_users
 from asgi_sessions._timeouts import Timeouts, duration
 from asgi_sessions._types import Clock, EventHook, Headers, Message, Receive, Scope, Send
-from asgi_sessions._watch import Watch, Watcher
+from asgi_sessions._upkeep import Upkeep, require_event_loop, upkeep_of
+from asgi_sessions._watch import Watcher
 
 logger = logging.getLogger("asgi_sessions")
 
@@ -164,7 +166,15 @@ class SessionMiddleware:
             deadline=deadline,
             may_be_withheld=cookie.may_be_withheld,
         )
-        self.watch = Watch(store, self.manager.lives, clock) if self.manager.devices.live else None
+        self.upkeep = upkeep_of(store)
+        self.watch = self.upkeep.watch if self.manager.devices.live else None
+
+    def around(self, app: Callable[..., Awaitable[None]]) -> SessionMiddleware:
+        """The same middleware, around another app; for frameworks that build one per route. All of them share one manager."""
+        _look_inside(app, self.cookie.name)
+        other = copy(self)
+        other.app = app
+        return other
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI 3; typed loosely, since frameworks type their scopes differently."""
@@ -172,8 +182,9 @@ class SessionMiddleware:
         if (kind != "http" and kind != "websocket") or (self._skip is not None and self._skip(scope)):
             if kind == "lifespan":
                 await refuse_foreign_at_startup(scope, receive, send)
-                send = _Lifespan(send, self.manager, self.watch).send
-            await self.app(scope, receive, send)
+                await _Lifespan(self.upkeep, self.manager, receive, send).run(self.app, scope)
+            else:
+                await self.app(scope, receive, send)
             return
         outer = scope.get("session")
         if outer is not None:
@@ -279,7 +290,7 @@ class _Exchange:
         watch, record = self._middleware.watch, self.session._record
         self._sending, self._ended, self._closing = set(), None, None
         if watch is not None and record is not None:
-            self.watcher = watch.add(record, self._session_ended)
+            self.watcher = watch.add(self._middleware.manager, record, self._session_ended)
 
     def stop_watching(self) -> None:
         """The end of the session closes nothing any more."""
@@ -627,33 +638,41 @@ async def _nothing() -> None:
 
 
 class _Lifespan:
-    """Has the store swept while the app is up, where that is needed, and closes its connections when the app has shut down,
-    before the server hears of it and stops the loop.
+    """The lifespan of an app: its store is kept up from start to end, and closed before the server hears of the end and stops
+    the loop.
     """
 
-    __slots__ = ("_manager", "_send", "_sweeper", "_watch")
+    __slots__ = ("_manager", "_receive", "_send", "_upkeep")
 
-    def __init__(self, send: Send, manager: Manager, watch: Watch | None) -> None:
-        self._send = send
+    def __init__(self, upkeep: Upkeep, manager: Manager, receive: Receive, send: Send) -> None:
+        self._upkeep = upkeep
         self._manager = manager
-        self._watch = watch
-        self._sweeper: asyncio.Task[None] | None = None
+        self._receive = receive
+        self._send = send
+
+    async def run(self, app: Callable[..., Awaitable[None]], scope: Scope) -> None:
+        try:
+            require_event_loop(self._manager.store)
+        except ConfigurationError as error:
+            await _fail_to_start(error, self._receive, self._send)
+        try:
+            await app(scope, self._receive, self.send)
+        except GeneratorExit:
+            raise  # the loop is shutting down and closes what is left; nothing can be waited for any more
+        except BaseException:  # the app does not get so far as to say that it has shut down
+            await self._end()
+            raise
 
     async def send(self, message: Message) -> None:
         kind = message["type"]
-        if kind == "lifespan.startup.complete" and isinstance(self._manager.store, SweepingStore):
-            self._sweeper = asyncio.ensure_future(self._manager.sweep_for_ever(self._manager.store))
-        elif kind in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
-            try:
-                if self._sweeper is not None:
-                    self._sweeper.cancel()
-                    await asyncio.wait({self._sweeper})
-                if self._watch is not None:
-                    await self._watch.aclose()
-                await self._manager.store.aclose()
-            except Exception:
-                logger.exception("closing the session store failed")
+        if kind == "lifespan.startup.complete":
+            self._upkeep.begin(self, self._manager)
+        elif kind in ("lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+            await self._end()
         await self._send(message)
+
+    async def _end(self) -> None:
+        await self._upkeep.end(self, self._manager.store)
 
 
 def _response(
@@ -761,10 +780,14 @@ async def refuse_foreign_at_startup(scope: Scope, receive: Receive, send: Send) 
     """The same when the lifespan starts, as far as the app in the scope, such as Starlette, lists its middleware."""
     names = _foreign_outside(scope.get("app"))
     if names:
-        error = _foreign("found at start-up", names)
-        await receive()  # lifespan.startup; a server takes an exception alone for an app without lifespan, and goes on
-        await send({"type": "lifespan.startup.failed", "message": str(error)})
-        raise error
+        await _fail_to_start(_foreign("found at start-up", names), receive, send)
+
+
+async def _fail_to_start(error: ConfigurationError, receive: Receive, send: Send) -> NoReturn:
+    """Tell the server: it takes an exception alone for an app without lifespan, and goes on."""
+    await receive()  # lifespan.startup
+    await send({"type": "lifespan.startup.failed", "message": str(error)})
+    raise error
 
 
 def refuse_foreign_around(app: Any) -> None:

@@ -28,6 +28,9 @@ class Store(Protocol):
 
     ``namespace`` names this store's corner of a server that it shares; sealed records are bound to it. Not tied to an event
     loop: a store may be used from several, one after the other or at the same time.
+
+    A store that works in asyncio's event loops only has the attribute ``needs_asyncio = True``. Under trio the lifespan of its
+    app then fails with an error that says so.
     """
 
     @property
@@ -162,7 +165,8 @@ class Listening(Protocol):
     def remove(self, place: str) -> None:
         """Take back one :meth:`add`."""
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Tell of nothing any more. May be called twice."""
 
 
 @runtime_checkable

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from itertools import chain
+from typing import Final, Protocol
 
 from asgi_sessions._errors import StoreError
+from asgi_sessions._loops import PerLoop, running_loop, stop
 from asgi_sessions._record import Record
-from asgi_sessions._store import Listening
+from asgi_sessions._store import Listening, Store
 from asgi_sessions._token import place_of
 from asgi_sessions._types import Clock
 
@@ -33,16 +35,25 @@ LINGER: Final = 10.0
 AT_ONCE: Final = 64
 """How many sessions are asked for at the same time."""
 
-Lives = Callable[[Record], Awaitable[Record | None]]
-"""The record of a session as it is now, wherever it is; ``None``: it has ended."""
+
+class Judge(Protocol):
+    """Knows the rules of an app: its manager."""
+
+    @property
+    def store(self) -> Store: ...
+    @property
+    def clock(self) -> Clock: ...
+    async def lives(self, record: Record) -> Record | None:
+        """The record of a session as it is now, wherever it is; ``None``: it has ended."""
 
 
 class _Watched:
-    """A session that somebody serves for long."""
+    """A session that sockets or streams of one app belong to."""
 
-    __slots__ = ("record", "watchers")
+    __slots__ = ("judge", "record", "watchers")
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, judge: Judge, record: Record) -> None:
+        self.judge = judge
         self.record = record
         self.watchers: set[Watcher] = set()
 
@@ -50,11 +61,11 @@ class _Watched:
 class Watcher:
     """One socket or stream."""
 
-    __slots__ = ("_circle", "_end", "_id")
+    __slots__ = ("_circle", "_end", "_watched")
 
-    def __init__(self, circle: _Circle, id: str, end: Callable[[], None]) -> None:
+    def __init__(self, circle: _Circle, watched: _Watched, end: Callable[[], None]) -> None:
         self._circle = circle
-        self._id = id
+        self._watched = watched
         self._end = end
 
     def tell(self) -> None:
@@ -64,38 +75,22 @@ class Watcher:
             logger.exception("ending a socket or stream failed")
 
     def leave(self) -> None:
-        self._circle.remove(self._id, self)
+        self._circle.remove(self._watched, self)
 
 
 class Watch:
-    """Everything that is watched in this process.
+    """Everything that is watched in this process, of one store. Listens to the store once in each event loop."""
 
-    Args:
-        store: may have ``listen``; see :class:`~asgi_sessions._store.TellingStore`.
-        lives: asks for a session.
-        clock: the app's.
-    """
+    def __init__(self) -> None:
+        self._circles: PerLoop[_Circle] = PerLoop(_Circle)
 
-    def __init__(self, store: Any, lives: Lives, clock: Clock) -> None:
-        self._listen = getattr(store, "listen", None)
-        self._lives = lives
-        self._clock = clock
-        self._circles: WeakKeyDictionary[asyncio.AbstractEventLoop, _Circle] = WeakKeyDictionary()
-
-    def add(self, record: Record, end: Callable[[], None]) -> Watcher | None:
-        """Call ``end()`` when the session of this record ends; ``None`` outside asyncio, where nobody can be told."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return None
-        circle = self._circles.get(loop)
-        if circle is None:
-            circle = self._circles[loop] = _Circle(self._listen, self._lives, self._clock)
-        return circle.add(record, end)
+    def add(self, judge: Judge, record: Record, end: Callable[[], None]) -> Watcher | None:
+        """Call ``end()`` when the session of this record ends, as ``judge`` sees it; ``None`` outside of asyncio: not watched."""
+        return None if running_loop() is None else self._circles.here().add(judge, record, end)
 
     async def aclose(self) -> None:
         """Stop listening in this event loop."""
-        circle = self._circles.pop(asyncio.get_running_loop(), None)
+        circle = self._circles.taken()
         if circle is not None:
             await circle.aclose()
 
@@ -103,61 +98,69 @@ class Watch:
 class _Circle:
     """What is watched in one event loop."""
 
-    def __init__(self, listen: Any, lives: Lives, clock: Clock) -> None:
-        self._listen = listen
-        self._lives = lives
-        self._clock = clock
-        self._watched: dict[str, _Watched] = {}
-        self._unsure: set[str] = set()
+    def __init__(self) -> None:
+        self._watched: dict[str, list[_Watched]] = {}
+        """By the session's id; mostly of one app, so one each."""
+        self._unsure: set[_Watched] = set()
         self._listening: Listening | None = None
+        self._closing: set[Listening] = set()
         self._minder: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
 
-    def add(self, record: Record, end: Callable[[], None]) -> Watcher:
+    def add(self, judge: Judge, record: Record, end: Callable[[], None]) -> Watcher:
         if self._minder is None or self._minder.done():
             self._minder = asyncio.ensure_future(self._mind())
-        if self._listening is None and self._listen is not None:
-            self._listening = self._listen(self._heard, self._doubt)
-        watched = self._watched.get(record.id)
+        if self._listening is None and (listen := getattr(judge.store, "listen", None)) is not None:
+            self._listening = listen(self._heard, self._doubt)
+        of_session = self._watched.setdefault(record.id, [])
+        watched = next((each for each in of_session if each.judge is judge), None)
         if watched is None:
-            watched = self._watched[record.id] = _Watched(record)
+            watched = _Watched(judge, record)
+            of_session.append(watched)
             if self._listening is not None:
                 self._listening.add(place_of(record.key))
         elif record.rev > watched.record.rev:
             watched.record = record  # regenerated since: of the same user or nobody, and so in the same place
-        watcher = Watcher(self, record.id, end)
+        watcher = Watcher(self, watched, end)
         watched.watchers.add(watcher)
         # It may have ended since it was loaded, which was a whole handshake ago.
-        self._unsure.add(record.id)
+        self._unsure.add(watched)
         self._wake.set()
         return watcher
 
-    def remove(self, id: str, watcher: Watcher) -> None:
-        watched = self._watched.get(id)
-        if watched is not None:
-            watched.watchers.discard(watcher)
-            if not watched.watchers:
-                self._forget(id, watched)
+    def remove(self, watched: _Watched, watcher: Watcher) -> None:
+        watched.watchers.discard(watcher)
+        if not watched.watchers and self._is_watched(watched):
+            self._forget(watched)
 
-    def _forget(self, id: str, watched: _Watched) -> None:
-        del self._watched[id]
-        self._unsure.discard(id)
+    def _is_watched(self, watched: _Watched) -> bool:
+        return watched in self._watched.get(watched.record.id, ())
+
+    def _forget(self, watched: _Watched) -> None:
+        of_session = self._watched[watched.record.id]
+        of_session.remove(watched)
+        if not of_session:
+            del self._watched[watched.record.id]
+        self._unsure.discard(watched)
         if self._listening is not None:
             self._listening.remove(place_of(watched.record.key))
 
     def _heard(self, id: str) -> None:
         """The session has ended."""
-        watched = self._watched.get(id)
-        if watched is not None:
-            self._forget(id, watched)
-            for watcher in tuple(watched.watchers):
-                watcher.tell()
+        for watched in tuple(self._watched.get(id, ())):
+            self._ended(watched)
+
+    def _ended(self, watched: _Watched) -> None:
+        self._forget(watched)
+        for watcher in tuple(watched.watchers):
+            watcher.tell()
+
+    def _all(self) -> Iterator[_Watched]:
+        return chain.from_iterable(self._watched.values())
 
     def _doubt(self, place: str | None = None) -> None:
         """Ends in this place, or in all, may have been missed; from now on they are heard of."""
-        for id, watched in self._watched.items():
-            if place is None or place_of(watched.record.key) == place:
-                self._unsure.add(id)
+        self._unsure.update(each for each in self._all() if place is None or place_of(each.record.key) == place)
         self._wake.set()
 
     async def _mind(self) -> None:
@@ -176,46 +179,48 @@ class _Circle:
                 rechecked_at = loop.time()
             elif loop.time() - rechecked_at >= RECHECK:
                 rechecked_at = loop.time()
-                self._unsure.update(self._watched)
+                self._unsure.update(self._all())
             self._look_at_the_clock()
-            unanswered: list[str] = []
+            unanswered: list[_Watched] = []
             while self._unsure:
                 some = [self._unsure.pop() for _ in range(min(len(self._unsure), AT_ONCE))]
                 answered = await asyncio.gather(*map(self._check, some))
-                unanswered += [id for id, is_answered in zip(some, answered, strict=True) if not is_answered]
+                unanswered += [each for each, is_answered in zip(some, answered, strict=True) if not is_answered]
             # An outage ends nobody's session: those stay in doubt, and are asked for again.
-            self._unsure.update(self._watched.keys() & unanswered)
+            self._unsure.update(filter(self._is_watched, unanswered))
         listening, self._listening = self._listening, None
         self._minder = None
         if listening is not None:
-            await listening.aclose()
+            self._closing.add(listening)
+            try:
+                await listening.aclose()
+            finally:
+                self._closing.discard(listening)
 
     def _look_at_the_clock(self) -> None:
         # All of them: 50 µs for a thousand, and nothing to keep in step with who comes and goes.
-        now = self._clock()
-        self._unsure.update(id for id, watched in self._watched.items() if watched.record.expires_at <= now)
+        self._unsure.update(each for each in self._all() if each.record.expires_at <= each.judge.clock())
 
-    async def _check(self, id: str) -> bool:
+    async def _check(self, watched: _Watched) -> bool:
         """Whether the store could be asked."""
-        watched = self._watched.get(id)
-        if watched is None:
+        if not self._is_watched(watched):
             return True
         try:
-            record = await self._lives(watched.record)
+            record = await watched.judge.lives(watched.record)
         except StoreError:
             return False
-        if self._watched.get(id) is watched:
+        if self._is_watched(watched):
             if record is None:
-                self._heard(id)
+                self._ended(watched)
             else:
                 watched.record = record
         return True
 
     async def aclose(self) -> None:
-        minder, self._minder = self._minder, None
-        if minder is not None:
-            minder.cancel()
-            await asyncio.wait({minder})
-        listening, self._listening = self._listening, None
-        if listening is not None:
-            await listening.aclose()
+        async with AsyncExitStack() as closing:  # each of them, though another one fails
+            for listening in (self._listening, *self._closing):
+                if listening is not None:
+                    closing.push_async_callback(listening.aclose)
+            self._listening = None
+            if self._minder is not None:
+                await stop(self._minder)

@@ -15,6 +15,7 @@ PACKAGE = Path(asgi_sessions.__file__).parent
 LAYERS = {
     "_errors": 0,
     "_hmac": 0,
+    "_loops": 0,
     "_origin": 0,
     "_types": 0,
     "_address": 1,
@@ -32,6 +33,7 @@ LAYERS = {
     "_session": 3,
     "_watch": 3,
     "_manager": 4,
+    "_upkeep": 4.5,  # sweeps by a manager's rules
     "_middleware": 5,
 }
 

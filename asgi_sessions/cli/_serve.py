@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from asgi_sessions import ConfigurationError, CookieConfig, Event, MemoryStore, RedisStore
+from asgi_sessions._loops import stop
 from asgi_sessions.cli._shop import PASSWORDS, USERS, create_shop
 from asgi_sessions.stores import Store
 
@@ -158,7 +159,7 @@ async def serving(
     try:
         ready = asyncio.create_task(server.ready.wait())
         await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
+        await stop(ready)
         yield task
     finally:
         server.should_exit = True

@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 
 from asgi_sessions import CookieConfig, StoreError, UserSessions
 from asgi_sessions._errors import RecordChanged
+from asgi_sessions._loops import stop
 from asgi_sessions._record import Record
 from asgi_sessions.cli._serve import certificate, listen, open_store, serving, url_of
 from asgi_sessions.cli._shop import Gate, create_shop
@@ -160,7 +161,7 @@ class Tour:
     async def _held(self, slow: asyncio.Task[httpx.Response]) -> None:
         arrived = asyncio.create_task(self._gate.arrived.wait())
         await asyncio.wait({slow, arrived}, return_when=asyncio.FIRST_COMPLETED)
-        arrived.cancel()
+        await stop(arrived)
         self._check("the slow one is under way", (self._gate.arrived.is_set(), slow.done()), (True, False))
 
     async def _read(self, visitor: Visitor) -> None:
@@ -227,7 +228,7 @@ class Tour:
             await asyncio.wait({stream}, timeout=1)
             self._check("the phone's stream has ended within a second", stream.done(), True)
         finally:
-            stream.cancel()
+            await stop(stream)
         response = await phone.get("/account")
         self._check("the phone is logged out", _leads_to(response), "/login?next=account")
         self._check("the laptop is not", (await laptop.get("/account")).status_code, 200)

@@ -15,7 +15,7 @@ from copy import copy
 from datetime import timedelta
 from typing import Annotated, Any
 
-from litestar import Request, WebSocket, di
+from litestar import Litestar, Request, WebSocket, di
 from litestar.config.app import AppConfig
 from litestar.connection import ASGIConnection
 from litestar.exceptions import NotAuthorizedException
@@ -31,6 +31,7 @@ from asgi_sessions._elsewhere import explains_options
 from asgi_sessions._middleware import foreign_class
 from asgi_sessions._session import OURS
 from asgi_sessions._timeouts import duration
+from asgi_sessions._upkeep import require_event_loop
 from asgi_sessions.stores import Store
 
 Connection = ASGIConnection[Any, Any, Any, Any]
@@ -46,16 +47,18 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
     @explains_options
     def __init__(self, store: Store, *, cookie: CookieConfig = CookieConfig(), **options: Any) -> None:  # noqa: B008 - frozen
         middleware: Any = SessionMiddleware  # their types of ASGI are narrower than ours
-        middleware(print, store, cookie=cookie, **options)  # in place of an app: mistakes are to show here
-        self.middleware = DefineMiddleware(middleware, store=store, cookie=cookie, **options)
-        self.close = store.aclose
+        # Litestar builds a middleware for each route. They are copies of this one, which stands around nothing yet.
+        self._sessions: SessionMiddleware = middleware(print, store, cookie=cookie, **options)
+        self.middleware = DefineMiddleware(self._sessions.around)
         self.scheme = SecurityScheme(type="apiKey", security_scheme_in="cookie", name=cookie.name)
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         # First is outermost: middleware that authenticates finds the session, and the response cache never sees our cookie.
         app_config.middleware.insert(0, self.middleware)
         app_config.dependencies.setdefault("session", di.Provide(_find, sync_to_thread=False))
-        app_config.on_shutdown.append(self.close)  # the middleware of routes does not hear of the lifespan
+        # The middleware of routes does not hear of the lifespan. First up and last down: the app's own hooks may use the store.
+        app_config.on_startup.insert(0, self._begin)
+        app_config.on_shutdown.append(self._end)
         app_config.request_class = _with_verbs(app_config.request_class or Request)
         app_config.websocket_class = _with_verbs(app_config.websocket_class or WebSocket)
         if app_config.openapi_config is not None:
@@ -80,6 +83,13 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
                     (cls for layer in handler.ownership_layers[:0:-1] if (cls := getattr(layer, name, None))), None
                 ):
                     setattr(handler, name, _with_verbs(own))
+
+    def _begin(self, app: Litestar) -> None:
+        require_event_loop(self._sessions.manager.store)
+        self._sessions.upkeep.begin(app, self._sessions.manager)
+
+    async def _end(self, app: Litestar) -> None:
+        await self._sessions.upkeep.end(app, self._sessions.manager.store)
 
 
 async def require_user(connection: Connection, handler: BaseRouteHandler) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Iterable
+
+from asgi_sessions._loops import running_loop
 
 
 class Listeners:
@@ -15,6 +16,9 @@ class Listeners:
         self._all: set[_Listening] = set()
 
     def listen(self, heard: Callable[[str], None]) -> _Listening:
+        for other in tuple(self._all):
+            if other.is_over:
+                self._all.discard(other)
         listening = _Listening(self._all, heard, self._hears_all)
         self._all.add(listening)
         return listening
@@ -34,15 +38,17 @@ class _Listening:
         self._listeners = listeners
         self._heard = heard
         self._thread = threading.get_ident()
-        try:
-            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:  # trio, or no loop at all
-            self._loop = None
+        self._loop = running_loop()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its event loop was closed before it was."""
+        return self._loop is not None and self._loop.is_closed()
 
     def tell(self, id: str) -> None:
         if threading.get_ident() == self._thread:
             self._heard(id)
-        elif self._loop is not None and not self._loop.is_closed():
+        elif self._loop is not None and not self.is_over:
             self._loop.call_soon_threadsafe(self._heard, id)
 
     def add(self, place: str) -> None:

@@ -41,6 +41,7 @@ from asgi_sessions._errors import (
     TokenInvalid,
     TokenReused,
 )
+from asgi_sessions._loops import PerLoop, retrieve
 from asgi_sessions._manager import MAX_ATTEMPTS, Manager, manager_of
 from asgi_sessions._record import Body, MessagePackCodec, Record
 from asgi_sessions._session import Session
@@ -155,7 +156,7 @@ class Tokens:
         self._codec = MessagePackCodec()
         keys_to_sign = self._manager.secrets.subkeys("refresh token signature")
         self._signers = tuple(Signer(key, b"asgi-sessions refresh token\0") for key in keys_to_sign)
-        self._refreshing: dict[tuple[int, str], asyncio.Task[TokenPair]] = {}
+        self._refreshing: PerLoop[dict[str, asyncio.Task[TokenPair]]] = PerLoop(dict)
 
     @property
     def clock(self) -> Clock:
@@ -250,13 +251,12 @@ class Tokens:
         """
         family, generation, presented = self._read(token)
         # Tabs of one browser come at the same time: one question for all of them in this process.
-        where = (id(asyncio.get_running_loop()), token)
-        task = self._refreshing.get(where)
+        refreshing = self._refreshing.here()
+        task = refreshing.get(token)
         if task is None:
-            task = self._refreshing[where] = asyncio.ensure_future(self._rotate(family, generation, presented, scope))
-            task.add_done_callback(
-                lambda done: (self._refreshing.pop(where, None), done.cancelled() or done.exception())
-            )
+            task = refreshing[token] = asyncio.ensure_future(self._rotate(family, generation, presented, scope))
+            task.add_done_callback(lambda _: refreshing.pop(token, None))
+            task.add_done_callback(retrieve)
         return await asyncio.shield(task)
 
     async def _rotate(self, key: str, generation: int, presented: str, scope: Scope | None) -> TokenPair:

@@ -20,6 +20,7 @@ import math
 import re
 import warnings
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, Self
 
 from asgi_sessions._devices import ENDED_BY_CLOCK, Admission, Note, Rules, line_of
@@ -93,6 +94,9 @@ class RedisStore:
     closes them when the app's lifespan ends; so do ``from_sentinel()`` and ``from_cluster()``. ``RedisStore(client)`` uses a
     ``redis.asyncio`` client of yours and leaves its care to you.
     """
+
+    needs_asyncio = True
+    """redis-py runs in asyncio's event loops only."""
 
     carries_out_what_it_was_asked = True
     """A command that was asked is sent, though the caller be cancelled while it waits."""
@@ -435,10 +439,9 @@ class RedisStore:
         return self._client.listen(self._stem, heard, doubt)
 
     async def aclose(self) -> None:
-        await self._client.aclose()
-        await self._bulk.aclose()
-        if self._ender is not self._client:
-            await self._ender.aclose()
+        async with AsyncExitStack() as closing:  # each of them, though another one fails
+            for client in (self._ender, self._bulk, self._client):
+                closing.push_async_callback(client.aclose)
 
     def _for(self, value: bytes) -> Client:
         return self._client if len(value) < LARGE else self._bulk

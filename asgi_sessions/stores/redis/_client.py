@@ -24,8 +24,8 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from asgi_sessions._deadline import Deadlines
 from asgi_sessions._errors import ConfigurationError, EndUnconfirmed, NotNow, StoreError
+from asgi_sessions._loops import PerLoop, retrieve, stop
 from asgi_sessions._store import Listening
-from asgi_sessions.stores._loops import let_go, retrieve
 from asgi_sessions.stores.redis._ear import Deaf, Ear
 from asgi_sessions.stores.redis._link import ConnectionLost, Link, open_link
 from asgi_sessions.stores.redis._scripts import MOVING, Script
@@ -104,8 +104,7 @@ class OwnClient:
 
     def __init__(self, make_pool: Callable[[], ConnectionPool]) -> None:
         """``make_pool`` is called once per event loop; a pool opens nothing, it knows how to."""
-        self._make_pool = make_pool
-        self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Line] = weakref.WeakKeyDictionary()
+        self._lines: PerLoop[Line] = PerLoop(lambda: Line(make_pool()))
         self._last: tuple[int, Any, Line | None] = (0, None, None)  # the thread, the loop in it, and the line there
         after_fork.add(self)
 
@@ -168,35 +167,31 @@ class OwnClient:
 
     def distrust(self) -> None:
         """Drop the connection: it leads to a server that may no longer be written to. Where to, is asked anew."""
-        line = self._lines.get(asyncio.get_running_loop())
+        line = self._lines.found()
         if line is not None and line.link is not None:
             line.link.abort(ConnectionLost("the server is a replica now"))
 
     def _line(self) -> Line:
-        loop = asyncio.get_running_loop()
-        line = self._lines.get(loop)
-        if line is None:
-            let_go(self._lines)
-            line = self._lines[loop] = Line(self._make_pool())
-        self._last = (get_ident(), loop, line)
+        line = self._lines.here()
+        self._last = (get_ident(), asyncio.get_running_loop(), line)
         return line
 
     def _line_again(self) -> Line:
         """For who was under way. Where the client was closed meanwhile, nobody would close a connection that is opened now."""
-        if asyncio.get_running_loop() not in self._lines:
+        if self._lines.found() is None:
             raise ConnectionLost("the connection was closed")
         return self._line()
 
     async def aclose(self) -> None:
         """Close the connection of this loop."""
         self._last = (0, None, None)
-        line = self._lines.pop(asyncio.get_running_loop(), None)
+        line = self._lines.taken()
         if line is not None:
             await line.aclose()
 
     def forget(self) -> None:
         """In a forked child: the sockets are the parent's."""
-        self._lines = weakref.WeakKeyDictionary()
+        self._lines.forget()
         self._last = (0, None, None)
 
 
@@ -349,7 +344,11 @@ class Line:
                 # A task of its own: whoever asked first may be cancelled, and the others still want the connection.
                 self._opening = asyncio.ensure_future(self._open())
                 self._opening.add_done_callback(retrieve)
-            link = await asyncio.shield(self._opening)
+            opening = self._opening
+            await asyncio.wait({opening})
+            if opening.cancelled():
+                raise ConnectionLost("the connection was closed")
+            link = opening.result()
         return link
 
     async def _open(self) -> Link:
@@ -375,10 +374,12 @@ class Line:
 
     async def aclose(self) -> None:
         self._is_closed = True
-        if self._opening is not None:
-            await asyncio.wait({self._opening})  # others wait for it too
-        if self.link is not None:
-            await self.link.aclose()
+        try:
+            if self._opening is not None:
+                await stop(self._opening)
+        finally:
+            if self.link is not None:
+                await self.link.aclose()
 
 
 class _Forgetful(Protocol):
@@ -403,7 +404,7 @@ class GivenClient:
     def __init__(self, client: Any) -> None:
         self._client = client
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._looking: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
+        self._looking: PerLoop[asyncio.Lock] = PerLoop(asyncio.Lock)
 
     def at_once(self, command: tuple[Any, ...]) -> None:
         """Only on connections of our own."""
@@ -415,7 +416,7 @@ class GivenClient:
         try:
             if isinstance(client, RedisCluster) and client not in self._known:
                 # Its first commands would each look for the nodes, at the same time, and cut each other off.
-                async with self._looking.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+                async with self._looking.here():
                     await client.initialize()
                     self._known.add(client)
             return await client.execute_command(*command)

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-import weakref
 from binascii import crc_hqx
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from functools import cache
 from itertools import product
 from time import monotonic
@@ -35,8 +35,8 @@ from redis.exceptions import RedisError
 
 from asgi_sessions._deadline import Deadlines
 from asgi_sessions._errors import ConfigurationError, StoreError
+from asgi_sessions._loops import PerLoop, retrieve, stop
 from asgi_sessions._token import ALPHABET, PLACE_CHARS
-from asgi_sessions.stores._loops import let_go, retrieve
 from asgi_sessions.stores.redis._client import (
     PAUSE,
     TIME_TO_OPEN,
@@ -115,17 +115,12 @@ class Cluster:
                 "so give the same scheme, user, password and options in each"
             )
         self._seeds = [_address_in(pool) for pool in pools]
-        self._maps: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Map] = weakref.WeakKeyDictionary()
+        self._maps: PerLoop[Map] = PerLoop(lambda: Map(self._pool_at, self._seeds))
         after_fork.add(self)
 
     def map(self) -> Map:
         """What is known in the running event loop."""
-        loop = asyncio.get_running_loop()
-        known = self._maps.get(loop)
-        if known is None:
-            let_go(self._maps)
-            known = self._maps[loop] = Map(self._pool_at, self._seeds)
-        return known
+        return self._maps.here()
 
     def part_of(self, key: str) -> Address | None:
         """The node that has what lies under a key of ours, as far as is known: each node may fail by itself."""
@@ -137,10 +132,10 @@ class Cluster:
 
     def forget(self) -> None:
         """In a forked child: the sockets are the parent's."""
-        self._maps = weakref.WeakKeyDictionary()
+        self._maps.forget()
 
     async def aclose(self) -> None:
-        known = self._maps.pop(asyncio.get_running_loop(), None)
+        known = self._maps.taken()
         if known is not None:
             await known.aclose()
 
@@ -300,8 +295,9 @@ class Map:
     async def aclose(self) -> None:
         self.is_closed = True
         lines, self._lines = self._lines, {}
-        for line in lines.values():
-            await line.aclose()
+        async with AsyncExitStack() as closing:
+            for line in lines.values():
+                closing.push_async_callback(line.aclose)
         if self._looking is not None:
             # Not cancelled: nor were those who wait for it. It ends by itself, since no node can be asked any more.
             await asyncio.wait({self._looking})
@@ -551,15 +547,17 @@ class Ears:
 
     def _close_idle(self) -> None:
         for address in self._ears.keys() - set(self._at.values()):
-            closing = asyncio.ensure_future(self._ears.pop(address).aclose())
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+            self._close(self._ears.pop(address))
+
+    def _close(self, ear: Ear) -> None:
+        closing = ear.leave()
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     async def aclose(self) -> None:
         self._map.listeners.discard(self._follow)
         ears, self._ears, self._at = self._ears, {}, {}
         self._places.clear()
         for ear in ears.values():
-            await ear.aclose()
-        if self._closing:
-            await asyncio.wait(self._closing)
+            self._close(ear)
+        await stop(*self._closing)

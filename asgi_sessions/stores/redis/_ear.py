@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
@@ -16,6 +17,8 @@ from typing import Any, Final
 import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
+
+from asgi_sessions._loops import cancel, heed_cancellation, stop
 
 logger = logging.getLogger("asgi_sessions")
 
@@ -25,6 +28,9 @@ HEARTBEAT: Final = 5.0
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 5.0
 """Seconds between two attempts to subscribe: doubled each time, with jitter. Watched sessions are rechecked meanwhile."""
+
+_NO_SHARDED_CHANNELS: Final = re.compile(r"unknown command\W+s(un)?subscribe\b", re.IGNORECASE)
+"""What Redis 6.2 answers to each SSUBSCRIBE and SUNSUBSCRIBE."""
 
 Connect = Callable[[], AbstractConnection]
 
@@ -74,9 +80,13 @@ class Ear:
             self._asked.pop(self._channel(place), None)
             self._say("UNSUBSCRIBE", place)
 
+    def leave(self) -> asyncio.Task[None]:
+        """Begin to close; the task is done when that is."""
+        cancel(self._task)
+        return self._task
+
     async def aclose(self) -> None:
-        self._task.cancel()
-        await asyncio.wait({self._task})
+        await stop(self._task)
 
     def _channel(self, place: str) -> bytes:
         return f"{self._stem(place)}e".encode()
@@ -94,6 +104,7 @@ class Ear:
 
     async def _run(self) -> None:
         while True:
+            heed_cancellation()
             try:
                 await self._listen()
             except (RedisError, OSError, TimeoutError, hiredis.HiredisError) as error:
@@ -108,6 +119,7 @@ class Ear:
         connection: Any = self._connect()
         try:
             await connection.connect()
+            heed_cancellation()
             # As in _link.py: two private names of redis-py, pinned by tests.
             reader, writer = connection._reader, connection._writer
             if reader is None or writer is None:
@@ -144,12 +156,14 @@ class Ear:
 
     def _take(self, message: Any) -> None:
         if isinstance(message, hiredis.ReplyError):
-            if self._sharded and "unknown command" in str(message).lower():
-                self._sharded = False  # Redis 6.2
+            if not _NO_SHARDED_CHANNELS.search(str(message)):
+                raise RedisError("the server refuses a subscription")
+            if self._sharded:  # else one more of those that were sent before the first answer came
+                self._sharded = False
+                self._leaving.clear()
                 for place in tuple(self._places):
                     self._say("SUBSCRIBE", place)
-                return
-            raise RedisError("the server refuses a subscription")
+            return
         if not isinstance(message, list) or len(message) != 3:
             return  # the answer to a PING
         kind, channel, content = message

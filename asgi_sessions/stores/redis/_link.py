@@ -21,7 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from asgi_sessions.stores._loops import at_the_end
+from asgi_sessions._loops import at_the_end
 
 MAX_IN_FLIGHT: Final = 4096
 """Commands without a reply, per connection. Whoever comes then waits until half of them are answered."""

@@ -18,7 +18,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Self
-from weakref import WeakKeyDictionary
 
 from sqlalchemy import MetaData
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -45,11 +44,11 @@ from asgi_sessions._errors import (
     RecordGone,
     SessionLimitReached,
 )
+from asgi_sessions._loops import PerLoop
 from asgi_sessions._record import ALIAS_REV, Record
 from asgi_sessions._store import Listening
 from asgi_sessions._token import ID_CHARS, owner_of
 from asgi_sessions.stores._listeners import Listeners
-from asgi_sessions.stores._loops import let_go
 from asgi_sessions.stores.sql._lane import Lane, OutOfStep, build, check
 from asgi_sessions.stores.sql._tables import BATCH, SWEEPER, Statements, session_tables
 
@@ -87,6 +86,9 @@ class SQLStore:
 
     The tables must be there: ``await store.create_tables()``, or your own migration with :func:`session_tables`.
     """
+
+    needs_asyncio = True
+    """SQLAlchemy runs in asyncio's event loops only."""
 
     sweep_every = 60.0
     """Seconds between two sweeps while an app is up."""
@@ -134,7 +136,7 @@ class SQLStore:
         self.metadata = MetaData()
         """Holds the two tables; for migrations of your own, see :func:`session_tables`."""
         self._say = Statements(*session_tables(self.metadata, table=table, schema=schema))
-        self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, Lane] = WeakKeyDictionary()
+        self._lanes: PerLoop[Lane] = PerLoop(self._make_lane)
         self._listeners = Listeners(hears_all=False)
 
     @property
@@ -145,16 +147,14 @@ class SQLStore:
         return f"<SQLStore {self._first.dialect.name} {self._table}>"
 
     def _lane(self) -> Lane:
-        loop = asyncio.get_running_loop()
-        lane = self._lanes.get(loop)
-        if lane is None:
-            let_go(self._lanes)
-            try:
-                engine = self._unused.pop()  # one loop gets it, also where threads come at once
-            except IndexError:
-                engine = self._make()
-            lane = self._lanes[loop] = Lane(engine, is_own=self._is_own)
-        return lane
+        return self._lanes.here()
+
+    def _make_lane(self) -> Lane:
+        try:
+            engine = self._unused.pop()  # one loop gets it, also where threads come at once
+        except IndexError:
+            engine = self._make()
+        return Lane(engine, is_own=self._is_own)
 
     async def create_tables(self) -> None:
         """Make the tables where they are not there; for a quick start. In production let your migrations do it."""
@@ -570,7 +570,7 @@ class SQLStore:
 
     async def aclose(self) -> None:
         """Wait for what is under way and, of our own, close the connections of this event loop."""
-        lane = self._lanes.pop(asyncio.get_running_loop(), None)
+        lane = self._lanes.taken()
         if lane is not None:
             await lane.aclose()
 

@@ -22,8 +22,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, SQLAlchemy
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
+from asgi_sessions._deadline import Limit, limit_alone
 from asgi_sessions._errors import ConfigurationError, SessionError, StoreError
-from asgi_sessions.stores._loops import at_the_end, retrieve
+from asgi_sessions._loops import at_the_end, retrieve
 
 T = TypeVar("T")
 
@@ -185,18 +186,14 @@ class Lane:
         if self._is_own and self._farewell is None:
             self._farewell = await at_the_end(self._close)
         await self._seats.acquire()
-        began = asyncio.get_running_loop().time()
-        limit = asyncio.timeout_at(began + LONGEST)
+        limit = limit_alone(LONGEST)
         task = asyncio.ensure_future(self._carry_out(work, limit))
         self._tasks.add(task)
         task.add_done_callback(self._done)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            try:
-                limit.reschedule(began + min(LONGEST, LONGEST_ALONE))
-            except RuntimeError:
-                pass  # it is over, or not begun
+            limit.hasten(max(LONGEST - LONGEST_ALONE, 0.0))
             raise
 
     def _done(self, task: asyncio.Task[Any]) -> None:
@@ -204,10 +201,10 @@ class Lane:
         self._tasks.discard(task)
         retrieve(task)
 
-    async def _carry_out(self, work: Callable[[Lane], Awaitable[T]], limit: asyncio.Timeout) -> T:
+    async def _carry_out(self, work: Callable[[Lane], Awaitable[T]], limit: Limit) -> T:
         breaks = 0
         try:
-            async with limit:
+            with limit:
                 for attempt in range(1, MAX_ATTEMPTS + 1):
                     try:
                         return await work(self)
@@ -334,7 +331,7 @@ class Lane:
         # dispose() says goodbye to one after the other and waits for a server that says nothing.
         idle = getattr(self._engine.pool, "checkedin", int)()
         try:
-            async with asyncio.timeout(TIME_TO_CLOSE):
+            with limit_alone(TIME_TO_CLOSE):
                 await asyncio.gather(*(self._close_one() for _ in range(idle)), return_exceptions=True)
                 await self._engine.dispose()
         except TimeoutError:
