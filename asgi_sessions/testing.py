@@ -17,11 +17,12 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 import anyio
+import anyio.lowlevel
 from msgspec.structs import replace
 
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._cookie import CookieConfig
-from asgi_sessions._devices import ENTRY_HEADER, Note, Rules
+from asgi_sessions._devices import ENTRY_HEADER, Note, Rules, line_of
 from asgi_sessions._errors import RecordChanged, RecordExists, RecordGone, SessionLimitReached
 from asgi_sessions._manager import Manager
 from asgi_sessions._record import ALIAS_REV, Record
@@ -119,10 +120,35 @@ class StoreContract:
     # ── What is read is what was written ──
 
     async def test_what_was_created_is_loaded_to_the_byte(self, store: Store) -> None:
-        for record in (a_record(), a_record(owner="alice"), a_record(body=bytes(range(256)) * 500)):
+        whole = bytes(range(256)) * 5000  # more than a payload of the largest size, sealed
+        for record in (a_record(), a_record(owner="alice"), a_record(body=b""), a_record(body=whole)):
             await store.create(record)
 
             assert await store.load(record.key) == record
+
+    async def test_clocks_are_kept_to_the_millisecond(self, store: Store) -> None:
+        record = replace(a_record(), seen_at=1_800_000_000.125, expires_at=1_800_003_600.999)
+        await store.create(record)
+        assert await store.load(record.key) == record
+
+        await store.touch(record.key, seen_at=1_800_000_060.001, expires_at=1_800_003_660.5)
+
+        assert await store.load(record.key) == replace(record, seen_at=1_800_000_060.001, expires_at=1_800_003_660.5)
+
+    async def test_names_that_differ_in_case_are_different(self, store: Store) -> None:
+        record = a_record(owner="alice")
+        # In the same place: its three characters belong to the user.
+        key, owner = (name[:3] + name[3:].swapcase() for name in (record.key, owner_of("alice")))
+        other = replace(a_record(), key=key, id=record.id.swapcase(), owner=owner)
+        await store.create(record)
+        assert await store.load(key) is None
+
+        await store.create(other)
+
+        assert await store.load(record.key) == record
+        assert await store.load(key) == other
+        assert await store.index(owner_of("alice")) == {record.id: record.key}
+        assert await store.index(owner) == {other.id: other.key}
 
     async def test_a_record_that_is_not_there_is_none(self, store: Store) -> None:
         assert await store.load(a_record().key) is None
@@ -158,13 +184,14 @@ class StoreContract:
     # ── update ──
 
     async def test_update_replaces_the_body_and_moves_the_revision(self, store: Store) -> None:
-        record = a_record()
+        record = a_record(owner="alice")
         await store.create(record)
 
         newer = replace(record, rev=2, body=b"newer", seen_at=record.seen_at + 5, expires_at=record.expires_at + 5)
         await store.update(newer, rev=1)
 
         assert await store.load(record.key) == newer
+        assert await store.index(owner_of("alice")) == {record.id: record.key}
 
     async def test_update_of_another_revision_changes_nothing_and_says_what_is_there(self, store: Store) -> None:
         record = a_record()
@@ -217,6 +244,19 @@ class StoreContract:
 
         assert sorted(outcomes) == ["RecordChanged"] * 19 + ["done"]
 
+    async def test_of_an_update_and_a_rename_at_once_one_wins(self, store: Store) -> None:
+        for turns in range(-5, 6):
+            record = a_record()
+            await store.create(record)
+
+            outcomes = await _at_once(
+                _later(turns, _outcome(store.rename, record.key, moved(record), rev=1)),
+                _later(-turns, _outcome(store.update, replace(record, rev=2, body=b"updated"), rev=1)),
+            )
+
+            assert sorted(outcomes) in (["RecordChanged", "done"], ["RecordGone", "done"])
+            assert [await store.load(record.key), await store.load(moved(record).key)].count(None) == 1
+
     # ── touch ──
 
     async def test_touch_moves_two_clocks_and_nothing_else(self, store: Store) -> None:
@@ -228,6 +268,18 @@ class StoreContract:
         assert await store.load(record.key) == replace(
             record, seen_at=record.seen_at + 60, expires_at=record.expires_at + 61
         )
+        assert await store.index(owner_of("alice")) == {record.id: record.key}
+
+    async def test_touch_undoes_no_write_that_happens_meanwhile(self, store: Store) -> None:
+        for turns in range(-5, 6):
+            record = a_record()
+            await store.create(record)
+            newer = replace(record, rev=2, body=b"newer")
+            clocks = {"seen_at": record.seen_at + 60, "expires_at": record.expires_at + 60}
+
+            await _at_once(_later(turns, store.touch(record.key, **clocks)), _later(-turns, store.update(newer, rev=1)))
+
+            assert await store.load(record.key) == replace(newer, **clocks)
 
     async def test_touch_never_creates(self, store: Store) -> None:
         record = a_record()
@@ -259,13 +311,23 @@ class StoreContract:
     async def test_rename_leaves_nothing_under_the_old_key(self, store: Store) -> None:
         record = a_record(owner="alice")
         await store.create(record)
-        new = moved(record)
+        new = replace(moved(record), body=b"new", seen_at=record.seen_at + 5, expires_at=record.expires_at + 6)
 
         await store.rename(record.key, new, rev=1)
 
         assert await store.load(record.key) is None
         assert await store.load(new.key) == new
         assert await store.index(owner_of("alice")) == {new.id: new.key}
+
+    async def test_rename_never_moves_the_clocks_backwards(self, store: Store) -> None:
+        record = a_record()
+        await store.create(record)
+        await store.touch(record.key, seen_at=record.seen_at + 60, expires_at=record.expires_at + 60)
+
+        await store.rename(record.key, moved(record), rev=1)
+
+        later = replace(moved(record), seen_at=record.seen_at + 60, expires_at=record.expires_at + 60)
+        assert await store.load(later.key) == later
 
     async def test_rename_leaves_an_alias_where_one_is_given(self, store: Store) -> None:
         record = a_record(owner="alice")
@@ -294,7 +356,7 @@ class StoreContract:
         await store.update(theirs, rev=1)
 
         with _raises(RecordChanged) as caught:
-            await store.rename(record.key, moved(record), rev=1)
+            await store.rename(record.key, moved(record), rev=1, alias=an_alias(record))
 
         assert caught[0].current == theirs
         assert await store.load(record.key) == theirs
@@ -384,6 +446,20 @@ class StoreContract:
         assert await store.load(moved(record).key) is None
         assert await store.index(owner_of("alice")) == {}
 
+    async def test_nothing_brings_back_what_is_deleted_meanwhile(self, store: Store) -> None:
+        for number in range(10):
+            record = a_record(owner="alice", number=number)
+            await store.create(record)
+
+            await _at_once(
+                _outcome(store.update, replace(record, rev=2), rev=1),
+                _outcome(store.touch, record.key, seen_at=record.seen_at + 1, expires_at=record.expires_at + 1),
+                _later(number, store.delete(record.key)),
+            )
+
+            assert await store.load(record.key) is None
+            assert await store.index(owner_of("alice")) == {}
+
     # ── index ──
 
     async def test_the_index_knows_all_sessions_of_a_user_and_nobody_elses(self, store: Store) -> None:
@@ -413,7 +489,14 @@ class StoreContract:
         await store.aclose()
         await store.aclose()
 
+        # What it has kept may be gone: a store in memory may forget. What it is told from now on, it keeps.
         assert (await store.load(record.key)) in (record, None)
+        for number in range(2):
+            later = a_record(owner=f"user {number}", body=b"later")
+            await store.create(later)
+            assert await store.load(later.key) == later
+            assert await store.index(owner_of(f"user {number}")) == {later.id: later.key}
+            await store.aclose()
 
 
 class UserStoreContract(StoreContract):
@@ -428,6 +511,8 @@ class UserStoreContract(StoreContract):
 
         assert (admission.new_device, admission.first, admission.ended) == (True, True, ())
         assert await lines(store) == [("n", record.id)]
+        (text,) = await store.history(owner_of("alice"), now=NOW, rules=Rules())
+        assert text == line_of(replace(a_note(record), what="n"))
         assert await store.load(record.key) == record
         assert await store.index(owner_of("alice")) == {record.id: record.key}
 
@@ -463,6 +548,8 @@ class UserStoreContract(StoreContract):
 
     async def test_the_session_idle_for_longest_makes_room(self, store: Any) -> None:
         rules = Rules(limit=2)
+        for number in range(2):  # others' sessions take no room
+            await store.create(a_record(owner="bob", number=number), note=a_note(a_record()))
         records = [
             replace(a_record(owner="alice", number=n), seen_at=1_800_000_000.0 + at) for n, at in enumerate((9, 3, 6))
         ]
@@ -488,6 +575,17 @@ class UserStoreContract(StoreContract):
         assert await store.load(second.key) is None
         assert await store.index(owner_of("alice")) == {first.id: first.key}
         assert len(await lines(store)) == 1
+
+    async def test_a_session_whose_time_is_over_takes_no_room(self, store: Any) -> None:
+        rules = Rules(limit=1, refuses=True)
+        over = a_record(owner="alice")
+        await store.create(over, note=a_note(over, rules=rules))
+        late = replace(a_record(owner="alice"), seen_at=over.expires_at, expires_at=over.expires_at + 60)
+
+        admission = await store.create(late, note=a_note(late, rules=rules))
+
+        assert admission.ended == ()
+        assert await store.index(owner_of("alice")) == {late.id: late.key}
 
     async def test_of_many_log_ins_at_once_as_many_stay_as_may(self, store: Any) -> None:
         for rules, outcomes in ((Rules(limit=7), 50), (Rules(limit=7, refuses=True), 0)):
@@ -547,6 +645,7 @@ class UserStoreContract(StoreContract):
         assert list(await store.end(owner_of("alice"), note=an_end("r"), id=one.id)) == [one.id]
         assert list(await store.end(owner_of("alice"), note=an_end("r"), id=one.id)) == []
         assert list(await store.end(owner_of("bob"), note=an_end("r"), id=other.id)) == []
+        assert list(await store.end(owner_of("alice"), note=an_end("r"), id=other.id.swapcase())) == []
 
         assert await store.load(one.key) is None
         assert await store.load(other.key) == other
@@ -612,7 +711,31 @@ class UserStoreContract(StoreContract):
                 assert await store.load(record.key) is None
                 assert await store.load(moved(record).key) is None
 
+    async def test_nothing_brings_back_a_session_that_is_ended_meanwhile(self, store: Any) -> None:
+        for number in range(10):
+            owner = f"alice {number}"
+            record = a_record(owner=owner)
+            await store.create(record)
+
+            await _at_once(
+                _outcome(store.update, replace(record, rev=2), rev=1),
+                _outcome(store.touch, record.key, seen_at=record.seen_at + 1, expires_at=record.expires_at + 1),
+                _later(number, store.end(owner_of(owner), note=an_end("a"))),
+            )
+
+            assert await store.load(record.key) is None
+            assert await store.index(owner_of(owner)) == {}
+
     # ── The history ──
+
+    async def test_the_history_tells_of_sessions_whose_time_is_over(self, store: Any) -> None:
+        record = a_record(owner="alice")
+        await store.create(record, note=a_note(record))
+
+        found = await store.history(owner_of("alice"), now=record.expires_at, rules=Rules())
+
+        assert [(text[13:14], text[14:30].decode()) for text in found] == [(b"t", record.id), (b"n", record.id)]
+        assert await store.load(record.key) is None
 
     async def test_a_rename_and_a_delete_are_noted_if_they_happen(self, store: Any) -> None:
         record = a_record(owner="alice")
@@ -637,7 +760,7 @@ class UserStoreContract(StoreContract):
             record = a_record(owner="alice", number=number)
             await store.create(record, note=a_note(record, rules=Rules(entries=5)))
 
-        assert len(await lines(store)) == 5
+        assert [letter for letter, _ in await lines(store)] == ["i"] * 5
 
     async def test_old_lines_are_dropped_when_new_ones_come(self, store: Any) -> None:
         for day in range(4):
@@ -729,6 +852,13 @@ async def _outcome(method: Any, *args: Any, **kwargs: Any) -> str:
     except (RecordExists, RecordGone, RecordChanged, SessionLimitReached) as answer:
         return type(answer).__name__
     return "done"
+
+
+async def _later(turns: int, call: Any) -> Any:
+    """A call that begins so many turns of the event loop after the others; none, if that is negative."""
+    for _ in range(turns):
+        await anyio.lowlevel.checkpoint()
+    return await call
 
 
 async def _at_once(*calls: Any) -> list[Any]:

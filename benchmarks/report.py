@@ -205,13 +205,17 @@ def write_capacity(root: Path, plots: bool) -> None:
     (root / CAPACITY).write_text(page, encoding="utf-8")
 
 
+def has_matplotlib() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def write(root: Path) -> None:
     """Write the pages and the plots from the results in that folder, which is laid out like the project's."""
     parts = [
         "# Results\n\nWritten by `make bench`; [README.md](README.md) says what is measured and how. Look at the ratios: "
         "absolute figures are one machine's.\n"
     ]
-    plots = importlib.util.find_spec("matplotlib") is not None
+    plots = has_matplotlib()
     if not plots:
         progress("left out: the plots, since matplotlib is not installed")
     for name, title in PARTS.items():

@@ -16,7 +16,6 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -59,7 +58,7 @@ BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py"
 PATTERNS: list[str] = []
 
 
-def each_command(pattern: str) -> Any:
+def each_command(pattern: str) -> pytest.MarkDecorator:
     """Run a test for each of the documented commands that match. There must be one."""
     PATTERNS.append(pattern)
     return pytest.mark.parametrize("command", [each for each in COMMANDS if re.fullmatch(pattern, each)] or ["none"])
@@ -131,7 +130,7 @@ def test_a_quick_report_keeps_nothing(
 
 def test_the_pages_are_those_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``python -m benchmarks.report --only-write``, in a copy; the plots apart, which need matplotlib."""
-    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(report, "has_matplotlib", lambda: False)
     for path in (report.RESULTS, report.CAPACITY.parent):
         shutil.copytree(ROOT / path, tmp_path / path)
 
