@@ -18,12 +18,14 @@ class Breaker:
     an event loop of its own; a lock is only taken where the state may change.
     """
 
-    __slots__ = ("_lock", "_pause", "_probing_since", "_retry_at", "failures")
+    __slots__ = ("_lock", "_pause", "_probing_since", "_retry_at", "failures", "reason")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.failures = 0
         """In a row; while there are none, another good answer is no news."""
+        self.reason = ""
+        """Of the last failure, for the log."""
         self._pause = FIRST_PAUSE
         self._retry_at = 0.0
         self._probing_since: float | None = None
@@ -60,9 +62,10 @@ class Breaker:
         """Note that a caller was cancelled before there was an answer: if it was the probe, somebody else may try."""
         self._probing_since = None
 
-    def failed(self, now: float) -> bool:
+    def failed(self, now: float, reason: str = "") -> bool:
         """Note a failure; whether it opened the breaker."""
         with self._lock:
+            self.reason = reason
             if self.is_open:
                 if self._probing_since is None:
                     return False  # one more of those that were under way when it opened

@@ -73,6 +73,15 @@ class Secrets:
     def __repr__(self) -> str:
         return f"<Secrets: {len(self._roots)}>"
 
+    def agree_with(self, other: Secrets) -> bool:
+        """Whether both may be of one deployment: they have a secret in common, or neither has any.
+
+        While secrets are rotated, lists differ in order and length. A secret is in both of them all the same.
+        """
+        if not (self.are_given and other.are_given):
+            return self.are_given == other.are_given
+        return not set(self._roots).isdisjoint(other._roots)
+
     def subkeys(self, label: str) -> tuple[bytes, ...]:
         """32 bytes for one purpose from each secret, in their order."""
         return tuple(_expand(root, label.encode("utf-8")) for root in self._roots)
@@ -88,6 +97,10 @@ class Secrets:
     def is_by_first(self, sealed: bytes) -> bool:
         """Whether the first secret sealed it, by the id in front."""
         return self._sealing is not None and sealed[:SECRET_ID_BYTES] == self._sealing[0]
+
+    def has_sealed(self, sealed: bytes) -> bool:
+        """Whether one of the secrets sealed it, by the id in front."""
+        return sealed[:SECRET_ID_BYTES] in self._by_id
 
     def open(self, sealed: bytes, *, key: str, associated: bytes) -> bytes | None:
         """What was sealed for this very record, or ``None``; which of the many reasons it was, nobody is told."""

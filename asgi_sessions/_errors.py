@@ -31,6 +31,9 @@ class SessionLimitReached(SessionError):
 class StoreError(SessionError):
     """The store could not do what it was asked; the driver's error, if there was one, is the cause."""
 
+    host: str | None = None
+    """The server that failed, where a store has several; without a password."""
+
 
 class RecordExists(StoreError):
     """``create`` or ``rename`` found a record where it was to put one."""

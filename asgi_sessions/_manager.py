@@ -16,18 +16,17 @@ import random
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
-from weakref import ReferenceType, WeakKeyDictionary, WeakValueDictionary, ref
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
 
 import anyio
 from msgspec.structs import replace
 
-from asgi_sessions._breaker import Breaker, Breakers
+from asgi_sessions._breaker import FAILURES_TO_OPEN, Breaker, Breakers
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._deadline import Deadlines
 from asgi_sessions._devices import (
@@ -52,6 +51,7 @@ from asgi_sessions._devices import (
     unseal_facts,
 )
 from asgi_sessions._errors import (
+    ConfigurationError,
     EndUnconfirmed,
     NotNow,
     RecordChanged,
@@ -63,7 +63,9 @@ from asgi_sessions._errors import (
     SessionWarning,
     StoreError,
 )
+from asgi_sessions._failures import FailureLog, reason_of
 from asgi_sessions._loops import heed_cancellation, running_loop
+from asgi_sessions._processes import worker_processes
 from asgi_sessions._record import ALIAS_REV, Body, MessagePackCodec, Record, merge, seal, unseal
 from asgi_sessions._session import ATTRIBUTES, Asked, Session
 from asgi_sessions._store import Store, SweepingStore, lacking_for_users
@@ -91,13 +93,18 @@ MAX_CANDIDATES = 4
 MAX_HOPS = 3
 """How many aliases in a row are followed. Timeouts allow a renewal every 30 s and an alias lives 30 s, so two is the most."""
 
-QUIET = 60.0
-"""Seconds after a warning in which the same one is logged at debug level."""
-
 CROSS_SITE = (
     "it came from another site, so the browser may hold a cookie that it did not send; only log_in() replaces that"
 )
 """Why a new anonymous session is not kept: see ``CookieConfig.may_be_withheld``."""
+
+NO_KEY = "A" * 46
+"""Where no record lies: its hash would have to be all zeros. Asked for when the app starts."""
+
+_READING = frozenset({"load", "index", "records", "history"})
+"""The methods of a store that only read. A store that refuses writes may answer them."""
+
+_STEPS_THAT_READ = frozenset({"load", "list", "history", "start-up", "token check", "watch"})
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -199,6 +206,7 @@ class Manager:
         deadline: float | None = None,
         is_app: bool = True,
         may_be_withheld: Callable[[Any], bool] | None = None,
+        is_stand_in: bool = False,
     ) -> None:
         self.store = store
         self.cookie_name = cookie_name
@@ -210,7 +218,6 @@ class Manager:
         self._namespace = str(getattr(store, "namespace", ""))
         self._on_event = on_event
         self._may_be_withheld = may_be_withheld
-        self._quiet_until: dict[object, datetime] = {}
         # Asked of the class: what wraps a store need not keep what the store promises.
         self._needs_no_shield = getattr(type(store), "carries_out_what_it_was_asked", False) is True
         self._keeps_time = hasattr(type(store), "keeps_time") and store.keeps_time is True  # type: ignore[attr-defined]  # just asked
@@ -226,6 +233,9 @@ class Manager:
         self._breakers = _of_store(store, _breakers, Breakers)
         self.shadowed: set[str] = _of_store(store, _shadowed, set)
         self._breaker = self._breakers.whole
+        self._failures = _failures_of(store)
+        if not is_stand_in:
+            _refuse_other_secrets(store, self)
         self._part_of: Callable[[str], Hashable] | None = getattr(store, "part_of", None)
         self.devices = devices if devices is not None else Devices()
         self.knows_users = not lacking_for_users(store)
@@ -260,7 +270,7 @@ class Manager:
         """
         session = Session._empty(self, self.clock())
         record: Record | None = None
-        if len(keys) == 1 and self._keeps_time and not self._breaker.failures:
+        if len(keys) == 1 and self._keeps_time and not (self._breaker.failures or self._failures.is_open):
             # One question and a plain answer, mostly. The general way below comes to the same in four frames more: 2 µs.
             began = time.monotonic()
             try:
@@ -329,7 +339,7 @@ class Manager:
                     self._codec.decode(body.payload)
             except RecordDamaged as damage:
                 # Not even its id is to be believed.
-                events.append(self._event("session.damaged", reason=str(damage)))
+                events.append(self._event("session.damaged", reason=reason_of(damage)))
                 return False
             # At once, so that setting the clock back does not revive it.
             events.append(await self._expire(record, body, reason or "idle", session._now))
@@ -364,7 +374,7 @@ class Manager:
             try:
                 record = await self._ask(self.store.load, key)
             except RecordDamaged as damage:
-                events.append(self._event("session.damaged", reason=str(damage)))
+                events.append(self._event("session.damaged", reason=reason_of(damage)))
                 return None
         return None if record is None else _checked(record, key)
 
@@ -372,7 +382,11 @@ class Manager:
 
     async def save(self, session: Session) -> None:
         """Commit in the middle of a request; what the browser must be told is kept for the response."""
-        await self.commit(session)
+        try:
+            await self.commit(session)
+        except StoreError as failure:
+            await self.failed("save", failure, session)
+            raise
 
     async def commit(self, session: Session, *, failed: bool = False) -> None:
         """Carry out what was asked of the session and save what changed, by the commit table.
@@ -649,7 +663,9 @@ class Manager:
                 if current is not None and current.rev == record.rev:
                     raise StoreError("the store would not touch a record that is there")
         except (StoreError, TimeoutError) as failure:
-            events.append(self._event("store.failed", session_id=record.id, reason=str(failure), step="touch"))
+            if isinstance(failure, TimeoutError):
+                failure = self._too_slow(self._deadline * 0.6)
+            events.append(self._failure("touch", failure, record.id))
             return None
         if not found:
             if current is not None:
@@ -663,7 +679,7 @@ class Manager:
         epoch = session._epoch
         _, record, body = self._next(session, payload)
         rev = _known(session).rev
-        if self._breaker.failures or self._part_of is not None:
+        if self._breaker.failures or self._failures.is_open or self._part_of is not None:
             await self._ask(self.store.update, record, rev=rev)
         else:
             # The same in one frame less, for what most writes are: 0.6 µs of 25.
@@ -954,7 +970,7 @@ class Manager:
                     continue
                 theirs = self._codec.decode(body.payload)
             except RecordDamaged as damage:
-                events.append(self._event("session.damaged", session_id=known.id, reason=str(damage)))
+                events.append(self._event("session.damaged", session_id=known.id, reason=reason_of(damage)))
                 raise RecordGone("the session's record was damaged meanwhile") from damage
             break
         else:
@@ -1040,8 +1056,8 @@ class Manager:
             return None
         try:
             body = unseal(record, self._secrets, self._namespace)
-        except RecordDamaged:
-            await self._tell([self._event("session.damaged", reason="the record of a refresh token does not open")])
+        except RecordDamaged as damage:
+            await self._tell([self._event("session.damaged", reason=reason_of(damage))])
             return None
         if body.kind == "alias":
             return None
@@ -1083,7 +1099,8 @@ class Manager:
                 body = unseal(
                     _checked(record, record.key if isinstance(record, Record) else ""), self._secrets, self._namespace
                 )
-            except RecordDamaged:
+            except RecordDamaged as damage:
+                await self._tell([self._event("session.damaged", reason=reason_of(damage))])
                 continue
             if record.owner == owner and body.kind != "alias" and self._ended(record, body, now) is None:
                 living.append((record, body))
@@ -1145,7 +1162,7 @@ class Manager:
     async def lives(self, record: Record) -> Record | None:
         """The record of a session as it is now, wherever it is; ``None``: it has ended. Notes and ends nothing."""
         now, key = self.clock(), record.key
-        with self.limited():
+        async with self.asking("watch"):
             for _ in range(MAX_HOPS + 1):
                 current = await self._load(key, [])
                 if current is None or current.id != record.id:
@@ -1168,14 +1185,45 @@ class Manager:
                 return current if self._ended(current, body, now) is None else None
             raise StoreError("the session was moved by others each time it was looked for")
 
-    @contextmanager
-    def limited(self) -> Iterator[None]:
-        """A deadline for what is asked in it; beyond it, a StoreError."""
+    @asynccontextmanager
+    async def asking(self, step: str) -> AsyncIterator[None]:
+        """A deadline for what is asked in it. A failure is told under the name of this step.
+
+        Raises:
+            StoreError: the store failed, or took longer than the deadline.
+        """
         try:
-            with self._deadlines.limit():
-                yield
-        except TimeoutError as error:
-            raise self._too_slow() from error
+            try:
+                with self._deadlines.limit():
+                    yield
+            except TimeoutError as error:
+                raise self._too_slow() from error
+        except StoreError as failure:
+            await self.failed(step, failure)
+            raise
+
+    async def start(self) -> None:
+        """Ask the store once, so that a wrong address or missing tables are in the log before a visitor meets them.
+
+        Never raises, and takes no longer than a load may take.
+        """
+        if getattr(self.store, "is_of_one_process", False) and (number := worker_processes()) > 1:
+            logger.warning(
+                "store.not_shared: %s keeps sessions in one process, and %d worker processes serve this app. Most requests would "
+                "find no session. Use RedisStore or SQLStore, or one worker.",
+                type(self.store).__name__,
+                number,
+            )
+        try:
+            try:
+                with self._deadlines.limit():
+                    await self._ask(self.store.load, NO_KEY)
+            except TimeoutError as error:
+                raise self._too_slow() from error
+        except RecordDamaged:
+            pass  # it answered
+        except StoreError as failure:
+            await self.failed("start-up", failure)
 
     async def sweep_for_ever(self, store: SweepingStore) -> None:
         """Have the store forget what is over, now and then, until this is cancelled."""
@@ -1186,8 +1234,10 @@ class Manager:
             try:
                 removed = await store.sweep(now=self.clock(), rules=self.devices.rules)
             except Exception as error:
-                logger.warning("store.not_swept: tried again later (%s)", type(error).__name__)
+                await self.failed("sweep", error)
             else:
+                if self._failures.is_open:
+                    self._answered("sweep")
                 logger.debug("store.swept removed=%s", removed)
 
     # ── Asking the store ──
@@ -1202,19 +1252,24 @@ class Manager:
         began = time.monotonic()
         breaker = self._breaker if self._part_of is None else self._breaker_for(args[0])
         if not breaker.allows(began):
-            raise StoreError("the store failed several times in a row and is left alone for a moment")
+            raise StoreError(
+                f"the store is left alone for a moment after {FAILURES_TO_OPEN} failures in a row, the last: {breaker.reason}"
+            )
         try:
             answer = await method(*args, **kwargs)
         except BaseException as error:
+            if self._part_of is not None and isinstance(error, StoreError) and isinstance(name := _name(args[0]), str):
+                error.host = str(self._part_of(name))
             self._blame(error, began, breaker)
             raise
-        if breaker.succeeded():
-            logger.warning("store.recovered")
+        breaker.succeeded()
+        if self._failures.is_open:
+            self._answered("read" if getattr(method, "__name__", "") in _READING else "write")
         return answer
 
     def _breaker_for(self, about: object) -> Breaker:
         """The breaker of the part of the store that is asked: about a record, a key or an owner, which all begin with a place."""
-        name = about.key if isinstance(about, Record) else about
+        name = _name(about)
         if self._part_of is None or not isinstance(name, str):
             return self._breaker
         return self._breakers.of(self._part_of(name))
@@ -1234,7 +1289,7 @@ class Manager:
         elif isinstance(error, SessionDataError):
             pass
         elif isinstance(error, Exception):
-            wrapped = StoreError(f"the store failed: {type(error).__name__}")
+            wrapped = StoreError(f"the store failed: {reason_of(error)}")
             _note_failure(wrapped, breaker)
             raise wrapped from error
         elif time.monotonic() - began - self._stood_since(began) > self._deadline / 2:
@@ -1247,8 +1302,8 @@ class Manager:
         """For how long the loop may have stood still; whoever watched it knows better than who did not."""
         return min(limits.stood_since(began) for limits in (self._deadlines, self._touch_deadlines))
 
-    def _too_slow(self) -> StoreError:
-        return StoreError(f"the store did not answer within {self._deadline:.2f} s")
+    def _too_slow(self, seconds: float | None = None) -> StoreError:
+        return StoreError(f"the store did not answer within {self._deadline if seconds is None else seconds:.2f} s")
 
     # ── Events ──
 
@@ -1262,13 +1317,48 @@ class Manager:
         id = None if session is None else session._id or None
         await self._tell([Event(name, instant(self.clock()), id, None, details)])
 
+    async def failed(self, step: str, failure: BaseException, session: Session | None = None) -> None:
+        """Tell that the store failed at a step of a request, or of ours. Never raises."""
+        await self._tell([self._failure(step, failure, None if session is None else session._id or None)])
+
+    def _failure(self, step: str, failure: BaseException, session_id: str | None) -> Event:
+        host = getattr(failure, "host", None) or getattr(self.store, "address", None) or type(self.store).__name__
+        return self._event("store.failed", session_id=session_id, step=step, host=host, reason=reason_of(failure))
+
+    def _log(self, event: Event) -> None:
+        """One line for the log: of a failure with step, host and reason, and only if it was not said a moment ago.
+
+        Ids only: a user's id may be an address, and other details are for the hook.
+        """
+        level = _LEVELS.get(event.name, logging.INFO)
+        words, values = "%s", list[object]([event.name])
+        left_out: int | None = 0
+        if event.name == "store.failed":
+            step, host, reason = (str(event.details[name]) for name in ("step", "host", "reason"))
+            way = "sweep" if step == "sweep" else "read" if step in _STEPS_THAT_READ else "write"
+            left_out = self._failures.failed(way, (step, host, reason), event.at.timestamp())
+            words, values = "%s step=%s host=%s", [event.name, step, host]
+            level = logging.WARNING if step == "start-up" else level
+        else:
+            left_out = self._failures.count((event.name, str(event.details["reason"])), event.at.timestamp())
+        if left_out is None:
+            return
+        words, values = f"{words} session=%s", [*values, event.session_id]
+        if left_out:
+            words, values = f"{words} left_out=%d", [*values, left_out]
+        logger.log(level, f"{words} reason=%s", *values, event.details["reason"])
+
+    def _answered(self, way: str) -> None:
+        """The store answered again, for reading or for writing."""
+        if (outage := self._failures.answered(way, self.clock())) is not None:
+            logger.warning("store.recovered: it can be asked again (%s) after=%.1fs failures=%d", way, *outage)
+
     async def _tell(self, events: list[Event]) -> None:
         for event in events:
-            # Ids only: a user's id may be an address, and details are for the hook.
-            level = _LEVELS.get(event.name, logging.INFO)
-            if event.name == "session.not_saved" and self._is_repeated(event):
-                level = logging.DEBUG
-            logger.log(level, "%s session=%s", event.name, event.session_id)
+            if event.name in _EXPLAINED:
+                self._log(event)
+            else:
+                logger.log(_LEVELS.get(event.name, logging.INFO), "%s session=%s", event.name, event.session_id)
             if self._on_event is None:
                 continue
             try:
@@ -1277,14 +1367,6 @@ class Manager:
                     await self._wait_for_hook(result, event.name)
             except Exception:
                 logger.exception("the on_event hook failed on %s", event.name)
-
-    def _is_repeated(self, event: Event) -> bool:
-        """Whether a warning for the same reason was logged less than a minute ago. Any other site can cause such events."""
-        reason = event.details.get("reason")
-        if event.at < self._quiet_until.get(reason, event.at):
-            return True
-        self._quiet_until[reason] = event.at + timedelta(seconds=QUIET)
-        return False
 
     async def _wait_for_hook(self, result: Awaitable[Any], name: str) -> None:
         """A quick hook is waited for; a slow one goes on by itself and holds up nobody (under trio it is cancelled)."""
@@ -1304,6 +1386,9 @@ class Manager:
         await asyncio.wait({task}, timeout=HOOK_GRACE)
 
 
+_EXPLAINED = frozenset({"store.failed", "session.damaged", "session.not_saved"})
+"""Events whose line in the log says why."""
+
 _LEVELS = {
     "session.created": logging.DEBUG,
     "session.damaged": logging.WARNING,
@@ -1317,6 +1402,11 @@ _LEVELS = {
 def _refill(session: Session, data: Mapping[str, Any]) -> None:
     dict.clear(session)
     dict.update(session, data)
+
+
+def _name(about: object) -> object:
+    """Of what a store is asked: a key or an owner, or the record's key."""
+    return about.key if isinstance(about, Record) else about
 
 
 _NUMBER = (float, int)
@@ -1389,9 +1479,41 @@ def manager_of(store: Store) -> Manager | None:
     return None if found is None else found()
 
 
+_using: WeakKeyDictionary[Store, WeakSet[Manager]] = WeakKeyDictionary()
+
+
+def _refuse_other_secrets(store: Store, manager: Manager) -> None:
+    """Raise ConfigurationError if ``manager`` and all others in use on this store cannot read each other's records.
+
+    While secrets are rotated, not every two of them need have one in common: one with both is enough.
+    """
+    try:
+        others = _using.setdefault(store, WeakSet())
+    except TypeError:  # a store that cannot be hashed or weakly referenced
+        return
+    if others and not any(manager.secrets.agree_with(other.secrets) for other in others):
+        is_one_without = not all(each.secrets.are_given for each in (manager, *others))
+        raise ConfigurationError(
+            f"two users of this {type(store).__name__} have "
+            f"{'secret_keys and no secret_keys' if is_one_without else 'secret_keys with no secret in common'}: neither can read "
+            "the other's sessions. Give SessionMiddleware, Tokens and UserSessions the same secret_keys, or stores of their own."
+        )
+    others.add(manager)
+
+
 def _note_failure(failure: StoreError, breaker: Breaker) -> None:
-    if breaker.failed(time.monotonic()):
-        logger.error("store.failing: it is left alone for a moment (%s)", failure)
+    breaker.failed(time.monotonic(), reason_of(failure))
+
+
+_failures: WeakKeyDictionary[Store, FailureLog] = WeakKeyDictionary()
+
+
+def _failures_of(store: Store) -> FailureLog:
+    """The same for all who use a store: what one of them logged, the others need not say again."""
+    try:
+        return _failures.setdefault(store, FailureLog())
+    except TypeError:  # a store that cannot be hashed or weakly referenced
+        return FailureLog()
 
 
 _breakers: WeakKeyDictionary[Store, Breakers] = WeakKeyDictionary()

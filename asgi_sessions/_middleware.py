@@ -216,7 +216,7 @@ class SessionMiddleware:
             else:
                 session = self.manager.begin()
         except StoreError as failure:
-            await self.manager.tell("store.failed", step="load", reason=str(failure))
+            await self.manager.failed("load", failure)
             if self.on_store_failure == "raise":
                 raise
             if self.on_store_failure == "unavailable":
@@ -411,7 +411,7 @@ class _Exchange:
         try:
             await manager.commit(self.session, failed=True)
         except StoreError as failure:
-            await manager.tell("store.failed", session=self.session, step="commit", reason=str(failure))
+            await manager.failed("commit", failure, self.session)
         # For example out of the app's own session.save().
         if isinstance(error, SessionLimitReached) and not self._started:
             await self._refuse()
@@ -460,7 +460,7 @@ class _Exchange:
         try:
             await manager.commit(self.session, failed=self._failed)
         except StoreError as failure:
-            await manager.tell("store.failed", session=self.session, step="commit", reason=str(failure))
+            await manager.failed("commit", failure, self.session)
             if self._middleware.on_store_failure != "raise":
                 self._failure = failure
                 await self.unavailable()
@@ -477,7 +477,7 @@ class _Exchange:
         try:
             await manager.commit(self.session, failed=self._failed)
         except StoreError as failure:
-            await manager.tell("store.failed", session=self.session, step="late commit", reason=str(failure))
+            await manager.failed("late commit", failure, self.session)
             if self._middleware.on_store_failure == "raise":
                 raise
 
@@ -611,7 +611,7 @@ class _Socket(_Exchange):
         try:
             await manager.commit(self.session)
         except StoreError as failure:
-            await manager.tell("store.failed", session=self.session, step="commit at close", reason=str(failure))
+            await manager.failed("commit at close", failure, self.session)
             message = {**message, "code": WS_INTERNAL_ERROR}
         await self._send(message)
 
@@ -667,12 +667,13 @@ class _Lifespan:
         kind = message["type"]
         if kind == "lifespan.startup.complete":
             self._upkeep.begin(self, self._manager)
+            await self._manager.start()
         elif kind in ("lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"):
             await self._end()
         await self._send(message)
 
     async def _end(self) -> None:
-        await self._upkeep.end(self, self._manager.store)
+        await self._upkeep.end(self, self._manager)
 
 
 def _response(

@@ -101,6 +101,9 @@ def seal(record_key: str, id: str, owner: str | None, body: Body, secrets: Secre
     return _SEALED + secrets.seal(plain, key=record_key, associated=_associated(record_key, id, owner, namespace))
 
 
+_SAME_SECRETS = "give all processes of this store the same secret_keys"
+
+
 def unseal(record: Record, secrets: Secrets, namespace: str) -> Body:
     """What :func:`seal` put in.
 
@@ -112,12 +115,14 @@ def unseal(record: Record, secrets: Secrets, namespace: str) -> Body:
         associated = _associated(record.key, record.id, record.owner, namespace)
         opened = secrets.open(content, key=record.key, associated=associated)
         if opened is None:
-            raise RecordDamaged(
-                "a sealed record does not open: altered, moved, or sealed with a secret that is not in secret_keys"
-            )
+            if not secrets.has_sealed(content):
+                raise RecordDamaged(f"a record is sealed with a secret that is not among secret_keys; {_SAME_SECRETS}")
+            raise RecordDamaged("a sealed record does not open: it was altered or moved")
         content = opened
-    elif secrets.are_given or marker != _PLAIN:
-        raise RecordDamaged("a record is sealed and there are no secret_keys, or it is not sealed and there are")
+    elif secrets.are_given:
+        raise RecordDamaged(f"a record is not sealed, and there are secret_keys; {_SAME_SECRETS}")
+    elif marker != _PLAIN:
+        raise RecordDamaged(f"a record is sealed, and there are no secret_keys; {_SAME_SECRETS}")
     try:
         body = _decode_body(content)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -54,7 +54,7 @@ class Upkeep:
         if running.sweeper is None and isinstance(store, SweepingStore):
             running.sweeper = asyncio.ensure_future(manager.sweep_for_ever(store))
 
-    async def end(self, app: Hashable, store: Store) -> None:
+    async def end(self, app: Hashable, manager: Manager) -> None:
         """An app has shut down, or has failed to start. If no other one is up in this event loop, close what there is.
 
         Each part is closed, though another part fails or the caller is cancelled. Failures are logged.
@@ -67,17 +67,17 @@ class Upkeep:
                 return
             self._running.taken()
         async with AsyncExitStack() as steps:  # the last one pushed comes first
-            steps.push_async_callback(_close, store.aclose)
-            steps.push_async_callback(_close, self.watch.aclose)
+            steps.push_async_callback(_close, manager.store.aclose, manager)
+            steps.push_async_callback(_close, self.watch.aclose, manager)
             if running is not None and running.sweeper is not None:
                 steps.push_async_callback(stop, running.sweeper)
 
 
-async def _close(part: Callable[[], Awaitable[None]]) -> None:
+async def _close(part: Callable[[], Awaitable[None]], manager: Manager) -> None:
     try:
         await part()
-    except Exception:
-        logger.exception("closing the session store failed")
+    except Exception as error:
+        await manager.failed("close", error)
 
 
 def require_event_loop(store: Any) -> None:

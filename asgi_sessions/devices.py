@@ -119,7 +119,7 @@ class UserSessions:
         """
         manager = self._manager()
         this = current.id if isinstance(current, Session) else current
-        with manager.limited():
+        async with manager.asking("list"):
             found = await manager.records_of(owner_of(user_id), self._now(manager))
         found.sort(key=lambda each: (each[0].seen_at, each[1].created_at), reverse=True)
         return [_info(record, body, this) for record, body in found]
@@ -148,7 +148,7 @@ class UserSessions:
             StoreError: the store failed.
         """
         manager = self._manager()
-        with manager.limited():
+        async with manager.asking("history"):
             found = await manager.history_of(owner_of(user_id), self._now(manager))
         # What ends by a store's hand, or all at once, is noted without a device; the log-in of that session has it.
         facts = {entry.session_id: known for entry, known in found if known is not None}
@@ -169,7 +169,7 @@ class UserSessions:
         except (ValueError, TypeError) as error:
             raise SessionDataError(f"name(): {error}") from None
         manager = self._manager()
-        with manager.limited():
+        async with manager.asking("name"):
             return await manager.name(owner_of(user_id), id, name, self._now(manager))
 
     async def erase(self, user_id: str, *, history_only: bool = False) -> int:
@@ -183,13 +183,13 @@ class UserSessions:
             StoreError: the store failed; what is left is not known.
         """
         manager = self._manager()
-        with manager.limited():
+        async with manager.asking("erase"):
             return len(await manager.erase(owner_of(user_id), user_id, sessions=not history_only))
 
     async def _end(self, user_id: str, *, id: str | None = None, keep: str | None = None) -> Sequence[str]:
         manager = self._manager()
-        with manager.limited():
-            reason: Reason = "revoked_all" if id is None else "revoked"
+        reason: Reason = "revoked_all" if id is None else "revoked"
+        async with manager.asking("revoke"):
             return await manager.end(owner_of(user_id), user_id, reason, self._now(manager), id=id, keep=keep)
 
     def _manager(self) -> Manager:
@@ -198,7 +198,9 @@ class UserSessions:
             return self._own
         manager = manager_of(self._store)  # asked each time: the app may be built later, as Starlette builds its own
         if manager is None:
-            manager = self._stand_in = self._stand_in or Manager(self._store, clock=self._clock, is_app=False)
+            manager = self._stand_in = self._stand_in or Manager(
+                self._store, clock=self._clock, is_app=False, is_stand_in=True
+            )
         return manager
 
     def _now(self, manager: Manager) -> float:

@@ -58,6 +58,7 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
         app_config.dependencies.setdefault("session", di.Provide(_find, sync_to_thread=False))
         # The middleware of routes does not hear of the lifespan. First up and last down: the app's own hooks may use the store.
         app_config.on_startup.insert(0, self._begin)
+        app_config.on_startup.append(self._sessions.manager.start)  # after hooks of the app that make tables
         app_config.on_shutdown.append(self._end)
         app_config.request_class = _with_verbs(app_config.request_class or Request)
         app_config.websocket_class = _with_verbs(app_config.websocket_class or WebSocket)
@@ -89,7 +90,7 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
         self._sessions.upkeep.begin(app, self._sessions.manager)
 
     async def _end(self, app: Litestar) -> None:
-        await self._sessions.upkeep.end(app, self._sessions.manager.store)
+        await self._sessions.upkeep.end(app, self._sessions.manager)
 
 
 async def require_user(connection: Connection, handler: BaseRouteHandler) -> None:

@@ -190,7 +190,7 @@ class Tokens:
         payload = self._codec.encode(data or {})
         body = Body("token", user_id, now, now, now, False, payload, about, _encode_grant(grant))
         record = manager.sealed(Record(_key(place_of(owner), id), 1, now, self._ends(now, now), id, owner, b""), body)
-        with manager.limited():
+        async with manager.asking("token log-in"):
             await manager.admit(record, body)
         return self._pair(record, body, grant)
 
@@ -262,7 +262,7 @@ class Tokens:
     async def _rotate(self, key: str, generation: int, presented: str, scope: Scope | None) -> TokenPair:
         manager = self._manager
         was_current = False  # when this request began
-        with manager.limited():
+        async with manager.asking("token refresh"):
             for attempt in range(MAX_ATTEMPTS):
                 record, body, grant = await self._found(key, generation, presented)
                 now = manager.clock()
@@ -320,7 +320,7 @@ class Tokens:
         Anything else is ``False``, since RFC 7009 (section 2.2) has it that nobody learns more.
         """
         try:
-            with self._manager.limited():
+            async with self._manager.asking("token revoke"):
                 record, body, _ = await self._found(*self._read(token))
                 return await self._end(record.owner or "", body.user_id or "", record.id, "logged_out")
         except TokenInvalid:
@@ -350,7 +350,7 @@ class Tokens:
             TokenExpired: it has ended. StoreError: the store failed.
         """
         owner = owner_of(claims.user_id)
-        with self._manager.limited():
+        async with self._manager.asking("token check"):
             # One question for a session of refresh tokens; for others the index knows where they are.
             found = await self._manager.opened(_key(place_of(owner), claims.session_id))
             for _ in range(3):
@@ -366,7 +366,7 @@ class Tokens:
 
     async def end(self, claims: Claims) -> bool:
         """End the session of an access token; whether it was there."""
-        with self._manager.limited():
+        async with self._manager.asking("token revoke"):
             return await self._end(owner_of(claims.user_id), claims.user_id, claims.session_id, "logged_out")
 
     async def _end(self, owner: str, user_id: str, id: str, reason: Reason) -> bool:

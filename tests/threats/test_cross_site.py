@@ -314,7 +314,7 @@ async def test_the_user_stays_logged_in(store: Any, plain: dict[str, Any]) -> No
 # ── What the operator hears ──
 
 
-async def test_a_flood_of_attacks_is_one_warning_a_minute(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_flood_of_attacks_is_a_few_lines_in_the_log(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "asgi_sessions")
     events = Events()
     app = app_that(put(a=1), MemoryStore(), clock=clock, on_event=events)
@@ -326,6 +326,5 @@ async def test_a_flood_of_attacks_is_one_warning_a_minute(clock: FakeClock, capl
 
     said = [record for record in caplog.records if record.getMessage().startswith("session.not_saved")]
     assert [event.name for event in events] == ["session.not_saved"] * 30
-    assert len(said) == 30
-    assert [record.levelno for record in said if record.levelno > logging.DEBUG] == [logging.WARNING] * 3
+    assert [record.levelno for record in said] == [logging.WARNING] * 3
     assert all("another site" in event.details["reason"] for event in events)

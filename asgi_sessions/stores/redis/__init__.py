@@ -21,6 +21,7 @@ import re
 import warnings
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, Self
 
 from asgi_sessions._devices import ENDED_BY_CLOCK, Admission, Note, Rules, line_of
@@ -43,9 +44,11 @@ from asgi_sessions.stores.redis._client import (
     GivenClient,
     OwnClient,
     Refused,
+    address_of,
     checked,
     pool_from_sentinels,
     pool_from_url,
+    refusal,
     run,
     run_durably,
     unanswered,
@@ -109,6 +112,8 @@ class RedisStore:
     notice: Callable[..., Awaitable[None]] | None = None
     """Where to report what is no error; the middleware puts its event hook here."""
 
+    _address: Callable[[], str]
+
     part_of: Callable[[str], Hashable] | None = None
     """Which of several servers has what lies under a key: each may fail by itself, and the others are asked all the same."""
 
@@ -124,6 +129,7 @@ class RedisStore:
             )
         given = GivenClient(client)
         self._set_up(given, given, prefix)
+        self._address = partial(address_of, client)
 
     @classmethod
     def from_url(cls, url: str, *, prefix: str = "asgi-sessions", durable_ends: int = 0, **options: Any) -> Self:
@@ -136,8 +142,10 @@ class RedisStore:
                 does not bring it back. Where they have not within 0.35 seconds, the one who ended it hears a StoreError.
             options: passed to redis-py's connections, for example ``ssl_ca_certs=…`` or ``max_connections=…``.
         """
-        pool_from_url(url, options)
-        return cls._own(lambda _: OwnClient(lambda: pool_from_url(url, options)), prefix, durable_ends)
+        address = address_of(pool_from_url(url, options))
+        store = cls._own(lambda _: OwnClient(lambda: pool_from_url(url, options)), prefix, durable_ends)
+        store._address = lambda: address
+        return store
 
     @classmethod
     def from_sentinel(
@@ -172,9 +180,12 @@ class RedisStore:
             )
         quick = dict(sentinel_options or {})
         pool_from_sentinels(pairs, service, options, quick)
-        return cls._own(
+        store = cls._own(
             lambda _: OwnClient(lambda: pool_from_sentinels(pairs, service, options, quick)), prefix, durable_ends
         )
+        asked = ",".join(f"{host}:{port}" for host, port in pairs)
+        store._address = lambda: f"{service}({asked})"
+        return store
 
     @classmethod
     def from_cluster(
@@ -192,6 +203,7 @@ class RedisStore:
         cluster = Cluster([url] if isinstance(url, str) else _several(url), options)
         store = cls._own(lambda lane: ClusterClient(cluster, lane), prefix, durable_ends)
         store.part_of = cluster.part_of
+        store._address = lambda: cluster.address
         return store
 
     @classmethod
@@ -231,6 +243,11 @@ class RedisStore:
     def namespace(self) -> str:
         return self._prefix
 
+    @property
+    def address(self) -> str:
+        """Where the server is, or where it is asked for; without a password. For the log."""
+        return self._address()
+
     def __repr__(self) -> str:
         return f"<RedisStore {self._prefix}>"
 
@@ -258,7 +275,7 @@ class RedisStore:
         except Refused as refused:
             if refused.code == "WRONGTYPE":
                 raise RecordDamaged("what lies under the key is not a string") from refused
-            raise refused.as_store_error() from refused
+            raise await refusal(refused, client, self._bulk) from refused
         except UNANSWERED as error:
             raise unanswered(error) from error
         return unpack(key, data) if data else None
@@ -387,7 +404,7 @@ class RedisStore:
                 begun_in = answered_in
                 keys, following = await self._scan_once("0", some)
         except Refused as refused:
-            raise refused.as_store_error() from refused
+            raise await refusal(refused, self._bulk) from refused
         return keys, "" if following == "0" else f"{begun_in}:{following}"
 
     async def _scan_once(self, number: str, some: int) -> tuple[Sequence[str], str]:
@@ -426,7 +443,7 @@ class RedisStore:
                     keys += [_key_in(name) for name in names if self._is_record(name)]
                 slot += 1
         except Refused as refused:
-            raise refused.as_store_error() from refused
+            raise await refusal(refused, self._bulk) from refused
         return keys, "" if slot >= SLOTS else str(slot)
 
     def _is_record(self, name: str) -> bool:

@@ -10,8 +10,9 @@ import asyncio
 import os
 import random
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from threading import get_ident
+from time import monotonic
 from typing import Any, Protocol
 
 import hiredis
@@ -20,10 +21,23 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    MasterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
 from asgi_sessions._deadline import Deadlines
 from asgi_sessions._errors import ConfigurationError, EndUnconfirmed, NotNow, StoreError
+from asgi_sessions._failures import cleaned, reason_of
 from asgi_sessions._loops import PerLoop, retrieve, stop
 from asgi_sessions._store import Listening
 from asgi_sessions.stores.redis._ear import Deaf, Ear
@@ -67,12 +81,32 @@ MARK_TTL = 1000
 """Milliseconds for which the key stays that is written so that there is something to wait for."""
 
 
+WRONG_SERVER = ("READONLY", "LOADING", "MASTERDOWN", "UNBLOCKED")
+"""What a server says that is no primary now: after a failover it is the connection that leads to the wrong place."""
+
+TRUST_AGAIN = 1.0
+"""Seconds in which a new connection that says so as well is kept: to open another one would not help."""
+
+_CODES = {
+    NoScriptError: "NOSCRIPT",
+    ReadOnlyError: "READONLY",
+    BusyLoadingError: "LOADING",
+    MasterDownError: "MASTERDOWN",
+    ClusterDownError: "CLUSTERDOWN",
+    ClusterCrossSlotError: "CROSSSLOT",
+    TryAgainError: TRY_AGAIN,
+    OutOfMemoryError: "OOM",
+    NoPermissionError: "NOPERM",
+}
+"""redis-py takes the first word off the text and makes a class of it."""
+
+
 class Refused(Exception):
     """The server answered with an error."""
 
     @property
     def code(self) -> str:
-        """Its first word: OOM, READONLY, NOPERM … The text may quote the command, so it is shown to nobody."""
+        """Its first word: OOM, READONLY, NOPERM …"""
         text = str(self)
         if MOVING in text:
             return TRY_AGAIN
@@ -81,7 +115,7 @@ class Refused(Exception):
 
     def as_store_error(self) -> StoreError:
         kind = NotNow if self.code == TRY_AGAIN else StoreError
-        return kind(f"Redis refused: {self.code}")
+        return kind(f"Redis refused: {cleaned(str(self))}")
 
 
 UNANSWERED = (RedisError, OSError, TimeoutError)
@@ -89,7 +123,18 @@ UNANSWERED = (RedisError, OSError, TimeoutError)
 
 
 def unanswered(error: BaseException) -> StoreError:
-    return StoreError(f"Redis cannot be asked: {type(error).__name__}")
+    return StoreError(f"Redis cannot be asked: {reason_of(error)}")
+
+
+def address_of(client: Any) -> str:
+    """Where a pool, or a client of redis-py, leads to; without a password."""
+    given: Mapping[str, Any] = getattr(getattr(client, "connection_pool", client), "connection_kwargs", {})
+    if isinstance(client, RedisCluster):
+        return ",".join(f"{node.host}:{node.port}" for node in client.get_nodes()) or "a cluster"
+    if "path" in given:
+        return f"unix:{given['path']}"
+    host = str(given.get("host", "localhost"))
+    return f"[{host}]:{given.get('port', 6379)}" if ":" in host else f"{host}:{given.get('port', 6379)}"
 
 
 def checked(reply: Any) -> Any:
@@ -165,11 +210,11 @@ class OwnClient:
         except UNANSWERED as error:
             raise unanswered(error) from error
 
-    def distrust(self) -> None:
-        """Drop the connection: it leads to a server that may no longer be written to. Where to, is asked anew."""
+    async def distrust(self) -> None:
+        """Drop the connection: it leads to a server that is no primary now. Where to, is asked anew."""
         line = self._lines.found()
-        if line is not None and line.link is not None:
-            line.link.abort(ConnectionLost("the server is a replica now"))
+        if line is not None and line.link is not None and line.distrusts.may():
+            line.link.abort(ConnectionLost("the server is no primary now"))
 
     def _line(self) -> Line:
         line = self._lines.here()
@@ -305,13 +350,29 @@ def new_connection(pool: ConnectionPool) -> AbstractConnection:
     return connection
 
 
+class Distrusts:
+    """Lets a connection be dropped because of its server, but not again at once."""
+
+    __slots__ = ("_until",)
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def may(self) -> bool:
+        if (now := monotonic()) < self._until:
+            return False
+        self._until = now + TRUST_AGAIN
+        return True
+
+
 class Line:
     """The way to the server in one event loop: the link, or the attempt to open one."""
 
-    __slots__ = ("_is_closed", "_limits", "_opening", "_pause", "_pool", "_retry_at", "link")
+    __slots__ = ("_is_closed", "_limits", "_opening", "_pause", "_pool", "_retry_at", "distrusts", "link")
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
+        self.distrusts = Distrusts()
         self._is_closed = False
         self._limits = Deadlines(TIME_TO_OPEN)
         self._opening: asyncio.Task[Link] | None = None
@@ -403,6 +464,7 @@ class GivenClient:
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        self._distrusts = Distrusts()
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
         self._looking: PerLoop[asyncio.Lock] = PerLoop(asyncio.Lock)
 
@@ -420,9 +482,9 @@ class GivenClient:
                     await client.initialize()
                     self._known.add(client)
             return await client.execute_command(*command)
-        except ResponseError as error:
-            # redis-py takes NOSCRIPT off the text and makes a class of it.
-            raise Refused("NOSCRIPT" if isinstance(error, NoScriptError) else str(error)) from error
+        except (ResponseError, BusyLoadingError) as error:
+            code = _CODES.get(type(error))
+            raise Refused(str(error) if code is None else f"{code} {error}") from error
         except UNANSWERED as error:
             raise unanswered(error) from error
         except AttributeError as error:
@@ -435,8 +497,11 @@ class GivenClient:
         """A command and the WAIT after it cannot be held on one connection."""
         raise NotImplementedError
 
-    def distrust(self) -> None:
-        """Not ours to close."""
+    async def distrust(self) -> None:
+        """Have the client open new connections: those that nobody uses now are closed."""
+        pool = getattr(self._client, "connection_pool", None)
+        if pool is not None and self._distrusts.may():
+            await pool.disconnect(inuse_connections=False)
 
     def listen(
         self, stem: Callable[[str], str], heard: Callable[[str], None], doubt: Callable[[str], None]
@@ -459,7 +524,7 @@ class Client(Protocol):
     def listen(
         self, stem: Callable[[str], str], heard: Callable[[str], None], doubt: Callable[[str], None]
     ) -> Listening: ...
-    def distrust(self) -> None: ...
+    async def distrust(self) -> None: ...
     async def aclose(self) -> None: ...
 
 
@@ -482,7 +547,7 @@ async def run(client: Client, script: Script, keys: tuple[str, ...], *args: Any)
                 raise
             return await _with_text(client, script, command)
     except Refused as refused:
-        raise _said(refused, client) from refused
+        raise await refusal(refused, client) from refused
     except UNANSWERED as error:
         raise unanswered(error) from error
 
@@ -505,12 +570,14 @@ async def run_durably(
     try:
         return await _patiently(lambda: client.call_durably(command, mark, replicas))
     except Refused as refused:
-        raise _said(refused, client) from refused
+        raise await refusal(refused, client) from refused
 
 
-def _said(refused: Refused, client: Client) -> StoreError:
-    if refused.code == "READONLY":
-        client.distrust()
+async def refusal(refused: Refused, *clients: Client) -> StoreError:
+    """The error to raise; connections that lead to the wrong server are dropped."""
+    if refused.code in WRONG_SERVER:
+        for client in set(clients):
+            await client.distrust()
     return refused.as_store_error()
 
 

@@ -41,6 +41,7 @@ from asgi_sessions.stores.redis._client import (
     PAUSE,
     TIME_TO_OPEN,
     UNANSWERED,
+    WRONG_SERVER,
     Line,
     Refused,
     after_fork,
@@ -70,12 +71,15 @@ MOST_SENT_ON: Final = 2
 LOOK_PAUSE: Final = 0.1
 """Seconds between two looks at the map, so that a thousand requests that are in trouble look once."""
 
-_PASSING: Final = ("CLUSTERDOWN", "MASTERDOWN", "LOADING", "READONLY")
+_PASSING: Final = ("CLUSTERDOWN", *WRONG_SERVER)
 
 
 class Address(NamedTuple):
     host: str
     port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 _Rows = list[tuple[range, list[Address]]]
@@ -117,6 +121,11 @@ class Cluster:
         self._seeds = [_address_in(pool) for pool in pools]
         self._maps: PerLoop[Map] = PerLoop(lambda: Map(self._pool_at, self._seeds))
         after_fork.add(self)
+
+    @property
+    def address(self) -> str:
+        """Of the nodes that were named."""
+        return ",".join(map(str, self._seeds))
 
     def map(self) -> Map:
         """What is known in the running event loop."""
@@ -457,7 +466,7 @@ class ClusterClient:
                 raise trouble from error
             raise unanswered(trouble) from error
 
-    def distrust(self) -> None:
+    async def distrust(self) -> None:
         """A primary that has become a replica says READONLY, and is suspected by then."""
 
     def listen(self, stem: Callable[[str], str], heard: Callable[[str], None], doubt: Callable[[str], None]) -> Ears:

@@ -18,6 +18,7 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
+from asgi_sessions._failures import reason_of
 from asgi_sessions._loops import cancel, heed_cancellation, stop
 
 logger = logging.getLogger("asgi_sessions")
@@ -109,7 +110,7 @@ class Ear:
                 await self._listen()
             except (RedisError, OSError, TimeoutError, hiredis.HiredisError) as error:
                 if self._pause == 0.0:
-                    logger.warning("store.deaf: ends of sessions are not heard of (%s)", type(error).__name__)
+                    logger.warning("store.deaf: ends of sessions are not heard of. reason=%s", reason_of(error))
                 self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
                 self._lost()
             await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing

@@ -49,7 +49,7 @@ from asgi_sessions._record import ALIAS_REV, Record
 from asgi_sessions._store import Listening
 from asgi_sessions._token import ID_CHARS, owner_of
 from asgi_sessions.stores._listeners import Listeners
-from asgi_sessions.stores.sql._lane import Lane, OutOfStep, build, check
+from asgi_sessions.stores.sql._lane import Lane, OutOfStep, address_of, build, check
 from asgi_sessions.stores.sql._tables import BATCH, SWEEPER, Statements, session_tables
 
 __all__ = ["SQLStore", "owner_of", "session_tables"]
@@ -142,6 +142,11 @@ class SQLStore:
     @property
     def namespace(self) -> str:
         return self._table
+
+    @property
+    def address(self) -> str:
+        """Where the database is; without user and password. For the log."""
+        return address_of(self._first)
 
     def __repr__(self) -> str:
         return f"<SQLStore {self._first.dialect.name} {self._table}>"

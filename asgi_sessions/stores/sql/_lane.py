@@ -8,7 +8,9 @@ keeps, holds a connection that others could use. A caller that still waits for i
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from inspect import signature
@@ -24,6 +26,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
 from asgi_sessions._deadline import Limit, limit_alone
 from asgi_sessions._errors import ConfigurationError, SessionError, StoreError
+from asgi_sessions._failures import reason_of
 from asgi_sessions._loops import at_the_end, retrieve
 
 T = TypeVar("T")
@@ -48,6 +51,26 @@ FOUND_ROWS: Final = 2
 
 UNLIMITED: Final = 32
 """How many operations go on at once where the pool has no limit."""
+
+TRUST_AGAIN: Final = 1.0
+"""Seconds in which a new connection that leads to the wrong server as well is kept: to open another one would not help."""
+
+WRONG_SERVER: Final = frozenset(
+    {
+        # PostgreSQL, appendix A: read_only_sql_transaction; admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped
+        *("25006", "57P01", "57P02", "57P03", "57P04"),
+        # MySQL and MariaDB, error reference: 1290 --read-only (or another option), 1792 read-only transaction, 1836 read-only;
+        # 1053, 1077, 1079, 1152 and 1927 the server, or this connection, is shutting down; 1047 WSREP: not in its cluster
+        *(1290, 1792, 1836, 1053, 1077, 1079, 1152, 1927, 1047),
+    }
+)
+"""What a server says that is no primary now: after a failover it is the connection that leads to the wrong place."""
+
+SQLITE_READONLY: Final = 8
+"""The primary result code; of a file that was moved or replaced, too (SQLITE_READONLY_DBMOVED)."""
+
+_MADE_AT: Final = "asgi_sessions made at"
+"""In ``info`` of a connection: when it was opened, by the monotonic clock."""
 
 # READ COMMITTED: what we decide by is locked, not remembered, so each statement should see what others have committed.
 _BEGIN: Final = {
@@ -170,6 +193,9 @@ class Lane:
         self._single = engine if is_own else engine.execution_options()  # the same, for listeners that hear us alone
         self._is_own = is_own
         event.listen(self._single.sync_engine, "after_execute", _look_whether_in_step)
+        event.listen(engine.sync_engine, "connect", _note_when)
+        self._distrusted_at = -math.inf
+        """Connections that were opened before this lead to a server that is no primary now."""
         # As many as the pool gives connections: who waits here can be cancelled and leaves nothing behind.
         self._seats = asyncio.Semaphore(_places(engine.pool))
         # SQLite has one writer at a time. Others would wait in steps of up to 0.1 s; here they wait in turn.
@@ -228,7 +254,7 @@ class Lane:
     @asynccontextmanager
     async def statement(self) -> AsyncIterator[AsyncConnection]:
         """For single statements: each takes effect at once."""
-        connection = await self._single.connect()
+        connection = await self._trusted()
         try:
             if not self._is_own:
                 # Not as an option of the engine: SQLAlchemy would say it within connect(), and who is cancelled there has nothing
@@ -245,11 +271,35 @@ class Lane:
         except BaseException as error:
             if self._is_sqlite and isinstance(error, asyncio.CancelledError):
                 _let_go_of_cursors(error)
+            if isinstance(error, DBAPIError) and _is_of_wrong_server(error) and self._distrusts(connection):
+                error.connection_invalidated = True
             if not isinstance(error, Exception) or _is_broken(error):
                 await connection.invalidate()  # what is still on its way would be the next one's answer
             raise
         finally:
             await self._give_back(connection)
+
+    async def _trusted(self) -> AsyncConnection:
+        """A connection that was opened since the last failover."""
+        while True:
+            connection = await self._single.connect()
+            ours = connection.sync_connection
+            if ours is None or ours.info.get(_MADE_AT, 0.0) > self._distrusted_at:
+                return connection
+            await connection.invalidate()
+            await self._give_back(connection)
+
+    def _distrusts(self, connection: AsyncConnection) -> bool:
+        """After an error of a wrong server: whether the connection is at fault, so that a new one may help."""
+        ours, now = connection.sync_connection, time.monotonic()
+        if ours is None or ours.invalidated:
+            return True
+        if ours.info.get(_MADE_AT, 0.0) <= self._distrusted_at:
+            return True
+        if now - self._distrusted_at < TRUST_AGAIN:
+            return False  # a new one said the same a moment ago
+        self._distrusted_at = now
+        return True
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
@@ -342,6 +392,21 @@ class Lane:
             await connection.invalidate()
 
 
+def _note_when(_connection: object, record: Any) -> None:
+    record.info[_MADE_AT] = time.monotonic()
+
+
+def address_of(engine: AsyncEngine) -> str:
+    """Where an engine leads to; without user and password. For the log."""
+    url = engine.url
+    if engine.dialect.name == "sqlite":
+        return f"sqlite:{url.database or ':memory:'}"
+    given = url.host or url.query.get("host") or url.query.get("unix_socket") or engine.dialect.name
+    host = given if isinstance(given, str) else ",".join(given)
+    host = f"[{host}]" if url.host and ":" in host else host
+    return f"{host}{f':{url.port}' if url.port else ''}/{url.database or ''}"
+
+
 def _places(pool: Any) -> int:
     """How many connections a pool gives at once, as far as it has a limit."""
     if isinstance(pool, StaticPool):
@@ -362,6 +427,22 @@ def _let_go_of_cursors(error: BaseException) -> None:
         cause = cause.__context__
 
 
+def _codes_of(error: DBAPIError) -> tuple[object, object]:
+    """What the driver says in figures: the SQLSTATE, and the number in front of the message; ``None`` where there is none."""
+    cause: Any = error.orig
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    number = cause.args[0] if getattr(cause, "args", ()) else None
+    return state, number if isinstance(number, int) else None
+
+
+def _sqlite_code_of(error: DBAPIError) -> int:
+    return int(getattr(error.orig, "sqlite_errorcode", 0) or 0) & 0xFF
+
+
+def _is_of_wrong_server(error: DBAPIError) -> bool:
+    return bool(WRONG_SERVER.intersection(_codes_of(error))) or _sqlite_code_of(error) == SQLITE_READONLY
+
+
 def _is_broken(error: Exception) -> bool:
     """Whether the connection is of no use any more: it is closed, or what it says is no answer to what it was asked.
 
@@ -370,36 +451,30 @@ def _is_broken(error: Exception) -> bool:
     """
     if not isinstance(error, DBAPIError):
         return True
-    cause: Any = error.orig
-    says_why = getattr(cause, "sqlstate", None) or (cause.args and isinstance(cause.args[0], int))
-    return error.connection_invalidated or (isinstance(error, InternalError) and not says_why)
+    return error.connection_invalidated or (isinstance(error, InternalError) and _codes_of(error) == (None, None))
 
 
 def _others_were_faster(error: Exception) -> bool:
     """Whether to begin anew: a deadlock, a conflict, a row that appeared between two statements, a locked SQLite file."""
     if isinstance(error, IntegrityError):
         return True
-    cause: Any = getattr(error, "orig", None)
-    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
-    if state in ("40001", "40P01"):
-        return True
-    number = cause.args[0] if getattr(cause, "args", ()) else None
-    if number in (1205, 1213, 1020):  # MySQL and MariaDB: lock wait, deadlock, record has changed since last read
-        return True
-    return getattr(cause, "sqlite_errorcode", 0) & 0xFF in (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED
+    if not isinstance(error, DBAPIError):
+        return False
+    # PostgreSQL: serialization failure, deadlock. MySQL and MariaDB: lock wait, deadlock, record has changed since last read.
+    faster = {"40001", "40P01", 1205, 1213, 1020}.intersection(_codes_of(error))
+    return bool(faster) or _sqlite_code_of(error) in (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED
 
 
-_NO_TABLE = ("42P01", "42S02", 1146)
+_NO_TABLE = frozenset({"42P01", "42S02", 1146})
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, OutOfStep):
         return "the database answered another question"
-    if not isinstance(error, DBAPIError):
-        return f"the database cannot be asked: {type(error).__name__}"
-    cause: Any = error.orig
-    state = getattr(cause, "sqlstate", None) or (cause.args[0] if getattr(cause, "args", ()) else None)
-    if state in _NO_TABLE or (isinstance(state, str) and state.startswith("no such table")):
-        return "there are no tables: await store.create_tables(), or migrate by what `asgi-sessions schema` prints"
-    what = state if isinstance(state, int) or (isinstance(state, str) and len(state) == 5) else type(cause).__name__
-    return f"the database failed: {what}"
+    said = reason_of(error)
+    if isinstance(error, DBAPIError) and (_NO_TABLE.intersection(_codes_of(error)) or "no such table" in said):
+        return (
+            "there are no tables: await store.create_tables(), or migrate by what `asgi-sessions schema` prints "
+            f"({said})"
+        )
+    return f"{'the database failed' if isinstance(error, DBAPIError) else 'the database cannot be asked'}: {said}"
