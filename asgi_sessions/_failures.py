@@ -71,9 +71,10 @@ def reason_of(error: BaseException) -> str:
             said = message  # ours are sentences; their classes say no more
         else:
             said = f"{type(each).__name__}: {message}" if message else type(each).__name__
+        said, message = said.removesuffix("."), message.removesuffix(".")
         if said in reason or (reason and isinstance(each, CancelledError)) or (message and message in reason):
             continue
-        reason = f"{reason.removesuffix('.')}: {said}" if reason else said
+        reason = f"{reason}: {said}" if reason else said
     return _bounded(reason, LONGEST_REASON)
 
 

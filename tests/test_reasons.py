@@ -197,7 +197,7 @@ async def test_a_failure_is_one_line_and_one_event_that_say_the_same(
     expected = {
         "step": step,
         "host": "Between",
-        "reason": "the store failed: ConnectionError: Error 111 connecting to redis://…@db:6379.",
+        "reason": "the store failed: ConnectionError: Error 111 connecting to redis://…@db:6379",
     }
     assert event.details == expected
     (line,) = lines("store.failed")
@@ -278,7 +278,7 @@ async def test_while_the_store_is_left_alone_the_line_repeats_the_last_reason(
     failed = lines("store.failed")
     assert len(failed) == 2
     assert "left alone" in failed[1]
-    assert all(line.endswith("ConnectionError: Error 111 connecting to redis://…@db:6379.") for line in failed)
+    assert all(line.endswith("ConnectionError: Error 111 connecting to redis://…@db:6379") for line in failed)
 
 
 async def test_recovery_says_how_long_and_how_many(memory: MemoryStore, clock: FakeClock, lines: Lines) -> None:
