@@ -6,7 +6,8 @@ one are written by anybody, so they count only as far as proxies that we trust h
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, Literal, get_args
 
@@ -50,9 +51,8 @@ class ClientAddress:
         address = _parsed(str(peer[0])) if peer else None
         if address is None or not self._trusts(address):
             return address
-        for element in self._elements(scope):
+        for found in self._named(scope):
             # An element says who spoke to the one that wrote it. Where a trusted one wrote nonsense, the walk ends.
-            found = _parsed(element)
             if found is None:
                 return address
             address = found
@@ -63,13 +63,16 @@ class ClientAddress:
     def _trusts(self, address: Address) -> bool:
         return any(address.version == network.version and address in network for network in self._trusted)
 
-    def _elements(self, scope: Scope) -> list[str]:
-        """The addresses that the header names, the last one first."""
-        lines = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == self._header]
-        elements = ",".join(lines).rsplit(",", MAX_PROXIES)[-MAX_PROXIES:] if lines else []
-        if self._header == b"forwarded":
-            elements = [_forwarded_for(element) for element in elements]
-        return [element.strip(" \t") for element in reversed(elements)]
+    def _named(self, scope: Scope) -> Iterator[Address | None]:
+        """The addresses that the header names, the last one first; ``None`` where it cannot be read."""
+        read = _forwarded if self._header == b"forwarded" else _listed
+        left = MAX_PROXIES
+        for name, value in reversed(list(scope.get("headers", ()))):
+            if name == self._header and left:
+                # Each line by itself: a quote that the client left open in one must not reach into the line of a proxy.
+                for element in read(value.decode("latin-1"), left):
+                    yield _parsed(element)
+                    left -= 1
 
 
 def coarse(address: Address) -> str:
@@ -77,25 +80,62 @@ def coarse(address: Address) -> str:
     return str(ip_network((address, KEPT_BITS[address.version]), strict=False))
 
 
-def _forwarded_for(element: str) -> str:
-    """What ``for=`` says in an element of Forwarded (RFC 7239, section 4)."""
-    for pair in element.split(";"):
-        name, _, value = pair.partition("=")
-        if name.strip(" \t").lower() == "for":
-            return value.strip(" \t").strip('"')
-    return ""
+def _listed(line: str, most: int) -> list[str]:
+    """The elements of an X-Forwarded-For, the last one first. Empty ones say nothing (RFC 9110, section 5.6.1.2)."""
+    elements = (element.strip(" \t") for element in reversed(line.rsplit(",", most)[-most:]))
+    return [element for element in elements if element]
+
+
+# A pair of Forwarded and what ends it (RFC 7239, section 4; quoted strings: RFC 9110, section 5.6.4). Against the grammar, values
+# without quotes may hold ":", "[" and "]": many proxies write addresses so. No part is tried twice (++, *+, ?+).
+_PAIR = re.compile(
+    r"""[ \t]*+
+    (?: (?P<name> [!#$%&'*+\-.^_`|~0-9A-Za-z]++ )
+        =
+        (?P<value> "(?: [^"\\\x00-\x08\x0a-\x1f\x7f] | \\[\t\x20-\x7e\x80-\xff] )*+" | [!#$%&'*+\-.^_`|~0-9A-Za-z:\[\]]++ )
+    )?+
+    [ \t]*+ (?P<end> [;,] | \Z )""",
+    re.VERBOSE,
+)
+_ESCAPED = re.compile(r"\\(.)")
+
+
+def _forwarded(line: str, most: int) -> list[str]:
+    """What ``for=`` says in the elements of a Forwarded, the last one first.
+
+    A line that breaks the grammar is one element that cannot be read: it may hold anything, put there by anybody.
+    """
+    elements: list[str] = []
+    said: dict[str, str] = {}
+    at = 0
+    while at <= len(line):
+        match = _PAIR.match(line, at)
+        name = "" if match is None else (match["name"] or "").lower()
+        if match is None or name in said:  # RFC 7239, section 4: each parameter once
+            return ["unreadable"]
+        if name:
+            said[name] = match["value"]
+        at = match.end() if match["end"] else len(line) + 1
+        if match["end"] != ";" and said:
+            value = said.get("for", "")
+            elements.append(_ESCAPED.sub(r"\1", value[1:-1]) if value.startswith('"') else value)
+            said = {}
+    return elements[: -most - 1 : -1]
+
+
+_PORT = r"(?::(?:[0-9]{1,5}|_[A-Za-z0-9._\-]+))?"  # RFC 7239, section 6
+_IPV6 = r"([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)"
+_NODE = re.compile(rf"([0-9.]+){_PORT}|\[{_IPV6}(?:%[^\]]*)?\]{_PORT}|{_IPV6}(?:%.*)?")
 
 
 def _parsed(text: str) -> Address | None:
     """An address with or without port, brackets and zone; ``None`` for ``unknown``, ``_hidden``, names and nonsense."""
-    if len(text) > 100:  # an address with all its trimmings has 60 characters at most
+    # An address with all its trimmings has 60 characters at most.
+    match = _NODE.fullmatch(text) if len(text) <= 100 else None
+    if match is None:
         return None
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
     try:
-        address = ip_address(text.partition("%")[0])
+        address = ip_address(match[1] or match[2] or match[3])
     except ValueError:
         return None
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:

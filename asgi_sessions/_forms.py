@@ -37,8 +37,12 @@ async def body_of(request: Request, limit: int) -> bytes:
 
 
 def kind_of(request: Request) -> str:
-    """The media type of the body, without its parameters, in small letters."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    """The media type of the body, without its parameters, in small letters; empty if the header is missing or there twice.
+
+    No parameter matters here, so nothing after the type is read (RFC 9110, section 8.3.1).
+    """
+    said = request.headers.getlist("content-type")
+    return said[0].partition(";")[0].strip(" \t").lower() if len(said) == 1 else ""
 
 
 def form_in(body: bytes, *, max_fields: int, keep_blank: bool = True) -> dict[str, list[str]]:
