@@ -208,46 +208,78 @@ class CookieConfig:
         return "".join(parts).encode("ascii")
 
 
-def vary_on_cookie(headers: Headers) -> None:
-    """Say ``Vary: Cookie``, merged into a Vary that is there (RFC 9110, section 12.5.5)."""
-    for i, (name, value) in enumerate(headers):
-        if len(name) == 4 and name.lower() == b"vary":
+def vary_on(headers: Headers, name: bytes = b"Cookie") -> None:
+    """Say ``Vary: Cookie``, merged into the Vary headers that are there (RFC 9110, section 12.5.5)."""
+    last = -1
+    for i, (key, value) in enumerate(headers):
+        if len(key) == 4 and key.lower() == b"vary":
             members = [member.strip(b" \t").lower() for member in value.split(b",")]
-            if b"*" in members or b"cookie" in members:
+            if b"*" in members or name.lower() in members:
                 return
-            headers[i] = (name, value + b", Cookie" if value.strip(b" \t") else b"Cookie")
-            return
-    headers.append((b"vary", b"Cookie"))
+            last = i
+    if last < 0:
+        headers.append((b"vary", name))
+    else:
+        key, value = headers[last]
+        headers[last] = (key, value + b", " + name if value.strip(b" \t") else name)
+
+
+_FOR_A_CDN = frozenset({b"surrogate-control", b"edge-control", b"x-accel-expires"})
+"""What Fastly, Akamai and nginx believe more than Cache-Control, besides ``…-Cache-Control`` (RFC 9213)."""
 
 
 def keep_out_of_caches(headers: Headers, *, no_store: bool) -> None:
     """Make sure that no shared cache keeps a response, or with ``no_store`` no cache at all (RFC 9111, section 5.2.2).
 
     Where the app said nothing: ``no-store``. Where it said something, ``private, no-cache="Set-Cookie"`` joins it, or
-    ``no-store``. What would contradict that goes: ``public``, ``s-maxage`` and the headers that address a CDN alone (RFC 9213).
+    ``no-store``. What would contradict that goes: ``public``, ``s-maxage``, ``must-understand`` and the headers that address a
+    CDN alone. ``private="X"`` and ``no-cache="X"`` cover the field X only, and the first of two may count: they lose their field.
     """
+    said = _take_cache_control(headers)
+    names = {_name(directive) for directive in said}
+    said = [d for d in said if _name(d) != b"must-understand"]  # beside it, no-store does not count (section 5.2.2.3)
+    if not names:
+        said = [b"no-store"]
+    elif b"no-store" not in (d.lower() for d in said):
+        said = [d for d in said if _name(d) not in (b"public", b"s-maxage", b"no-store")]
+        said = [d for d in said if _name(d) not in (b"private", b"no-cache") or d.lower() in _WHOLE]
+        if no_store:
+            said.append(b"no-store")
+        else:
+            if b"private" not in (d.lower() for d in said):
+                said.append(b"private")
+            if b"no-cache" not in map(_name, said):
+                said.append(b"no-cache" if b"no-cache" in names else b'no-cache="Set-Cookie"')
+    headers.append((b"cache-control", b", ".join(said)))
+
+
+_WHOLE = frozenset({b"private", b"no-cache", b'no-cache="set-cookie"'})
+
+
+def is_not_shared(headers: Headers, name: bytes) -> bool:
+    """Whether the headers keep a response from people who send another ``name``: by Vary, ``private`` or ``no-store``."""
+    varying = list(headers)
+    vary_on(varying, name)
+    said = {directive.lower() for directive in _take_cache_control(list(headers))}
+    return varying == headers or bool(said & {b"private", b"no-store"})
+
+
+def _take_cache_control(headers: Headers) -> list[bytes]:
+    """Take all that speaks to caches out of the headers; the directives of Cache-Control."""
     said: list[bytes] = []
     kept: Headers = []
     for name, value in headers:
         folded = name.lower()
         if folded == b"cache-control":
             said.extend(_directives(value))
-        elif folded != b"surrogate-control" and not folded.endswith(b"-cache-control"):
+        elif folded not in _FOR_A_CDN and not folded.endswith(b"-cache-control"):
             kept.append((name, value))
-    names = {directive.split(b"=", 1)[0].strip(b" \t").lower() for directive in said}
-    if not names:
-        said = [b"no-store"]
-    elif b"no-store" not in names:
-        said = [d for d in said if d.split(b"=", 1)[0].strip(b" \t").lower() not in (b"public", b"s-maxage")]
-        if no_store:
-            said.append(b"no-store")
-        else:
-            if b"private" not in (d.lower() for d in said):
-                said.append(b"private")
-            if not {b"no-cache", b'no-cache="set-cookie"'} & {d.lower() for d in said}:
-                said.append(b'no-cache="Set-Cookie"')
-    kept.append((b"cache-control", b", ".join(said)))
     headers[:] = kept
+    return said
+
+
+def _name(directive: bytes) -> bytes:
+    return directive.split(b"=", 1)[0].strip(b" \t").lower()
 
 
 # RFC 9110, section 5.6.4: what a quoted string is. Each alternative begins differently, so nothing is tried twice.

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
 import time
+import warnings
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from copy import copy
 from datetime import timedelta
@@ -20,13 +22,14 @@ from weakref import WeakSet
 import anyio
 
 from asgi_sessions._cipher import Secrets
-from asgi_sessions._cookie import MOST_DAYS, CookieConfig, keep_out_of_caches, vary_on_cookie
+from asgi_sessions._cookie import MOST_DAYS, CookieConfig, is_not_shared, keep_out_of_caches, vary_on
 from asgi_sessions._devices import Devices
 from asgi_sessions._elsewhere import explains_options
 from asgi_sessions._errors import (
     ConfigurationError,
     SessionError,
     SessionLimitReached,
+    SessionWarning,
     StoreError,
 )
 from asgi_sessions._manager import Manager
@@ -198,14 +201,12 @@ class SessionMiddleware:
         # From here to the app in one frame: every await that passes through another one costs 0.15 µs, of 2 in all.
         exchange: _Exchange = (_Request if kind == "http" else _Socket)(self, scope, send)
         values = self.cookie.read(scope.get("headers", ()))
+        # Browsers keep one cookie under a __Host- name. A second one was smuggled in, and nobody can say which is which.
+        duplicated = len(values) if values and len(values) > 1 and self.cookie.is_host_bound else 0
+        keys = self.manager.recognise(values) if values and not duplicated else None
+        del values  # error collectors record the local variables of every function that an exception leaves
         try:
-            if not values:
-                session = self.manager.begin()  # no cookie of ours: an empty session, and no I/O
-            elif len(values) > 1 and self.cookie.is_host_bound:
-                # Browsers keep one cookie under such a name. A second one was smuggled in, and nobody can say which is which.
-                await self.manager.tell("cookie.duplicated", count=len(values))
-                session = self.manager.begin()
-            elif keys := self.manager.recognise(values):
+            if keys:
                 session = await self.manager.load(keys)
                 if not _is_activity(scope):
                     session._touch_due = session._renewal_due = session._active = False
@@ -214,7 +215,9 @@ class SessionMiddleware:
                     # old one dies after the grace. The next HTTP response renews the token.
                     session._renews = session._renewal_due = False
             else:
-                session = self.manager.begin()
+                if duplicated:
+                    await self.manager.tell("cookie.duplicated", count=duplicated)
+                session = self.manager.begin()  # no cookie of ours: an empty session, and no I/O
         except StoreError as failure:
             await self.manager.failed("load", failure)
             if self.on_store_failure == "raise":
@@ -266,6 +269,7 @@ class _Exchange:
         "_send",
         "_sending",
         "_started",
+        "_told_caches",
         "session",
         "watcher",
     )
@@ -283,6 +287,7 @@ class _Exchange:
         self._failed = False  # did the app answer 5xx? Then nothing it did to the session counts, then or later
         self._failure: SessionError | None = None  # we answered in the app's place; whatever it still sends is dropped
         self._is_stream: bool | None = None  # not known yet
+        self._told_caches = False  # does the answer say that it depends on the cookie?
         self.watcher: Watcher | None = None  # of a socket or stream that is to close when its session ends
 
     def _begin_watching(self) -> None:
@@ -431,14 +436,15 @@ class _Exchange:
         session = self.session
         self._started = session._started = True
         due, session._cookie = session._cookie, False
-        reads = session._accessed and cacheable
+        self._told_caches = reads = session._accessed and cacheable
         if due is False and not reads:
             return message
-        private = reads and self._middleware.no_store_when_logged_in and session._is_of_a_user
+        # A degraded session is what it is because the store was away for a moment.
+        private = reads and (session._degraded or (self._middleware.no_store_when_logged_in and session._is_of_a_user))
         try:
             headers: Headers = [*(message.get("headers") or ())]
             if reads:
-                vary_on_cookie(headers)
+                vary_on(headers)
             if private or (cacheable and due is not False):
                 keep_out_of_caches(headers, no_store=private)
             if due is not False:
@@ -496,6 +502,8 @@ class _Request(_Exchange):
         if self._failure is not None:
             return _nothing()
         if self._started:
+            if not self._told_caches and self.session._accessed:
+                self._warn_of_late_read()
             if self._is_stream is None and "more_body" in message and message["more_body"]:
                 self._is_stream = self._is_watched()
             if self._is_stream:
@@ -516,6 +524,15 @@ class _Request(_Exchange):
             else:
                 return self._commit_and_start(message)
         return self._send(message)
+
+    def _warn_of_late_read(self) -> None:
+        """The app looked at the session after the answer had begun, and before its body was complete."""
+        session = self.session
+        if session._written:
+            return  # to save something is no reason to vary
+        self._told_caches = True  # once
+        if session._record is not None and self._scope.get("method") in ("GET", "HEAD"):
+            warn_of_late_read(self._start, b"Cookie")
 
     def _is_watched(self) -> bool:
         """More is to come after this part of the body, and nobody said how much: a stream, such as Server-Sent Events."""
@@ -691,6 +708,18 @@ def _response(
     return {"type": f"{kind}.start", "status": status, "headers": headers}, {"type": f"{kind}.body", "body": text}
 
 
+def warn_of_late_read(start: Message, name: bytes) -> None:
+    """Warn unless the message that began the answer keeps it out of shared caches. ``name``: the header it depends on."""
+    if not is_not_shared([*(start.get("headers") or ())], name):
+        warnings.warn(
+            f"the session was first read after the response had started, too late for 'Vary: {name.decode('ascii')}': a shared "
+            "cache may give this page to others. Read the session earlier, call session.mark_accessed() before, or send "
+            "'Cache-Control: private'.",
+            SessionWarning,
+            stacklevel=2,
+        )
+
+
 def _is_failure(status: object) -> bool:
     return isinstance(status, int) and status >= 500
 
@@ -706,16 +735,20 @@ def _stems_from(error: BaseException | None, origin: BaseException) -> bool:
     return False
 
 
+_PREFETCH = re.compile(rb"[ \t]*prefetch[ \t]*(?:;|\Z)")
+
+
 def _is_activity(scope: Scope) -> bool:
     """Whether somebody is there: preflights and speculative loads come without one.
 
-    ``Sec-Purpose: prefetch`` is from the Fetch standard's prefetch extension and W3C's Speculation Rules.
+    ``Sec-Purpose: prefetch`` is from the Fetch standard's prefetch extension and W3C's Speculation Rules. It is a token that may
+    have parameters (RFC 9651, sections 3.1.2 and 3.3.4).
     """
     if scope.get("method") == "OPTIONS":
         return False
     for name, value in scope.get("headers", ()):
         if name == b"sec-purpose":
-            return b"prefetch" not in value
+            return _PREFETCH.match(value) is None
     return True
 
 

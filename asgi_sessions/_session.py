@@ -196,6 +196,7 @@ class Session(dict[str, Any]):
     @property
     def is_degraded(self) -> bool:
         """Whether the store could not be asked and this is an empty stand-in (``on_store_failure="anonymous"``)."""
+        self._accessed = True
         return self._degraded
 
     @property

@@ -116,7 +116,11 @@ async def _refuse(scope: Scope, send: Send) -> None:
         return
     text = b"Forbidden: the request comes from another origin"
     kind = "websocket.http.response" if websocket else "http.response"
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(text))]
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"%d" % len(text)),
+        (b"cache-control", b"no-store"),
+    ]
     start: Message = {"type": f"{kind}.start", "status": 403, "headers": headers}
     await send(start)
     await send({"type": f"{kind}.body", "body": text})

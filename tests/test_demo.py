@@ -170,7 +170,7 @@ def the_later_writer_wins_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reading_says_nothing_to_caches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi_sessions._middleware, "vary_on_cookie", lambda headers: None)
+    monkeypatch.setattr(asgi_sessions._middleware, "vary_on", lambda headers: None)
 
 
 def log_out_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
-from asgi_sessions._cookie import CookieConfig
+from asgi_sessions._cookie import CookieConfig, keep_out_of_caches
 from asgi_sessions._errors import ConfigurationError, StoreError, TokenError
 from asgi_sessions._forms import FORM, JSON, NeverArrived, TooLong, body_of, form_in, kind_of
 from asgi_sessions._types import Receive, Scope, Send
@@ -64,6 +64,8 @@ class TokenEndpoints:
         """Give a browser its refresh token with the response to its log-in; the body then holds the access token only."""
         if self._cookie is None:
             raise ConfigurationError("TokenEndpoints(cookie=None): no browser refreshes here")
+        # The body most likely holds the access token (RFC 6749, section 5.1).
+        keep_out_of_caches(response.raw_headers, no_store=False)
         seconds = int(pair.refresh_expires_at.timestamp() - self._tokens.clock())
         response.raw_headers.append(self._cookie.set(pair.refresh_token, max(seconds, 1)))
 

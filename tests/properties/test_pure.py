@@ -31,7 +31,7 @@ from msgspec.structs import replace
 from asgi_sessions import ConfigurationError, CookieConfig, SessionDataError, Timeouts
 from asgi_sessions._breaker import FAILURES_TO_OPEN, LONGEST_PAUSE, Breaker
 from asgi_sessions._cipher import Secrets
-from asgi_sessions._cookie import keep_out_of_caches, vary_on_cookie
+from asgi_sessions._cookie import keep_out_of_caches, vary_on
 from asgi_sessions._errors import RecordDamaged
 from asgi_sessions._manager import DEADLINE
 from asgi_sessions._record import Body, MessagePackCodec, Record, merge, pack, pack_rev, seal, unpack, unseal
@@ -378,7 +378,18 @@ directive = st.sampled_from(
         b"max-age=60",
         b"s-maxage=9",
     ]
-) | st.sampled_from([b"S-MaxAge=9", b'private="x, y"', b"must-revalidate", b"immutable", b"", b'ext="a, public"'])
+) | st.sampled_from(
+    [
+        b"S-MaxAge=9",
+        b'private="x, y"',
+        b"must-revalidate",
+        b"immutable",
+        b"",
+        b'ext="a, public"',
+        b"must-understand",
+        b'no-cache="x"',
+    ]
+)
 cache_control = st.lists(directive, max_size=4).map(b",".join) | st.lists(directive, max_size=4).map(b" , ".join)
 vary_value = st.lists(
     st.sampled_from([b"*", b"Cookie", b"cookie", b"Accept", b"X-Cookie", b"Origin", b"", b" ", b"\t*"]), max_size=3
@@ -392,7 +403,16 @@ header_list = st.lists(
         vary_header,
         st.tuples(st.sampled_from([b"cache-control", b"Cache-Control"]), cache_control),
         st.tuples(
-            st.sampled_from([b"surrogate-control", b"CDN-Cache-Control", b"x-vary", b"set-cookie", b"content-type"]),
+            st.sampled_from(
+                [
+                    b"surrogate-control",
+                    b"CDN-Cache-Control",
+                    b"Edge-Control",
+                    b"X-Accel-Expires",
+                    b"x-vary",
+                    b"set-cookie",
+                ]
+            ),
             st.binary(max_size=8),
         ),
         st.tuples(st.binary(max_size=8), st.binary(max_size=8)),
@@ -412,7 +432,7 @@ def members(headers: Headers, wanted: bytes) -> list[bytes]:
 def test_vary_on_cookie_adds_the_cookie_and_keeps_the_rest(before: Headers) -> None:
     after = list(before)
 
-    vary_on_cookie(after)
+    vary_on(after)
 
     said = {member.lower() for member in members(after, b"vary")}
     assert said & {b"cookie", b"*"}
@@ -423,10 +443,10 @@ def test_vary_on_cookie_adds_the_cookie_and_keeps_the_rest(before: Headers) -> N
 
 @given(vary_list)
 def test_vary_on_cookie_twice_is_once(headers: Headers) -> None:
-    vary_on_cookie(headers)
+    vary_on(headers)
     once = list(headers)
 
-    vary_on_cookie(headers)
+    vary_on(headers)
 
     assert headers == once
 
@@ -436,7 +456,8 @@ def others(headers: Headers, *unwanted: bytes) -> Headers:
 
 
 def for_a_cdn(name: bytes) -> bool:
-    return name.lower() == b"surrogate-control" or name.lower().endswith(b"-cache-control")
+    names = (b"surrogate-control", b"edge-control", b"x-accel-expires")
+    return name.lower() in names or name.lower().endswith(b"-cache-control")
 
 
 @given(header_list, st.booleans())
@@ -447,8 +468,9 @@ def test_no_shared_cache_may_keep_what_was_kept_out_of_them(before: Headers, no_
 
     said = [member.lower() for member in members(after, b"cache-control")]
     assert b"no-store" in said or not no_store
+    assert b"must-understand" not in said
     assert b"no-store" in said or (b"private" in said and not {b"public"} & set(said))
-    assert b"no-store" in said or not any(member.startswith(b"s-maxage") for member in said)
+    assert b"no-store" in said or not any(member.startswith((b"s-maxage", b"private=")) for member in said)
     assert not any(for_a_cdn(name) for name, _ in after)
     assert [name.lower() for name, _ in after].count(b"cache-control") == 1
 
@@ -476,7 +498,10 @@ def test_what_the_app_said_about_caching_stays_unless_it_contradicts(before: Hea
     keep_out_of_caches(after, no_store=no_store)
 
     dropped = set(members(before, b"cache-control")) - set(members(after, b"cache-control"))
-    assert {member.split(b"=")[0].lower() for member in dropped} <= {b"public", b"s-maxage"}
+    left = {member.lower() for member in members(after, b"cache-control")}
+    for member in dropped:
+        name, _, value = member.lower().partition(b"=")
+        assert name in (b"public", b"s-maxage", b"must-understand") or (value and name in left)
     silent = not members(before, b"cache-control")
     assert (members(after, b"cache-control") == [b"no-store"]) or not silent
     assert others(after, b"cache-control") == [

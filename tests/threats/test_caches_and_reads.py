@@ -6,6 +6,7 @@ import copy
 import json
 import operator
 import random
+import warnings
 from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from asgi_sessions import Session, SessionMiddleware
+from asgi_sessions import Session, SessionMiddleware, SessionWarning, StoreError
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
@@ -100,9 +101,14 @@ NOT_SEEN: list[Any] = [
         pytest.param([b"s-maxage=600, max-age=5"], {b"max-age=5", b"private"}, id="s-maxage"),
         pytest.param([b"S-MaxAge=600", b"Public"], {b"private"}, id="two headers, in capitals"),
         pytest.param([b"public=yes, max-age=1"], {b"max-age=1", b"private"}, id="public with a value"),
+        pytest.param([b'private="x-a, x-b", max-age=5'], {b"private", b"max-age=5"}, id="private for some fields only"),
         pytest.param(
-            [b'private="x-a, x-b", max-age=5'], {b"private", b'private="x-a, x-b"', b"max-age=5"}, id="quoted"
+            [b'no-cache="x-a"', b"max-age=5"], {b"private", b"no-cache", b"max-age=5"}, id="no-cache for some fields"
         ),
+        pytest.param([b'x="a, public"'], {b"private", b'x="a, public"'}, id="public in quotes"),
+        pytest.param([b"no-store, must-understand"], {b"no-store"}, id="must-understand, which takes no-store back"),
+        pytest.param([b"must-understand", b"max-age=5"], {b"private", b"max-age=5"}, id="must-understand"),
+        pytest.param([b"max-age=5", b"PUBLIC", b"s-maxage=9"], {b"private", b"max-age=5"}, id="three lines"),
         pytest.param(
             [b"public, immutable, max-age=31536000"], {b"immutable", b"max-age=31536000", b"private"}, id="assets"
         ),
@@ -198,6 +204,8 @@ async def test_odd_quotes_hide_nothing(memory: Store, plain: dict[str, Any], sai
         b"Cloudflare-CDN-Cache-Control",
         b"Surrogate-Control",
         b"Vercel-CDN-Cache-Control",
+        b"Edge-Control",
+        b"X-Accel-Expires",
     ],
 )
 async def test_what_speaks_to_a_cdn_alone_does_not_let_it_keep_the_cookie(
@@ -482,3 +490,121 @@ async def test_a_mistyped_cookie_header_does_not_make_sessions(store: Store, pla
         await browser.raw(cookie_header(middleware, "expired-or-broken"), lambda session: session.get("user"))
 
     assert watched.calls == []
+
+
+# ── What is read late, and what is only so because the store is away ──
+
+
+def streaming(handler: Handler, *headers: Header, before: Handler = lambda session: None) -> Any:
+    """An app that looks at the session when the answer has begun."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        before(scope["session"])
+        await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+        await send({"type": "http.response.body", "body": b"hello ", "more_body": True})
+        handler(scope["session"])
+        await send({"type": "http.response.body", "body": b"you"})
+        scope["session"].get("in a background task")
+
+    return app
+
+
+def nothing(session: Session) -> None: ...
+
+
+def writes(session: Session) -> None:
+    session["progress"] = 1
+
+
+LATE: dict[str, tuple[Any, bool]] = {
+    "reads late": (streaming(lambda session: session.user_id), True),
+    "reads late, and is public": (streaming(dict, (b"cache-control", b"public")), True),
+    "reads early": (streaming(dict, before=dict), False),
+    "marks early": (streaming(dict, before=lambda session: session.mark_accessed()), False),
+    "is private": (streaming(dict, (b"Cache-Control", b"max-age=5, Private")), False),
+    "is stored nowhere": (streaming(dict, (b"cache-control", b"no-store")), False),
+    "varies by itself": (streaming(dict, (b"vary", b"Accept"), (b"vary", b"cookie")), False),
+    "only writes late": (streaming(writes), False),
+    "reads when all is sent": (streaming(nothing), False),
+}
+
+
+@pytest.mark.parametrize(("app", "warns"), LATE.values(), ids=LATE.keys())
+async def test_a_late_read_of_a_stored_session_is_warned_of(
+    memory: Store, plain: dict[str, Any], app: Any, warns: bool
+) -> None:
+    """The headers have left: nothing can keep a shared cache from giving the page to somebody else any more."""
+    alice = Browser(app_with(memory, **plain))
+    await alice.do(log_in("alice"))
+    late = SessionMiddleware(app, memory, **plain)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        response = await Browser(late, alice.token).do()
+        await Browser(late, alice.token).do(method="POST")
+        await Browser(late).do()  # a visitor, about whom nothing is stored
+
+    assert response.body == b"hello you"
+    late_reads = [warning for warning in caught if "'Vary: Cookie'" in str(warning.message)]
+    assert [warning.category for warning in late_reads] == [SessionWarning] * warns
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [lambda session: session.user_id, lambda session: session.is_degraded, dict],
+    ids=["user_id", "is_degraded", "the data"],
+)
+async def test_a_page_made_without_the_store_is_kept_by_no_cache(
+    memory: Store, plain: dict[str, Any], handler: Handler
+) -> None:
+    """A minute later the same browser gets another page."""
+    alice = Browser(app_with(memory, **plain))
+    await alice.do(log_in("alice"))
+    away = Between(memory)
+
+    async def fails(*args: Any) -> None:
+        raise StoreError("on purpose")
+
+    away.instead["load"] = fails
+    degraded = Browser(app_with(away, on_store_failure="anonymous", **plain), alice.token)
+    said = [(b"Cache-Control", b"public, max-age=60"), (b"CDN-Cache-Control", b"max-age=60"), (b"expires", b"0")]
+
+    response = await degraded.do(handler, headers=said)
+    untouched = await degraded.do(headers=said)
+
+    assert response.headers == [(b"expires", b"0"), (b"vary", b"Cookie"), (b"cache-control", b"max-age=60, no-store")]
+    assert untouched.headers == said
+
+
+PURPOSES: dict[str, tuple[bytes, bool]] = {
+    "a prefetch": (b"prefetch", True),
+    "a prerender": (b"prefetch;prerender", True),
+    "through a proxy": (b"prefetch;anonymous-client-ip", True),
+    "with spaces": (b" prefetch ; prerender ", True),
+    "another token that begins alike": (b"prefetched", False),
+    "another token that ends alike": (b"noprefetch", False),
+    "a parameter": (b"navigate;prefetch", False),
+    "a quoted parameter": (b'navigate;x="prefetch"', False),
+    "a string": (b'"prefetch"', False),
+    "in capitals, which tokens tell apart": (b"PREFETCH", False),
+    "nothing": (b"", False),
+}
+
+
+@pytest.mark.parametrize(("purpose", "is_speculative"), PURPOSES.values(), ids=PURPOSES.keys())
+async def test_what_is_a_prefetch_is_read_by_its_grammar(
+    memory: Store, plain: dict[str, Any], clock: FakeClock, purpose: bytes, is_speculative: bool
+) -> None:
+    watched = Between(memory)
+    alice = Browser(app_with(watched, **plain))
+    await alice.do(log_in("alice"))
+    clock.advance(600)
+    watched.calls.clear()
+
+    await alice.do(read_user, request_headers=[(b"sec-purpose", purpose)])
+
+    assert ("touch" in watched.calls) is not is_speculative
+
+
+def read_user(session: Session) -> str | None:
+    return session.user_id

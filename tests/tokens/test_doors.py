@@ -299,6 +299,37 @@ async def test_bad_requests_are_4xx_in_the_shape_of_oauth(
     assert answer.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [b"application/json", b"text/plain"],
+        [b"application/json", b"application/json"],
+        [b"\xa0application/json"],
+        [b""],
+    ],
+    ids=["two", "twice the same", "a space that is none", "empty"],
+)
+async def test_a_body_whose_kind_is_not_clear_is_not_read(
+    client: httpx.AsyncClient, tokens: Tokens, kinds: list[bytes]
+) -> None:
+    pair = await tokens.log_in("alice")
+    content = json.dumps({"refresh_token": pair.refresh_token})
+
+    answer = await client.post("/token/refresh", content=content, headers=[(b"content-type", kind) for kind in kinds])
+
+    assert answer.status_code == 415
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json;charset=utf-8", "Application/JSON ; x=y", 'application/json; x="a,b"']
+)
+async def test_the_kind_of_a_body_in_other_spellings(client: httpx.AsyncClient, tokens: Tokens, kind: str) -> None:
+    pair = await tokens.log_in("alice")
+    content = json.dumps({"refresh_token": pair.refresh_token})
+
+    assert (await client.post("/token/refresh", content=content, headers={"content-type": kind})).status_code == 200
+
+
 async def test_the_public_keys_can_be_cached(client: httpx.AsyncClient) -> None:
     answer = await client.get("/.well-known/jwks.json")
 
