@@ -95,5 +95,9 @@ class RefreshFailed(SessionError):
     """
 
 
+class SessionReadOnly(SessionError):
+    """The app tried to change or end a session that came with an access token."""
+
+
 class SessionWarning(UserWarning):
     """The category of every Python warning of this package."""

@@ -408,11 +408,11 @@ class _Exchange:
         """The app raised. Whether that has been answered already, so that nobody else need hear of it."""
         manager = self._middleware.manager
         if self._failure is not None:
-            return _stems_from(error, self._failure)
+            return stems_from(error, self._failure)
         if self.watcher is not None and self._ended is not None:
             await self.closed()
             await self._commit_late()
-            return _stems_from(error, self._ended)
+            return stems_from(error, self._ended)
         try:
             await manager.commit(self.session, failed=True)
         except StoreError as failure:
@@ -724,13 +724,13 @@ def _is_failure(status: object) -> bool:
     return isinstance(status, int) and status >= 500
 
 
-def _stems_from(error: BaseException | None, origin: BaseException) -> bool:
+def stems_from(error: BaseException | None, origin: BaseException) -> bool:
     """Whether ``error`` is ``origin`` or was raised because of it; frameworks wrap what passes through them."""
     for _ in range(20):
         if error is None or error is origin:
             return error is origin
         if isinstance(error, BaseExceptionGroup):  # of several tasks that sent at the same time, say
-            return all(_stems_from(each, origin) for each in error.exceptions)
+            return all(stems_from(each, origin) for each in error.exceptions)
         error = error.__cause__ or error.__context__
     return False
 

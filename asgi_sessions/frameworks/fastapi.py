@@ -30,9 +30,9 @@ from fastapi.openapi.models import APIKey, APIKeyIn
 from fastapi.requests import HTTPConnection
 from fastapi.security.base import SecurityBase
 
-from asgi_sessions import ConfigurationError, CookieConfig, Session
-from asgi_sessions._session import OURS
+from asgi_sessions import CookieConfig, Session
 from asgi_sessions._timeouts import duration
+from asgi_sessions.frameworks.starlette import current_session
 
 NAME: Final = CookieConfig().name
 
@@ -53,14 +53,7 @@ class SessionCookie(_Scheme):
     """A dependency: the session."""
 
     async def __call__(self, connection: HTTPConnection) -> Session:
-        session: Session | None = connection.scope.get(OURS)
-        if session is None:
-            raise ConfigurationError(
-                "this request has no session: call app.add_middleware(SessionMiddleware, store=…); does skip= leave its path "
-                "out?"
-            )
-        session.mark_accessed()  # pydantic reads a dict without calling its methods
-        return session
+        return current_session(connection)
 
 
 class RequireUser(_Scheme):

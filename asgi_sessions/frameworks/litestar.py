@@ -29,9 +29,9 @@ from litestar.types import Empty, Scope
 from asgi_sessions import ConfigurationError, CookieConfig, Session, SessionDataError, SessionMiddleware
 from asgi_sessions._elsewhere import explains_options
 from asgi_sessions._middleware import foreign_class
-from asgi_sessions._session import OURS
 from asgi_sessions._timeouts import duration
 from asgi_sessions._upkeep import require_event_loop
+from asgi_sessions.frameworks._session import session_in
 from asgi_sessions.stores import Store
 
 Connection = ASGIConnection[Any, Any, Any, Any]
@@ -115,14 +115,17 @@ def require_fresh(within: timedelta) -> Guard:
     return guard
 
 
+def current_session(connection: Connection) -> Session:
+    """The session of a ``Request`` or ``WebSocket``.
+
+    Raises:
+        ConfigurationError: there is none; the message says what is missing.
+    """
+    return _find(connection.scope)
+
+
 def _find(scope: Scope) -> Session:
-    session: Session | None = scope.get(OURS)  # type: ignore[assignment]  # a key that their type does not know
-    if session is None:
-        raise ConfigurationError(
-            "this request has no session: give the app plugins=[SessionPlugin(store)]; does skip= leave its path out?"
-        )
-    session.mark_accessed()
-    return session
+    return session_in(scope, "give the app plugins=[SessionPlugin(store)]")
 
 
 class _Verbs:

@@ -1,14 +1,16 @@
 """Quart: after ``init_app(app, store)``, ``quart.session``, ``flash()`` and the rest work on a session of ours.
 
-``current_session()`` is that session with its type, for the verbs; ``session.permanent`` is nothing but a key in the data.
+``current_session()`` is that session with its type, for the verbs. ``session.permanent = True`` has no effect: say
+``log_in(user_id, remember=True)``. The test client's ``session_transaction()`` works as Quart documents it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial, wraps
-from typing import Any
+from typing import Any, Final, Self
 
 from markupsafe import Markup
 from quart import Quart, current_app, has_request_context, request, websocket
@@ -16,12 +18,21 @@ from quart.sessions import SessionInterface, SessionMixin
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
-from asgi_sessions import ConfigurationError, Session, SessionMiddleware
+from asgi_sessions import Session, SessionMiddleware
 from asgi_sessions._elsewhere import explains_options
 from asgi_sessions._middleware import refuse_foreign_around
 from asgi_sessions._session import OURS
 from asgi_sessions._timeouts import duration
+from asgi_sessions.frameworks._session import opened, saved, session_in
 from asgi_sessions.stores import Store
+
+logger = logging.getLogger("asgi_sessions")
+
+_MADE_FOR_TESTS: Final = "_quart._preserve_context"
+"""A key of the scopes that Quart makes for its test client and for ``test_request_context()``."""
+
+_OPENED_BY_US: Final = "asgi_sessions.opened_for_a_test"
+"""A key of those scopes that have their session from us, since no middleware has run."""
 
 
 @explains_options
@@ -29,7 +40,7 @@ def init_app(app: Quart, store: Store, **options: Any) -> None:
     """Wrap the app in :class:`SessionMiddleware`, with its options, and put its session behind ``quart.session``."""
     quart: Any = app  # their types of ASGI are narrower than ours
     quart.asgi_app = SessionMiddleware(quart.asgi_app, store, **options)
-    quart.session_interface = ScopeSessionInterface()
+    quart.session_interface = ScopeSessionInterface(quart.asgi_app)
 
     @app.before_serving
     async def refuse_foreign() -> None:
@@ -63,11 +74,26 @@ def require_user(view: Callable[..., Any], *, within: timedelta | None = None) -
 
 
 class ScopeSessionInterface(SessionInterface):
+    """Gives Quart the session of the middleware. Contexts that Quart makes for tests have passed no middleware; they are given
+    the session of their cookies, and ``session_transaction()`` saves it.
+    """
+
+    def __init__(self, middleware: SessionMiddleware) -> None:
+        self._middleware = middleware
+
     async def open_session(self, app: Quart, request: Any) -> ScopeSession:
-        return ScopeSession(request.scope)
+        scope, skip = request.scope, self._middleware._skip
+        if _MADE_FOR_TESTS in scope and OURS not in scope and not (skip is not None and skip(scope)):
+            scope[OURS] = scope["session"] = await opened(self._middleware, scope["headers"])
+            scope[_OPENED_BY_US] = True
+        return ScopeSession(scope)
 
     async def save_session(self, app: Quart, session: SessionMixin, response: Any) -> None:
-        """Nothing to do: the middleware saves."""
+        """Save the session of a test; all others are saved by the middleware."""
+        if isinstance(session, ScopeSession) and _OPENED_BY_US in session._scope:
+            cookie = await saved(self._middleware, session._scope[OURS])
+            if cookie is not None and response is not None:
+                response.headers.add("set-cookie", cookie)
 
 
 class ScopeSession(SessionMixin):
@@ -80,6 +106,33 @@ class ScopeSession(SessionMixin):
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(_find(self._scope), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_scope":
+            object.__setattr__(self, name, value)
+        elif name == "permanent":
+            if value and not self.permanent:
+                logger.warning("session.permanent = True has no effect: use session.log_in(user_id, remember=True)")
+        else:
+            setattr(_find(self._scope), name, value)
+
+    @property  # type: ignore[misc]  # theirs may be set; see __setattr__
+    def permanent(self) -> bool:
+        """Whether the cookie outlives the browser. ``log_in(user_id, remember=True)`` says so."""
+        return _find(self._scope)._remembered
+
+    @property
+    def new(self) -> bool:  # type: ignore[override]  # theirs is a constant
+        return _find(self._scope).is_new
+
+    @property
+    def modified(self) -> bool:  # type: ignore[override]  # likewise
+        return _find(self._scope).modified
+
+    @property
+    def accessed(self) -> bool:  # type: ignore[override]  # likewise
+        session: Session | None = self._scope.get(OURS)
+        return session is not None and session.accessed
 
     def __getitem__(self, key: str) -> Any:
         value = _find(self._scope)[key]
@@ -99,10 +152,16 @@ class ScopeSession(SessionMixin):
     def __len__(self) -> int:
         return len(_find(self._scope))
 
+    def __or__(self, other: Any) -> Any:
+        return dict(self) | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | dict(self)
+
+    def __ior__(self, other: Any) -> Self:
+        self.update(other)
+        return self
+
 
 def _find(scope: Any) -> Session:
-    session: Session | None = scope.get(OURS)
-    if session is None:  # said at the first use: skip= may leave a path out
-        raise ConfigurationError("this request has no session: call init_app(app, store); does skip= leave it out?")
-    session.mark_accessed()  # an empty dict is read as JSON without calling a method of it
-    return session
+    return session_in(scope, "call init_app(app, store)")

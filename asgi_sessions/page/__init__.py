@@ -53,7 +53,7 @@ _HEADERS = {
 }
 
 # RFC 9470, section 3, for a scheme of ours: the session is there, and the proof of who is in it is too old.
-_STEP_UP = "Cookie error=insufficient_user_authentication, max_age={:.0f}"
+_STEP_UP = "{} error=insufficient_user_authentication, max_age={:.0f}"
 
 
 class SessionsPage:
@@ -165,10 +165,10 @@ class SessionsPage:
     async def _end(self, request: Request) -> Response:
         session, user_id = self._fresh_user(request)
         id = (await _form(request)).get("id", "")
+        found = await self._ended(session, user_id, id)
         if id == session.id:
-            session.destroy()
             return RedirectResponse(self._after_log_out, 303, headers=_HEADERS)
-        return _back("ended" if await self._sessions.revoke(user_id, id) else "gone")
+        return _back("ended" if found else "gone")
 
     async def _end_others(self, request: Request) -> Response:
         session, user_id = self._fresh_user(request)
@@ -193,10 +193,7 @@ class SessionsPage:
 
     async def _api_end(self, request: Request) -> Response:
         session, user_id = self._fresh_user(request, api=True)
-        id = request.path_params["id"]
-        if id == session.id:
-            session.destroy()
-        elif not await self._sessions.revoke(user_id, id):
+        if not await self._ended(session, user_id, request.path_params["id"]):
             raise _api_error(404, "There is no such session.")
         return Response(status_code=204, headers=_HEADERS)
 
@@ -231,6 +228,15 @@ class SessionsPage:
         base = str(request.scope["asgi_sessions.asked"]).rstrip("/").removesuffix("/api/openapi.json")
         return JSONResponse(openapi(base), headers=_HEADERS)
 
+    async def _ended(self, session: Session, user_id: str, id: str) -> bool:
+        """End the session ``id`` of a user; whether there was such a session."""
+        if (
+            id != session.id or session.is_bearer
+        ):  # one that came with a token has no cookie to delete, and is read-only
+            return await self._sessions.revoke(user_id, id)
+        session.destroy()
+        return True
+
     # ── Who is asking ──
 
     def _user(self, request: Request, *, api: bool = False) -> tuple[Session, str]:
@@ -251,7 +257,11 @@ class SessionsPage:
         session, user_id = self._user(request, api=api)
         if self._within is None or session.is_fresh(self._within):
             return session, user_id
-        refusal = (401, "Confirm who you are.", {"www-authenticate": _STEP_UP.format(self._within.total_seconds())})
+        refusal = (
+            401,
+            "Confirm who you are.",
+            {"www-authenticate": _STEP_UP.format(session.scheme, self._within.total_seconds())},
+        )
         if api:
             raise _api_error(*refusal)
         if self._confirm_url is None:

@@ -17,7 +17,7 @@ For browsers, cookies are the better choice: a script cannot read them. Needs th
 
 from __future__ import annotations
 
-from asgi_sessions._errors import RefreshFailed, TokenError, TokenExpired, TokenInvalid, TokenReused
+from asgi_sessions._errors import RefreshFailed, SessionReadOnly, TokenError, TokenExpired, TokenInvalid, TokenReused
 from asgi_sessions.tokens._bearer import BearerMiddleware, BearerSession
 from asgi_sessions.tokens._endpoints import TokenEndpoints
 from asgi_sessions.tokens._jwt import Claims
@@ -29,6 +29,7 @@ __all__ = [
     "BearerSession",
     "Claims",
     "RefreshFailed",
+    "SessionReadOnly",
     "SigningKey",
     "TokenEndpoints",
     "TokenError",

@@ -2,29 +2,70 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from asgi_sessions._cookie import vary_on
-from asgi_sessions._errors import ConfigurationError, SessionError, StoreError, TokenError, TokenExpired
-from asgi_sessions._middleware import warn_of_late_read
+from asgi_sessions._errors import (
+    ConfigurationError,
+    SessionReadOnly,
+    SessionWarning,
+    StoreError,
+    TokenError,
+    TokenExpired,
+)
+from asgi_sessions._manager import Manager
+from asgi_sessions._middleware import (
+    WS_INTERNAL_ERROR,
+    WS_POLICY_VIOLATION,
+    refuse_foreign,
+    stems_from,
+    warn_of_late_read,
+)
 from asgi_sessions._record import MessagePackCodec
-from asgi_sessions._session import Session
-from asgi_sessions._types import Hidden, Message, Receive, Scope, Send
+from asgi_sessions._session import OURS, Session
+from asgi_sessions._types import Hidden, Message, Scope, Send
 from asgi_sessions.tokens._jwt import Claims
 from asgi_sessions.tokens._tokens import Tokens
 
+logger = logging.getLogger("asgi_sessions")
+
 _codec = MessagePackCodec()
+
+_CRASHES: Final = frozenset({WS_INTERNAL_ERROR, 4500})
+"""Codes by which frameworks close a socket whose handler raised: RFC 6455's, and Litestar's."""
+
+
+_KEEP_ELSEWHERE = "keep this in a database, under session.user_id or session.id"
+_END = "end it with POST /token/revoke, Tokens.revoke() or UserSessions.revoke(user_id, session.id)"
+_RENEW = "the client logs in again, and Tokens.log_in() gives it new tokens"
+
+
+def _refused(what: str, advice: str) -> Callable[..., NoReturn]:
+    """A method that refuses ``what``."""
+
+    def refuse(self: BearerSession, *args: Any, **kwargs: Any) -> NoReturn:
+        raise self.refuse(what, advice)
+
+    return refuse
 
 
 class BearerSession(Session):
-    """The session of an access token: ``user_id``, ``id``, ``is_fresh()``, and with ``strict`` its data. Read-only."""
+    """The session of an access token: ``user_id``, ``id``, ``is_fresh()``, and with ``strict`` its data. Read-only.
 
-    __slots__ = ("_claims",)
+    Everything that would change or end it raises :class:`SessionReadOnly`. :class:`BearerMiddleware` makes a 403 of that error
+    where the app does not handle it.
+    """
+
+    __slots__ = ("_claims", "refusal")
 
     is_bearer = True
     scheme = "Bearer"
     _claims: Claims
+    refusal: SessionReadOnly | None
+    """What was refused last."""
 
     @property
     def claims(self) -> Claims:
@@ -32,14 +73,59 @@ class BearerSession(Session):
         self._accessed = True
         return self._claims
 
-    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise SessionError("this session came with an access token and is read-only; use POST /token/revoke to end it")
+    __setitem__ = _refused("session[…] = …", _KEEP_ELSEWHERE)
+    __delitem__ = _refused("del session[…]", _KEEP_ELSEWHERE)
+    __ior__ = _refused("session |= …", _KEEP_ELSEWHERE)
+    update = _refused("session.update()", _KEEP_ELSEWHERE)
+    popitem = _refused("session.popitem()", _KEEP_ELSEWHERE)
+    mark_modified = _refused("session.mark_modified()", _KEEP_ELSEWHERE)
+    clear = _refused("session.clear()", _END)
+    destroy = _refused("session.destroy()", _END)
+    end_others = _refused("session.end_others()", "use UserSessions.revoke_all(user_id, keep=session)")
+    log_in = _refused("session.log_in()", _RENEW)
+    confirm = _refused("session.confirm()", _RENEW)
+    regenerate = _refused("session.regenerate()", _RENEW)
 
-    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
-    log_in = regenerate = confirm = destroy = end_others = _refuse
+    def refuse(self, what: str, advice: str) -> SessionReadOnly:
+        """The error for ``what``; the session remembers it."""
+        self.refusal = SessionReadOnly(f"{what}: this session came with an access token and is read-only; {advice}")
+        return self.refusal
+
+    def pop(self, key: str, /, *default: Any) -> Any:
+        """``default``, where there is no such key; so that ``session.pop("flashes", [])`` works where nothing was kept."""
+        if dict.__contains__(self, key):
+            raise self.refuse("session.pop()", _KEEP_ELSEWHERE)
+        return super().pop(key, *default)
+
+    def setdefault(self, key: str, default: Any = None, /) -> Any:
+        """The value, where there is one."""
+        if not dict.__contains__(self, key):
+            raise self.refuse("session.setdefault()", _KEEP_ELSEWHERE)
+        return self[key]
+
+    @property
+    def is_new(self) -> bool:
+        """``False``: it began with the log-in that gave the client its tokens."""
+        self._accessed = True
+        return False
+
+    @property
+    def modified(self) -> bool:
+        """Whether a list or dict in it was changed in place; :meth:`save` and the response then refuse it."""
+        return self._record is not None and self._keeper.is_modified(self)
+
+    @modified.setter
+    def modified(self, value: bool) -> None:
+        self.mark_modified()
 
     async def save(self) -> None:
-        """There is nothing to save."""
+        """There is nothing to save.
+
+        Raises:
+            SessionReadOnly: a list or dict in the session was changed in place.
+        """
+        if self.modified:
+            raise self.refuse("a change of a list or dict in the session", _KEEP_ELSEWHERE)
 
 
 class BearerMiddleware:
@@ -73,14 +159,15 @@ class BearerMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
+        refuse_foreign(scope)
         token, problem = _presented(scope)
         if problem is not None:
-            await _refuse(scope, receive, send, 400, problem)
+            await _refuse(scope, send, 400, problem)
             return
         if token is None:
             if self._required:
                 # RFC 6750, section 3.1: who brought nothing is told of no error.
-                await _refuse(scope, receive, send, 401, b"Bearer")
+                await _refuse(scope, send, 401, b"Bearer")
             else:
                 await self.app(scope, receive, _Answer(scope, send).send)
             return
@@ -88,19 +175,29 @@ class BearerMiddleware:
             session = await self._session(token)
         except TokenError as error:
             text = str(error).encode("ascii", "replace")
-            await _refuse(scope, receive, send, 401, b'Bearer error="invalid_token", error_description="' + text + b'"')
+            await _refuse(scope, send, 401, b'Bearer error="invalid_token", error_description="' + text + b'"')
             return
         except StoreError:
-            await _refuse(scope, receive, send, 503, None)
+            await _refuse(scope, send, 503)
             return
-        scope["session"] = session
-        await self.app(scope, receive, _Answer(scope, send, session).send)
+        outer = scope.get("session")
+        scope["session"] = scope[OURS] = session
+        exchange = _Exchange(scope, _Answer(scope, send, session).send, session, self._tokens._manager)
+        try:
+            await self.app(scope, receive, exchange.send)
+        except Exception as error:
+            await exchange.crashed(error)
+            raise  # also if it has been answered: servers log it, and test clients show it
+        else:
+            await exchange.finish()
+        finally:
+            scope["session"] = scope[OURS] = session if outer is None else outer
 
     async def _session(self, token: Hidden[bytes]) -> BearerSession:
         claims = self._tokens.verify(token.value)
         manager = self._tokens._manager
         session = BearerSession._empty(manager, manager.clock())
-        session._claims = claims
+        session._claims, session.refusal = claims, None
         session._id, session._user_id = claims.session_id, claims.user_id
         session._authenticated_at, session._created_at = claims.authenticated_at, claims.authenticated_at
         session._started = True
@@ -109,7 +206,7 @@ class BearerMiddleware:
             if body.user_id != claims.user_id:
                 raise TokenExpired("the session of the token has ended")
             session._created_at, session._authenticated_at = body.created_at, body.authenticated_at
-            session._record = record
+            session._record, session._loaded = record, body.payload
             dict.update(session, _codec.decode(body.payload))
         return session
 
@@ -161,16 +258,85 @@ class _Answer:
         return session._accessed if isinstance(session, Session) else True
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, challenge: bytes | None) -> None:
-    headers = [(b"content-length", b"0"), (b"cache-control", b"no-store")]
-    headers.append((b"retry-after", b"1") if challenge is None else (b"www-authenticate", challenge))
+class _Exchange:
+    """One request with a token: a refused change becomes a 403, unless the app answers it."""
+
+    __slots__ = ("_is_answered", "_manager", "_scope", "_send", "_session", "_started")
+
+    def __init__(self, scope: Scope, send: Send, session: BearerSession, manager: Manager) -> None:
+        self._manager = manager
+        self._scope = scope
+        self._send = send
+        self._session = session
+        self._started = False  # has the answer left, or was the socket accepted?
+        self._is_answered = False  # we answered in the app's place, and drop what it still sends
+
+    async def send(self, message: Message) -> None:
+        """What the app sends by.
+
+        Raises:
+            SessionReadOnly: a list or dict in the session was changed in place; the client got the 403.
+        """
+        if self._is_answered:
+            return
+        if not self._started:
+            if message.get("status") == 500 and self._session.refusal is not None:
+                # The framework's page for errors that the app does not handle.
+                await self._forbid(self._session.refusal)
+                return
+            try:
+                await self._session.save()
+            except SessionReadOnly as refusal:
+                await self._forbid(refusal)
+                raise
+            self._started = message["type"] != "websocket.close"
+        elif message["type"] == "websocket.close" and message.get("code") in _CRASHES and self._session.refusal:
+            await self._forbid(self._session.refusal)
+            return
+        await self._send(message)
+
+    async def crashed(self, error: Exception) -> None:
+        """The app raised: answer in its place, if that is about a refused change and can still be answered."""
+        refusal = self._session.refusal
+        if refusal is None or not stems_from(error, refusal) or self._is_answered:
+            return
+        if not self._started or self._scope["type"] == "websocket":
+            await self._forbid(refusal)
+
+    async def finish(self) -> None:
+        """Warn of what was changed after the answer had left."""
+        if not self._is_answered and self._session.modified:
+            why = "it came with an access token and is read-only"
+            await self._manager.tell("session.not_saved", session=self._session, reason=why)
+            warnings.warn(f"the session was changed and is not saved: {why}", SessionWarning, stacklevel=2)
+
+    async def _forbid(self, refusal: SessionReadOnly) -> None:
+        self._is_answered = True
+        logger.warning("session.read_only: %s", refusal)
+        if self._scope["type"] == "websocket" and self._started:
+            close = {"type": "websocket.close", "code": WS_POLICY_VIOLATION, "reason": "the session is read-only"}
+            await self._send(close)
+            return
+        await _refuse(self._scope, self._send, 403, text=str(refusal).encode())
+
+
+async def _refuse(scope: Scope, send: Send, status: int, challenge: bytes | None = None, *, text: bytes = b"") -> None:
+    """Answer in the app's place."""
+    headers = [(b"content-length", b"%d" % len(text)), (b"cache-control", b"no-store")]
+    if text:
+        headers.append((b"content-type", b"text/plain; charset=utf-8"))
+    if challenge is not None:
+        headers.append((b"www-authenticate", challenge))
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
     if scope["type"] == "websocket":
         if "websocket.http.response" not in (scope.get("extensions") or {}):
-            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: the server answers 403
+            # Before it is accepted: the server answers 403.
+            await send({"type": "websocket.close", "code": WS_POLICY_VIOLATION})
             return
         kind = "websocket.http.response"
     else:
         kind = "http.response"
     start: Message = {"type": f"{kind}.start", "status": status, "headers": headers}
     await send(start)
-    await send({"type": f"{kind}.body", "body": b""})
+    await send({"type": f"{kind}.body", "body": b"" if scope.get("method") == "HEAD" else text})

@@ -383,3 +383,194 @@ async def test_quarts_own_test_client_keeps_the_session_over_https(app: Quart) -
     response = await client.get("/session", scheme="https")
 
     assert await response.get_json() == {"basket": ["apple"]}
+
+
+# ── Quart's own tools for tests ──
+
+
+async def said(client: Any, path: str = "/session") -> Any:
+    return await (await client.get(path, scheme="https")).get_json()
+
+
+async def test_session_transaction_puts_data_into_a_session_and_finds_it_again(app: Quart) -> None:
+    client = app.test_client()
+
+    async with client.session_transaction() as transaction:
+        assert not transaction
+        transaction["basket"] = ["apple"]
+    async with client.session_transaction() as transaction:
+        transaction["basket"].append("pear")
+        transaction["more"] = 1
+
+    assert await said(client) == {"basket": ["apple", "pear"], "more": 1}
+
+
+async def test_session_transaction_sees_what_a_request_has_stored(app: Quart) -> None:
+    @app.post("/basket")
+    async def basket() -> str:
+        session["basket"] = ["apple"]
+        return "ok"
+
+    client = app.test_client()
+    await client.post("/basket", scheme="https")
+
+    async with client.session_transaction() as transaction:
+        assert dict(transaction) == {"basket": ["apple"]}
+        del transaction["basket"]
+
+    assert await said(client) == {}
+    assert not list(client.cookie_jar or ())
+
+
+async def test_session_transaction_has_the_verbs(app: Quart, memory: MemoryStore) -> None:
+    @app.get("/user")
+    async def user() -> Any:
+        return jsonify(current_session().user_id)
+
+    client = app.test_client()
+    transaction: Any
+    async with client.session_transaction() as transaction:
+        transaction.log_in("alice")
+    logged_in = await said(client, "/user")
+    async with client.session_transaction() as transaction:
+        transaction.destroy()
+
+    assert logged_in == "alice"
+    assert await said(client, "/user") is None
+    assert len(memory) == 0
+
+
+async def test_session_transaction_works_with_secrets_and_another_cookie(memory: MemoryStore) -> None:
+    app = Quart(__name__)
+    cookie = CookieConfig.insecure_development()
+    init_app(app, memory, secret_keys=["an excellent secret of at least 32 bytes"], cookie=cookie)
+
+    @app.get("/session")
+    async def read() -> Any:
+        return jsonify(dict(session))
+
+    client = app.test_client()
+    async with client.session_transaction() as transaction:
+        transaction["a"] = 1
+
+    assert await (await client.get("/session")).get_json() == {"a": 1}
+    async with app.test_client().session_transaction() as other:
+        assert not other
+
+
+async def test_a_transaction_that_fails_saves_nothing(app: Quart, memory: MemoryStore) -> None:
+    async def fail() -> None:
+        async with app.test_client().session_transaction() as transaction:
+            transaction["a"] = 1
+            raise RuntimeError("meant to happen")
+
+    with pytest.raises(RuntimeError):
+        await fail()
+
+    assert len(memory) == 0
+
+
+async def test_a_transaction_that_only_reads_stores_nothing(app: Quart, memory: MemoryStore) -> None:
+    async with app.test_client().session_transaction() as transaction:
+        assert transaction.get("a") is None
+
+    assert len(memory) == 0
+
+
+async def test_flashed_messages_of_a_transaction_are_shown(app: Quart) -> None:
+    @app.get("/messages")
+    async def messages() -> Any:
+        return jsonify(get_flashed_messages(with_categories=True))
+
+    client = app.test_client()
+    async with client.session_transaction() as transaction:
+        transaction["_flashes"] = [("info", "saved")]
+
+    assert await said(client, "/messages") == [["info", "saved"]]
+
+
+async def test_a_test_request_context_has_a_session(app: Quart, memory: MemoryStore) -> None:
+    client = app.test_client()
+    async with client.session_transaction() as transaction:
+        transaction["a"] = 1
+    (cookie,) = client.cookie_jar or []
+
+    async with app.test_request_context("/", headers={"cookie": f"{cookie.name}={cookie.value}"}):
+        assert session["a"] == 1
+        await flash("saved")
+        assert get_flashed_messages() == ["saved"]
+    async with app.test_request_context("/"):
+        assert not session
+
+
+async def test_a_path_without_a_session_has_none_in_a_test_either(memory: MemoryStore) -> None:
+    app = Quart(__name__)
+    init_app(app, memory, skip=lambda scope: True)
+
+    async with app.test_client().session_transaction() as transaction:
+        with pytest.raises(ConfigurationError, match="skip="):
+            transaction["a"] = 1
+
+
+# ── What Flask's sessions have ──
+
+
+async def test_marks_are_those_of_our_session(app: Quart, memory: MemoryStore) -> None:
+    seen: list[Any] = []
+
+    async def view() -> str:
+        ours = session._get_current_object()  # type: ignore[attr-defined]  # it is a LocalProxy
+        seen.append((ours.accessed, ours.new, ours.modified, ours.permanent))
+        session["basket"] = []
+        seen.append((ours.accessed, ours.new, ours.modified, ours.permanent))
+        return "ok"
+
+    client = Client(app)
+    await do(client, app, view)
+    await log_in(client, memory, "alice", data={"basket": []}, remember=True)
+    await do(client, app, view)
+
+    assert seen == [
+        (False, True, False, False),
+        (True, True, True, False),
+        (False, False, False, True),
+        (True, False, False, True),
+    ]
+
+
+async def test_permanent_stores_nothing_and_says_so(
+    app: Quart, memory: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def view() -> str:
+        session.permanent = True
+        return "ok"
+
+    response = await do(Client(app), app, view)
+
+    assert "set-cookie" not in response.headers
+    assert len(memory) == 0
+    assert "log_in(user_id, remember=True)" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["user_id", "id", "sauce"])
+async def test_setting_what_is_no_mark_is_an_error(app: Quart, name: str) -> None:
+    """It would be found again in this request, and lost after it."""
+
+    async def view() -> str:
+        with pytest.raises(AttributeError):
+            setattr(session, name, "mallory")
+        return str(current_session().user_id)
+
+    assert (await do(Client(app), app, view)).text == "None"
+
+
+async def test_merging_works_as_with_any_dict(app: Quart) -> None:
+    async def view() -> Any:
+        ours = session._get_current_object()  # type: ignore[attr-defined]  # it is a LocalProxy
+        ours |= {"a": 1}
+        return jsonify(ours | {"b": 2}, {"a": 0, "c": 3} | ours)
+
+    client = Client(app)
+
+    assert (await do(client, app, view)).json() == [{"a": 1, "b": 2}, {"a": 1, "c": 3}]
+    assert await client.session() == {"a": 1}
