@@ -5,18 +5,12 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from starlette.applications import Starlette
@@ -27,13 +21,12 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from asgi_sessions import MemoryStore, SessionMiddleware, UserSessions
-from asgi_sessions.cli._serve import certificate
 from asgi_sessions.page import SessionsPage
-from tests.conftest import require
-from tests.ports import free_port
+from tests.browser.driving import a_browser, served, text_of, until
 from tests.test_devices import PHONE
 
 HOME = "/account/sessions/"
+APP = "tests.browser.test_page_in_a_browser:an_app"
 
 
 async def log_in(request: Request) -> Response:
@@ -65,89 +58,10 @@ def an_app() -> Starlette:
     return Starlette(routes=routes, middleware=[Middleware(SessionMiddleware, store=store)])
 
 
-@contextmanager
-def served(directory: Path) -> Iterator[str]:
-    """The app behind uvicorn, over TLS, in a process of its own; the URL."""
-    for name, text in zip(("cert.pem", "key.pem"), certificate(), strict=True):
-        (directory / name).write_bytes(text)
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "uvicorn",
-        "--factory",
-        "tests.browser.test_page_in_a_browser:an_app",
-        f"--port={port}",
-        "--log-level=warning",
-    ]
-    files = [f"--ssl-certfile={directory}/cert.pem", f"--ssl-keyfile={directory}/key.pem"]
-    server = subprocess.Popen([*command, *files, "--ws=websockets-sansio"], cwd=Path(__file__).parents[2])
-    try:
-        assert until(lambda: answers(port), 20), "the server did not start"
-        yield f"https://localhost:{port}"
-    finally:
-        server.kill()  # browsers keep connections open, and it would wait for them
-        server.wait()
-
-
-def answers(port: int) -> bool:
-    with closing(socket.socket()) as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def a_browser(agent: str | None = None, *, dark: bool = False, size: str = "1000,1100") -> Any:
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        f"--window-size={size}",
-    ):
-        options.add_argument(argument)
-    options.add_argument("--ignore-certificate-errors")
-    options.add_argument("--hide-scrollbars")
-    if agent:
-        options.add_argument(f"--user-agent={agent}")
-    if dark:
-        options.add_argument("--force-dark-mode")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    return webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-
-
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
-    with served(tmp_path) as url:
+    with served(APP, tmp_path) as url:
         yield url
-
-
-@pytest.fixture
-def browser() -> Iterator[Callable[..., Any]]:
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        require("no chromium and chromedriver; on Debian: apt-get install chromium chromium-driver")
-    open_ones: list[Any] = []
-
-    def make(*args: Any, **options: Any) -> Any:
-        open_ones.append(a_browser(*args, **options))
-        return open_ones[-1]
-
-    yield make
-    for one in open_ones:
-        one.quit()
-
-
-def text_of(browser: Any) -> str:
-    return str(browser.execute_script("return document.body?.innerText ?? ''"))
-
-
-def until(condition: Callable[[], Any], seconds: float = 5.0) -> bool:
-    give_up = time.monotonic() + seconds
-    while time.monotonic() < give_up:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 OPEN_SOCKET = """
@@ -252,7 +166,7 @@ def take_screenshot(path: str) -> None:
     import tempfile
 
     firefox = "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:133.0) Gecko/20100101 Firefox/133.0"
-    with tempfile.TemporaryDirectory() as directory, served(Path(directory)) as url:
+    with tempfile.TemporaryDirectory() as directory, served(APP, Path(directory)) as url:
         chrome = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36"
         browsers = [a_browser(firefox), a_browser(PHONE), a_browser(PHONE), a_browser(chrome, size="900,1320")]
         for each in browsers:
