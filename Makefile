@@ -6,7 +6,7 @@ BENCH_ARGS ?=
 CHAOS_SECONDS ?= 60
 BIN := .venv/bin
 
-.PHONY: demo test browser test-lowest chaos lint bench clean
+.PHONY: demo test browser test-lowest test-apps chaos lint bench clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python -m asgi_sessions demo $(DEMO_ARGS)
@@ -25,6 +25,10 @@ browser:
 test-lowest: .venv-lowest/ready
 	.venv-lowest/bin/python -m pytest -n auto --dist worksteal tests/test_redis_link.py tests/test_redis_store.py \
 	tests/test_store_contract.py tests/test_mix_up.py tests/test_cluster_client.py tests/test_sql_store.py
+
+# Admin panels, UI frameworks and other packages on our sessions. In CI a missing package is a failure.
+test-apps: .venv-apps/ready
+	APPS=$(if $(CI),required) .venv-apps/bin/python -m pytest -n 0 tests/apps $(PYTEST_ARGS)
 
 # Trouble on purpose, for a minute on each store, with another seed each time. `make test` has a few seconds of it.
 chaos: .venv/ready
@@ -63,3 +67,9 @@ endef
 
 .venv-lowest/ready: pyproject.toml
 	$(call venv,'.[dev]' 'redis[hiredis]==5.1.1' 'sqlalchemy==2.0.31')
+
+# Apart from .venv, as these packages' requirements must not decide what the suite runs on.
+.venv-apps/ready: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-apps
+	.venv-apps/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[apps]'
+	touch $@

@@ -150,7 +150,8 @@ class SessionMiddleware:
                 raise ConfigurationError(
                     f"SessionMiddleware(store_deadline={store_deadline!r}): must lie between 10 milliseconds and 30 seconds"
                 )
-        _look_inside(app, cookie.name)
+        _refuse_twin(app, cookie.name)
+        _report_foreign(app)
         if not cookie.secure and _first_time(store):
             logger.warning("the session cookie %s is sent over plain http too: for development only", cookie.name)
         self.app = app
@@ -174,7 +175,7 @@ class SessionMiddleware:
 
     def around(self, app: Callable[..., Awaitable[None]]) -> SessionMiddleware:
         """The same middleware, around another app; for frameworks that build one per route. All of them share one manager."""
-        _look_inside(app, self.cookie.name)
+        _refuse_twin(app, self.cookie.name)
         other = copy(self)
         other.app = app
         return other
@@ -233,6 +234,7 @@ class SessionMiddleware:
         except GeneratorExit:
             raise  # the loop is shutting down and closes what is left; nothing can be waited for any more
         except BaseException as error:
+            scope["session"] = session  # for error pages further out; an inner middleware may have left its own here
             if not await exchange.crashed(error):
                 raise
         else:
@@ -242,8 +244,10 @@ class SessionMiddleware:
                 await exchange.finish()
         finally:
             session._origin = None  # a cycle otherwise: all of the request would wait for the collector
-            # Another middleware may have left its session here. Error pages and access logs further out read this key.
-            scope["session"] = scope[OURS] = session if outer is None else outer
+            # Without an outer one the key stays as it is. NiceGUI keeps the request of a page, and while the page's socket is
+            # open it reads the session of its own middleware there.
+            if outer is not None:
+                scope["session"] = scope[OURS] = outer
             if exchange.watcher is not None:
                 exchange.stop_watching()
 
@@ -852,11 +856,16 @@ def _foreign_outside(app: Any) -> list[str]:
     return [name for cls in classes[: max(ours, default=len(classes))] if (name := foreign_class(cls))]
 
 
-def _look_inside(app: Any, cookie_name: str) -> None:
-    """Look at the middleware that is wrapped, as far as it can be seen: refuse a twin, and report a foreign one."""
+def _refuse_twin(app: Any, cookie_name: str) -> None:
+    """Refuse another one of ours with the same cookie among the middleware that is wrapped, as far as it can be seen."""
     for cls, cookie in _wrapped(app):
         if issubclass(cls, SessionMiddleware) and cookie.name == cookie_name:
             raise ConfigurationError(_TWICE.format(name=cookie_name))
+
+
+def _report_foreign(app: Any) -> None:
+    """Say in the log that a foreign one is wrapped. It is allowed, but the app may have expected ours in its place."""
+    for cls, _ in _wrapped(app):
         if name := foreign_class(cls):
             logger.warning(
                 "%s is installed inside of SessionMiddleware: request.session is its session, not ours", name

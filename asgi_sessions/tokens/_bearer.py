@@ -191,7 +191,8 @@ class BearerMiddleware:
         else:
             await exchange.finish()
         finally:
-            scope["session"] = scope[OURS] = session if outer is None else outer
+            if outer is not None:
+                scope["session"] = scope[OURS] = outer
 
     async def _session(self, token: Hidden[bytes]) -> BearerSession:
         claims = self._tokens.verify(token.value)
@@ -254,8 +255,8 @@ class _Answer:
 
     def _depends(self) -> bool:
         """Whether the app looked at who is asking. Where there is no session to tell, it may have noticed that there is none."""
-        session = self._session if self._session is not None else self._scope.get("session")
-        return session._accessed if isinstance(session, Session) else True
+        session: Session | None = self._session if self._session is not None else self._scope.get(OURS)
+        return session._accessed if session is not None else True
 
 
 class _Exchange:

@@ -27,6 +27,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from asgi_sessions import ConfigurationError, CookieConfig, MemoryStore, Session, SessionMiddleware
+from asgi_sessions._session import OURS
 from asgi_sessions.frameworks.fastapi import SessionCookie
 from asgi_sessions.frameworks.litestar import CurrentSession, SessionPlugin
 from asgi_sessions.frameworks.quart import current_session, init_app
@@ -61,7 +62,7 @@ class Twin(SessionMiddleware):
 
 
 class Seen:
-    """Notes what is in the scope when the app has returned or raised."""
+    """Notes our session in the scope when the app has returned, and ``scope["session"]`` when it has raised."""
 
     def __init__(self, app: App, seen: list[Any]) -> None:
         self.app = app
@@ -70,9 +71,11 @@ class Seen:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             await self.app(scope, receive, send)
-        finally:
-            if scope["type"] != "lifespan":
-                self.seen.append(scope["session"])
+        except BaseException:
+            self.seen.append(scope["session"])
+            raise
+        else:
+            self.seen.append(scope[OURS])
 
 
 OTHERS: dict[str, Callable[[App], App]] = {
