@@ -5,24 +5,20 @@ They live in an environment of their own, ``.venv-apps``. Elsewhere these tests 
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import sys
-from typing import Any
 
 import pytest
 
 
-def needs(module: str) -> Any:
-    """Import a module of a package under test. Without the package, skip the file, or fail in CI under ``make test-apps``."""
-    needs_installed(module.partition(".")[0])
-    return importlib.import_module(module)
+def needs(*packages: str) -> None:
+    """Skip the test file where a package is not installed; in CI, under ``make test-apps``, fail.
 
-
-def needs_installed(package: str) -> None:
-    """The same without the import, for packages that change things in the whole process."""
-    if importlib.util.find_spec(package) is None:
-        if os.environ.get("APPS") == "required":
-            raise ModuleNotFoundError(f"{package} is not installed in {sys.prefix}")
-        pytest.skip(f"{package} is not installed; run `make test-apps`", allow_module_level=True)
+    Imports nothing: some packages change things in the whole process.
+    """
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing and os.environ.get("APPS") == "required":
+        raise ModuleNotFoundError(f"not installed in {sys.prefix}: {', '.join(missing)}")
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}; run `make test-apps`", allow_module_level=True)

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import tests.apps
+
+tests.apps.needs("fasthtml")
+
 from typing import Any
 
 import pytest
+from fasthtml.common import FastHTML, P
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Mount
 
 from asgi_sessions import SessionMiddleware
 from asgi_sessions.stores import Store
-from tests.apps import needs
 from tests.apps.site import ME, routes, served
 
-fasthtml = needs("fasthtml.common")
 KEY = "a key of FastHTML's, long enough"
 
 
 def pages(**options: Any) -> Any:
-    app = fasthtml.FastHTML(secret_key=KEY, **options)
+    app = FastHTML(secret_key=KEY, **options)
 
     @app.route("/count")
     def count(session) -> Any:  # type: ignore[no-untyped-def]  # an annotation would make it a field of a form
         session["n"] = session.get("n", 0) + 1
-        return fasthtml.P(f"count {session['n']}")
+        return P(f"count {session['n']}")
 
     @app.route("/clear")
     def clear(session) -> Any:  # type: ignore[no-untyped-def]  # likewise
         session.clear()
-        return fasthtml.P("cleared")
+        return P("cleared")
 
     return app
 

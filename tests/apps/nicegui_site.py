@@ -38,7 +38,7 @@ async def counter(request: Request) -> None:
 
 
 def site(mode: str) -> FastAPI:
-    app = FastAPI(routes=routes())
+    app = FastAPI(routes=[*routes()])
     app.add_middleware(SessionMiddleware, store=RedisStore.from_url(os.environ["REDIS_URL"], prefix="apps-nicegui"))
     if mode == "on our session":
         ui.run_with(app, show_welcome_message=False)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import tests.apps
+
+tests.apps.needs("sqladmin", "starlette_admin")
+
 import re
 from typing import Any
 
 import pytest
+import sqladmin
+import sqladmin.authentication
+import starlette_admin.auth
+import starlette_admin.contrib.sqla
 from sqlalchemy import String, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import StaticPool
@@ -15,14 +23,7 @@ from starlette.middleware.sessions import SessionMiddleware as SignedCookie
 
 from asgi_sessions import SessionMiddleware
 from asgi_sessions.stores import Store
-from tests.apps import needs
 from tests.apps.site import ME, Browser, routes, served
-
-sqladmin = needs("sqladmin")
-sqladmin_auth = needs("sqladmin.authentication")
-starlette_admin = needs("starlette_admin")
-starlette_admin_sqla = needs("starlette_admin.contrib.sqla")
-starlette_admin_auth = needs("starlette_admin.auth")
 
 KEY = "a key of the admin panel, long enough"
 
@@ -43,7 +44,7 @@ def an_engine() -> Any:
     return engine
 
 
-class Backend(sqladmin_auth.AuthenticationBackend):
+class Backend(sqladmin.authentication.AuthenticationBackend):
     """As sqladmin's documentation shows it."""
 
     async def login(self, request: Any) -> bool:
@@ -56,7 +57,7 @@ class Backend(sqladmin_auth.AuthenticationBackend):
         return True
 
     async def authenticate(self, request: Any) -> bool:
-        return request.session.get("token") == "root"
+        return bool(request.session.get("token") == "root")
 
 
 class OnOurs(Backend):
@@ -64,7 +65,7 @@ class OnOurs(Backend):
 
     def __init__(self) -> None:
         super().__init__(secret_key=KEY)
-        self.middlewares = []
+        self.middlewares: list[Middleware] = []
 
     async def logout(self, request: Any) -> bool:
         request.session.pop("token", None)
@@ -123,7 +124,7 @@ async def test_logging_out_of_the_site_leaves_the_panels_own_session(store: Stor
         assert (await browser.get("/admin/product/list")).status_code == 200
 
 
-class Provider(starlette_admin_auth.AuthProvider):
+class Provider(starlette_admin.auth.AuthProvider):
     """As starlette-admin's documentation shows it."""
 
     async def login(self, username: str, password: str, remember_me: bool, request: Any) -> None:
@@ -131,7 +132,7 @@ class Provider(starlette_admin_auth.AuthProvider):
 
     async def authenticate(self, request: Any) -> Any:
         name = request.session.get("admin")
-        return None if name is None else starlette_admin_auth.AdminUser(username=name)
+        return None if name is None else starlette_admin.auth.AdminUser(username=name)
 
     async def logout(self, request: Any) -> None:
         request.session.pop("admin", None)
@@ -139,8 +140,10 @@ class Provider(starlette_admin_auth.AuthProvider):
 
 def with_starlette_admin(store: Store, middlewares: list[Middleware]) -> Starlette:
     app = Starlette(routes=routes(), middleware=[Middleware(SessionMiddleware, store=store)])
-    admin = starlette_admin_sqla.Admin(an_engine(), auth_provider=Provider(), secret_key=KEY, middlewares=middlewares)
-    admin.add_view(starlette_admin_sqla.ModelView(Product))
+    admin = starlette_admin.contrib.sqla.Admin(
+        an_engine(), auth_provider=Provider(), secret_key=KEY, middlewares=middlewares
+    )
+    admin.add_view(starlette_admin.contrib.sqla.ModelView(Product))
     admin.mount_to(app)
     return app
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import tests.apps
+
+tests.apps.needs("authlib", "joserfc")
+
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from authlib.integrations.starlette_client import OAuth
+from joserfc import jwk, jwt
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -15,12 +21,7 @@ from starlette.routing import Route
 
 from asgi_sessions import SessionMiddleware
 from asgi_sessions.stores import Store
-from tests.apps import needs
 from tests.apps.site import Browser, routes, served
-
-starlette_client = needs("authlib.integrations.starlette_client")
-jose = needs("joserfc.jwt")
-jwk = needs("joserfc.jwk")
 
 
 class Provider:
@@ -60,7 +61,7 @@ class Provider:
             asked = self.codes.pop(str(form["code"]))
         now = int(time.time())
         claims = {"iss": self.url, "aud": "shop", "sub": "alice", "name": "Alice", "iat": now, "exp": now + 600}
-        id_token = jose.encode({"alg": "RS256", "kid": "1"}, {**claims, "nonce": asked["nonce"]}, self.key)
+        id_token = jwt.encode({"alg": "RS256", "kid": "1"}, {**claims, "nonce": asked["nonce"]}, self.key)
         return JSONResponse({"access_token": "a", "token_type": "Bearer", "id_token": id_token, "expires_in": 600})
 
     async def jwks(self, request: Request) -> Response:
@@ -68,7 +69,7 @@ class Provider:
 
 
 def a_shop(store: Store, provider: str, keep: Callable[[Any], Any] = dict) -> Starlette:
-    oauth = starlette_client.OAuth()
+    oauth = OAuth()
     oauth.register(
         "op",
         client_id="shop",
@@ -96,14 +97,13 @@ def a_shop(store: Store, provider: str, keep: Callable[[Any], Any] = dict) -> St
     return Starlette(routes=[*routes(), *mine], middleware=[Middleware(SessionMiddleware, store=store)])
 
 
-async def through_the_provider(browser: Browser) -> Response:
+async def through_the_provider(browser: Browser) -> Any:
     """Follow the redirects there and back, without our cookies at the provider's."""
     there = await browser.get("/enter")
     assert there.status_code == 302
     async with Browser("http://127.0.0.1") as elsewhere:
         back = await elsewhere.get(there.headers["location"])
-    answer: Any = await browser.get(back.headers["location"])
-    return answer
+    return await browser.get(back.headers["location"])
 
 
 async def test_log_in_by_openid_connect(store: Store) -> None:

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.apps import needs_installed
+from tests.apps import needs
 
-needs_installed("fasthtml")
+needs("fasthtml")
 
 
 def test_fasthtml() -> None:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import tests.apps
+
+tests.apps.needs("starlette_flash", "starlette_wtf")
+
 from typing import Any
 
+import starlette_flash
+import starlette_wtf
+import wtforms
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -12,12 +19,7 @@ from starlette.routing import Route
 
 from asgi_sessions import SessionMiddleware
 from asgi_sessions.stores import Store
-from tests.apps import needs
 from tests.apps.site import ME, routes, served
-
-starlette_flash = needs("starlette_flash")
-starlette_wtf = needs("starlette_wtf")
-wtforms = needs("wtforms")
 
 
 def a_site(store: Store, *more: Route, inside: tuple[Middleware, ...] = ()) -> Starlette:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tests.apps
+
+tests.apps.needs("mangum")
+
 import asyncio
 import json
 import secrets
@@ -9,14 +13,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from mangum import Mangum
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from asgi_sessions import RedisStore, SessionMiddleware
-from tests.apps import needs
 from tests.apps.site import ME, routes
-
-mangum = needs("mangum")
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ class Gateway:
         self.cookies: dict[str, str] = {}
 
     def __call__(self, method: str, path: str) -> Any:
-        event = {
+        event: dict[str, Any] = {
             "version": "2.0",
             "routeKey": "$default",
             "rawPath": path,
@@ -59,7 +61,7 @@ class Gateway:
             "isBase64Encoded": False,
         }
         if not self.cookies:
-            del event["cookies"], event["headers"]["cookie"]  # type: ignore[attr-defined]  # a dict
+            del event["cookies"], event["headers"]["cookie"]
         answer = self.handler(event, None)
         for line in answer.get("cookies", []):
             name, _, value = line.partition(";")[0].partition("=")
@@ -74,7 +76,7 @@ class Gateway:
 def test_mangum(valkey_url: str, loop: None, lifespan: str) -> None:
     store = RedisStore.from_url(valkey_url, prefix=f"apps-{secrets.token_hex(4)}")
     app = Starlette(routes=routes(), middleware=[Middleware(SessionMiddleware, store=store)])
-    ask = Gateway(mangum.Mangum(app, lifespan=lifespan))
+    ask = Gateway(Mangum(app, lifespan=lifespan))
 
     assert ask("POST", "/login/alice")["statusCode"] == 200
     assert set(ask.cookies) == {"__Host-Http-session"}

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.apps import needs_installed
+from tests.apps import needs
 
-needs_installed("nicegui")
-needs_installed("socketio")
+needs("nicegui", "socketio")
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import tests.apps
+
+tests.apps.needs("strawberry", "socketio", "sse_starlette")
+
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+import socketio
+import strawberry
+import strawberry.asgi
+from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -17,13 +25,7 @@ from websockets.exceptions import ConnectionClosed
 
 from asgi_sessions import SessionMiddleware
 from asgi_sessions.stores import Store
-from tests.apps import needs
 from tests.apps.site import Browser, routes, served
-
-strawberry = needs("strawberry")
-strawberry_asgi = needs("strawberry.asgi")
-socketio = needs("socketio")
-sse_starlette = needs("sse_starlette")
 
 
 @strawberry.type
@@ -59,7 +61,7 @@ async def asked(browser: Browser, query: str) -> Any:
 
 async def test_strawberry(store: Store) -> None:
     """Queries and mutations over HTTP, a subscription over a WebSocket that ends with the session."""
-    graphql = strawberry_asgi.GraphQL(strawberry.Schema(Query, Mutation, Subscription))
+    graphql = strawberry.asgi.GraphQL(strawberry.Schema(Query, Mutation, Subscription))
     app = Starlette(
         routes=[*routes(), Route("/graphql", graphql), WebSocketRoute("/graphql", graphql)],
         middleware=[Middleware(SessionMiddleware, store=store)],
@@ -136,7 +138,7 @@ async def test_socketio(store: Store) -> None:
 
 async def test_socketio_by_polling(store: Store) -> None:
     """Without WebSockets each poll is a request of its own; the session is that of the first one, and saves as well."""
-    server = socketio.AsyncServer(async_mode="asgi")
+    server = socketio.AsyncServer(async_mode="asgi", ping_interval=0.5)  # a poll waits for that long
 
     @server.event
     async def add(sid: str, thing: str) -> str:
@@ -169,7 +171,7 @@ async def test_sse_starlette(store: Store) -> None:
                 yield {"data": f"{session.user_id} {tick}"}
                 await asyncio.sleep(0.02)
 
-        response: Response = sse_starlette.EventSourceResponse(ticks())
+        response: Response = EventSourceResponse(ticks())
         return response
 
     app = Starlette(
