@@ -186,6 +186,7 @@ class BearerMiddleware:
         try:
             await self.app(scope, receive, exchange.send)
         except Exception as error:
+            scope["session"] = session  # as SessionMiddleware does, for error pages further out
             await exchange.crashed(error)
             raise  # also if it has been answered: servers log it, and test clients show it
         else:

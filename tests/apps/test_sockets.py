@@ -138,7 +138,7 @@ async def test_socketio(store: Store) -> None:
 
 async def test_socketio_by_polling(store: Store) -> None:
     """Without WebSockets each poll is a request of its own; the session is that of the first one, and saves as well."""
-    server = socketio.AsyncServer(async_mode="asgi", ping_interval=0.5)  # a poll waits for that long
+    server = socketio.AsyncServer(async_mode="asgi", ping_interval=0.5, ping_timeout=0.5)  # a poll waits that long
 
     @server.event
     async def add(sid: str, thing: str) -> str:
