@@ -18,9 +18,12 @@ from typing import Annotated, Any
 from litestar import Litestar, Request, WebSocket, di
 from litestar.config.app import AppConfig
 from litestar.connection import ASGIConnection
+from litestar.datastructures.headers import MutableScopeHeaders
 from litestar.exceptions import NotAuthorizedException
 from litestar.handlers import BaseRouteHandler
 from litestar.middleware import DefineMiddleware
+from litestar.middleware.session import SessionMiddleware as LitestarsMiddleware
+from litestar.middleware.session.base import BaseBackendConfig, BaseSessionBackend
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.plugins import InitPlugin, ReceiveRoutePlugin
 from litestar.routes import BaseRoute
@@ -31,7 +34,7 @@ from asgi_sessions._elsewhere import explains_options
 from asgi_sessions._middleware import foreign_class
 from asgi_sessions._timeouts import duration
 from asgi_sessions._upkeep import require_event_loop
-from asgi_sessions.frameworks._session import session_in
+from asgi_sessions.frameworks._session import opened, saved, session_in
 from asgi_sessions.stores import Store
 
 Connection = ASGIConnection[Any, Any, Any, Any]
@@ -49,7 +52,8 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
         middleware: Any = SessionMiddleware  # their types of ASGI are narrower than ours
         # Litestar builds a middleware for each route. They are copies of this one, which stands around nothing yet.
         self._sessions: SessionMiddleware = middleware(print, store, cookie=cookie, **options)
-        self.middleware = DefineMiddleware(self._sessions.around)
+        self.session_config = SessionConfig(self._sessions)
+        self.middleware = DefineMiddleware(_Middleware, backend=SessionBackend(self.session_config))
         self.scheme = SecurityScheme(type="apiKey", security_scheme_in="cookie", name=cookie.name)
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
@@ -74,7 +78,7 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
         for handler in getattr(route, "route_handlers", None) or [getattr(route, "route_handler", None)]:
             app = handler.ownership_layers[0]
             for entry in app.middleware:  # the list is complete now: other plugins may have added to it
-                if name := foreign_class(getattr(entry, "middleware", entry)):
+                if entry is not self.middleware and (name := foreign_class(getattr(entry, "middleware", entry))):
                     raise ConfigurationError(
                         f"{name} and SessionPlugin are both middleware of this Litestar app. Remove one. If some routes need "
                         "the other one, give it to those routes or to their router: there it has a session of its own."
@@ -91,6 +95,48 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
 
     async def _end(self, app: Litestar) -> None:
         await self._sessions.upkeep.end(app, self._sessions.manager)
+
+
+class SessionConfig(BaseBackendConfig["SessionBackend"]):
+    """``SessionPlugin.session_config``: for ``TestClient(app, session_config=…)`` of Litestar."""
+
+    def __init__(self, sessions: SessionMiddleware) -> None:
+        self._backend_class = SessionBackend
+        self.sessions = sessions
+        self.key = sessions.cookie.name
+
+
+class SessionBackend(BaseSessionBackend[SessionConfig]):
+    """The session of a cookie, for ``set_session_data()`` and ``get_session_data()`` of Litestar's test clients."""
+
+    def get_session_id(self, connection: Connection) -> str | None:
+        """The cookie's value."""
+        return connection.cookies.get(self.config.key)
+
+    async def load_from_connection(self, connection: Connection) -> dict[str, Any]:
+        """A copy of the session's data."""
+        return (await self._opened(connection)).copy()
+
+    async def store_in_message(self, scope_session: Any, message: Any, connection: Connection) -> None:
+        """Put the data in the place of what the session holds; a user stays logged in."""
+        session = await self._opened(connection)
+        session.clear()
+        session.update(scope_session)
+        cookie = await saved(self.config.sessions, session)
+        if cookie is not None:
+            MutableScopeHeaders.from_message(message).add("set-cookie", cookie)
+
+    async def _opened(self, connection: Connection) -> Session:
+        value = self.get_session_id(connection)
+        header = [] if value is None else [(b"cookie", f"{self.config.key}={value}".encode())]
+        return await opened(self.config.sessions, header)
+
+
+class _Middleware(LitestarsMiddleware[SessionBackend]):
+    """What other plugins of Litestar look for among the app's middleware. What it builds is ours."""
+
+    def __new__(cls, app: Any, backend: SessionBackend) -> Any:
+        return backend.config.sessions.around(app)
 
 
 async def require_user(connection: Connection, handler: BaseRouteHandler) -> None:

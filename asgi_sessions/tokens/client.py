@@ -1,4 +1,4 @@
-"""For clients: an httpx ``Auth`` that refreshes by itself, once for many requests at the same time.
+"""For clients: an ``Auth`` of httpx and httpx2 that refreshes by itself, once for many requests at the same time.
 
 One of the waiting requests sends the refresh, through its own client: the same transport, proxy and time-outs. The other requests
 of the event loop wait for it and share its outcome. After a failure the next request tries again.
@@ -6,6 +6,7 @@ of the event loop wait for it and share its outcome. After a failure the next re
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -14,13 +15,35 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
-import httpx
 from anyio.lowlevel import RunVar
 
 from asgi_sessions._errors import ConfigurationError, RefreshFailed, TokenError
+
+if TYPE_CHECKING:
+    import httpx
+    import httpx2  # type: ignore[import-not-found, unused-ignore]  # an app has one of them
+
+    class _Auth(httpx.Auth, httpx2.Auth): ...  # type: ignore[misc]  # each has the types of its own requests
+
+    class _AsyncByteStream(httpx.AsyncByteStream, httpx2.AsyncByteStream): ...
+
+else:
+    _libraries = []
+    for _name in ("httpx", "httpx2"):
+        try:
+            _libraries.append(importlib.import_module(_name))
+        except ModuleNotFoundError as _missing:
+            if _missing.name != _name:
+                raise
+    if not _libraries:
+        raise ImportError("TokenAuth needs an HTTP client: pip install httpx, or pip install httpx2")
+    httpx = _libraries[0]
+    # Each library asks whether an object is an instance of its own class. These are instances of both.
+    _Auth = type("_Auth", tuple(library.Auth for library in _libraries), {})
+    _AsyncByteStream = type("_AsyncByteStream", tuple(library.AsyncByteStream for library in _libraries), {})
 
 EARLY: Final = 30.0
 """Seconds before its end at which an access token is exchanged; half its life, if it lives for less than a minute."""
@@ -42,8 +65,10 @@ Keep = Callable[[str, str], Awaitable[None] | None]
 _Origin = tuple[str, bytes, int | None]
 
 
-class TokenAuth(httpx.Auth):
+class TokenAuth(_Auth):
     """``httpx.AsyncClient(auth=TokenAuth(…))``: sends the access token, and refreshes it before its end or when it is refused.
+
+    Works with httpx and with httpx2.
 
     The access token goes to the servers in ``origins`` only, also when a server redirects. The refresh token goes to ``url``
     only: a redirect of the refresh is an error. Several clients and event loops can use one TokenAuth. A synchronous
@@ -88,12 +113,12 @@ class TokenAuth(httpx.Auth):
         self._keep = keep
         self._turn: RunVar[_Turn] = RunVar("TokenAuth")  # the refresh that is running in this event loop
 
-    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+    def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
         raise ConfigurationError(
             "TokenAuth works with httpx.AsyncClient only: a synchronous client cannot share a refresh"
         )
 
-    def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+    def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
         return _Told(self._steps(request))
 
     async def _steps(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
@@ -234,7 +259,7 @@ class _Told(AsyncGenerator[httpx.Request, httpx.Response]):
                 raise
 
 
-class _Body(httpx.AsyncByteStream):
+class _Body(_AsyncByteStream):
     """The body of a refresh, for one journey: a client that follows a redirect finds none to take along."""
 
     def __init__(self, content: bytes) -> None:
@@ -260,7 +285,7 @@ def _refresh(pair: _Pair, url: httpx.URL, *, like: httpx.Request) -> httpx.Reque
     headers = {name: like.headers[name] for name in ("user-agent",) if name in like.headers}
     headers |= {"accept": "application/json", "accept-encoding": "identity"}
     extensions = {name: like.extensions[name] for name in ("timeout",) if name in like.extensions}
-    request = type(like)("POST", url, json={"refresh_token": pair.refresh}, headers=headers, extensions=extensions)
+    request = type(like)("POST", str(url), json={"refresh_token": pair.refresh}, headers=headers, extensions=extensions)
     request.stream = body = _Body(request.content)
     request.aread = body.whole  # type: ignore[method-assign]  # transports for tests read in this way before they send
     return request

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from litestar import Litestar, Request, get, post
+from litestar import Litestar, Request, WebSocket, get, post, websocket
 from litestar.di import Provide
+from litestar.exceptions import ImproperlyConfiguredException
+from litestar.middleware.session.server_side import ServerSideSessionConfig
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
+from litestar.plugins.flash import FlashConfig, FlashPlugin, flash
+from litestar.plugins.jinja import JinjaTemplateEngine
+from litestar.response import Template
+from litestar.security.session_auth import SessionAuth
 from litestar.stores.memory import MemoryStore as CacheStore
+from litestar.template.config import TemplateConfig
+from litestar.testing import AsyncTestClient, TestClient
 
 from asgi_sessions import ConfigurationError, CookieConfig, MemoryStore, Session
-from asgi_sessions.frameworks.litestar import CurrentSession, SessionPlugin, require_fresh, require_user
+from asgi_sessions.frameworks.litestar import (
+    CurrentSession,
+    SessionPlugin,
+    current_session,
+    require_fresh,
+    require_user,
+)
 from tests.frameworks.client import NAME, Client
 
 AnyRequest = Request[Any, Any, Any]
@@ -262,3 +277,108 @@ def test_the_apps_own_components_stay(memory: MemoryStore, as_list: bool) -> Non
 
 def test_an_app_without_openapi_is_fine(memory: MemoryStore) -> None:
     assert app_with(memory, openapi_config=None).openapi_config is None
+
+
+# ── Litestar's other parts ──
+
+
+def templates(tmp_path: Path) -> TemplateConfig[JinjaTemplateEngine]:
+    text = "{% for each in get_flashes() %}{{ each.category }}: {{ each.message }}{% endfor %}"
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    return TemplateConfig(engine=JinjaTemplateEngine, directory=tmp_path)
+
+
+@post("/say")
+async def say(request: AnyRequest) -> None:
+    flash(request, "saved", category="info")
+
+
+@get("/hear")
+async def hear() -> Template:
+    return Template("page.html")
+
+
+async def test_a_flashed_message_is_shown_once(memory: MemoryStore, tmp_path: Path) -> None:
+    config = templates(tmp_path)
+    plugins = [SessionPlugin(memory), FlashPlugin(FlashConfig(template_config=config))]
+    client = Client(Litestar([say, hear, read], plugins=plugins, template_config=config, logging_config=None))
+
+    await client.post("/say")
+
+    assert (await client.get("/hear")).text == "info: saved"
+    assert (await client.get("/hear")).text == ""
+    assert await client.session() == {}
+
+
+def test_flash_wants_the_session_plugin_before_it(memory: MemoryStore, tmp_path: Path) -> None:
+    config = templates(tmp_path)
+    plugins = [FlashPlugin(FlashConfig(template_config=config)), SessionPlugin(memory)]
+
+    with pytest.raises(ImproperlyConfiguredException, match="session middleware"):
+        Litestar([say, hear], plugins=plugins, template_config=config)
+
+
+SECRETS = {"secret_keys": ["an excellent secret of at least 32 bytes"]}
+
+
+@pytest.mark.parametrize("options", [{}, SECRETS], ids=["plain", "with secrets"])
+async def test_litestars_test_client_sets_and_gets_the_data_of_a_session(
+    memory: MemoryStore, options: dict[str, Any]
+) -> None:
+    plugin = SessionPlugin(memory, **options)
+    app = Litestar([read, basket, log_in, account], plugins=[plugin], logging_config=None)
+
+    async with AsyncTestClient(
+        app, base_url="https://testserver.local", session_config=plugin.session_config
+    ) as client:
+        assert await client.get_session_data() == {}
+        await client.set_session_data({"colour": "blue"})
+        assert (await client.get("/session")).json() == {"colour": "blue"}
+        await client.post("/basket")
+        assert await client.get_session_data() == {"colour": "blue", "basket": ["apple"]}
+        await client.post("/login")
+        await client.set_session_data({"colour": "red"})
+        assert (await client.get("/session")).json() == {"colour": "red"}
+        assert (await client.get("/account")).json() == {"user": "alice"}
+        await client.set_session_data({})
+        assert await client.get_session_data() == {}
+
+
+def test_the_synchronous_test_client_does_so_too(memory: MemoryStore) -> None:
+    plugin = SessionPlugin(memory)
+    app = Litestar([read], plugins=[plugin], logging_config=None)
+
+    with TestClient(app, base_url="https://testserver.local", session_config=plugin.session_config) as client:
+        client.set_session_data({"colour": "blue"})
+
+        assert client.get_session_data() == client.get("/session").json() == {"colour": "blue"}
+
+
+def test_litestars_session_auth_beside_the_plugin_is_a_clear_error(memory: MemoryStore) -> None:
+    async def find(session: dict[str, Any], connection: Any) -> Any: ...
+
+    auth = SessionAuth[Any, Any](session_backend_config=ServerSideSessionConfig(), retrieve_user_handler=find)
+
+    with pytest.raises(ConfigurationError, match=r"MiddlewareWrapper and SessionPlugin .* Remove one"):
+        Litestar([read], plugins=[SessionPlugin(memory)], on_app_init=[auth.on_app_init])
+
+
+async def test_current_session_is_the_session_of_a_request_and_of_a_socket(memory: MemoryStore) -> None:
+    seen = []
+
+    @get("/")
+    async def http(request: AnyRequest) -> None:
+        seen.append(current_session(request) is request.session)
+
+    @websocket("/ws")
+    async def ws(socket: WebSocket[Any, Any, Any]) -> None:
+        seen.append(current_session(socket) is socket.session)
+        await socket.accept()
+        await socket.close()
+
+    client = Client(app_with(memory, handlers=[http, ws]))
+    await client.get("/")
+    async with client.websocket("/ws"):
+        pass
+
+    assert seen == [True, True]
