@@ -58,6 +58,10 @@ _WORD = r"(?:[a-z]+\d{0,3}|[A-Z]+|[A-Z]?[a-z]{2,}(?:[A-Z][a-z]{2,})*|\d{1,5})"
 _WORDS = re.compile(rf"[/~-]*{_WORD}(?:[_+/=~-]+{_WORD})*[/~-]*")
 
 
+_OUT_OF_TIME = (TimeoutError, CancelledError)
+"""Say no more than the error that they caused."""
+
+
 def reason_of(error: BaseException) -> str:
     """The classes and messages of an error and its causes, on one line, without secrets and data.
 
@@ -72,7 +76,11 @@ def reason_of(error: BaseException) -> str:
         else:
             said = f"{type(each).__name__}: {message}" if message else type(each).__name__
         said, message = said.removesuffix("."), message.removesuffix(".")
-        if said in reason or (reason and isinstance(each, CancelledError)) or (message and message in reason):
+        if (
+            said in reason
+            or (message and message in reason)
+            or (reason and not message and isinstance(each, _OUT_OF_TIME))
+        ):
             continue
         reason = f"{reason}: {said}" if reason else said
     return _bounded(reason, LONGEST_REASON)

@@ -206,7 +206,7 @@ class Manager:
         deadline: float | None = None,
         is_app: bool = True,
         may_be_withheld: Callable[[Any], bool] | None = None,
-        is_stand_in: bool = False,
+        role: str = "SessionMiddleware",
     ) -> None:
         self.store = store
         self.cookie_name = cookie_name
@@ -234,7 +234,8 @@ class Manager:
         self.shadowed: set[str] = _of_store(store, _shadowed, set)
         self._breaker = self._breakers.whole
         self._failures = _failures_of(store)
-        if not is_stand_in:
+        self.role = role
+        if role:
             _refuse_other_secrets(store, self)
         self._part_of: Callable[[str], Hashable] | None = getattr(store, "part_of", None)
         self.devices = devices if devices is not None else Devices()
@@ -1485,19 +1486,24 @@ _using: WeakKeyDictionary[Store, WeakSet[Manager]] = WeakKeyDictionary()
 def _refuse_other_secrets(store: Store, manager: Manager) -> None:
     """Raise ConfigurationError if ``manager`` and all others in use on this store cannot read each other's records.
 
-    While secrets are rotated, not every two of them need have one in common: one with both is enough.
+    While secrets are rotated, not every two of them need have one in common: one with both is enough. Two SessionMiddlewares may
+    be of two deployments that share a store, each with its own cookies, so the log only warns of them.
     """
     try:
         others = _using.setdefault(store, WeakSet())
     except TypeError:  # a store that cannot be hashed or weakly referenced
         return
     if others and not any(manager.secrets.agree_with(other.secrets) for other in others):
-        is_one_without = not all(each.secrets.are_given for each in (manager, *others))
-        raise ConfigurationError(
-            f"two users of this {type(store).__name__} have "
-            f"{'secret_keys and no secret_keys' if is_one_without else 'secret_keys with no secret in common'}: neither can read "
-            "the other's sessions. Give SessionMiddleware, Tokens and UserSessions the same secret_keys, or stores of their own."
+        other = next((each for each in others if each.role != manager.role), None) or next(iter(others))
+        without = next((each.role for each in (manager, other) if not each.secrets.are_given), None)
+        problem = (
+            f"{manager.role} and {other.role} on one {type(store).__name__} "
+            f"{'have no secret in common' if without is None else f'do not both have secret_keys ({without} has none)'}: "
+            "neither can read the other's sessions. Give both the same secret_keys, or stores of their own."
         )
+        if other.role != manager.role:
+            raise ConfigurationError(problem)
+        logger.warning("%s", problem)
     others.add(manager)
 
 

@@ -106,7 +106,11 @@ class UserSessions:
             raise ConfigurationError(f"UserSessions(clock={clock!r}): give a function")
         self._store = store
         self._clock = clock
-        self._own = Manager(store, secrets=Secrets(secret_keys), clock=clock, is_app=False) if secret_keys else None
+        self._own = (
+            Manager(store, secrets=Secrets(secret_keys), clock=clock, is_app=False, role="UserSessions")
+            if secret_keys
+            else None
+        )
         self._stand_in: Manager | None = None
 
     async def list(self, user_id: str, *, current: Session | str | None = None) -> builtins.list[SessionInfo]:
@@ -198,9 +202,7 @@ class UserSessions:
             return self._own
         manager = manager_of(self._store)  # asked each time: the app may be built later, as Starlette builds its own
         if manager is None:
-            manager = self._stand_in = self._stand_in or Manager(
-                self._store, clock=self._clock, is_app=False, is_stand_in=True
-            )
+            manager = self._stand_in = self._stand_in or Manager(self._store, clock=self._clock, is_app=False, role="")
         return manager
 
     def _now(self, manager: Manager) -> float:

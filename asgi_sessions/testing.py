@@ -64,7 +64,13 @@ async def session_cookie(
     ``user_id=None`` makes an anonymous session and needs ``data``. Everything else as the middleware of the app has it.
     """
     manager = Manager(
-        store, cookie_name=cookie.name, timeouts=timeouts, secrets=Secrets(secret_keys), clock=clock, is_app=False
+        store,
+        cookie_name=cookie.name,
+        timeouts=timeouts,
+        secrets=Secrets(secret_keys),
+        clock=clock,
+        is_app=False,
+        role="session_cookie()",
     )
     session = manager.begin()
     session.update(data or {})

@@ -152,6 +152,7 @@ class Tokens:
             on_event=on_event,
             devices=devices,
             is_app=manager_of(store) is None,
+            role="Tokens",
         )
         self._codec = MessagePackCodec()
         keys_to_sign = self._manager.secrets.subkeys("refresh token signature")
