@@ -53,12 +53,12 @@ def test_two_components_without_a_secret_in_common_are_refused(first: Build, sec
 @pytest.mark.parametrize("is_first", [True, False], ids=["middleware first", "middleware second"])
 def test_a_middleware_without_secrets_beside_one_that_has_some_is_refused(other: Build, is_first: bool) -> None:
     store = MemoryStore()
-    steps = [lambda: middleware(store, []), lambda: other(store, [SECRET])]
-    first, second = steps if is_first else steps[::-1]
-    kept = first()
+    steps: list[tuple[Build, list[str]]] = [(middleware, []), (other, [SECRET])]
+    (first, before), (second, after) = steps if is_first else steps[::-1]
+    kept = first(store, before)
 
     with pytest.raises(ConfigurationError, match="SessionMiddleware has none"):
-        second()
+        second(store, after)
 
     assert kept is not None
 
