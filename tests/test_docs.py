@@ -70,7 +70,10 @@ async def run(block: Block, names: dict[str, Any]) -> str:
 async def test_the_programs_of_a_page_run_and_print_what_it_says(
     page: Path, monkeypatch: pytest.MonkeyPatch, valkey_url: str
 ) -> None:
-    """Top to bottom, as one program. A ``fragment`` is only compiled; a ``pytest`` block is run by pytest, see below."""
+    """Top to bottom, as one program. A ``fragment`` is only compiled; a ``pytest`` block is run by pytest, see below.
+
+    An ``apps`` block needs packages of another environment, and is run in ``tests/apps/test_page.py``.
+    """
     monkeypatch.setenv("REDIS_URL", valkey_url)
     module = types.ModuleType("a_page")  # a real one: frameworks look up where a function came from
     module.__file__ = str(page)
@@ -83,7 +86,7 @@ async def test_the_programs_of_a_page_run_and_print_what_it_says(
             assert not printed, f"{block.where}: something was printed before this, and the page does not say so"
             printed = await run(block, names)
         elif block.language == "python":
-            assert block.marks <= {"fragment", "pytest"}, block.where
+            assert block.marks <= {"fragment", "pytest", "apps"}, block.where
             compiled(block)
         elif "output" in block.marks:
             assert printed is not None, f"{block.where}: the output of nothing"
