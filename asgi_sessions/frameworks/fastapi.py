@@ -16,16 +16,19 @@
     @app.delete("/account", dependencies=[Depends(require_fresh(timedelta(minutes=5)))])
     async def close_account(session: CurrentSession): ...
 
-If the cookie has another name, the OpenAPI document is told so by ``Annotated[Session, Depends(SessionCookie("sid"))]``,
-``Annotated[str, Depends(RequireUser("sid"))]`` and ``require_fresh(…, name="sid")``.
+The OpenAPI document shows the cookie and a 401 where a user is needed, and not where ``CurrentSession`` is all. If the cookie
+has another name, say so by ``Annotated[str, Depends(RequireUser("sid"))]`` and ``require_fresh(…, name="sid")``.
 """
 
 # No `from __future__ import annotations` here: not every FastAPI resolves it for a dependency that is an object.
 
+from collections.abc import Callable
+from copy import deepcopy
 from datetime import timedelta
-from typing import Annotated, Final
+from functools import wraps
+from typing import Annotated, Any, Final
 
-from fastapi import Depends, HTTPException
+from fastapi import Depends, FastAPI, HTTPException
 from fastapi.openapi.models import APIKey, APIKeyIn
 from fastapi.requests import HTTPConnection
 from fastapi.security.base import SecurityBase
@@ -33,6 +36,17 @@ from fastapi.security.base import SecurityBase
 from asgi_sessions import CookieConfig, Session
 from asgi_sessions._timeouts import duration
 from asgi_sessions.frameworks.starlette import current_session
+
+__all__ = [
+    "CurrentSession",
+    "CurrentUser",
+    "RequireUser",
+    "SessionCookie",
+    "current_session",
+    "document_refusals",
+    "require_fresh",
+    "require_user",
+]
 
 NAME: Final = CookieConfig().name
 
@@ -44,13 +58,18 @@ CONFIRM: Final = "{} error=insufficient_user_authentication, max_age={:.0f}"
 class _Scheme(SecurityBase):
     """What FastAPI shows in the OpenAPI document: a key in a cookie."""
 
+    scheme_name = "SessionCookie"
+
     def __init__(self, name: str = NAME) -> None:
         self.model = APIKey.model_validate({"in": APIKeyIn.cookie, "name": name})
-        self.scheme_name = "SessionCookie"
+
+
+async def _session(connection: HTTPConnection) -> Session:
+    return current_session(connection)
 
 
 class SessionCookie(_Scheme):
-    """A dependency: the session."""
+    """A dependency: the session, for a route that the OpenAPI document shall show as in need of the cookie."""
 
     async def __call__(self, connection: HTTPConnection) -> Session:
         return current_session(connection)
@@ -62,10 +81,9 @@ class RequireUser(_Scheme):
     def __init__(self, name: str = NAME, *, within: timedelta | None = None) -> None:
         super().__init__(name)
         self.within = within
-        self._find = SessionCookie(name)
 
     async def __call__(self, connection: HTTPConnection) -> str:
-        session = await self._find(connection)
+        session = current_session(connection)
         if session.user_id is None:
             raise HTTPException(401, "Not logged in", {"WWW-Authenticate": LOG_IN})
         if self.within is not None and not session.is_fresh(self.within):
@@ -82,5 +100,50 @@ def require_fresh(within: timedelta, *, name: str = NAME) -> RequireUser:
     return RequireUser(name, within=duration("require_fresh(within)", within))
 
 
-CurrentSession = Annotated[Session, Depends(SessionCookie())]
+CurrentSession = Annotated[Session, Depends(_session)]
 CurrentUser = Annotated[str, Depends(require_user)]
+
+REFUSAL: Final[dict[str, Any]] = {
+    "description": "Nobody is logged in, or the user has to prove again who they are.",
+    "headers": {
+        "WWW-Authenticate": {
+            "description": "`Cookie`, with `error=insufficient_user_authentication` (RFC 9470) where a proof is too old.",
+            "schema": {"type": "string"},
+        }
+    },
+    "content": {
+        "application/json": {
+            "schema": {"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]}
+        }
+    },
+}
+"""The 401 of the OpenAPI document."""
+
+
+def document_refusals(document: dict[str, Any]) -> dict[str, Any]:
+    """Add the 401 to each operation that needs the cookie, where it has none; the document.
+
+    Importing this module makes ``FastAPI.openapi()`` call it. Call it yourself in an ``app.openapi`` of your own.
+    """
+    for path in document.get("paths", {}).values():
+        for operation in path.values():
+            if isinstance(operation, dict) and any(
+                _Scheme.scheme_name in each for each in operation.get("security", ())
+            ):
+                responses = operation.setdefault("responses", {})
+                if not {"401", "4XX"} & responses.keys():
+                    responses["401"] = deepcopy(REFUSAL)
+    return document
+
+
+def _documenting(openapi: Callable[[FastAPI], dict[str, Any]]) -> Callable[[FastAPI], dict[str, Any]]:
+    @wraps(openapi)
+    def documented(app: FastAPI) -> dict[str, Any]:
+        return document_refusals(openapi(app))
+
+    return documented
+
+
+# A dependency can name a security scheme for its operation, and no response. FastAPI extends its document by replacing
+# `openapi`; here for all apps, since a dependency is not told of the app that it will be in.
+FastAPI.openapi = _documenting(FastAPI.openapi)  # type: ignore[assignment, method-assign]

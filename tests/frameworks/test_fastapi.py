@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
+from fastapi.security import APIKeyCookie
 from pydantic import BaseModel
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,6 +19,7 @@ from asgi_sessions.frameworks.fastapi import (
     CurrentUser,
     RequireUser,
     SessionCookie,
+    current_session,
     require_fresh,
     require_user,
 )
@@ -148,6 +150,108 @@ def test_openapi_shows_the_cookie_and_where_it_is_needed(memory: MemoryStore) ->
     assert {"SessionCookie": []} in document["paths"]["/account"]["get"]["security"]
     assert "security" not in document["paths"]["/public"]["get"]
     assert "parameters" not in document["paths"]["/account"]["get"]
+
+
+def test_openapi_says_nothing_of_the_cookie_where_a_session_is_all_that_is_wanted(memory: MemoryStore) -> None:
+    """A log-in is for those who have no session yet."""
+    app = app_with(memory)
+
+    @app.post("/login")
+    async def log_in(session: CurrentSession) -> None: ...
+
+    document = app.openapi()
+
+    operation = document["paths"]["/login"]["post"]
+    assert "security" not in operation
+    assert set(operation["responses"]) == {"200"}
+    assert "parameters" not in operation
+    assert "components" not in document
+
+
+FRESH: Any = Depends(require_fresh(timedelta(minutes=5)))
+NEEDS_A_USER: dict[str, dict[str, Any]] = {
+    "a dependency of the route": {"dependencies": [Depends(require_user)]},
+    "a fresh proof": {"dependencies": [FRESH]},
+    "both": {"dependencies": [Depends(require_user), FRESH]},
+    "no content": {"dependencies": [Depends(require_user)], "status_code": 204, "response_model": None},
+    "other answers": {"dependencies": [FRESH], "responses": {404: {"description": "Not found"}}},
+}
+
+
+@pytest.mark.parametrize("options", NEEDS_A_USER.values(), ids=NEEDS_A_USER)
+@pytest.mark.parametrize("on", ["app", "router", "mounted"])
+async def test_openapi_shows_the_401_where_a_user_is_needed(
+    memory: MemoryStore, options: dict[str, Any], on: str
+) -> None:
+    app = app_with(memory)
+    router: Any = {"app": app, "router": APIRouter(), "mounted": FastAPI()}[on]
+
+    @router.delete("/account", **options)  # type: ignore[untyped-decorator]  # an app or a router
+    async def account() -> None: ...
+
+    if on == "router":
+        app.include_router(router)
+    elif on == "mounted":
+        app.mount("/sub", router)
+    client = Client(app)
+    prefix = "/sub" if on == "mounted" else ""
+    document = (await client.get(f"{prefix}/openapi.json")).json()
+    refused = await client.delete(f"{prefix}/account")
+
+    operation = document["paths"]["/account"]["delete"]
+    shown = operation["responses"]["401"]
+    assert refused.status_code == 401
+    assert set(refused.headers) >= {name.lower() for name in shown["headers"]}
+    assert refused.json().keys() == shown["content"]["application/json"]["schema"]["properties"].keys()
+    assert {"SessionCookie": []} in operation["security"]
+
+
+def test_openapi_keeps_a_401_of_the_apps_own(memory: MemoryStore) -> None:
+    app = app_with(memory)
+    mine = {"description": "mine"}
+
+    @app.get("/one", dependencies=[Depends(require_user)], responses={401: mine})
+    async def one() -> None: ...
+
+    @app.get("/two", dependencies=[Depends(require_user)], responses={"4XX": mine})
+    async def two() -> None: ...
+
+    paths = app.openapi()["paths"]
+
+    assert paths["/one"]["get"]["responses"]["401"] == mine
+    assert "401" not in paths["/two"]["get"]["responses"]
+    assert "401" not in paths["/session"]["get"]["responses"]
+
+
+def test_openapi_of_other_apps_and_schemes_stays_as_it_is() -> None:
+    app = FastAPI()
+
+    @app.get("/", dependencies=[Depends(APIKeyCookie(name="key"))])
+    async def read() -> None: ...
+
+    assert set(app.openapi()["paths"]["/"]["get"]["responses"]) == {"200"}
+
+
+async def test_current_session_is_the_session_of_a_request_and_of_a_socket(memory: MemoryStore) -> None:
+    app = app_with(memory)
+    seen = []
+
+    @app.get("/")
+    async def http(request: Request) -> None:
+        seen.append(current_session(request) is request.session)
+
+    @app.websocket("/ws")
+    async def ws(socket: WebSocket) -> None:
+        seen.append(current_session(socket) is socket.session)
+        await socket.accept()
+        await socket.close()
+
+    client = Client(app)
+    await client.get("/")
+    async with client.websocket("/ws"):
+        pass
+
+    assert seen == [True, True]
 
 
 @pytest.mark.parametrize("annotation", [OtherSession, OtherUser, OtherFreshUser], ids=["session", "user", "fresh"])
