@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import httpx
+import pytest
 
 from asgi_sessions.testing import FakeClock
 
@@ -17,3 +18,16 @@ async def test_the_typing_program_does_what_it_says() -> None:
     assert response.json() == {"count": 1, "list": [1], "a": 1, "b": 2}
     assert list(response.cookies) == ["__Host-Http-typing"]
     assert isinstance(program.clock, FakeClock)
+
+
+async def test_the_program_of_the_frameworks_does_what_it_says() -> None:
+    pytest.importorskip("httpx2", reason="httpx2 is not installed")
+    from tests.typing import frameworks
+
+    answers = {}
+    for name in ("starlette_app", "fastapi_app", "litestar_app", "quart_app"):
+        transport = httpx.ASGITransport(getattr(frameworks, name))
+        async with httpx.AsyncClient(transport=transport, base_url="https://testserver") as client:
+            answers[name] = (await client.get("/")).status_code
+
+    assert answers == {"starlette_app": 200, "fastapi_app": 200, "litestar_app": 401, "quart_app": 401}
