@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.lowlevel
@@ -62,7 +63,25 @@ async def session_cookie(
     """Begin a session in ``store`` and return its cookie: name and value.
 
     ``user_id=None`` makes an anonymous session and needs ``data``. Everything else as the middleware of the app has it.
+
+    Raises:
+        ConfigurationError: the app's SessionMiddleware has other ``secret_keys``, so it would not know the cookie.
     """
+    _, value = await _begun(store, user_id, data, remember, cookie, timeouts, secret_keys, clock)
+    return cookie.name, value
+
+
+async def _begun(
+    store: Store,
+    user_id: str | None,
+    data: Mapping[str, Any] | None = None,
+    remember: bool = False,
+    cookie: CookieConfig = CookieConfig(),  # noqa: B008 - frozen
+    timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+    secret_keys: Sequence[str | bytes] = (),
+    clock: Clock = time.time,
+) -> tuple[Manager, str]:
+    """The manager that began a session, and the value of its cookie."""
     manager = Manager(
         store,
         cookie_name=cookie.name,
@@ -81,7 +100,13 @@ async def session_cookie(
         raise ValueError(  # noqa: TRY004 - it is the value that is missing
             "an anonymous session without data is not stored; give data=…"
         )
-    return cookie.name, session._cookie[0]
+    return manager, session._cookie[0]
+
+
+_began: WeakKeyDictionary[Any, list[Manager]] = WeakKeyDictionary()
+"""What began the sessions of a client. Most frameworks build their middleware with the first request; it then finds these, and
+refuses to be built beside them with other secrets.
+"""
 
 
 class _HasCookies(Protocol):
@@ -92,8 +117,18 @@ class _HasCookies(Protocol):
 
 
 async def log_in(client: _HasCookies, store: Store, user_id: str, **options: Any) -> None:
-    """Make an httpx client logged in as ``user_id``; ``options`` as for :func:`session_cookie`."""
-    name, value = await session_cookie(store, user_id, **options)
+    """Make a client of httpx or httpx2 logged in as ``user_id``; ``options`` as for :func:`session_cookie`.
+
+    Raises:
+        ConfigurationError: the app's SessionMiddleware has other ``secret_keys``. Where the app is not built yet, its first
+            request raises it.
+    """
+    manager, value = await _begun(store, user_id, **options)
+    try:
+        _began.setdefault(client, []).append(manager)
+    except TypeError:
+        pass  # a client of another kind, which cannot be hashed or weakly referenced
+    name = manager.cookie_name
     host = client.base_url.host
     # The domain that the jar itself notes for a cookie of this host, so that the app's next one replaces ours.
     client.cookies.set(name, value, domain=host if "." in host else f"{host}.local")

@@ -10,8 +10,6 @@ Run it with ``uvicorn examples.starlette_app:app`` and try::
 
 from __future__ import annotations
 
-from typing import Any
-
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -20,41 +18,36 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from asgi_sessions import CookieConfig, MemoryStore, Session, SessionMiddleware
-
-
-def session_of(connection: Request | WebSocket) -> Session:
-    """``connection.session``, with its type."""
-    session: Any = connection.session
-    return session
+from asgi_sessions import CookieConfig, MemoryStore, SessionMiddleware
+from asgi_sessions.frameworks.starlette import current_session
 
 
 async def add_to_basket(request: Request) -> Response:
-    basket = session_of(request).setdefault("basket", [])
+    basket = current_session(request).setdefault("basket", [])
     basket.append(request.path_params["item"])  # saved when the response starts; nothing else to call
     return JSONResponse(basket)
 
 
 async def log_in(request: Request) -> Response:
     # A password would be checked here.
-    session_of(request).log_in(request.path_params["user"])  # new token, same basket
+    current_session(request).log_in(request.path_params["user"])  # new token, same basket
     return Response(status_code=204)
 
 
 async def account(request: Request) -> Response:
-    session = session_of(request)
+    session = current_session(request)
     if session.user_id is None:
         raise HTTPException(401, headers={"WWW-Authenticate": "Cookie"})
     return JSONResponse({"user": session.user_id, "basket": session.get("basket", [])})
 
 
 async def log_out(request: Request) -> Response:
-    session_of(request).destroy()
+    current_session(request).destroy()
     return Response(status_code=204)
 
 
 async def shop_by_voice(socket: WebSocket) -> None:
-    session = session_of(socket)
+    session = current_session(socket)
     await socket.accept()
     async for item in socket.iter_text():
         session.setdefault("basket", []).append(item)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -16,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
 from asgi_sessions import ConfigurationError, MemoryStore, SessionMiddleware
-from asgi_sessions.testing import FakeClock, log_in, log_in_sync
+from asgi_sessions.testing import FakeClock, _began, log_in, log_in_sync
 from asgi_sessions.tokens import BearerMiddleware, TokenEndpoints
 from asgi_sessions.tokens.client import TokenAuth
 from tests.tokens.conftest import some_tokens
@@ -116,3 +118,58 @@ def test_without_either_the_error_says_what_to_install() -> None:
     assert ended.stderr.splitlines()[-1] == (
         "ImportError: TokenAuth needs an HTTP client: pip install httpx, or pip install httpx2"
     )
+
+
+# ── A test that forgot the app's secrets ──
+
+SECRETS: dict[str, Any] = {"secret_keys": ["an excellent secret of at least 32 bytes"]}
+MISMATCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "the app has secrets": (SECRETS, {}),
+    "the test has secrets": ({}, SECRETS),
+    "others": (SECRETS, {"secret_keys": ["another excellent secret of at least 32 bytes"]}),
+}
+
+
+def an_app(store: MemoryStore, framework: str, **options: Any) -> Any:
+    if framework == "built at once":
+        return SessionMiddleware(Starlette(routes=[Route("/me", who)]), store, **options)
+    app = Starlette(routes=[Route("/me", who)])
+    app.add_middleware(SessionMiddleware, store=store, **options)
+    return app
+
+
+@pytest.mark.parametrize("built", ["built at once", "built by its first request"])
+@pytest.mark.parametrize(("of_app", "of_test"), MISMATCHES.values(), ids=MISMATCHES)
+async def test_log_in_with_other_secrets_than_the_apps_says_so(
+    memory: MemoryStore, built: str, of_app: dict[str, Any], of_test: dict[str, Any]
+) -> None:
+    """A bare 401 would look like a fault of the app."""
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(an_app(memory, built, **of_app)), base_url="https://testserver"
+    ) as client:
+        with pytest.raises(ConfigurationError, match="secret_keys"):  # noqa: PT012 - by the first that can know
+            await log_in(client, memory, "alice", **of_test)
+            await client.get("/me")
+
+
+@pytest.mark.parametrize("built", ["built at once", "built by its first request"])
+def test_log_in_sync_says_so_too(test_client: Any, memory: MemoryStore, built: str) -> None:
+    client = test_client(an_app(memory, built, **SECRETS), base_url="https://testserver")
+
+    with pytest.raises(ConfigurationError, match="secret_keys"):  # noqa: PT012 - by the first that can know
+        log_in_sync(client, memory, "alice")
+        client.get("/me")
+
+
+async def test_with_the_apps_secrets_all_is_well_and_nothing_stays_of_a_client(memory: MemoryStore) -> None:
+    app = an_app(memory, "built by its first request", **SECRETS)
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://testserver")
+    before = len(_began)
+
+    await log_in(client, memory, "alice", **SECRETS)
+
+    assert (await client.get("/me")).json() == "alice"
+    await client.aclose()
+    del client
+    gc.collect()
+    assert len(_began) <= before
