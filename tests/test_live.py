@@ -473,6 +473,60 @@ async def test_a_server_without_sharded_channels_tells_all_the_same(own_server: 
         await store.aclose()
 
 
+@pytest.mark.parametrize("places", [1, 2, 20])
+@pytest.mark.parametrize("leaves", [False, True], ids=["all stay", "some leave at once"])
+async def test_many_subscriptions_at_the_same_moment_keep_the_connection_of_a_server_without_sharded_channels(
+    own_server: Server, caplog: pytest.LogCaptureFixture, places: int, leaves: bool
+) -> None:
+    """Redis 6.2 refuses each SSUBSCRIBE and SUNSUBSCRIBE that was sent before its first answer came."""
+    for command in ("SSUBSCRIBE", "SUNSUBSCRIBE", "SPUBLISH"):
+        own_server.options = (*own_server.options, "--rename-command", command, "")
+    own_server.start()
+    store = RedisStore.from_url(own_server.url)
+    heard: list[str] = []
+    doubted: list[str] = []
+    made: Any = store.listen(heard.append, doubted.append)
+    names = [f"A{number:02}" for number in range(places)]
+    assert await until(lambda: made.is_live)  # connected
+
+    for name in names:
+        made.add(name)
+        if leaves:
+            made.remove(name)
+            made.add(name)
+    assert await until(lambda: set(doubted) == set(names))
+    for name in names:
+        await store._client.call(("PUBLISH", made._channel(name), f"end in {name}"))
+
+    assert await until(lambda: len(heard) == places)
+    assert made.is_live
+    assert "store.deaf" not in caplog.text
+    for name in names:
+        made.remove(name)
+    made.add("Zk3")
+    assert await until(lambda: "Zk3" in doubted)
+    assert "store.deaf" not in caplog.text
+    await made.aclose()
+    await store.aclose()
+
+
+async def test_a_server_that_refuses_every_subscription_is_not_listened_to(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    for command in ("SSUBSCRIBE", "SUBSCRIBE"):
+        own_server.options = (*own_server.options, "--rename-command", command, "")
+    own_server.start()
+    store = RedisStore.from_url(own_server.url)
+    made: Any = store.listen(lambda _: None, lambda _: None)
+    made.add("Zk3")
+
+    assert await until(lambda: "store.deaf" in caplog.text)
+
+    assert not made.is_live
+    await made.aclose()
+    await store.aclose()
+
+
 # ── The ear and the watch themselves ──
 
 
