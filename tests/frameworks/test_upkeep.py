@@ -206,7 +206,7 @@ def test_the_middleware_of_all_routes_is_one(memory: MemoryStore) -> None:
 
     async def app(*_: Any) -> None: ...
 
-    made: list[Any] = [plugin.middleware.middleware(app=app) for _ in range(2)]
+    made: list[Any] = [plugin.middleware(app=app) for _ in range(2)]
 
     assert made[0].manager is made[1].manager
     assert made[0].watch is made[1].watch
