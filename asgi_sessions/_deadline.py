@@ -60,9 +60,13 @@ class Deadlines:
         return time.monotonic() - then if sweeper is None else sweeper.stood_since(then)
 
 
-def limit_alone(seconds: float) -> Limit:
-    """A limit with a timer of its own, which may be hastened. For asyncio."""
-    return Limit(_Sweeper(asyncio.get_running_loop(), seconds), 0.0)
+def limit_alone(seconds: float, *, again: float) -> Limit:
+    """A limit with a timer of its own, which may be hastened. For asyncio.
+
+    Args:
+        again: seconds between two cancellations; more than the block needs to clean up after the first one.
+    """
+    return Limit(_Sweeper(asyncio.get_running_loop(), seconds), 0.0, again)
 
 
 class _Sweeper:
@@ -127,15 +131,16 @@ class _Sweeper:
 class Limit:
     """Like ``asyncio.timeout``, whose rules on cancellation it follows, but repeats the cancellation until the block is left."""
 
-    __slots__ = ("_again", "_before", "_strikes", "_sweeper", "_task", "ends_at", "spent")
+    __slots__ = ("_again", "_before", "_next", "_strikes", "_sweeper", "_task", "ends_at", "spent")
 
     ends_at: float
     """By the sweeper's clock."""
-    _again: asyncio.TimerHandle
+    _next: asyncio.TimerHandle
 
-    def __init__(self, sweeper: _Sweeper, spent: float) -> None:
+    def __init__(self, sweeper: _Sweeper, spent: float, again: float = AGAIN) -> None:
         self._sweeper = sweeper
         self.spent = spent
+        self._again = again
         self._strikes = 0
 
     def __enter__(self) -> None:
@@ -156,7 +161,7 @@ class Limit:
     def strike(self) -> None:
         self._strikes += 1
         self._task.cancel()
-        self._again = self._sweeper.loop.call_later(AGAIN, self.strike)
+        self._next = self._sweeper.loop.call_later(self._again, self.strike)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -164,7 +169,7 @@ class Limit:
         if not self._strikes:
             del self._sweeper.running[self]
             return
-        self._again.cancel()
+        self._next.cancel()
         for _ in range(self._strikes):
             cancellations = self._task.uncancel()
         if cancellations <= self._before and kind is not None and issubclass(kind, asyncio.CancelledError):

@@ -40,6 +40,9 @@ LONGEST_ALONE: Final = 2.0
 TIME_TO_GIVE_BACK: Final = 2.0
 """Seconds in which a connection is to be back in the pool; one whose server says nothing is cut off then."""
 
+TIME_TO_CLEAN_UP: Final = 5.0
+"""Seconds after which an operation that was cancelled and goes on is cancelled again. To give its connection back takes less."""
+
 TIME_TO_CLOSE: Final = 5.0
 """Seconds in which connections are closed politely, all at once; drivers give a dead server two."""
 
@@ -212,7 +215,7 @@ class Lane:
         if self._is_own and self._farewell is None:
             self._farewell = await at_the_end(self._close)
         await self._seats.acquire()
-        limit = limit_alone(LONGEST)
+        limit = limit_alone(LONGEST, again=TIME_TO_CLEAN_UP)
         task = asyncio.ensure_future(self._carry_out(work, limit))
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -381,7 +384,7 @@ class Lane:
         # dispose() says goodbye to one after the other and waits for a server that says nothing.
         idle = getattr(self._engine.pool, "checkedin", int)()
         try:
-            with limit_alone(TIME_TO_CLOSE):
+            with limit_alone(TIME_TO_CLOSE, again=TIME_TO_CLEAN_UP):
                 await asyncio.gather(*(self._close_one() for _ in range(idle)), return_exceptions=True)
                 await self._engine.dispose()
         except TimeoutError:
