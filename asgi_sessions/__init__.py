@@ -53,11 +53,7 @@ def __getattr__(name: str) -> Any:
     """``SQLStore`` when it is first asked for: SQLAlchemy is an extra, and takes a third of a second to import."""
     if name != "SQLStore":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        from asgi_sessions.stores.sql import SQLStore
-    except ModuleNotFoundError as missing:
-        if missing.name not in ("sqlalchemy", "greenlet"):
-            raise
-        raise ImportError("SQLStore needs SQLAlchemy: pip install 'asgi-server-sessions[sql]'") from missing
+    from asgi_sessions.stores.sql import SQLStore
+
     globals()[name] = SQLStore
     return SQLStore

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, Literal, get_args
 
+from asgi_sessions._arguments import several
 from asgi_sessions._errors import ConfigurationError
 from asgi_sessions._types import Scope
 
@@ -38,11 +39,11 @@ class ClientAddress:
     __slots__ = ("_header", "_trusted")
 
     def __init__(self, trusted_proxies: Iterable[str] = (), *, header: Header = "x-forwarded-for") -> None:
-        if isinstance(trusted_proxies, str):
-            raise ConfigurationError("trusted_proxies is a single string: give a list, trusted_proxies=['10.0.0.0/8']")
         if header not in get_args(Header):
             raise ConfigurationError(f"header={header!r}: use 'x-forwarded-for' or 'forwarded'")
-        self._trusted = tuple(map(_network, trusted_proxies))
+        self._trusted = tuple(
+            map(_network, several("trusted_proxies", trusted_proxies, "trusted_proxies=['10.0.0.0/8']"))
+        )
         self._header = header.encode("ascii")
 
     def of(self, scope: Scope) -> Address | None:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from asgi_sessions._arguments import several
 from asgi_sessions._errors import ConfigurationError
 from asgi_sessions._hmac import Hmac
 
@@ -52,10 +53,9 @@ class Secrets:
     __slots__ = ("_by_id", "_roots", "_sealing", "are_given")
 
     def __init__(self, secret_keys: Sequence[str | bytes] = ()) -> None:
-        if isinstance(secret_keys, str | bytes):
-            raise ConfigurationError("secret_keys is a single string: give a list, newest first: secret_keys=[key]")
+        given = several("secret_keys", secret_keys, "newest first: secret_keys=[key]")
         roots: list[bytes] = []
-        for number, secret in enumerate(secret_keys, start=1):
+        for number, secret in enumerate(given, start=1):
             raw = _checked(secret, number)
             # HKDF-Extract (RFC 5869, section 2.2), once per secret; every subkey is one HKDF-Expand block from here.
             root = hmac.digest(b"asgi-sessions", raw, "sha256")

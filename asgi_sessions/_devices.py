@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import functools
 import hmac
-import importlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from os import PathLike, fspath
+from os import PathLike
+from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import msgspec
 
 from asgi_sessions._address import Address, ClientAddress, Header, coarse
+from asgi_sessions._arguments import path_in
 from asgi_sessions._cipher import Secrets
-from asgi_sessions._errors import ConfigurationError
+from asgi_sessions._errors import ConfigurationError, MissingExtra
+from asgi_sessions._extras import needs
 from asgi_sessions._timeouts import duration
 from asgi_sessions._token import ID_CHARS, base64url
 from asgi_sessions._types import Scope
+
+logger = logging.getLogger("asgi_sessions")
 
 MAX_USER_AGENT: Final = 512
 """Bytes of a User-Agent that are looked at. Browsers send 80 to 250; patterns over 64 kB of somebody's making take seconds."""
@@ -359,7 +364,7 @@ class Devices:
         put(self, "rules", rules)
         put(self, "_address", ClientAddress(self.trusted_proxies, header=self.forwarded_header))
         if self.geoip is not None:
-            put(self, "_reader", _open_geoip(fspath(self.geoip)))
+            put(self, "_reader", _open_geoip(path_in("Devices(geoip)", self.geoip)))
 
     def prepare(self) -> None:
         """Load what it takes to recognise devices, once per process: a tenth of a second, and not of somebody's log-in."""
@@ -380,8 +385,8 @@ class Devices:
         if self._reader is not None:
             try:
                 found = self._reader.get(str(address))
-            except (ValueError, OSError):
-                found = None  # a database without IPv6, or a damaged one
+            except Exception:  # a database without IPv6, or a damaged one: a log-in must not fail over it
+                found = None
             if isinstance(found, Mapping):
                 country = _fact(_at(found, "country", "iso_code"))
                 city = _fact(_at(found, "city", "names", "en"))
@@ -406,19 +411,14 @@ def _fact(value: object) -> str | None:
     return text or None
 
 
-def _open_geoip(path: str) -> Any:
+def _open_geoip(path: Path) -> Any:
+    with needs("devices", "Devices(geoip=…)"):
+        import maxminddb
     try:
-        database = importlib.import_module("geoip2.database")
-    except ImportError as error:
-        raise ConfigurationError(
-            "Devices(geoip=…) needs the extra [devices]: pip install 'asgi-server-sessions[devices]'"
-        ) from error
-    try:
-        # Of geoip2, whose models differ by the kind of database; what we read is the same in all of them.
-        return database.Reader(path)._db_reader
+        return maxminddb.open_database(path)
     except Exception as error:
         raise ConfigurationError(
-            f"Devices(geoip={path!r}): cannot be read as a GeoIP2 database ({type(error).__name__})"
+            f"Devices(geoip={str(path)!r}): cannot be read as a GeoIP2 database ({type(error).__name__})"
         ) from error
 
 
@@ -470,7 +470,10 @@ def _kind(text: str, browser: str | None, system: str | None, device: str) -> Ki
 def _parser() -> Any:
     """ua-parser, where it is installed; without its cache, since ours holds what we made of it."""
     try:
-        ua_parser = importlib.import_module("ua_parser")
-    except ImportError:
+        with needs("devices", "Devices(facts=True)"):
+            from ua_parser import BasicResolver, Parser, load_builtins
+    except MissingExtra as missing:
+        if not isinstance(missing.__cause__, ModuleNotFoundError):  # it is there, and is too old
+            logger.warning("devices are not recognised: %s", missing)
         return None
-    return ua_parser.Parser(ua_parser.BasicResolver(ua_parser.load_builtins()))
+    return Parser(BasicResolver(load_builtins()))

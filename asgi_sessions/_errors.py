@@ -16,6 +16,10 @@ class ConfigurationError(SessionError):
     """The app was put together wrongly; raised while it is being built, with what to do about it."""
 
 
+class MissingExtra(ConfigurationError, ImportError):
+    """A module was imported whose extra is not installed; the message has the command that installs it."""
+
+
 class SessionDataError(SessionError):
     """A value in the session cannot be kept faithfully; the message names its key."""
 

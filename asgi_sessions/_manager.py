@@ -70,7 +70,7 @@ from asgi_sessions._record import ALIAS_REV, Body, MessagePackCodec, Record, mer
 from asgi_sessions._session import ATTRIBUTES, Asked, Session
 from asgi_sessions._store import Store, SweepingStore, lacking_for_users
 from asgi_sessions._timeouts import RENEWAL_GRACE, Timeouts
-from asgi_sessions._token import TokenMint, key_of, owner_of, place_of
+from asgi_sessions._token import TokenMint, is_id, key_of, owner_of_known, place_of
 from asgi_sessions._types import Clock, Event, EventHook, instant
 
 logger = logging.getLogger("asgi_sessions")
@@ -1144,6 +1144,8 @@ class Manager:
 
     async def name(self, owner: str, id: str, name: str, now: float) -> bool:
         """Give the device of a session a name; whether there is such a session."""
+        if not is_id(id):
+            return False
         for attempt in range(MAX_ATTEMPTS):
             found = next((each for each in await self.records_of(owner, now) if each[0].id == id), None)
             if found is None:
@@ -1430,7 +1432,7 @@ def _checked(record: object, key: str) -> Record:
 
 
 def _owner(user_id: str | None) -> str | None:
-    return None if user_id is None else owner_of(user_id)
+    return None if user_id is None else owner_of_known(user_id)
 
 
 def _known(session: Session) -> Record:

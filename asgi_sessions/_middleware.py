@@ -102,10 +102,7 @@ class SessionMiddleware:
         no_store_when_logged_in: bool = False,
         clock: Clock = time.time,
     ) -> None:
-        if not callable(app):
-            raise ConfigurationError(
-                f"SessionMiddleware(app=<{type(app).__name__}>): give an ASGI app; it comes first, the store second"
-            )
+        _refuse_no_app(app)
         missing = [name for name in _STORE_METHODS if not callable(getattr(store, name, None))]
         if isinstance(store, type) or missing:
             # Its type only: a str may be a secret key, or a URL with a password in it.
@@ -175,6 +172,7 @@ class SessionMiddleware:
 
     def around(self, app: Callable[..., Awaitable[None]]) -> SessionMiddleware:
         """The same middleware, around another app; for frameworks that build one per route. All of them share one manager."""
+        _refuse_no_app(app)
         _refuse_twin(app, self.cookie.name)
         other = copy(self)
         other.app = app
@@ -854,6 +852,13 @@ def _foreign_outside(app: Any) -> list[str]:
     classes = [getattr(entry, "cls", None) for entry in getattr(app, "user_middleware", ())]
     ours = [index for index, cls in enumerate(classes) if isinstance(cls, type) and issubclass(cls, SessionMiddleware)]
     return [name for cls in classes[: max(ours, default=len(classes))] if (name := foreign_class(cls))]
+
+
+def _refuse_no_app(app: object) -> None:
+    if not callable(app):
+        raise ConfigurationError(
+            f"SessionMiddleware(app=<{type(app).__name__}>): give an ASGI app; it comes first, the store second"
+        )
 
 
 def _refuse_twin(app: Any, cookie_name: str) -> None:

@@ -19,7 +19,7 @@ import msgspec
 
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._errors import RecordDamaged, SessionDataError
-from asgi_sessions._token import ID_CHARS, OWNER_CHARS, PLACE_CHARS, owner_of
+from asgi_sessions._token import ID_CHARS, OWNER_CHARS, PLACE_CHARS, owner_of_known
 
 MAX_PAYLOAD = 1024 * 1024
 """Bytes. A session is loaded with every request; what is larger than this belongs into a database."""
@@ -162,7 +162,7 @@ def _makes_sense(record: Record, body: Body) -> bool:
         return False
     if body.user_id is None:
         return record.owner is None and authenticated_at is None
-    return authenticated_at is not None and record.owner == owner_of(body.user_id)
+    return authenticated_at is not None and record.owner == owner_of_known(body.user_id)
 
 
 # ── The bytes of a whole record, for stores that keep one string per key ──

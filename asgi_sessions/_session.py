@@ -14,10 +14,10 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final, NoReturn, Protocol, Self
 
 from asgi_sessions._elsewhere import NAMES, Elsewhere
-from asgi_sessions._errors import ResponseStarted, SessionDataError, SessionError, SessionWarning
+from asgi_sessions._errors import ResponseStarted, SessionError, SessionWarning
 from asgi_sessions._record import Body, Record
 from asgi_sessions._timeouts import Timeouts, duration
-from asgi_sessions._token import new_id
+from asgi_sessions._token import new_id, user_id_in
 from asgi_sessions._types import Clock, instant
 
 
@@ -273,17 +273,10 @@ class Session(dict[str, Any]):
         survives the browser's restart.
 
         Raises:
-            SessionDataError: ``user_id`` is not a non-empty ``str`` of valid Unicode.
+            SessionDataError: ``user_id`` is not a non-empty ``str`` of valid Unicode, or has more than 16 kB.
             ResponseStarted: the cookie can no longer be sent.
         """
-        if not isinstance(user_id, str):
-            raise SessionDataError(f"log_in(): a user id is a str, not {type(user_id).__name__}; pass str(user.id)")
-        if not user_id:
-            raise SessionDataError("log_in(): the user id is empty")
-        try:
-            user_id.encode("utf-8")
-        except UnicodeEncodeError:
-            raise SessionDataError("log_in(): the user id is not valid Unicode: it holds a lone surrogate") from None
+        user_id = user_id_in("log_in()", user_id)
         self._verb("log_in()")
         kept = self._user_id is None or self._user_id == user_id
         if not kept:
@@ -293,7 +286,7 @@ class Session(dict[str, Any]):
             self._asked = Asked.LOG_IN
         now = self._keeper.clock()
         self._begin(now)
-        self._user_id = str.__str__(user_id)  # of a str Enum, str() would be another text
+        self._user_id = user_id
         self._authenticated_at = now
         self._remembered = bool(remember)
 

@@ -19,6 +19,7 @@ from functools import lru_cache
 from hashlib import sha256
 from hmac import compare_digest
 
+from asgi_sessions._errors import SessionDataError
 from asgi_sessions._hmac import Hmac
 
 PLACE_CHARS = 3
@@ -37,6 +38,10 @@ ID_BYTES = 12
 ID_CHARS = 16
 
 OWNER_CHARS = 22
+
+MAX_USER_ID = 16 * 1024
+"""Bytes of a user's id as UTF-8. It is stored with every session of the user."""
+
 ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
@@ -53,12 +58,47 @@ def new_id() -> str:
     return secrets.token_urlsafe(ID_BYTES)
 
 
-@lru_cache(maxsize=4096)
+def is_id(value: object) -> bool:
+    """Whether this has the form of a public id. Anything else is the id of no session, so no store need be asked for it."""
+    return isinstance(value, str) and len(value) == ID_CHARS and value.isascii() and not value.encode().strip(ALPHABET)
+
+
+def user_id_in(name: str, value: object) -> str:
+    """``value`` as the id of a user: a non-empty ``str`` of valid Unicode, of 16 kB at most.
+
+    Args:
+        name: what it was given to, for the message: ``log_in()``.
+    Raises:
+        SessionDataError: it is none.
+    """
+    if not isinstance(value, str):
+        raise SessionDataError(f"{name}: a user id is a str, not {type(value).__name__}; pass str(user.id)")
+    if not value:
+        raise SessionDataError(f"{name}: the user id is empty")
+    text = str.__str__(value)  # of a str Enum, str() would be another text
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise SessionDataError(f"{name}: the user id is not valid Unicode: it holds a lone surrogate") from None
+    if size > MAX_USER_ID:
+        raise SessionDataError(f"{name}: the user id has {size:,} bytes; {MAX_USER_ID:,} are allowed")
+    return text
+
+
 def owner_of(user_id: str) -> str:
     """The name under which a store keeps the index of one user's sessions: 22 base64url characters.
 
     A hash, so that any user id will do (braces, colons, NUL, ten kilobytes) and none stands in a key name.
+
+    Raises:
+        SessionDataError: it is no user's id; see :func:`user_id_in`.
     """
+    return owner_of_known(user_id_in("owner_of()", user_id))
+
+
+@lru_cache(maxsize=4096)
+def owner_of_known(user_id: str) -> str:
+    """:func:`owner_of`, for a user id that was checked when its session began."""
     return base64url(sha256(b"asgi-sessions owner\0" + user_id.encode("utf-8")).digest()[:16])
 
 

@@ -18,6 +18,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from asgi_sessions._arguments import several
 from asgi_sessions._errors import ConfigurationError
 from asgi_sessions._origin import SAFE_METHODS, authority, parsed, values_of
 from asgi_sessions._types import Message, Scope, Send
@@ -56,14 +57,11 @@ class CrossOriginProtection:
     ) -> None:
         if not callable(app):
             raise ConfigurationError(f"CrossOriginProtection(app={app!r}): give an ASGI app")
-        if isinstance(trusted_origins, str):
-            raise ConfigurationError(
-                "CrossOriginProtection(trusted_origins=…) is a single string: give a list, trusted_origins=[origin]"
-            )
+        given = several("CrossOriginProtection(trusted_origins=…)", trusted_origins, "trusted_origins=[origin]")
         if skip is not None and (not callable(skip) or inspect.iscoroutinefunction(skip)):
             raise ConfigurationError("CrossOriginProtection(skip=…): give a plain function")
         self.app = app
-        self._trusted = frozenset(map(_trusted, trusted_origins))
+        self._trusted = frozenset(map(_trusted, given))
         self._skip = skip
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -100,7 +98,7 @@ class CrossOriginProtection:
 
 
 def _trusted(origin: object) -> tuple[str, str, str]:
-    found = parsed(origin.encode("utf-8")) if isinstance(origin, str) else None
+    found = parsed(origin.encode("utf-8", "replace")) if isinstance(origin, str) else None
     if found is None:
         raise ConfigurationError(
             f"CrossOriginProtection(trusted_origins=[{origin!r}]): give 'scheme://host' or 'scheme://host:port', without a "

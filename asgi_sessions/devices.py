@@ -29,12 +29,12 @@ from typing import Literal
 
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._devices import Device, Devices, Entry, Facts, Location, Reason, name_of, unpack_facts
-from asgi_sessions._errors import ConfigurationError, SessionDataError
+from asgi_sessions._errors import ConfigurationError, SessionDataError, SessionError
 from asgi_sessions._manager import Manager, manager_of
 from asgi_sessions._record import Body, Record
 from asgi_sessions._session import Session
 from asgi_sessions._store import Store, lacking_for_users
-from asgi_sessions._token import owner_of
+from asgi_sessions._token import is_id, owner_of
 from asgi_sessions._types import Clock, instant
 
 __all__ = ["Device", "Devices", "HistoryEntry", "Location", "SessionInfo", "UserSessions"]
@@ -85,7 +85,8 @@ class UserSessions:
     """The sessions of users: list them, end them, tell their history.
 
     Each method that changes or reads is one atomic step of the store. A session of somebody else is "not found", as is one
-    that has ended, so an id from a URL needs no check of its own.
+    that has ended, and anything that is no id. So an id from a URL needs no check of its own. A ``user_id`` that
+    :meth:`Session.log_in` would refuse is a :class:`SessionDataError` in every method.
 
     Args:
         store: the one that the app's SessionMiddleware has: secrets, history and ``on_event`` are then the middleware's.
@@ -119,7 +120,7 @@ class UserSessions:
         Args:
             current: the session, or the id of the session, that is asking: marked so in the result.
         Raises:
-            StoreError: the store failed.
+            SessionDataError: ``user_id`` is no user's id. StoreError: the store failed.
         """
         manager = self._manager()
         this = current.id if isinstance(current, Session) else current
@@ -132,25 +133,33 @@ class UserSessions:
         """End one session of a user; whether there was such a session. Its next request is nobody's.
 
         Raises:
+            SessionDataError: ``user_id`` is no user's id.
             StoreError: the store failed; it is not known whether the session has ended.
         """
-        return bool(id) and bool(await self._end(user_id, id=id))
+        owner_of(user_id)
+        return is_id(id) and bool(await self._end(user_id, id=id))
 
     async def revoke_all(self, user_id: str, keep: Session | str | None = None) -> int:
         """End all sessions of a user, or all but ``keep``, an id; how many ended.
 
         Raises:
+            SessionDataError: ``user_id`` is no user's id. SessionError: ``keep`` is neither a session nor an id.
             StoreError: the store failed; it is not known whether they have ended.
         """
         kept = keep.id if isinstance(keep, Session) else keep
-        return len(await self._end(user_id, keep=kept))
+        if not isinstance(kept, str | None):
+            raise SessionError(f"revoke_all(keep={type(kept).__name__}): give a Session, or the id of one")
+        return len(await self._end(user_id, keep=kept if is_id(kept) else None))
 
     async def history(self, user_id: str, limit: int = 50) -> builtins.list[HistoryEntry]:
         """What happened to the sessions of a user, the latest first; at most ``limit`` entries.
 
         Raises:
+            SessionDataError: ``user_id`` is no user's id. SessionError: ``limit`` is not a whole number.
             StoreError: the store failed.
         """
+        if not isinstance(limit, int):
+            raise SessionError(f"history(limit={type(limit).__name__}): give a whole number")
         manager = self._manager()
         async with manager.asking("history"):
             found = await manager.history_of(owner_of(user_id), self._now(manager))
@@ -165,7 +174,8 @@ class UserSessions:
         """Give the device of a session a name of the user's choice; ``""`` takes it away. Whether there was such a session.
 
         Raises:
-            SessionDataError: the name is longer than 64 characters, or holds some that cannot be shown.
+            SessionDataError: the name is longer than 64 characters, or holds some that cannot be shown; or ``user_id`` is
+                no user's id.
             StoreError: the store failed.
         """
         try:
@@ -184,6 +194,7 @@ class UserSessions:
         Returns:
             How many sessions ended.
         Raises:
+            SessionDataError: ``user_id`` is no user's id.
             StoreError: the store failed; what is left is not known.
         """
         manager = self._manager()

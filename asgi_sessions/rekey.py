@@ -94,8 +94,10 @@ async def rekey(
         raise ConfigurationError("rekey: give secret_keys, newest first, as the app has them")
     if not isinstance(store, ScannableStore):
         raise ConfigurationError(f"rekey: {type(store).__name__} cannot be walked through; it has no scan()")
-    if not rate > 0:
+    if not isinstance(rate, int | float) or not rate > 0:
         raise ConfigurationError(f"rekey(rate={rate!r}): give records per second")
+    if report is not None and not callable(report):
+        raise ConfigurationError(f"rekey(report={type(report).__name__}): give a function")
     tell = report if report is not None else _tell_nobody
     pace, at_once = _Pace(rate), max(1, int(min(AT_ONCE, rate)))
     progress = Progress(cursor=cursor, share=_share(store, cursor))

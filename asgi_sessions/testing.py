@@ -21,10 +21,18 @@ import anyio
 import anyio.lowlevel
 from msgspec.structs import replace
 
+from asgi_sessions._arguments import expect
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._cookie import CookieConfig
 from asgi_sessions._devices import ENTRY_HEADER, Note, Rules, line_of
-from asgi_sessions._errors import RecordChanged, RecordExists, RecordGone, SessionLimitReached
+from asgi_sessions._errors import (
+    ConfigurationError,
+    RecordChanged,
+    RecordExists,
+    RecordGone,
+    SessionDataError,
+    SessionLimitReached,
+)
 from asgi_sessions._manager import Manager
 from asgi_sessions._record import ALIAS_REV, Record
 from asgi_sessions._store import Store
@@ -65,7 +73,9 @@ async def session_cookie(
     ``user_id=None`` makes an anonymous session and needs ``data``. Everything else as the middleware of the app has it.
 
     Raises:
-        ConfigurationError: the app's SessionMiddleware has other ``secret_keys``, so it would not know the cookie.
+        SessionDataError: the user id or the data cannot be kept, or there is neither.
+        ConfigurationError: another argument makes no sense, or the app's SessionMiddleware has other ``secret_keys``, so it would
+            not know the cookie.
     """
     _, value = await _begun(store, user_id, data, remember, cookie, timeouts, secret_keys, clock)
     return cookie.name, value
@@ -82,6 +92,13 @@ async def _begun(
     clock: Clock = time.time,
 ) -> tuple[Manager, str]:
     """The manager that began a session, and the value of its cookie."""
+    expect("session_cookie(store)", store, Store)
+    expect("session_cookie(cookie)", cookie, CookieConfig)
+    expect("session_cookie(timeouts)", timeouts, Timeouts)
+    if not callable(clock):
+        raise ConfigurationError(f"session_cookie(clock={clock!r}): give a function")
+    if data is not None:
+        expect("session_cookie(data)", data, Mapping)
     manager = Manager(
         store,
         cookie_name=cookie.name,
@@ -97,9 +114,7 @@ async def _begun(
         session.log_in(user_id, remember=remember)
     await manager.commit(session)
     if not isinstance(session._cookie, tuple):
-        raise ValueError(  # noqa: TRY004 - it is the value that is missing
-            "an anonymous session without data is not stored; give data=…"
-        )
+        raise SessionDataError("session_cookie(): an anonymous session without data is not stored; give data=…")
     return manager, session._cookie[0]
 
 

@@ -252,6 +252,7 @@ ON_EVERY_DATABASE = {
     "test_live",
     "test_doors",
     "test_page",
+    "test_text_from_outside",
 }
 """Modules that run on databases too. What the others ask of a store, these ask as well."""
 

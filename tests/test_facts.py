@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import ipaddress
 from pathlib import Path
 from typing import Any
@@ -239,16 +238,6 @@ def test_what_is_no_database_is_refused_when_the_app_is_built(tmp_path: Path) ->
 
     with pytest.raises(ConfigurationError, match="cannot be read as a GeoIP2 database"):
         Devices(geoip=tmp_path / "x.mmdb")
-
-
-def test_a_database_without_the_extra_says_what_to_install(geoip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_module(name: str) -> Any:
-        raise ImportError(name)
-
-    monkeypatch.setattr(importlib, "import_module", no_module)
-
-    with pytest.raises(ConfigurationError, match=r"asgi-server-sessions\[devices\]"):
-        Devices(geoip=geoip)
 
 
 async def test_the_place_is_listed(geoip: Path, memory: MemoryStore, clock: FakeClock) -> None:

@@ -19,6 +19,8 @@ LAYERS = {
     "_origin": 0,
     "_processes": 0,
     "_types": 0,
+    "_arguments": 0.5,  # these two raise errors
+    "_extras": 0.5,
     "_address": 1,
     "_breaker": 1,
     "_deadline": 1,

@@ -803,7 +803,7 @@ async def test_stores_that_come_and_go_leave_nothing_on_an_engine_of_the_apps() 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SQLStore.from_url("sqlite:///x.db"), "not understood"),
+        (lambda: SQLStore.from_url("sqlite:///x.db"), "names no driver"),
         (lambda: SQLStore.from_url("nonsense"), "not understood"),
         (lambda: SQLStore.from_url("sqlite+aiosqlite://"), "in memory"),
         (lambda: SQLStore.from_url("sqlite+aiosqlite:///x.db", isolation_level="SERIALIZABLE"), "isolation_level"),

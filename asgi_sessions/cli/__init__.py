@@ -7,40 +7,60 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import asgi_sessions
+from asgi_sessions._arguments import whole
+from asgi_sessions._extras import needs
 from asgi_sessions.cli._stores import DATABASE_HELP, URL_HELP
-
-_EXTRAS = frozenset({"uvicorn", "httpx", "jinja2"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 all is well, 1 it failed, 2 it could not begin."""
+    """Run one command and return its exit code: 0 all is well, 1 it failed, 2 it could not begin.
+
+    What goes wrong is one line on stderr: a traceback would hide it, and may hold the password of a URL.
+    """
+    if sys.stderr is None:  # closed by the shell: print() would write to stdout instead
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the program runs
+    if sys.stdout is None:
+        return _say("there is no standard output to write to", 2)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without our characters shows a "?" and goes on
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # here, where an error can be told; not when the interpreter ends
+    except asgi_sessions.ConfigurationError as error:
+        return _say(str(error), 2)
+    except asgi_sessions.StoreError as error:
+        return _say(str(error), 1)
+    except KeyboardInterrupt:
+        return _say("interrupted", 1)
+    except OSError as error:
+        with suppress(OSError, ValueError):  # nothing more can be written there, and must not be tried at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _say(f"cannot write: {error.strerror or type(error).__name__}", 1)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     if options.command is None:
         parser.print_help()
         return 2
-    try:
-        return _COMMANDS[options.command](options)
-    except ModuleNotFoundError as missing:
-        if missing.name == "jwt":
-            return _refuse("keygen needs PyJWT: pip install 'asgi-server-sessions[tokens]'")
-        if missing.name in ("sqlalchemy", "greenlet"):
-            return _refuse(f"{options.command} needs SQLAlchemy: pip install 'asgi-server-sessions[sql]'")
-        if missing.name not in _EXTRAS:
-            raise
-        return _refuse(f"the demo needs {missing.name}: pip install 'asgi-server-sessions[demo]'")
-    except asgi_sessions.ConfigurationError as error:
-        return _refuse(str(error))
+    return _COMMANDS[options.command](options)
 
 
 def _demo(options: argparse.Namespace) -> int:
+    with needs("demo", "the demo"):
+        import httpx  # noqa: F401 - all of them are looked for at once
+        import jinja2  # noqa: F401
+        import uvicorn  # noqa: F401
     if options.tour:
         from asgi_sessions.cli._tour import run
 
@@ -94,7 +114,9 @@ def _parser() -> argparse.ArgumentParser:
         "SQLite here (the tour's in memory), or in Redis or Valkey where REDIS_URL is set.",
     )
     demo.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    demo.add_argument("--port", type=_port, default=8000, help="port; 0 picks a free one (default: %(default)s)")
+    demo.add_argument(
+        "--port", type=_number("port", 0, 65535), default=8000, help="port; 0 picks a free one (default: %(default)s)"
+    )
     demo.add_argument("--https", action="store_true", help="with a throwaway certificate, and the cookie of production")
     demo.add_argument(
         "--tour", action="store_true", help="play the life of a session over real HTTP, check it, and end"
@@ -122,7 +144,11 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("url", help=DATABASE_HELP)
     sweep.add_argument("--table", default="asgi_sessions", help="name of the table of records (default: %(default)s)")
     sweep.add_argument(
-        "--history-days", type=int, default=90, metavar="DAYS", help="how long history is kept (default: %(default)s)"
+        "--history-days",
+        type=_number("number of days", 1, 3660),
+        default=90,
+        metavar="DAYS",
+        help="how long history is kept (default: %(default)s)",
     )
     rekey = commands.add_parser(
         "rekey",
@@ -137,12 +163,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _port(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; give a number from 0 to 65535")
-    return int(text)
+def _number(what: str, least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        number = whole(text, least, most)
+        if number is None:
+            raise argparse.ArgumentTypeError(f"{text[:20]!r} is no {what}; give a number from {least} to {most}")
+        return number
+
+    return read
 
 
-def _refuse(why: str) -> int:
+def _say(why: str, status: int) -> int:
     print(f"asgi-sessions: {why}", file=sys.stderr)
-    return 2
+    return status

@@ -25,7 +25,7 @@ BETWEEN_LOOKS = 0.1
 
 
 def run(url: str, name: str | None, rate: float, cursor: str, environment: Mapping[str, str] = os.environ) -> int:
-    """0: all are done; 1: it stopped, and says where to go on."""
+    """0: all are done. 1: it stopped, and says where to go on; or some do not open, or there are none, and it says why."""
     secrets = environment.get(VARIABLE, "").split()
     if not secrets:
         raise ConfigurationError(f"put the secrets into {VARIABLE}, newest first, with spaces between them")
@@ -48,7 +48,15 @@ def run(url: str, name: str | None, rate: float, cursor: str, environment: Mappi
         return 1
     bar.leave()
     print(f"{said(bar.last)}; done")
-    return 0
+    if bar.last.damaged:
+        why = f"{bar.last.damaged:,} records open with none of these secrets and were left alone: put all secrets of the app "
+        why += f"into {VARIABLE}, and give its prefix or table with --name"
+    elif not bar.last.looked_at and not cursor:
+        why = "there are no records under this name: give the app's prefix or table with --name, and its URL"
+    else:
+        return 0
+    print(f"asgi-sessions: {why}", file=sys.stderr)
+    return 1
 
 
 def said(progress: Progress) -> str:

@@ -24,8 +24,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from asgi_sessions import ConfigurationError, CookieConfig, Event, MemoryStore, RedisStore
+from asgi_sessions import ConfigurationError, CookieConfig, Event, MemoryStore, RedisStore, StoreError
 from asgi_sessions._loops import stop
+from asgi_sessions._token import owner_of
 from asgi_sessions.cli._shop import PASSWORDS, USERS, create_shop
 from asgi_sessions.stores import Store
 
@@ -38,9 +39,15 @@ def run_shop(*, host: str, port: int, https: bool) -> int:
     cookie = CookieConfig() if https else CookieConfig.insecure_development()
     store, where = open_store(environ, file=DATABASE)
     try:
+        asyncio.run(_prepare(store))
+    except StoreError as error:
+        print(f"asgi-sessions: sessions cannot be kept {where.partition(' and ')[0]}: {error}", file=sys.stderr)
+        print("Start the demo in a folder where you may write, or set REDIS_URL.", file=sys.stderr)
+        return 1
+    try:
         listener = listen(host, port)
-    except OSError as error:
-        hint = "; try --port 0" if error.errno == errno.EADDRINUSE else ""
+    except (OSError, UnicodeError) as error:  # UnicodeError: of a name that no host can have
+        hint = "; try --port 0" if getattr(error, "errno", None) == errno.EADDRINUSE else ""
         print(f"asgi-sessions: cannot listen on {host}, port {port}: {_reason(error)}{hint}", file=sys.stderr)
         return 1
     print(f"The shop is open at {url_of(listener, https=https)} (Ctrl-C closes it)")
@@ -62,14 +69,22 @@ def run_shop(*, host: str, port: int, https: bool) -> int:
     return 0
 
 
+async def _prepare(store: Any) -> None:
+    """Make the tables, if there are any to make, and ask the store something: if it cannot answer, the shop need not open."""
+    try:
+        if hasattr(store, "create_tables"):
+            await store.create_tables()
+        await store.index(owner_of("alice"))
+    finally:
+        await store.aclose()
+
+
 async def _until_stopped(shop: Any, store: Any, listener: socket.socket, *, https: bool) -> None:
     this = asyncio.current_task()
     if this is not None:
         with suppress(NotImplementedError):  # on Windows; there Ctrl-C comes as a KeyboardInterrupt
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, this.cancel)
-    if hasattr(store, "create_tables"):
-        await store.create_tables()
     async with serving(shop, listener, pem=certificate() if https else None) as server:
         await asyncio.wait({server})
 
@@ -182,8 +197,8 @@ class _Server(uvicorn.Server):
         self.ready.set()
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or type(error).__name__).split(" (", 1)[0]
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or type(error).__name__).split(" (", 1)[0]
 
 
 def _is_loopback(listener: socket.socket) -> bool:

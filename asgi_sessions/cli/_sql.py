@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from datetime import timedelta
 
-from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.engine import Dialect
-from sqlalchemy.schema import CreateIndex, CreateTable
-
-from asgi_sessions import ConfigurationError, Devices, StoreError
+from asgi_sessions import ConfigurationError, Devices
+from asgi_sessions._extras import needs
 from asgi_sessions.cli._stores import store_of
 from asgi_sessions.stores import SweepingStore
-from asgi_sessions.stores.sql import TURN, session_tables
+
+with needs("sql", "this command"):
+    from sqlalchemy.dialects import mysql, postgresql, sqlite
+    from sqlalchemy.engine import Dialect
+    from sqlalchemy.schema import CreateIndex, CreateTable
+
+    from asgi_sessions.stores.sql import TURN, session_tables
 
 
 def print_schema(dialect: str, table: str) -> int:
@@ -49,11 +51,7 @@ def sweep(url: str, table: str, history_days: int) -> int:
         finally:
             await store.aclose()
 
-    try:
-        removed = asyncio.run(run())
-    except StoreError as error:
-        print(f"asgi-sessions: {error}", file=sys.stderr)
-        return 1
+    removed = asyncio.run(run())
     if removed is None:
         print(f"somebody else is sweeping, or was within the last {TURN:.0f} seconds")
     else:

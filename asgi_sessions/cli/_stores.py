@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from asgi_sessions import RedisStore
+from pathlib import Path
+
+from asgi_sessions import ConfigurationError, RedisStore
 from asgi_sessions.stores import Store
 
 DATABASE_HELP = "as for SQLStore.from_url()"
@@ -15,7 +17,8 @@ def store_of(url: str, name: str | None) -> Store:
     Args:
         name: the prefix of its keys in Redis, or its table; ``None``: as the store itself has it.
     Raises:
-        ConfigurationError: the URL is not understood. ModuleNotFoundError: a database, and SQLAlchemy is not there.
+        ConfigurationError: the URL is not understood, or names a file of SQLite that does not exist. MissingExtra: a database,
+            and SQLAlchemy or the driver is not there.
     """
     if (node := url_of_a_node(url)) is not None:
         return RedisStore.from_cluster(node, prefix=name or "asgi-sessions")
@@ -23,7 +26,16 @@ def store_of(url: str, name: str | None) -> Store:
         return RedisStore.from_url(url, prefix=name or "asgi-sessions")
     from asgi_sessions import SQLStore
 
+    _refuse_missing_file(url)
     return SQLStore.from_url(url, table=name or "asgi_sessions")
+
+
+def _refuse_missing_file(url: str) -> None:
+    """SQLite makes a file that does not exist, which here is a mistyped one."""
+    scheme, _, rest = url.partition("://")
+    file = rest.partition("?")[0].removeprefix("/").removeprefix("file:")
+    if scheme.partition("+")[0] == "sqlite" and file not in ("", ":memory:") and not Path(file).is_file():
+        raise ConfigurationError(f"there is no file {file}")
 
 
 def url_of_a_node(url: str) -> str | None:

@@ -28,14 +28,16 @@ from datetime import timedelta
 from functools import wraps
 from typing import Annotated, Any, Final
 
-from fastapi import Depends, FastAPI, HTTPException
-from fastapi.openapi.models import APIKey, APIKeyIn
-from fastapi.requests import HTTPConnection
-from fastapi.security.base import SecurityBase
-
 from asgi_sessions import CookieConfig, Session
+from asgi_sessions._extras import needs
 from asgi_sessions._timeouts import duration
 from asgi_sessions.frameworks.starlette import current_session
+
+with needs("fastapi", "asgi_sessions.frameworks.fastapi"):
+    from fastapi import Depends, FastAPI, HTTPException
+    from fastapi.openapi.models import APIKey, APIKeyIn
+    from fastapi.requests import HTTPConnection
+    from fastapi.security.base import SecurityBase
 
 __all__ = [
     "CurrentSession",
@@ -61,6 +63,7 @@ class _Scheme(SecurityBase):
     scheme_name = "SessionCookie"
 
     def __init__(self, name: str = NAME) -> None:
+        name = CookieConfig(name).name  # it says what is wrong with one
         self.model = APIKey.model_validate({"in": APIKeyIn.cookie, "name": name})
 
 

@@ -15,27 +15,29 @@ from copy import copy
 from datetime import timedelta
 from typing import Annotated, Any
 
-from litestar import Litestar, Request, WebSocket, di
-from litestar.config.app import AppConfig
-from litestar.connection import ASGIConnection
-from litestar.datastructures.headers import MutableScopeHeaders
-from litestar.exceptions import NotAuthorizedException
-from litestar.handlers import BaseRouteHandler
-from litestar.middleware import DefineMiddleware
-from litestar.middleware.session import SessionMiddleware as LitestarsMiddleware
-from litestar.middleware.session.base import BaseBackendConfig, BaseSessionBackend
-from litestar.openapi.spec import Components, SecurityScheme
-from litestar.plugins import InitPlugin, ReceiveRoutePlugin
-from litestar.routes import BaseRoute
-from litestar.types import Empty, Scope
-
 from asgi_sessions import ConfigurationError, CookieConfig, Session, SessionDataError, SessionMiddleware
 from asgi_sessions._elsewhere import explains_options
+from asgi_sessions._extras import needs
 from asgi_sessions._middleware import foreign_class
 from asgi_sessions._timeouts import duration
 from asgi_sessions._upkeep import require_event_loop
 from asgi_sessions.frameworks._session import opened, saved, session_in
 from asgi_sessions.stores import Store
+
+with needs("litestar", "asgi_sessions.frameworks.litestar"):
+    from litestar import Litestar, Request, WebSocket, di
+    from litestar.config.app import AppConfig
+    from litestar.connection import ASGIConnection
+    from litestar.datastructures.headers import MutableScopeHeaders
+    from litestar.exceptions import NotAuthorizedException
+    from litestar.handlers import BaseRouteHandler
+    from litestar.middleware import DefineMiddleware
+    from litestar.middleware.session import SessionMiddleware as LitestarsMiddleware
+    from litestar.middleware.session.base import BaseBackendConfig, BaseSessionBackend
+    from litestar.openapi.spec import Components, SecurityScheme
+    from litestar.plugins import InitPlugin, ReceiveRoutePlugin
+    from litestar.routes import BaseRoute
+    from litestar.types import Empty, Scope
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 Guard = Callable[[Connection, BaseRouteHandler], Awaitable[None]]

@@ -12,19 +12,22 @@ from datetime import timedelta
 from functools import partial, wraps
 from typing import Any, Final, Self
 
-from markupsafe import Markup
-from quart import Quart, current_app, has_request_context, request, websocket
-from quart.sessions import SessionInterface, SessionMixin
-from werkzeug.datastructures import WWWAuthenticate
-from werkzeug.exceptions import Unauthorized
-
 from asgi_sessions import Session, SessionMiddleware
+from asgi_sessions._arguments import expect
 from asgi_sessions._elsewhere import explains_options
+from asgi_sessions._extras import needs
 from asgi_sessions._middleware import refuse_foreign_around
 from asgi_sessions._session import OURS
 from asgi_sessions._timeouts import duration
 from asgi_sessions.frameworks._session import opened, saved, session_in
 from asgi_sessions.stores import Store
+
+with needs("quart", "asgi_sessions.frameworks.quart"):
+    from markupsafe import Markup
+    from quart import Quart, current_app, has_request_context, request, websocket
+    from quart.sessions import SessionInterface, SessionMixin
+    from werkzeug.datastructures import WWWAuthenticate
+    from werkzeug.exceptions import Unauthorized
 
 logger = logging.getLogger("asgi_sessions")
 
@@ -38,6 +41,7 @@ _OPENED_BY_US: Final = "asgi_sessions.opened_for_a_test"
 @explains_options
 def init_app(app: Quart, store: Store, **options: Any) -> None:
     """Wrap the app in :class:`SessionMiddleware`, with its options, and put its session behind ``quart.session``."""
+    expect("init_app(app)", app, Quart)
     quart: Any = app  # their types of ASGI are narrower than ours
     quart.asgi_app = SessionMiddleware(quart.asgi_app, store, **options)
     quart.session_interface = ScopeSessionInterface(quart.asgi_app)

@@ -15,16 +15,18 @@ import json
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from os import PathLike
+from os.path import isdir
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route, Router
 
+from asgi_sessions._arguments import path_in
 from asgi_sessions._errors import ConfigurationError, SessionDataError
+from asgi_sessions._extras import needs
 from asgi_sessions._forms import FORM, JSON, NeverArrived, TooLong, body_of, form_in, kind_of
 from asgi_sessions._session import OURS, Session
 from asgi_sessions._timeouts import duration
@@ -33,6 +35,9 @@ from asgi_sessions.cross_origin import CrossOriginProtection
 from asgi_sessions.devices import HistoryEntry, SessionInfo, UserSessions
 from asgi_sessions.page._openapi import openapi
 from asgi_sessions.page._strings import Strings
+
+with needs("page", "asgi_sessions.page"):
+    from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
 __all__ = ["SessionsPage", "Strings"]
 
@@ -94,7 +99,7 @@ class SessionsPage:
         for name, url in (("log_in_url", log_in_url), ("confirm_url", confirm_url), ("after_log_out", after_log_out)):
             if url is not None and not (isinstance(url, str) and url.isascii() and url.isprintable() and url):
                 raise ConfigurationError(f"SessionsPage({name}={url!r}): give a URL")
-        if templates is not None and not Path(templates).is_dir():
+        if templates is not None and not isdir(path_in("SessionsPage(templates)", templates)):
             raise ConfigurationError(f"SessionsPage(templates={str(templates)!r}): there is no such directory")
         self._sessions = sessions
         self._log_in_url = log_in_url

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from asgi_sessions._arguments import expect
 from asgi_sessions._devices import Device, Location
 
 DAY = timedelta(days=1)
@@ -112,4 +113,6 @@ class Strings:
     def __post_init__(self) -> None:
         # Those of a mapping that are not given stay English, so that a new one in a later release breaks no page.
         for name, english in (("kinds", _KINDS), ("events", _EVENTS), ("done", _DONE)):
-            object.__setattr__(self, name, {**english, **getattr(self, name)})
+            given = getattr(self, name)
+            expect(f"Strings({name})", given, Mapping)
+            object.__setattr__(self, name, {**english, **given})

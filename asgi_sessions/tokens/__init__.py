@@ -18,11 +18,14 @@ For browsers, cookies are the better choice: a script cannot read them. Needs th
 from __future__ import annotations
 
 from asgi_sessions._errors import RefreshFailed, SessionReadOnly, TokenError, TokenExpired, TokenInvalid, TokenReused
-from asgi_sessions.tokens._bearer import BearerMiddleware, BearerSession
-from asgi_sessions.tokens._endpoints import TokenEndpoints
-from asgi_sessions.tokens._jwt import Claims
-from asgi_sessions.tokens._keys import SigningKey
-from asgi_sessions.tokens._tokens import TokenPair, Tokens
+from asgi_sessions._extras import needs
+
+with needs("tokens", "asgi_sessions.tokens"):
+    from asgi_sessions.tokens._bearer import BearerMiddleware, BearerSession
+    from asgi_sessions.tokens._endpoints import TokenEndpoints
+    from asgi_sessions.tokens._jwt import Claims
+    from asgi_sessions.tokens._keys import SigningKey
+    from asgi_sessions.tokens._tokens import TokenPair, Tokens
 
 __all__ = [
     "BearerMiddleware",

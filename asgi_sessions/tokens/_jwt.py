@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from asgi_sessions._errors import TokenExpired, TokenInvalid
+from asgi_sessions._errors import SessionDataError, TokenExpired, TokenInvalid
 from asgi_sessions._token import base64url
 from asgi_sessions.tokens._keys import KeyRing
 
@@ -45,10 +45,21 @@ class Claims:
 
 
 def encode(ring: KeyRing, claims: dict[str, Any]) -> str:
+    """An access token with these claims.
+
+    Raises:
+        SessionDataError: they are no JSON, or make a token that :func:`decode` would refuse as too long.
+    """
     key = ring.signing
     header = {"alg": key.alg, "kid": key.kid, "typ": "at+jwt"}
     message = f"{_part(header)}.{_part(claims)}".encode("ascii")
-    return f"{message.decode('ascii')}.{base64url(key.sign(message))}"
+    token = f"{message.decode('ascii')}.{base64url(key.sign(message))}"
+    if len(token) > MAX_TOKEN:
+        raise SessionDataError(
+            f"an access token of {len(token):,} bytes would be refused; {MAX_TOKEN:,} are allowed: give it fewer claims, "
+            "or the user a shorter id"
+        )
+    return token
 
 
 def decode(token: str | bytes, ring: KeyRing, *, issuer: str, audience: str, now: float, lifetime: float) -> Claims:
@@ -57,6 +68,8 @@ def decode(token: str | bytes, ring: KeyRing, *, issuer: str, audience: str, now
     Raises:
         TokenExpired: it was one. TokenInvalid: it is none; which of the many reasons it was, no more than the message tells.
     """
+    if not isinstance(token, str | bytes):
+        raise TokenInvalid(f"a token is a str or bytes, not {type(token).__name__}")
     raw = token if isinstance(token, bytes) else token.encode("utf-8", "replace")
     if len(raw) > MAX_TOKEN:
         raise TokenInvalid("the token is too long")
@@ -100,6 +113,10 @@ def _text(claims: dict[str, Any], name: str) -> str:
     value = claims.get(name)
     if not isinstance(value, str) or not value:
         raise TokenInvalid(f"the claim {name} is not text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise TokenInvalid(f"the claim {name} is not valid text") from None
     return value
 
 
@@ -116,7 +133,11 @@ def _time(claims: dict[str, Any], name: str) -> float:
 
 
 def _part(content: dict[str, Any]) -> str:
-    return base64url(json.dumps(content, separators=(",", ":")).encode("utf-8"))
+    try:
+        text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SessionDataError(f"access_token(): the claims are no JSON ({error})") from None
+    return base64url(text.encode("utf-8"))
 
 
 def _object(part: bytes) -> dict[str, Any]:

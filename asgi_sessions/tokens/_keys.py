@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from hashlib import sha256
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from jwt.algorithms import Algorithm, ECAlgorithm, HMACAlgorithm, OKPAlgorithm
 
+from asgi_sessions._arguments import expect, path_in, several
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._errors import ConfigurationError
 from asgi_sessions._token import base64url
@@ -93,12 +93,14 @@ class SigningKey:
     @classmethod
     def secret(cls, secret: str | bytes, **options: Any) -> Self:
         """A secret for HS256: at least 32 bytes."""
-        return cls(secret.encode("utf-8") if isinstance(secret, str) else secret, **options)
+        expect("SigningKey.secret()", secret, str, bytes)
+        return cls(_bytes_of("SigningKey.secret()", secret), **options)
 
     @classmethod
     def from_pem(cls, pem: str | bytes, *, password: bytes | None = None, **options: Any) -> Self:
         """A private key, or a public one that only verifies."""
-        data = pem.encode("utf-8") if isinstance(pem, str) else pem
+        expect("SigningKey.from_pem()", pem, str, bytes)
+        data = _bytes_of("SigningKey.from_pem()", pem)
         try:
             key: Any = (
                 serialization.load_pem_private_key(data, password)
@@ -136,8 +138,9 @@ class SigningKey:
     @classmethod
     def from_file(cls, path: str | PathLike[str], **options: Any) -> Self:
         """A PEM or JWK file."""
+        file = path_in("SigningKey.from_file()", path)
         try:
-            data = Path(path).read_bytes()
+            data = file.read_bytes()
         except OSError as error:
             raise ConfigurationError(f"SigningKey.from_file({str(path)!r}): {error.strerror}") from None
         if data.lstrip().startswith(b"{"):
@@ -163,12 +166,20 @@ class SigningKey:
             return False
 
 
+def _bytes_of(name: str, text: str | bytes) -> bytes:
+    try:
+        return text.encode("utf-8") if isinstance(text, str) else text
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{name}: that is not valid text") from None
+
+
 class KeyRing:
     """The keys of a deployment: the first one signs, all of them verify."""
 
     def __init__(self, keys: Sequence[SigningKey]) -> None:
-        if isinstance(keys, SigningKey) or not all(isinstance(key, SigningKey) for key in keys):
-            raise ConfigurationError("keys=…: give a list of SigningKey, the one that signs first")
+        keys = several("keys", keys, "the SigningKey that signs first")
+        for key in keys:
+            expect("one of keys", key, SigningKey)
         if not keys or not keys[0].can_sign:
             raise ConfigurationError("keys=[…]: the first key signs, so it must be there and be a private one")
         if keys[0].retired_at is not None:

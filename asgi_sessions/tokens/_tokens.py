@@ -18,7 +18,7 @@ import math
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -28,6 +28,7 @@ import anyio
 import msgspec
 from msgspec.structs import replace
 
+from asgi_sessions._arguments import expect
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._devices import Devices, Reason, pack_facts
 from asgi_sessions._errors import (
@@ -47,7 +48,19 @@ from asgi_sessions._record import Body, MessagePackCodec, Record
 from asgi_sessions._session import Session
 from asgi_sessions._store import Store, lacking_for_users
 from asgi_sessions._timeouts import duration
-from asgi_sessions._token import ALPHABET, ID_CHARS, PLACE_CHARS, Signer, base64url, new_id, owner_of, place_of
+from asgi_sessions._token import (
+    ALPHABET,
+    ID_CHARS,
+    PLACE_CHARS,
+    Signer,
+    base64url,
+    is_id,
+    new_id,
+    owner_of,
+    owner_of_known,
+    place_of,
+    user_id_in,
+)
 from asgi_sessions._types import Clock, Event, EventHook, Scope, instant
 from asgi_sessions.tokens import _jwt
 from asgi_sessions.tokens._jwt import Claims
@@ -134,6 +147,8 @@ class Tokens:
                 raise ConfigurationError(f"Tokens({name}={value!r}): give text, such as 'https://api.example.org'")
         if not secret_keys:
             raise ConfigurationError("Tokens(secret_keys=()): refresh tokens are computed from a secret; give one")
+        if devices is not None:
+            expect("Tokens(devices)", devices, Devices)
         self._ring = KeyRing(keys)
         self.issuer, self.audience = issuer, audience
         self._access = duration("Tokens(access)", access).total_seconds()
@@ -174,26 +189,25 @@ class Tokens:
             scope: of the request, for device and place in the listing.
             data: what the session is to hold; read-only from then on.
         Raises:
-            SessionDataError: the user id or the data will not do.
+            SessionDataError: the user id or the data will not do, or the user id is too long for an access token (6 kB).
             SessionLimitReached: the user has too many sessions.
             StoreError: the store failed.
         """
-        if not isinstance(user_id, str) or not user_id:
-            raise SessionDataError("log_in(): a user id is a non-empty str")
-        try:
-            owner = owner_of(user_id)
-        except UnicodeEncodeError:
-            raise SessionDataError("log_in(): the user id is not valid Unicode: it holds a lone surrogate") from None
+        user_id = user_id_in("log_in()", user_id)
+        owner = owner_of_known(user_id)
         manager, now, id = self._manager, self._manager.clock(), new_id()
         grant = _Grant(secrets.token_bytes(32), 0, now, 0)
         facts = manager.devices.describe(scope)
         about = pack_facts(replace(facts, ends_at=now + self._absolute))
-        payload = self._codec.encode(data or {})
+        if data is not None and not isinstance(data, Mapping):
+            raise SessionDataError(f"log_in(data={type(data).__name__}): give a dict")
+        payload = self._codec.encode(dict(data or {}))
         body = Body("token", user_id, now, now, now, False, payload, about, _encode_grant(grant))
         record = manager.sealed(Record(_key(place_of(owner), id), 1, now, self._ends(now, now), id, owner, b""), body)
+        pair = self._pair(record, body, grant)  # first: it may be refused as too long
         async with manager.asking("token log-in"):
             await manager.admit(record, body)
-        return self._pair(record, body, grant)
+        return pair
 
     def access_token(self, session: Session, **claims: Any) -> str:
         """An access token for a session that has a user: a cookie session for its own front end, say.
@@ -206,6 +220,7 @@ class Tokens:
             SessionError: nobody is logged in; the log-in or ``confirm()`` of this request is not saved yet; the session has
                 ended; or it came with an access token itself, and would then outlive that.
         """
+        expect("access_token(session)", session, Session)
         user_id, authenticated_at = session.user_id, session.authenticated_at
         if getattr(session, "is_bearer", False):
             raise SessionError(
@@ -350,6 +365,7 @@ class Tokens:
         Raises:
             TokenExpired: it has ended. StoreError: the store failed.
         """
+        expect("living(claims)", claims, Claims)
         owner = owner_of(claims.user_id)
         async with self._manager.asking("token check"):
             # One question for a session of refresh tokens; for others the index knows where they are.
@@ -367,11 +383,12 @@ class Tokens:
 
     async def end(self, claims: Claims) -> bool:
         """End the session of an access token; whether it was there."""
+        expect("end(claims)", claims, Claims)
         async with self._manager.asking("token revoke"):
             return await self._end(owner_of(claims.user_id), claims.user_id, claims.session_id, "logged_out")
 
     async def _end(self, owner: str, user_id: str, id: str, reason: Reason) -> bool:
-        return bool(await self._manager.end(owner, user_id, reason, self._manager.clock(), id=id))
+        return is_id(id) and bool(await self._manager.end(owner, user_id, reason, self._manager.clock(), id=id))
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
         """The public keys, for those who verify access tokens elsewhere (RFC 7517, section 5)."""

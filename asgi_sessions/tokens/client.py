@@ -21,6 +21,7 @@ import anyio
 from anyio.lowlevel import RunVar
 
 from asgi_sessions._errors import ConfigurationError, RefreshFailed, TokenError
+from asgi_sessions._extras import needs
 
 if TYPE_CHECKING:
     import httpx
@@ -39,7 +40,8 @@ else:
             if _missing.name != _name:
                 raise
     if not _libraries:
-        raise ImportError("TokenAuth needs an HTTP client: pip install httpx, or pip install httpx2")
+        with needs("client", "TokenAuth"):  # or httpx2, which has no extra
+            importlib.import_module("httpx")
     httpx = _libraries[0]
     # Each library asks whether an object is an instance of its own class. These are instances of both.
     _Auth = type("_Auth", tuple(library.Auth for library in _libraries), {})
@@ -367,7 +369,7 @@ def _origin_given(origin: object) -> _Origin:
 def _parsed(url: object, advice: str) -> httpx.URL:
     try:
         found = httpx.URL(url)  # type: ignore[arg-type]  # it raises a TypeError for what is no text
-    except (httpx.InvalidURL, TypeError):
+    except (httpx.InvalidURL, TypeError, UnicodeError):
         raise ConfigurationError(advice) from None
     if found.scheme not in ("http", "https") or not found.host or found.userinfo:
         raise ConfigurationError(advice)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from threading import get_ident
@@ -41,7 +42,7 @@ from asgi_sessions._failures import cleaned, reason_of
 from asgi_sessions._loops import PerLoop, retrieve, stop
 from asgi_sessions._store import Listening
 from asgi_sessions.stores.redis._ear import Deaf, Ear
-from asgi_sessions.stores.redis._link import ConnectionLost, Link, open_link
+from asgi_sessions.stores.redis._link import ConnectionLost, Link, NotSent, open_link
 from asgi_sessions.stores.redis._scripts import MOVING, Script
 
 # RESP2: nothing is pushed, so every reply belongs to a question. No retries in the driver: they are ours.
@@ -302,9 +303,11 @@ def pool_from_url(url: str, options: dict[str, Any], method: str = "from_url") -
         new_connection(pool)
     except (ValueError, TypeError, RedisError) as error:
         # The URL may hold a password: say what is wrong with it, not what it is.
+        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.\-]{0,30}://", url)
         raise ConfigurationError(
-            f"RedisStore.{method}(): the URL or an option is not understood ({type(error).__name__}); "
-            "use redis://host:6379/0, rediss://… for TLS, or unix://path"
+            f"RedisStore.{method}(): the URL{f' ({scheme[0]}…)' if scheme else ''} or an option is not understood "
+            f"({type(error).__name__}); use redis://host:6379/0, rediss://… for TLS, or unix://path; for sentinels or a cluster "
+            "from_sentinel() or from_cluster(), and for a database SQLStore.from_url()"
         ) from None
     _check_protocol(pool, method)
     return pool
@@ -487,6 +490,8 @@ class GivenClient:
             raise Refused(str(error) if code is None else f"{code} {error}") from error
         except UNANSWERED as error:
             raise unanswered(error) from error
+        except UnicodeEncodeError:
+            raise NotSent from None
         except AttributeError as error:
             # A connection that redis-py took away under a command; whether it was carried out is not known.
             raise unanswered(error) from error

@@ -88,7 +88,7 @@ _Rows = list[tuple[range, list[Address]]]
 
 def slot_of_place(place: str) -> int:
     """CRC16 of the hash tag, which in our names is the place. (XMODEM's, which Python has.)"""
-    return crc_hqx(place.encode(), 0) % SLOTS
+    return crc_hqx(place.encode("utf-8", "replace"), 0) % SLOTS
 
 
 @cache

@@ -21,6 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from asgi_sessions._errors import StoreError
 from asgi_sessions._loops import at_the_end
 
 MAX_IN_FLIGHT: Final = 4096
@@ -43,6 +44,13 @@ _NOT_YET: Final = object()
 
 class ConnectionLost(RedisConnectionError):
     """The connection broke while a command was under way; whether the server has carried it out is not known."""
+
+
+class NotSent(StoreError):
+    """A command holds text that is not valid Unicode. It says nothing against the server."""
+
+    def __init__(self) -> None:
+        super().__init__("what is asked is not valid Unicode: it holds a lone surrogate")
 
 
 class Link(asyncio.Protocol):
@@ -95,12 +103,19 @@ class Link(asyncio.Protocol):
         self._transport.set_protocol(self)
 
     def ask(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
-        """Send a command; the future holds the reply, an error reply included, or raises ConnectionLost."""
+        """Send a command; the future holds the reply, an error reply included, or raises ConnectionLost.
+
+        Raises:
+            NotSent: it holds a lone surrogate.
+        """
         future = self._loop.create_future()
         if self.lost is not None:
             future.set_exception(ConnectionLost(str(self.lost)))
             return future
-        packed = pack_command(command)
+        try:
+            packed = pack_command(command)
+        except UnicodeEncodeError:
+            raise NotSent from None
         self._out.append(packed)
         self._unsent += len(packed)
         self._waiting.append(future)

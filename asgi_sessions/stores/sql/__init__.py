@@ -14,14 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Self
-
-from sqlalchemy import MetaData
-from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from asgi_sessions._devices import (
     ENTRY_HEADER,
@@ -44,13 +39,22 @@ from asgi_sessions._errors import (
     RecordGone,
     SessionLimitReached,
 )
+from asgi_sessions._extras import needs
 from asgi_sessions._loops import PerLoop
 from asgi_sessions._record import ALIAS_REV, Record
 from asgi_sessions._store import Listening
 from asgi_sessions._token import ID_CHARS, owner_of
 from asgi_sessions.stores._listeners import Listeners
-from asgi_sessions.stores.sql._lane import Lane, OutOfStep, address_of, build, check
-from asgi_sessions.stores.sql._tables import BATCH, SWEEPER, Statements, session_tables
+
+with needs("sql", "SQLStore"):
+    # SQLAlchemy before 2.1 notices at the first statement that it is missing.
+    import greenlet  # type: ignore[import-untyped]  # noqa: F401
+    from sqlalchemy import MetaData
+    from sqlalchemy.exc import DBAPIError, IntegrityError
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from asgi_sessions.stores.sql._lane import Lane, OutOfStep, address_of, build, check
+    from asgi_sessions.stores.sql._tables import BATCH, SWEEPER, Statements, session_tables
 
 __all__ = ["SQLStore", "owner_of", "session_tables"]
 
@@ -70,8 +74,6 @@ TELLING: Final = 6
 
 _IN_ORDER: Final = "-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz"
 """The characters of keys, as databases sort them: byte by byte."""
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,40}")
 
 _SWEEPER_ROW: Final = {"owner": SWEEPER, "seq": 0, "at": 0, "what": "", "id": "", "mark": "", "facts": b""}
 
@@ -124,11 +126,6 @@ class SQLStore:
     def _set_up(
         self, make: Callable[[], AsyncEngine], first: AsyncEngine, table: str, schema: str | None, *, is_own: bool
     ) -> None:
-        for name, value in (("table", table), ("schema", schema)):
-            if value is not None and not (isinstance(value, str) and _NAME.fullmatch(value)):
-                raise ConfigurationError(
-                    f"SQLStore({name}={value!r}): use at most 41 letters, digits and _, no digit first"
-                )
         self._make, self._first, self._is_own = make, first, is_own
         self._unused = [first]
         """The engine that was made to see whether it can be made."""

@@ -18,14 +18,14 @@ from traceback import clear_frames
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import CursorResult, Executable, Select, UpdateBase, event
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
 from asgi_sessions._deadline import Limit, limit_alone
-from asgi_sessions._errors import ConfigurationError, SessionError, StoreError
+from asgi_sessions._errors import ConfigurationError, MissingExtra, SessionError, StoreError
 from asgi_sessions._failures import reason_of
 from asgi_sessions._loops import at_the_end, retrieve
 
@@ -97,11 +97,7 @@ def build(url: str, options: dict[str, Any]) -> AsyncEngine:
     Raises:
         ConfigurationError: the URL or an option is not understood, or the driver is not there; without the URL's password.
     """
-    try:
-        parsed = make_url(url)
-        dialect = parsed.get_backend_name()
-    except SQLAlchemyError:
-        raise ConfigurationError(f"SQLStore.from_url(): the URL is not understood; use {_EXAMPLE}") from None
+    parsed, dialect = _parsed(url)
     if dialect == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ConfigurationError(
             "SQLStore.from_url(): SQLite in memory is one connection's; use a file, or MemoryStore()"
@@ -126,8 +122,8 @@ def build(url: str, options: dict[str, Any]) -> AsyncEngine:
         # Most of what is asked is one statement; that needs no BEGIN and no COMMIT around it.
         engine = create_async_engine(parsed, isolation_level="AUTOCOMMIT", **given)
     except ModuleNotFoundError as missing:
-        raise ConfigurationError(
-            f"SQLStore.from_url(): there is no driver {missing.name}; pip install {_DRIVERS.get(dialect, missing.name)}"
+        raise MissingExtra(
+            f"SQLStore.from_url(): there is no driver {missing.name}: pip install {missing.name}", name=missing.name
         ) from None
     except (SQLAlchemyError, TypeError, ValueError) as error:
         raise ConfigurationError(
@@ -141,7 +137,40 @@ def build(url: str, options: dict[str, Any]) -> AsyncEngine:
     return engine
 
 
+def _parsed(url: str) -> tuple[URL, str]:
+    """A URL and the kind of its database. No message quotes more of the URL than its scheme: the rest may hold a password.
+
+    Raises:
+        ConfigurationError: it names no database that we know, or no driver for asyncio; with the one to use.
+    """
+    try:
+        parsed = make_url(url)
+    except (SQLAlchemyError, ValueError):  # ValueError: the port is no number
+        raise ConfigurationError(f"SQLStore.from_url(): the URL is not understood; use {_EXAMPLE}") from None
+    backend, _, driver = parsed.drivername.partition("+")
+    dialect = "postgresql" if backend == "postgres" else backend
+    said = f"SQLStore.from_url('{parsed.drivername}://…')"
+    if dialect not in _DRIVERS:
+        raise ConfigurationError(f"{said}: not for such a database; use {_EXAMPLE}")
+    try:
+        kind = parsed.get_dialect()
+        is_async = bool(driver) and kind.get_async_dialect_cls(parsed).is_async
+    except SQLAlchemyError:
+        is_async = False
+    if not is_async:
+        why = f"{driver} is no driver for asyncio" if driver else "the URL names no driver"
+        raise ConfigurationError(
+            f"{said}: {why}; use '{dialect}+{_DRIVERS[dialect]}://…' (pip install {_DRIVERS[dialect]})"
+        )
+    return parsed, dialect
+
+
 def check(engine: AsyncEngine) -> None:
+    """Refuse an engine for a database that the store was not written for.
+
+    Raises:
+        ConfigurationError: it is for another one.
+    """
     if engine.dialect.name not in _BEGIN:
         raise ConfigurationError(
             f"SQLStore: not for {engine.dialect.name}; it is held to its promises on {', '.join(_BEGIN)}"

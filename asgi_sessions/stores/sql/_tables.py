@@ -10,6 +10,7 @@ What holds a promise is marked where it stands. Two traps of databases are answe
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -30,7 +31,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 
+from asgi_sessions._arguments import expect
 from asgi_sessions._devices import MARK_CHARS
+from asgi_sessions._errors import ConfigurationError
 from asgi_sessions._token import BARE_CHARS, ID_CHARS, OWNER_CHARS
 
 MAX_BODY: Final = 2**24 - 1
@@ -41,6 +44,10 @@ SWEEPER: Final = "~sweeper"
 
 BATCH: Final = 500
 """Rows that one statement removes. Locks are held for the time of that, milliseconds."""
+
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,40}")
+"""Of a table or a schema: the names of indexes are made from it, and PostgreSQL cuts names off after 63 characters."""
 
 
 def _text(chars: int) -> Any:
@@ -69,7 +76,17 @@ def session_tables(
     * ``id``: the public id of the session
     * ``owner``: :func:`owner_of` the user, or NULL; to join your own tables by
     * ``body``: everything else; opaque, and sealed where there are ``secret_keys``
+
+    Raises:
+        ConfigurationError: a name has more than 41 characters, or others than letters, digits and ``_``.
     """
+    if metadata is not None:
+        expect("session_tables(metadata)", metadata, MetaData)
+    for what, value in (("table", table), ("schema", schema)):
+        if not (isinstance(value, str) and _NAME.fullmatch(value)) and not (what == "schema" and value is None):
+            raise ConfigurationError(
+                f"SQLStore({what}={value!r}): use at most 41 letters, digits and _, no digit first"
+            )
     metadata = metadata if metadata is not None else MetaData()
     name = table if schema is None else f"{schema}.{table}"
     if name in metadata.tables:
