@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
-from urllib.parse import parse_qs
+import json
+from typing import Any, Final
+from urllib.parse import parse_qsl
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -45,16 +46,43 @@ def kind_of(request: Request) -> str:
     return said[0].partition(";")[0].strip(" \t").lower() if len(said) == 1 else ""
 
 
-def form_in(body: bytes, *, max_fields: int, keep_blank: bool = True) -> dict[str, list[str]]:
-    """The fields of a form, each with all of its values.
+def form_in(body: bytes, *, max_fields: int, keep_blank: bool = True) -> dict[str, str]:
+    """The fields of a form.
 
     Raises:
-        ValueError: it is none, or has more fields.
+        ValueError: it is none, has more fields, or has one of them twice: two readers would believe different ones.
     """
-    return parse_qs(
+    fields = parse_qsl(
         body.decode("ascii"),
         keep_blank_values=keep_blank,
         strict_parsing=True,
         errors="strict",
         max_num_fields=max_fields,
     )
+    return _once(fields)
+
+
+def json_in(body: bytes) -> dict[str, Any]:
+    """The members of a JSON object in UTF-8 (RFC 8259, section 8.1).
+
+    Raises:
+        ValueError: it is none, nests too deep, or has a name twice (RFC 8259, section 4: readers differ in which one they take).
+    """
+    try:
+        found = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("it nests too deep") from None
+    if not isinstance(found, dict):
+        raise ValueError("it is no object")  # noqa: TRY004 - of a text, as the others
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")

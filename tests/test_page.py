@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,9 +24,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from asgi_sessions import ConfigurationError, MemoryStore, SessionMiddleware, UserSessions
+from asgi_sessions import ConfigurationError, MemoryStore, SessionMiddleware, StoreError, UserSessions
 from asgi_sessions.page import SessionsPage, Strings
-from asgi_sessions.stores import Store
+from asgi_sessions.page._openapi import openapi
+from asgi_sessions.stores import Note, Record, Rules, Store
 from asgi_sessions.testing import FakeClock
 from tests.test_devices import LAPTOP, PHONE
 
@@ -328,12 +329,156 @@ async def test_the_openapi_document_tells_what_is_there(visit: Visit) -> None:
     check(session, document["components"]["schemas"]["Session"])
     (entry, *_) = (await laptop.get(f"{HOME}api/history")).json()["history"]
     check(entry, document["components"]["schemas"]["Entry"])
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            answer = await laptop.request(method, HOME + path.removeprefix("/").format(id="x"), json={"name": "x"})
-            assert str(answer.status_code) in operation["responses"], (method, path)
     references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert references == set(document["components"]["schemas"])
+
+
+WRONG_LIMITS = [
+    "", "0", "-1", "+1", "201", "000000001999", "0050", "1_0", " 5", "5 ", "5.0", "5e1", "0x5", "\u0665", "\u00b2", "\uff15",
+    "9" * 5000, "0" * 5000, "nan", "x", "5%00", "%ff", "50&limit=50", "50&limit=", "&limit=5&limit=6",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("limit", WRONG_LIMITS, ids=lambda text: ascii(text)[:20])
+async def test_a_limit_is_one_number_in_plain_digits(visit: Visit, limit: str) -> None:
+    laptop = visit()
+    await laptop.get("/login")
+
+    assert await refusal(laptop, "GET", f"api/history?limit={limit}") == 422
+
+
+@pytest.mark.parametrize("limit", ["1", "50", "200"])
+async def test_a_limit_within_bounds_is_taken(visit: Visit, limit: str) -> None:
+    laptop = visit()
+    await laptop.get("/login")
+
+    assert (await laptop.get(f"{HOME}api/history?limit={limit}")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"name": "a", "name": "b"}', b'{"name": NaN}', b"[]", b'"name"', b"1", b"", b"{}", b'{"name": 1}', b'{"name": null}',
+        b'{"name": "\\ud800"}', b'{"name": "\\u0000"}', b'{"name": "a\xff"}', b"[" * 2000, b'{"n":' * 500,
+        '{"name": "a"}'.encode("utf-16"), b'{"name": "%s"}' % (b"x" * 65),
+    ],
+    ids=lambda body: ascii(body)[:24],
+)  # fmt: skip
+async def test_a_name_that_cannot_be_read_is_refused(visit: Visit, body: bytes) -> None:
+    laptop = visit()
+    await laptop.get("/login")
+    (this,) = await sessions_of(laptop)
+
+    json = {"content-type": "application/json"}
+    assert await refusal(laptop, "PATCH", f"api/sessions/{this['id']}", content=body, headers=json) == 422
+    assert [each["name"] for each in await sessions_of(laptop)] == [""]
+
+
+async def test_a_form_that_says_something_twice_ends_nothing(visit: Visit) -> None:
+    laptop, phone = visit(), visit(PHONE)
+    await laptop.get("/login")
+    await phone.get("/login")
+    ids = [each["id"] for each in await sessions_of(laptop)]
+    form = {"content-type": "application/x-www-form-urlencoded"}
+
+    answer = await laptop.post(f"{HOME}end", content=f"id={ids[0]}&id={ids[1]}".encode(), headers=form)
+
+    assert answer.status_code == 400
+    assert len(await sessions_of(laptop)) == 2
+
+
+JSON_NAME = {"json": {"name": "x"}}
+ELSEWHERE = {"headers": {"sec-fetch-site": "cross-site"}}
+SITUATIONS: list[tuple[str, str, int, str, dict[str, Any]]] = [
+    ("get", "/api/sessions", 200, "logged in", {}),
+    ("delete", "/api/sessions", 200, "logged in", {}),
+    ("delete", "/api/sessions/{id}", 204, "logged in", {}),
+    ("delete", "/api/sessions/{id}", 404, "another id", {}),
+    ("patch", "/api/sessions/{id}", 204, "logged in", JSON_NAME),
+    ("patch", "/api/sessions/{id}", 404, "another id", JSON_NAME),
+    ("patch", "/api/sessions/{id}", 413, "logged in", {"json": {"name": "x" * 5000}}),
+    ("patch", "/api/sessions/{id}", 415, "logged in", {"data": {"name": "x"}}),
+    ("patch", "/api/sessions/{id}", 422, "logged in", {"json": {"name": "x" * 65}}),
+    ("get", "/api/history", 200, "logged in", {}),
+    ("get", "/api/history", 422, "logged in", {"params": {"limit": "201"}}),
+    *(
+        (method, path, status, situation, {**(JSON_NAME if method == "patch" else {}), **more})
+        for method, path in [
+            ("get", "/api/sessions"),
+            ("delete", "/api/sessions"),
+            ("delete", "/api/sessions/{id}"),
+            ("patch", "/api/sessions/{id}"),
+            ("get", "/api/history"),
+        ]
+        for status, situation, more in [
+            (401, "a stranger", {}),
+            (401, "not fresh", {}),
+            (403, "logged in", ELSEWHERE),
+            (503, "the store is down", {}),
+        ]
+        if method != "get" or status not in (403, 401) or situation == "a stranger"
+    ),
+]
+"""Everything that the page answers, and how it comes to it."""
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "situation", "options"),
+    [pytest.param(*each, id=f"{each[0]} {each[1]} {each[2]} {each[3]}") for each in SITUATIONS],
+)
+async def test_the_page_answers_as_the_document_says(
+    clock: FakeClock, visit: Visit, method: str, path: str, status: int, situation: str, options: dict[str, Any]
+) -> None:
+    down = Down()
+    laptop = visit(app=an_app(down, clock, within=timedelta(minutes=5)))
+    id = "A" * 16
+    if situation != "a stranger":
+        await laptop.get("/login")
+    if situation in ("logged in", "not fresh"):
+        id = (await sessions_of(laptop))[0]["id"]
+    if situation == "not fresh":
+        clock.advance(timedelta(minutes=6))
+    down.is_down = situation == "the store is down"
+
+    answer = await laptop.request(method, HOME + path.removeprefix("/").format(id=id), **options)
+
+    assert answer.status_code == status
+    documented = openapi("")["paths"][path][method]["responses"][str(status)]
+    kind = answer.headers.get("content-type", "").partition(";")[0]
+    if "content" in documented:
+        assert list(documented["content"]) == [kind]
+
+
+class Down(MemoryStore):
+    """A store whose lists of a user's sessions can be lost."""
+
+    is_down = False
+
+    async def records(self, owner: str, *, now: float, rules: Rules) -> Sequence[Record]:
+        if self.is_down:
+            raise StoreError("down")
+        return await super().records(owner, now=now, rules=rules)
+
+    async def end(self, owner: str, *, note: Note, id: str | None = None, keep: str | None = None) -> Sequence[str]:
+        if self.is_down:
+            raise StoreError("down")
+        return await super().end(owner, note=note, id=id, keep=keep)
+
+    async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
+        if self.is_down:
+            raise StoreError("down")
+        return await super().history(owner, now=now, rules=rules)
+
+
+def test_the_document_names_every_answer_and_no_other() -> None:
+    documented = {
+        (method, path, int(status))
+        for path, operations in openapi("")["paths"].items()
+        for method, operation in operations.items()
+        for status in operation["responses"]
+    }
+
+    assert documented == {(method, path, status) for method, path, status, _, _ in SITUATIONS}
 
 
 def check(value: dict[str, Any], schema: dict[str, Any]) -> None:

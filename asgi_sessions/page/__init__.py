@@ -11,7 +11,6 @@ Content-Security-Policy that allows nothing more; forms of other origins are ref
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from os import PathLike
@@ -24,10 +23,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route, Router
 
-from asgi_sessions._arguments import path_in
-from asgi_sessions._errors import ConfigurationError, SessionDataError
+from asgi_sessions._arguments import path_in, whole
+from asgi_sessions._errors import ConfigurationError, SessionDataError, StoreError
 from asgi_sessions._extras import needs
-from asgi_sessions._forms import FORM, JSON, NeverArrived, TooLong, body_of, form_in, kind_of
+from asgi_sessions._forms import FORM, JSON, NeverArrived, TooLong, body_of, form_in, json_in, kind_of
 from asgi_sessions._session import OURS, Session
 from asgi_sessions._timeouts import duration
 from asgi_sessions._types import Receive, Scope, Send
@@ -147,6 +146,8 @@ class SessionsPage:
             await self._app(scope, receive, send)
         except _Answer as answer:
             await answer.response(scope, receive, send)
+        except StoreError:
+            await _problem(503, "The sessions cannot be read now.", {"retry-after": "1"})(scope, receive, send)
         except HTTPException as error:  # where no framework is around us that has a page for it
             problem = _problem(error.status_code, error.detail, dict(error.headers or {}))
             await problem(scope, receive, send)
@@ -211,8 +212,8 @@ class SessionsPage:
         if kind_of(request) != JSON:
             raise _api_error(415, "Send JSON.")
         try:
-            name = json.loads(await _body(request, api=True))["name"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            name = json_in(await _body(request, api=True))["name"]
+        except (ValueError, KeyError):
             raise _api_error(422, 'Send {"name": "…"}.') from None
         try:
             found = await self._sessions.name(user_id, request.path_params["id"], name)
@@ -224,10 +225,11 @@ class SessionsPage:
 
     async def _api_history(self, request: Request) -> Response:
         _, user_id = self._user(request, api=True)
-        limit = request.query_params.get("limit", "50")
-        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MAX_ENTRIES):
+        given = request.query_params.getlist("limit") or ["50"]
+        limit = whole(given[0], 1, MAX_ENTRIES) if len(given) == 1 else None
+        if limit is None:
             raise _api_error(422, f"limit is a number from 1 to {MAX_ENTRIES}.")
-        return _json({"history": [_told(entry) for entry in await self._sessions.history(user_id, int(limit))]})
+        return _json({"history": [_told(entry) for entry in await self._sessions.history(user_id, limit)]})
 
     async def _api_document(self, request: Request) -> Response:
         base = str(request.scope["asgi_sessions.asked"]).rstrip("/").removesuffix("/api/openapi.json")
@@ -341,10 +343,9 @@ async def _form(request: Request) -> dict[str, str]:
     if kind_of(request) != FORM:
         raise HTTPException(415, "Send a form.")
     try:
-        fields = form_in(body, max_fields=9)
+        return form_in(body, max_fields=9)
     except ValueError:
         raise HTTPException(400, "The form cannot be read.") from None
-    return {name: values[-1] for name, values in fields.items()}
 
 
 def _now(found: list[SessionInfo]) -> datetime:

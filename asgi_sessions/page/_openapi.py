@@ -25,13 +25,24 @@ def _answer(description: str, schema: dict[str, Any] | None = None, kind: str = 
 
 
 _PROBLEM = {"$ref": "#/components/schemas/Problem"}
-_ERRORS = {
-    "401": _answer(
-        "Nobody is logged in, or the last proof of who it is lies too far back.", _PROBLEM, "application/problem+json"
-    ),
+
+
+def _problem(description: str) -> dict[str, Any]:
+    return _answer(description, _PROBLEM, "application/problem+json")
+
+
+_READING = {
+    "401": _problem("No user is logged in."),
+    "503": _answer(
+        "The store cannot be asked; come back later."
+    ),  # by the page, or by the middleware without a body of JSON
+}
+_CHANGING = {
+    **_READING,
+    "401": _problem("No user is logged in, or the last proof of who it is lies too far back."),
     "403": _answer("Sent by another origin."),
 }
-_NOT_FOUND = {"404": _answer("There is no such session of this user.", _PROBLEM, "application/problem+json")}
+_NOT_FOUND = {"404": _problem("There is no such session of this user.")}
 _ID = {"name": "id", "in": "path", "required": True, "schema": _TEXT}
 
 _DEVICE = _object(
@@ -82,12 +93,12 @@ def openapi(base: str) -> dict[str, Any]:
                 "get": {
                     "operationId": "listSessions",
                     "summary": "Where this user is logged in, latest activity first.",
-                    "responses": {"200": _answer("The sessions.", _list_of("sessions", "Session")), **_ERRORS},
+                    "responses": {"200": _answer("The sessions.", _list_of("sessions", "Session")), **_READING},
                 },
                 "delete": {
                     "operationId": "endOtherSessions",
                     "summary": "End all sessions but this one.",
-                    "responses": {"200": _answer("How many ended.", _object(ended={"type": "integer"})), **_ERRORS},
+                    "responses": {"200": _answer("How many ended.", _object(ended={"type": "integer"})), **_CHANGING},
                 },
             },
             "/api/sessions/{id}": {
@@ -95,7 +106,7 @@ def openapi(base: str) -> dict[str, Any]:
                     "operationId": "endSession",
                     "summary": "End one session; this one is a log-out.",
                     "parameters": [_ID],
-                    "responses": {"204": _answer("It has ended."), **_ERRORS, **_NOT_FOUND},
+                    "responses": {"204": _answer("It has ended."), **_CHANGING, **_NOT_FOUND},
                 },
                 "patch": {
                     "operationId": "nameSession",
@@ -104,8 +115,10 @@ def openapi(base: str) -> dict[str, Any]:
                     "requestBody": {"required": True, **name},
                     "responses": {
                         "204": _answer("It has that name."),
-                        "422": _answer("That is no name.", _PROBLEM, "application/problem+json"),
-                        **_ERRORS,
+                        "413": _problem("The body is too long."),
+                        "415": _problem("The body is no JSON, by its Content-Type."),
+                        "422": _problem("That is no name."),
+                        **_CHANGING,
                         **_NOT_FOUND,
                     },
                 },
@@ -115,7 +128,11 @@ def openapi(base: str) -> dict[str, Any]:
                     "operationId": "history",
                     "summary": "What happened to the sessions of this user, the latest first.",
                     "parameters": [limit],
-                    "responses": {"200": _answer("The history.", _list_of("history", "Entry")), **_ERRORS},
+                    "responses": {
+                        "200": _answer("The history.", _list_of("history", "Entry")),
+                        "422": _problem("limit is none, or is there twice."),
+                        **_READING,
+                    },
                 }
             },
         },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -12,7 +11,7 @@ from starlette.routing import Route, Router
 
 from asgi_sessions._cookie import CookieConfig, keep_out_of_caches
 from asgi_sessions._errors import ConfigurationError, StoreError, TokenError
-from asgi_sessions._forms import FORM, JSON, NeverArrived, TooLong, body_of, form_in, kind_of
+from asgi_sessions._forms import FORM, JSON, NeverArrived, TooLong, body_of, form_in, json_in, kind_of
 from asgi_sessions._types import Receive, Scope, Send
 from asgi_sessions.cross_origin import CrossOriginProtection
 from asgi_sessions.tokens._tokens import TokenPair, Tokens
@@ -155,17 +154,10 @@ async def _fields(request: Request) -> dict[str, Any]:
     kind = kind_of(request)
     try:
         if kind == JSON:
-            found = json.loads(body)
-            if not isinstance(found, dict):
-                raise ValueError("no object")
-            return found
+            return json_in(body)
         if kind == FORM:
-            form = form_in(body, max_fields=20, keep_blank=False)
-            # RFC 6749, section 3.2: parameters must not be included more than once.
-            if any(len(values) > 1 for values in form.values()):
-                raise ValueError("twice")
-            return {key: values[0] for key, values in form.items()}
-    except (ValueError, RecursionError):
+            return dict(form_in(body, max_fields=20, keep_blank=False))
+    except ValueError:
         raise _Bad("invalid_request", "the request cannot be read") from None
     raise _Bad("invalid_request", "send JSON or a form", 415)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from asgi_sessions._errors import SessionDataError, TokenExpired, TokenInvalid
+from asgi_sessions._forms import json_in
 from asgi_sessions._token import base64url
 from asgi_sessions.tokens._keys import KeyRing
 
@@ -145,20 +146,6 @@ def _object(part: bytes) -> dict[str, Any]:
         text = base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4))
         if base64url(text).encode("ascii") != part:
             raise TokenInvalid("a part of the token has two spellings")
-        found = json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise TokenInvalid("a part of the token is no JSON") from None
-    if not isinstance(found, dict):
-        raise TokenInvalid("a part of the token is no object")
-    return found
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name is there twice")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+        return json_in(text)
+    except ValueError:
+        raise TokenInvalid("a part of the token is no JSON object") from None
