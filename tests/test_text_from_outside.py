@@ -85,6 +85,7 @@ NOT_JUDGED = {
         "app_config",
         "route",
         "scope_session",
+        "document",
         "request",
         "response",
         "client",

@@ -171,8 +171,9 @@ class SessionsPage:
     async def _end(self, request: Request) -> Response:
         session, user_id = self._fresh_user(request)
         id = (await _form(request)).get("id", "")
+        is_this = id == session.id  # asked first: afterwards it has another
         found = await self._ended(session, user_id, id)
-        if id == session.id:
+        if is_this:
             return RedirectResponse(self._after_log_out, 303, headers=_HEADERS)
         return _back("ended" if found else "gone")
 
