@@ -35,6 +35,27 @@ def set_cookies(response: Any) -> list[str]:
     return [str(line) for line in response.headers.get_list("set-cookie")]
 
 
+# ── Other sites ──
+
+
+@pytest.mark.parametrize("path", ["/basket/tea", "/logout", "/crash/write", "/background"])
+async def test_a_form_of_another_site_leaves_the_users_cookie_alone(
+    build: Build, memory: MemoryStore, path: str
+) -> None:
+    """It comes without the cookie, and a browser takes whatever cookie the answer has."""
+    app = build(memory).asgi
+    form = {"origin": "https://evil.example", "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    alice = Client(app)
+    await alice.post("/login/alice")
+
+    attacked = await Client(app).post(path, headers=form)
+    logged_in = await Client(app).post("/login/bob", headers=form)
+
+    assert set_cookies(attacked) == []
+    assert len(set_cookies(logged_in)) == 1
+    assert len(memory) == 2
+
+
 # ── Reading and writing ──
 
 
