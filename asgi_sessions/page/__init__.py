@@ -238,9 +238,8 @@ class SessionsPage:
 
     async def _ended(self, session: Session, user_id: str, id: str) -> bool:
         """End the session ``id`` of a user; whether there was such a session."""
-        if (
-            id != session.id or session.is_bearer
-        ):  # one that came with a token has no cookie to delete, and is read-only
+        # A session that came with a token has no cookie to delete, and is read-only.
+        if id != session.id or session.is_bearer:
             return await self._sessions.revoke(user_id, id)
         session.destroy()
         return True
