@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -216,17 +219,26 @@ app = SessionMiddleware(app, store)
 """
 
 
-def hypercorn(tmp_path: Path, store: str, port: int) -> subprocess.Popen[str]:
+@contextmanager
+def hypercorn(tmp_path: Path, store: str, port: int) -> Iterator[subprocess.Popen[str]]:
+    """The server, and an end to it and its worker if the test fails."""
     (tmp_path / "served.py").write_text(APP)
     command = [sys.executable, "-m", "hypercorn", "served:app", "--worker-class=trio", f"--bind=127.0.0.1:{port}"]
-    return subprocess.Popen(
+    server = subprocess.Popen(
         command,
         cwd=tmp_path,
         env={"STORE": store, "PYTHONPATH": str(ROOT), "PATH": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
+    try:
+        yield server
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGKILL)
+        server.communicate()
 
 
 def visit(port: int, cookie: str | None = None) -> tuple[str, str | None]:
