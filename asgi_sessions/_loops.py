@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, TypeVar
 T = TypeVar("T")
 
 AGAIN: Final = 0.1
-"""Seconds after which a task that was cancelled and goes on is cancelled again."""
+"""Seconds between two cancellations of a task."""
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -21,13 +21,13 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 class PerLoop(Generic[T]):
-    """One value for each event loop that asks for it. Threads may ask at the same time.
+    """One value per event loop. Threads may ask at the same time.
 
     A value (a connection, a task, a lock) mostly holds its loop, so a weak key would keep both for ever. Values of closed loops
     are dropped when the next loop asks.
 
     Args:
-        make: makes a value, in the loop that it is for.
+        make: makes the value of the running loop.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
@@ -35,7 +35,7 @@ class PerLoop(Generic[T]):
         self._values: dict[asyncio.AbstractEventLoop, T] = {}
 
     def here(self) -> T:
-        """The value of the running loop; made now, if there is none.
+        """The value of the running loop. Makes it at the first call.
 
         Raises:
             RuntimeError: asyncio runs no loop here.
@@ -73,8 +73,8 @@ class PerLoop(Generic[T]):
 def cancel(task: asyncio.Future[Any]) -> None:
     """Cancel a task, and repeat that until the task is done.
 
-    One cancellation can get lost: Python 3.11's ``asyncio.wait_for`` swallows it if what it waits for ends in the same turn of
-    the loop (CPython gh-86296). Drivers use ``wait_for``.
+    One cancellation can get lost. Python 3.11's ``asyncio.wait_for`` swallows it if its future is done in the same turn of the
+    loop (CPython gh-86296), and drivers use ``wait_for``.
     """
     if not task.done():
         task.cancel()
@@ -84,8 +84,8 @@ def cancel(task: asyncio.Future[Any]) -> None:
 async def stop(*tasks: asyncio.Future[Any]) -> None:
     """Cancel tasks as often as it takes, and return when all of them are done.
 
-    If the caller is cancelled meanwhile, the CancelledError is raised when the tasks are done, and not before: otherwise they
-    would go on with no one to wait for them.
+    If the caller is cancelled meanwhile, its CancelledError is raised after the tasks are done. Otherwise they would go on
+    unobserved.
     """
     for task in tasks:
         cancel(task)
@@ -100,9 +100,9 @@ async def stop(*tasks: asyncio.Future[Any]) -> None:
 
 
 def heed_cancellation() -> None:
-    """Raise the CancelledError that was swallowed in this task, if there was one. For tasks of our own that run for long.
+    """Raise CancelledError if this task was cancelled and went on. For long-running tasks of our own.
 
-    ``asyncio.run`` cancels the tasks that are left once, and then waits for them.
+    ``asyncio.run`` cancels each remaining task once, and then waits for it.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
@@ -110,16 +110,16 @@ def heed_cancellation() -> None:
 
 
 def retrieve(task: asyncio.Future[Any]) -> None:
-    """Look at the outcome, so that asyncio does not complain about an error that the task's callers never asked for."""
+    """Mark the outcome of a task as seen: asyncio logs no error for it when all callers have left."""
     if not task.cancelled():
         task.exception()
 
 
 async def at_the_end(close: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:
-    """Have ``close`` carried out when the running event loop ends, or earlier by the ``aclose()`` of what is returned.
+    """Call ``close`` when the running event loop ends, or earlier by the ``aclose()`` of the returned generator.
 
-    Loops close the asynchronous generators that are left over when they shut down (``shutdown_asyncgens``, which ``asyncio.run``
-    and anyio call). A generator that waits in its first step is therefore a hook for that moment.
+    A loop closes its remaining asynchronous generators at shutdown (``shutdown_asyncgens``; ``asyncio.run`` and anyio call it). A
+    generator in its first step is therefore a hook for that moment.
     """
 
     async def hook() -> AsyncGenerator[None, None]:

@@ -1,7 +1,7 @@
-"""Upkeep: what a store needs while apps are up, once in each event loop, however many middlewares use the store. Layer 5.
+"""Upkeep of a store while apps are up: once per event loop, for all middlewares of the store. Layer 4.
 
-It is swept, where that is needed. Its ends of sessions are listened to, for sockets and streams (``_watch.py``). When the last
-app of an event loop has shut down, all of that stops and the store's connections are closed.
+A sweeper runs if the store needs one. A listener hears of ended sessions, for sockets and streams (``_watch.py``). When the last
+app of an event loop has shut down, both stop and the store closes its connections.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger("asgi_sessions")
 
 
 class _Running:
-    """What runs in one event loop."""
+    """The apps and the sweeper of one event loop."""
 
     def __init__(self) -> None:
         self.apps: Counter[Hashable] = Counter()
@@ -32,17 +32,17 @@ class _Running:
 
 
 class Upkeep:
-    """Of one store, in this process. Holds no store: :func:`upkeep_of` knows it by that."""
+    """The upkeep of one store in this process. Does not hold the store: it is a value under the store's weak key."""
 
     def __init__(self) -> None:
         self.watch = Watch()
         self._running = PerLoop(_Running)
 
     def begin(self, app: Hashable, manager: Manager) -> None:
-        """An app is up; its manager's rules are those by which the store is swept, if no other app was up before.
+        """Note that an app is up. The first app of an event loop starts the sweeper, with the rules of its manager.
 
         Args:
-            app: tells apps that use the same store apart.
+            app: identifies the app among others on the same store.
         """
         store = manager.store
         if running_loop() is None:
@@ -55,9 +55,9 @@ class Upkeep:
             running.sweeper = asyncio.ensure_future(manager.sweep_for_ever(store))
 
     async def end(self, app: Hashable, manager: Manager) -> None:
-        """An app has shut down, or has failed to start. If no other one is up in this event loop, close what there is.
+        """Note that an app has shut down, or has failed to start. The last app of an event loop closes everything.
 
-        Each part is closed, though another part fails or the caller is cancelled. Failures are logged.
+        Each part is closed even if another part fails or the caller is cancelled. Failures are logged.
         """
         running = self._running.found()
         if running is not None:
@@ -81,7 +81,7 @@ async def _close(part: Callable[[], Awaitable[None]], manager: Manager) -> None:
 
 
 def require_event_loop(store: Any) -> None:
-    """Refuse a store that cannot work in the event loop that runs here.
+    """Check that the store can work in the running event loop.
 
     Raises:
         ConfigurationError: the store needs asyncio, and this is trio.
@@ -97,7 +97,7 @@ _upkeeps: WeakKeyDictionary[Store, ReferenceType[Upkeep]] = WeakKeyDictionary()
 
 
 def upkeep_of(store: Store) -> Upkeep:
-    """The same for all middlewares of a store, for as long as there is one."""
+    """The upkeep of a store. All middlewares of the store share it, and keep it alive."""
     try:
         known = _upkeeps.get(store)
         upkeep = None if known is None else known()
