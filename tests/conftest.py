@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +43,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     return 3 if is_whole and config.option.capture != "no" and not config.option.usepdb else 0
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each reason to skip. ``-rs`` shows each test instead."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if not skipped or terminalreporter.hasopt("s"):
+        return
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    terminalreporter.section("skipped, by reason (-rs shows each test)")
+    for reason, many in reasons.most_common():
+        terminalreporter.line(f"{many:5} {reason}")
 
 
 def require(reason: str) -> None:
@@ -200,8 +212,10 @@ def aside(function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
 
 async def _make(url: str) -> None:
     store = SQLStore.from_url(url, table=TABLE)
-    await store.create_tables()
-    await store.aclose()
+    try:
+        await store.create_tables()
+    finally:
+        await store.aclose()
 
 
 async def _drop(url: str) -> None:
@@ -216,8 +230,8 @@ def _database(url: str) -> Iterator[str]:
     try:
         aside(_make, url)
     except StoreError as error:
-        name = url.partition("+")[0]
-        require(f"no {name} that answers ({error}); set POSTGRESQL_URL or MARIADB_URL")
+        kind, url_of = ("postgresql", "POSTGRESQL_URL") if url.startswith("postgresql") else ("mariadb", "MARIADB_URL")
+        require(f"no {kind} that answers ({error}); set {url_of}")
     yield url
     aside(_drop, url)
 

@@ -119,19 +119,20 @@ EXAMPLES = {"memory": 150, "valkey": 40, "redis": 40, "sqlite": 40, "postgresql"
 @pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("kept_in", [*STORES, *SQL])
 def test_honest_clients_stay_and_thieves_go(kept_in: str, request: pytest.FixtureRequest, clock: FakeClock) -> None:
-    loop, numbers = asyncio.new_event_loop(), count()
-    place = a_store(request, kept_in)
+    place = a_store(request, kept_in)  # before there is a loop: without its server the test ends here
+    numbers = count()
     tokens = some_tokens(place.store, clock)
 
-    class FamilyInThere(Family):
-        def __init__(self) -> None:
-            # Another user each time, for whom nothing need be cleared away; the clock goes on.
-            super().__init__(loop, place.store, clock, tokens, f"user {next(numbers)}")
+    with asyncio.Runner() as runner:
 
-    try:
-        run_state_machine_as_test(
-            FamilyInThere, settings=settings(max_examples=EXAMPLES[kept_in], stateful_step_count=25, deadline=None)
-        )
-    finally:
-        loop.run_until_complete(place.__aexit__())
-        loop.close()
+        class FamilyInThere(Family):
+            def __init__(self) -> None:
+                # Another user each time, for whom nothing need be cleared away; the clock goes on.
+                super().__init__(runner.get_loop(), place.store, clock, tokens, f"user {next(numbers)}")
+
+        try:
+            run_state_machine_as_test(
+                FamilyInThere, settings=settings(max_examples=EXAMPLES[kept_in], stateful_step_count=25, deadline=None)
+            )
+        finally:
+            runner.run(place.__aexit__())
