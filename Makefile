@@ -39,6 +39,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes asgi_sessions --ignoreexternal
 
 bench: .venv-bench/ready
 	.venv-bench/bin/python -m benchmarks.report $(BENCH_ARGS)

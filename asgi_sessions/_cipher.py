@@ -63,7 +63,7 @@ class Secrets:
                 raise ConfigurationError(f"secret_keys: number {number} is there twice")
             roots.append(root)
         self._roots = tuple(roots)
-        self.are_given = bool(roots)
+        self.are_given: bool = bool(roots)
         sealing = [(_expand(root, b"secret id")[:SECRET_ID_BYTES], _of_records(root)) for root in roots]
         self._sealing = sealing[0] if sealing else None
         self._by_id: dict[bytes, list[Hmac]] = {}

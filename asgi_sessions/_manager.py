@@ -210,7 +210,7 @@ class Manager:
     ) -> None:
         self.store = store
         self.cookie_name = cookie_name
-        self.timeouts = timeouts if timeouts is not None else Timeouts()
+        self.timeouts: Timeouts = timeouts if timeouts is not None else Timeouts()
         self.clock = clock
         self._secrets = secrets if secrets is not None else Secrets()
         self._mint = TokenMint(self._secrets.subkeys("token signature"), cookie_name)
@@ -238,8 +238,8 @@ class Manager:
         if role:
             _refuse_other_secrets(store, self)
         self._part_of: Callable[[str], Hashable] | None = getattr(store, "part_of", None)
-        self.devices = devices if devices is not None else Devices()
-        self.knows_users = not lacking_for_users(store)
+        self.devices: Devices = devices if devices is not None else Devices()
+        self.knows_users: bool = not lacking_for_users(store)
         self.rules: Rules | None = self.devices.rules if self.knows_users and _takes_notes(store) else None
         if is_app:
             _remember(store, self)

@@ -39,7 +39,7 @@ from asgi_sessions._store import Store, lacking_for_users
 from asgi_sessions._timeouts import Timeouts, duration
 from asgi_sessions._types import Clock, EventHook, Headers, Message, Receive, Scope, Send
 from asgi_sessions._upkeep import Upkeep, require_event_loop, upkeep_of
-from asgi_sessions._watch import Watcher
+from asgi_sessions._watch import Watch, Watcher
 
 logger = logging.getLogger("asgi_sessions")
 
@@ -156,7 +156,7 @@ class SessionMiddleware:
         self.on_store_failure = on_store_failure
         self.no_store_when_logged_in = no_store_when_logged_in
         self._skip = skip
-        self.manager = Manager(
+        self.manager: Manager = Manager(
             store,
             cookie_name=cookie.name,
             timeouts=timeouts,
@@ -167,8 +167,8 @@ class SessionMiddleware:
             deadline=deadline,
             may_be_withheld=cookie.may_be_withheld,
         )
-        self.upkeep = upkeep_of(store)
-        self.watch = self.upkeep.watch if self.manager.devices.live else None
+        self.upkeep: Upkeep = upkeep_of(store)
+        self.watch: Watch | None = self.upkeep.watch if self.manager.devices.live else None
 
     def around(self, app: Callable[..., Awaitable[None]]) -> SessionMiddleware:
         """The same middleware, around another app; for frameworks that build one per route. All of them share one manager."""

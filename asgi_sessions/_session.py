@@ -67,7 +67,7 @@ class Session(dict[str, Any]):
     scheme = "Cookie"
     """What a challenge (RFC 9110, section 11.6.1) says that this session came with: ``Cookie``, or ``Bearer``."""
 
-    is_bearer: ClassVar = False
+    is_bearer: ClassVar[bool] = False
     """Whether this session came with an access token: read-only, and no cookie counts beside it."""
 
     # Slots, all of them set when a session is made: 0.1 µs for 24 of them, and a look at one costs a tenth of a look at a
@@ -457,6 +457,7 @@ class Session(dict[str, Any]):
     __str__ = __repr__
 
     def get(self, key: str, default: Any = None, /) -> Any:
+        """As of a dict; noted as a reading."""
         self._accessed = True
         value = dict.get(self, key, default)
         if type(value) in _MUTABLE:
@@ -464,14 +465,17 @@ class Session(dict[str, Any]):
         return value
 
     def keys(self) -> KeysView[str]:  # type: ignore[override]  # dict's own view type cannot be named
+        """As of a dict; noted as a reading."""
         self._accessed = True
         return dict.keys(self)
 
     def values(self) -> ValuesView[Any]:  # type: ignore[override]  # dict's own view type cannot be named
+        """As of a dict; noted as a reading, and what is nested may be changed through it."""
         self._accessed = self._lent = True
         return dict.values(self)
 
     def items(self) -> ItemsView[str, Any]:  # type: ignore[override]  # dict's own view type cannot be named
+        """As of a dict; noted as a reading, and what is nested may be changed through it."""
         self._accessed = self._lent = True
         return dict.items(self)
 
@@ -486,15 +490,18 @@ class Session(dict[str, Any]):
         dict.clear(self)
 
     def pop(self, key: str, /, *default: Any) -> Any:
+        """As of a dict; noted as a change of this key."""
         self._accessed = True
         self._lend(key)
         return dict.pop(self, key, *default)
 
     def popitem(self) -> tuple[str, Any]:
+        """As of a dict; noted as a change."""
         self._accessed = self._lent = True
         return dict.popitem(self)
 
     def setdefault(self, key: str, default: Any = None, /) -> Any:
+        """As of a dict; noted as a change of this key."""
         self._accessed = self._written = True
         self._lend(key)
         if key in ATTRIBUTES:
@@ -504,6 +511,7 @@ class Session(dict[str, Any]):
     def update(  # type: ignore[override]  # five overloads in typeshed, one method here
         self, other: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any
     ) -> None:
+        """As of a dict; noted as a change."""
         self._accessed = self._lent = self._written = True
         dict.update(self, other, **more)
         for name in ATTRIBUTES & dict.keys(self):

@@ -35,7 +35,7 @@ class Upkeep:
     """The upkeep of one store in this process. Does not hold the store: it is a value under the store's weak key."""
 
     def __init__(self) -> None:
-        self.watch = Watch()
+        self.watch: Watch = Watch()
         self._running = PerLoop(_Running)
 
     def begin(self, app: Hashable, manager: Manager) -> None:

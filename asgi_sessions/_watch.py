@@ -53,8 +53,8 @@ class _Watched:
     __slots__ = ("judge", "record", "watchers")
 
     def __init__(self, judge: Judge, record: Record) -> None:
-        self.judge = judge
-        self.record = record
+        self.judge: Judge = judge
+        self.record: Record = record
         self.watchers: set[Watcher] = set()
 
 
@@ -69,12 +69,14 @@ class Watcher:
         self._end = end
 
     def tell(self) -> None:
+        """End the socket or stream. A failure is logged, so that the others are told too."""
         try:
             self._end()
         except Exception:
             logger.exception("ending a socket or stream failed")
 
     def leave(self) -> None:
+        """The socket or stream is over: stop watching it."""
         self._circle.remove(self._watched, self)
 
 
@@ -108,6 +110,7 @@ class _Circle:
         self._wake = asyncio.Event()
 
     def add(self, judge: Judge, record: Record, end: Callable[[], None]) -> Watcher:
+        """As :meth:`Watch.add`, in this event loop."""
         if self._minder is None or self._minder.done():
             self._minder = asyncio.ensure_future(self._mind())
         if self._listening is None and (listen := getattr(judge.store, "listen", None)) is not None:
@@ -129,6 +132,7 @@ class _Circle:
         return watcher
 
     def remove(self, watched: _Watched, watcher: Watcher) -> None:
+        """Stop watching one socket or stream, and its session if it was the last one."""
         watched.watchers.discard(watcher)
         if not watched.watchers and self._is_watched(watched):
             self._forget(watched)
@@ -217,6 +221,7 @@ class _Circle:
         return True
 
     async def aclose(self) -> None:
+        """Stop listening and looking; each part is closed, though another one fails."""
         async with AsyncExitStack() as closing:  # each of them, though another one fails
             for listening in (self._listening, *self._closing):
                 if listening is not None:

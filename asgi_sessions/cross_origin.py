@@ -23,7 +23,7 @@ from asgi_sessions._errors import ConfigurationError
 from asgi_sessions._origin import SAFE_METHODS, authority, parsed, values_of
 from asgi_sessions._types import Message, Scope, Send
 
-logger = logging.getLogger("asgi_sessions")
+_logger = logging.getLogger("asgi_sessions")
 
 
 class CrossOriginProtection:
@@ -72,7 +72,7 @@ class CrossOriginProtection:
         if reason is None:
             await self.app(scope, receive, send)
             return
-        logger.info("cross-origin %s refused: %s", "handshake" if kind == "websocket" else "request", reason)
+        _logger.info("cross-origin %s refused: %s", "handshake" if kind == "websocket" else "request", reason)
         await _refuse(scope, send)
 
     def _reason_against(self, scope: Scope) -> str | None:

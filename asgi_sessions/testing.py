@@ -47,7 +47,7 @@ class FakeClock:
     """A clock that stands still until it is moved. Pass it as ``SessionMiddleware(…, clock=clock)``."""
 
     def __init__(self, now: float = 1_800_000_000.0) -> None:
-        self.now = now
+        self.now: float = now
 
     def __call__(self) -> float:
         return self.now
@@ -125,6 +125,8 @@ refuses to be built beside them with other secrets.
 
 
 class _HasCookies(Protocol):
+    """What :func:`log_in` needs of a client."""
+
     @property
     def cookies(self) -> Any: ...
     @property
@@ -176,6 +178,7 @@ class StoreContract:
     # ── What is read is what was written ──
 
     async def test_what_was_created_is_loaded_to_the_byte(self, store: Store) -> None:
+        """``load`` gives back every field, and a body of any bytes."""
         whole = bytes(range(256)) * 5000  # more than a payload of the largest size, sealed
         for record in (a_record(), a_record(owner="alice"), a_record(body=b""), a_record(body=whole)):
             await store.create(record)
@@ -183,6 +186,7 @@ class StoreContract:
             assert await store.load(record.key) == record
 
     async def test_clocks_are_kept_to_the_millisecond(self, store: Store) -> None:
+        """Rounded clocks would end sessions early, or bring them back."""
         record = replace(a_record(), seen_at=1_800_000_000.125, expires_at=1_800_003_600.999)
         await store.create(record)
         assert await store.load(record.key) == record
@@ -192,6 +196,7 @@ class StoreContract:
         assert await store.load(record.key) == replace(record, seen_at=1_800_000_060.001, expires_at=1_800_003_660.5)
 
     async def test_names_that_differ_in_case_are_different(self, store: Store) -> None:
+        """Keys, ids and owners are compared byte by byte."""
         record = a_record(owner="alice")
         # In the same place: its three characters belong to the user.
         key, owner = (name[:3] + name[3:].swapcase() for name in (record.key, owner_of("alice")))
@@ -207,11 +212,13 @@ class StoreContract:
         assert await store.index(owner) == {other.id: other.key}
 
     async def test_a_record_that_is_not_there_is_none(self, store: Store) -> None:
+        """An absent record is an answer of ``load``, and no error."""
         assert await store.load(a_record().key) is None
 
     # ── create ──
 
     async def test_create_never_overwrites(self, store: Store) -> None:
+        """A second record under a key raises RecordExists; the first one stays."""
         record = a_record(body=b"first")
         await store.create(record)
 
@@ -221,6 +228,7 @@ class StoreContract:
         assert await store.load(record.key) == record
 
     async def test_create_repeated_by_a_driver_is_harmless(self, store: Store) -> None:
+        """The very same ``create`` may arrive twice after a lost reply."""
         record = a_record(owner="alice")
 
         await store.create(record)
@@ -230,6 +238,7 @@ class StoreContract:
         assert await store.index(owner_of("alice")) == {record.id: record.key}
 
     async def test_of_many_creates_of_one_key_one_wins(self, store: Store) -> None:
+        """``create`` is one atomic step."""
         record = a_record()
         outcomes = await _at_once(
             *(_outcome(store.create, replace(record, body=b"%d" % number)) for number in range(20))
@@ -240,6 +249,7 @@ class StoreContract:
     # ── update ──
 
     async def test_update_replaces_the_body_and_moves_the_revision(self, store: Store) -> None:
+        """``update`` of the expected revision writes body, clocks and revision; the index stays."""
         record = a_record(owner="alice")
         await store.create(record)
 
@@ -250,6 +260,7 @@ class StoreContract:
         assert await store.index(owner_of("alice")) == {record.id: record.key}
 
     async def test_update_of_another_revision_changes_nothing_and_says_what_is_there(self, store: Store) -> None:
+        """RecordChanged carries the record as it is, so that the caller can merge."""
         record = a_record()
         await store.create(record)
         theirs = replace(record, rev=2, body=b"theirs")
@@ -262,6 +273,7 @@ class StoreContract:
         assert await store.load(record.key) == theirs
 
     async def test_update_never_creates(self, store: Store) -> None:
+        """``update`` of an absent record raises RecordGone: the session may have been ended a moment ago."""
         record = a_record()
 
         with _raises(RecordGone):
@@ -270,6 +282,7 @@ class StoreContract:
         assert await store.load(record.key) is None
 
     async def test_update_repeated_by_a_driver_is_harmless(self, store: Store) -> None:
+        """The very same ``update`` may arrive twice after a lost reply."""
         record = a_record()
         await store.create(record)
         newer = replace(record, rev=2, body=b"newer")
@@ -280,6 +293,7 @@ class StoreContract:
         assert await store.load(record.key) == newer
 
     async def test_update_never_moves_the_clocks_backwards(self, store: Store) -> None:
+        """A slow ``update`` keeps the later clocks of a ``touch``."""
         record = a_record()
         await store.create(record)
         await store.touch(record.key, seen_at=record.seen_at + 60, expires_at=record.expires_at + 60)
@@ -292,6 +306,7 @@ class StoreContract:
         assert (found.rev, found.body) == (2, b"slow")
 
     async def test_of_many_updates_of_one_revision_one_wins(self, store: Store) -> None:
+        """``update`` compares and writes in one atomic step."""
         record = a_record()
         await store.create(record)
         outcomes = await _at_once(
@@ -301,6 +316,7 @@ class StoreContract:
         assert sorted(outcomes) == ["RecordChanged"] * 19 + ["done"]
 
     async def test_of_an_update_and_a_rename_at_once_one_wins(self, store: Store) -> None:
+        """The session stays one: under the old key or under the new one."""
         for turns in range(-5, 6):
             record = a_record()
             await store.create(record)
@@ -316,6 +332,7 @@ class StoreContract:
     # ── touch ──
 
     async def test_touch_moves_two_clocks_and_nothing_else(self, store: Store) -> None:
+        """``touch`` leaves body, revision and index alone."""
         record = a_record(owner="alice")
         await store.create(record)
 
@@ -327,6 +344,7 @@ class StoreContract:
         assert await store.index(owner_of("alice")) == {record.id: record.key}
 
     async def test_touch_undoes_no_write_that_happens_meanwhile(self, store: Store) -> None:
+        """``touch`` must not write back a body that it has read."""
         for turns in range(-5, 6):
             record = a_record()
             await store.create(record)
@@ -338,12 +356,14 @@ class StoreContract:
             assert await store.load(record.key) == replace(newer, **clocks)
 
     async def test_touch_never_creates(self, store: Store) -> None:
+        """``touch`` of an absent record answers False."""
         record = a_record()
 
         assert await store.touch(record.key, seen_at=record.seen_at, expires_at=record.expires_at) is False
         assert await store.load(record.key) is None
 
     async def test_touch_never_moves_backwards(self, store: Store) -> None:
+        """Earlier clocks change nothing."""
         record = a_record()
         await store.create(record)
 
@@ -352,6 +372,7 @@ class StoreContract:
         assert await store.load(record.key) == record
 
     async def test_touch_leaves_an_alias_alone(self, store: Store) -> None:
+        """An alias is short-lived, and no activity makes it live longer."""
         record = a_record()
         await store.create(record)
         alias = an_alias(record)
@@ -365,6 +386,7 @@ class StoreContract:
     # ── rename ──
 
     async def test_rename_leaves_nothing_under_the_old_key(self, store: Store) -> None:
+        """After a ``rename`` the old token leads nowhere, and the index to the new key."""
         record = a_record(owner="alice")
         await store.create(record)
         new = replace(moved(record), body=b"new", seen_at=record.seen_at + 5, expires_at=record.expires_at + 6)
@@ -376,6 +398,7 @@ class StoreContract:
         assert await store.index(owner_of("alice")) == {new.id: new.key}
 
     async def test_rename_never_moves_the_clocks_backwards(self, store: Store) -> None:
+        """A slow ``rename`` keeps the later clocks of a ``touch``."""
         record = a_record()
         await store.create(record)
         await store.touch(record.key, seen_at=record.seen_at + 60, expires_at=record.expires_at + 60)
@@ -386,6 +409,7 @@ class StoreContract:
         assert await store.load(later.key) == later
 
     async def test_rename_leaves_an_alias_where_one_is_given(self, store: Store) -> None:
+        """The alias lies under the old key, and the index leads to the new one."""
         record = a_record(owner="alice")
         await store.create(record)
         new, alias = moved(record), an_alias(record)
@@ -397,6 +421,7 @@ class StoreContract:
         assert await store.index(owner_of("alice")) == {new.id: new.key}
 
     async def test_rename_never_creates(self, store: Store) -> None:
+        """``rename`` of an absent record raises RecordGone and leaves nothing behind."""
         record = a_record(owner="alice")
 
         with _raises(RecordGone):
@@ -406,6 +431,7 @@ class StoreContract:
         assert await store.index(owner_of("alice")) == {}
 
     async def test_rename_of_another_revision_changes_nothing(self, store: Store) -> None:
+        """RecordChanged carries the record as it is; neither key changes."""
         record = a_record()
         await store.create(record)
         theirs = replace(record, rev=2, body=b"theirs")
@@ -419,6 +445,7 @@ class StoreContract:
         assert await store.load(moved(record).key) is None
 
     async def test_rename_never_overwrites(self, store: Store) -> None:
+        """A record under the new key raises RecordExists; both records stay."""
         record = a_record()
         other = replace(moved(record), body=b"other", id=new_id())
         await store.create(record)
@@ -431,6 +458,7 @@ class StoreContract:
         assert await store.load(other.key) == other
 
     async def test_rename_repeated_by_a_driver_is_harmless(self, store: Store) -> None:
+        """The very same ``rename`` may arrive twice after a lost reply."""
         for alias_wanted in (False, True):
             record = a_record(owner="alice")
             await store.create(record)
@@ -443,6 +471,7 @@ class StoreContract:
             assert await store.load(record.key) == alias
 
     async def test_of_many_renames_of_one_record_one_wins(self, store: Store) -> None:
+        """``rename`` is one atomic step: one new key, and the index leads to it."""
         record = a_record(owner="alice")
         await store.create(record)
         candidates = [moved(record, number) for number in range(20)]
@@ -457,6 +486,7 @@ class StoreContract:
     # ── delete ──
 
     async def test_delete_gives_back_what_it_removed(self, store: Store) -> None:
+        """``delete`` answers with the record, and removes its entry in the index."""
         record = a_record(owner="alice")
         await store.create(record)
 
@@ -466,9 +496,11 @@ class StoreContract:
         assert await store.index(owner_of("alice")) == {}
 
     async def test_delete_of_nothing_is_none(self, store: Store) -> None:
+        """An absent record is an answer of ``delete``, and no error."""
         assert await store.delete(a_record().key) is None
 
     async def test_delete_of_another_revision_removes_nothing(self, store: Store) -> None:
+        """``delete`` with ``rev`` removes that revision only."""
         record = a_record()
         await store.create(record)
 
@@ -480,6 +512,7 @@ class StoreContract:
         assert await store.delete(record.key, rev=1) == record
 
     async def test_of_many_deletes_one_gets_the_record(self, store: Store) -> None:
+        """``delete`` is one atomic step, so an end is told once."""
         record = a_record()
         await store.create(record)
 
@@ -488,6 +521,7 @@ class StoreContract:
         assert [found for found in gone if found is not None] == [record]
 
     async def test_nothing_brings_back_what_was_deleted(self, store: Store) -> None:
+        """Ending is final: no later ``update``, ``rename`` or ``touch`` creates the record again."""
         record = a_record(owner="alice")
         await store.create(record)
         await store.delete(record.key)
@@ -503,6 +537,7 @@ class StoreContract:
         assert await store.index(owner_of("alice")) == {}
 
     async def test_nothing_brings_back_what_is_deleted_meanwhile(self, store: Store) -> None:
+        """Ending is final, also for writes that were in flight."""
         for number in range(10):
             record = a_record(owner="alice", number=number)
             await store.create(record)
@@ -519,6 +554,7 @@ class StoreContract:
     # ── index ──
 
     async def test_the_index_knows_all_sessions_of_a_user_and_nobody_elses(self, store: Store) -> None:
+        """``index`` has the id and key of every record of one owner."""
         mine = [a_record(owner="alice", number=number) for number in range(3)]
         theirs = a_record(owner="bob")
         for record in (*mine, theirs):
@@ -529,6 +565,7 @@ class StoreContract:
         assert await store.index(owner_of("nobody")) == {}
 
     async def test_an_alias_is_in_no_index(self, store: Store) -> None:
+        """The end of an alias leaves the entry of its successor alone."""
         record = a_record(owner="alice")
         await store.create(record)
         new = moved(record)
@@ -539,6 +576,7 @@ class StoreContract:
         assert await store.index(owner_of("alice")) == {new.id: new.key}
 
     async def test_a_closed_store_can_be_used_again(self, store: Store) -> None:
+        """``aclose`` lets go of connections; the next call opens new ones."""
         record = a_record()
         await store.create(record)
 
@@ -561,6 +599,7 @@ class UserStoreContract(StoreContract):
     # ── A log-in ──
 
     async def test_a_log_in_is_noted(self, store: Any) -> None:
+        """``create`` with a note writes one line into the history, and says whether it is the first one."""
         record = a_record(owner="alice")
 
         admission = await store.create(record, note=a_note(record))
@@ -573,6 +612,7 @@ class UserStoreContract(StoreContract):
         assert await store.index(owner_of("alice")) == {record.id: record.key}
 
     async def test_a_device_is_new_if_no_log_in_has_one_of_its_marks(self, store: Any) -> None:
+        """Any one of the marks recognises a device."""
         said = []
         for marks in (("markmarkm-1",), ("markmarkm-2",), ("markmarkm-3", "markmarkm-1"), ("markmarkm-3",)):
             record = a_record(owner="alice")
@@ -582,6 +622,7 @@ class UserStoreContract(StoreContract):
         assert said == [(True, True), (True, False), (False, False), (False, False)]
 
     async def test_a_log_in_repeated_by_a_driver_is_noted_once(self, store: Any) -> None:
+        """The very same log-in may arrive twice after a lost reply."""
         records = [a_record(owner="alice", number=number) for number in range(3)]
         rules = Rules(limit=2)
         for record in records:
@@ -593,6 +634,7 @@ class UserStoreContract(StoreContract):
         assert len(await store.index(owner_of("alice"))) == 2
 
     async def test_a_log_in_never_overwrites(self, store: Any) -> None:
+        """RecordExists, as without a note; nothing is noted."""
         record = a_record(owner="alice")
         await store.create(record, note=a_note(record))
 
@@ -603,6 +645,7 @@ class UserStoreContract(StoreContract):
         assert len(await lines(store)) == 1
 
     async def test_the_session_idle_for_longest_makes_room(self, store: Any) -> None:
+        """Beyond the limit the session with the earliest ``seen_at`` ends, and the history says so."""
         rules = Rules(limit=2)
         for number in range(2):  # others' sessions take no room
             await store.create(a_record(owner="bob", number=number), note=a_note(a_record()))
@@ -621,6 +664,7 @@ class UserStoreContract(StoreContract):
         ]
 
     async def test_a_log_in_can_be_refused(self, store: Any) -> None:
+        """With ``refuses`` SessionLimitReached changes nothing."""
         rules = Rules(limit=1, refuses=True)
         first, second = a_record(owner="alice"), a_record(owner="alice")
         await store.create(first, note=a_note(first, rules=rules))
@@ -633,6 +677,7 @@ class UserStoreContract(StoreContract):
         assert len(await lines(store)) == 1
 
     async def test_a_session_whose_time_is_over_takes_no_room(self, store: Any) -> None:
+        """Expired sessions do not count against the limit."""
         rules = Rules(limit=1, refuses=True)
         over = a_record(owner="alice")
         await store.create(over, note=a_note(over, rules=rules))
@@ -644,6 +689,7 @@ class UserStoreContract(StoreContract):
         assert await store.index(owner_of("alice")) == {late.id: late.key}
 
     async def test_of_many_log_ins_at_once_as_many_stay_as_may(self, store: Any) -> None:
+        """The limit is exact, since it is part of the step that creates the session."""
         for rules, outcomes in ((Rules(limit=7), 50), (Rules(limit=7, refuses=True), 0)):
             records = [a_record(owner="alice", number=number) for number in range(50)]
             said = await _at_once(*(_outcome(store.create, r, note=a_note(r, rules=rules)) for r in records))
@@ -654,6 +700,7 @@ class UserStoreContract(StoreContract):
     # ── Listing ──
 
     async def test_records_are_those_of_the_user_and_nobody_elses(self, store: Any) -> None:
+        """``records`` has every record of one owner."""
         mine = [a_record(owner="alice", number=number) for number in range(3)]
         for record in (*mine, a_record(owner="bob"), a_record()):
             await store.create(record)
@@ -664,6 +711,7 @@ class UserStoreContract(StoreContract):
         assert list(await store.records(owner_of("nobody"), now=NOW, rules=Rules())) == []
 
     async def test_records_whose_time_is_over_are_removed_and_noted(self, store: Any) -> None:
+        """``records`` removes expired sessions, with a line at the time of their end."""
         over = a_record(owner="alice")
         living = replace(a_record(owner="alice"), expires_at=over.expires_at + 1)
         for record in (over, living):
@@ -678,6 +726,7 @@ class UserStoreContract(StoreContract):
         assert newest[:30].decode() == f"{int(over.expires_at // 60) * 60000}t{over.id}"
 
     async def test_a_record_that_was_touched_elsewhere_is_not_over(self, store: Any) -> None:
+        """The end is judged by the record, and not by a copy of its clocks."""
         record = a_record(owner="alice")
         await store.create(record, note=a_note(record))
         await store.touch(record.key, seen_at=record.seen_at + 60, expires_at=record.expires_at + 60)
@@ -685,6 +734,7 @@ class UserStoreContract(StoreContract):
         assert len(await store.records(owner_of("alice"), now=record.expires_at, rules=Rules())) == 1
 
     async def test_a_renamed_record_is_listed_once(self, store: Any) -> None:
+        """Aliases are not listed."""
         record = a_record(owner="alice")
         await store.create(record)
         await store.rename(record.key, moved(record), rev=1, alias=an_alias(record))
@@ -694,6 +744,7 @@ class UserStoreContract(StoreContract):
     # ── Ending ──
 
     async def test_one_session_is_ended_by_its_id(self, store: Any) -> None:
+        """``end`` with an id removes that session of that owner, and answers with its id."""
         one, other = a_record(owner="alice", number=1), a_record(owner="alice", number=2)
         for record in (one, other):
             await store.create(record)
@@ -708,6 +759,7 @@ class UserStoreContract(StoreContract):
         assert await lines(store) == [("r", one.id)]
 
     async def test_all_sessions_but_one_are_ended(self, store: Any) -> None:
+        """``end`` with ``keep`` removes all other sessions of the owner."""
         records = [a_record(owner="alice", number=number) for number in range(4)]
         bob = a_record(owner="bob")
         for record in (*records, bob):
@@ -723,6 +775,7 @@ class UserStoreContract(StoreContract):
         assert [letter for letter, _ in await lines(store)] == ["a"] * 4
 
     async def test_what_is_over_by_the_clock_does_not_end_once_more(self, store: Any) -> None:
+        """An expired session is noted as expired, and not among the ids that ended."""
         over, living = (
             a_record(owner="alice", number=1),
             replace(a_record(owner="alice", number=2), expires_at=NOW + 9999),
@@ -736,6 +789,7 @@ class UserStoreContract(StoreContract):
         assert [letter for letter, _ in await lines(store)] == ["a", "t", "i", "n"]
 
     async def test_nothing_brings_an_ended_session_back(self, store: Any) -> None:
+        """Ending is final, by ``end`` as by ``delete``."""
         record = a_record(owner="alice")
         await store.create(record)
         await store.end(owner_of("alice"), note=an_end("a"))
@@ -751,6 +805,7 @@ class UserStoreContract(StoreContract):
         assert await lines(store) == [("a", record.id)]
 
     async def test_no_session_slips_through_by_being_renamed_while_all_are_ended(self, store: Any) -> None:
+        """A ``rename`` in flight does not save a session from ``end``."""
         for number in range(10):
             owner = f"alice {number}"
             records = [a_record(owner=owner, number=each) for each in range(4)]
@@ -768,6 +823,7 @@ class UserStoreContract(StoreContract):
                 assert await store.load(moved(record).key) is None
 
     async def test_nothing_brings_back_a_session_that_is_ended_meanwhile(self, store: Any) -> None:
+        """Ending is final, also for writes that were in flight."""
         for number in range(10):
             owner = f"alice {number}"
             record = a_record(owner=owner)
@@ -785,6 +841,7 @@ class UserStoreContract(StoreContract):
     # ── The history ──
 
     async def test_the_history_tells_of_sessions_whose_time_is_over(self, store: Any) -> None:
+        """``history`` notes expired sessions before it answers."""
         record = a_record(owner="alice")
         await store.create(record, note=a_note(record))
 
@@ -794,6 +851,7 @@ class UserStoreContract(StoreContract):
         assert await store.load(record.key) is None
 
     async def test_a_rename_and_a_delete_are_noted_if_they_happen(self, store: Any) -> None:
+        """A note is written with the step, and only if the step does what was asked."""
         record = a_record(owner="alice")
         await store.create(record)
         note = replace(a_note(record), what="g", marks=())
@@ -812,6 +870,7 @@ class UserStoreContract(StoreContract):
         assert newest[ENTRY_HEADER:] == bytes(range(256))
 
     async def test_the_history_is_capped(self, store: Any) -> None:
+        """At most ``entries`` lines are kept, the newest ones."""
         for number in range(8):
             record = a_record(owner="alice", number=number)
             await store.create(record, note=a_note(record, rules=Rules(entries=5)))
@@ -819,6 +878,7 @@ class UserStoreContract(StoreContract):
         assert [letter for letter, _ in await lines(store)] == ["i"] * 5
 
     async def test_old_lines_are_dropped_when_new_ones_come(self, store: Any) -> None:
+        """Lines older than ``keep`` go when a line is added."""
         for day in range(4):
             record = a_record(owner="alice", number=day)
             await store.create(record)
@@ -831,6 +891,7 @@ class UserStoreContract(StoreContract):
         assert len(found) in (2, 3)
 
     async def test_no_history_is_kept_where_none_is_wanted(self, store: Any) -> None:
+        """``Rules(entries=0)`` writes no line, and no device is new."""
         record, rules = a_record(owner="alice"), Rules(entries=0)
 
         admission = await store.create(record, note=a_note(record, rules=rules))
@@ -842,6 +903,7 @@ class UserStoreContract(StoreContract):
     # ── To be forgotten ──
 
     async def test_erase_forgets_the_history_or_everything(self, store: Any) -> None:
+        """``erase`` leaves nothing of the owner, and nothing of others is touched."""
         record, bob = a_record(owner="alice"), a_record(owner="bob")
         for each in (record, bob):
             await store.create(each, note=a_note(each))
@@ -863,10 +925,12 @@ NOW = 1_800_000_030.0
 
 
 def a_note(record: Record, *, marks: tuple[str, ...] = ("markmarkm-0",), rules: Rules = Rules()) -> Note:  # noqa: B008 - frozen
+    """The note of a log-in with this record."""
     return Note("i", record.seen_at, record.id, rules, marks, b"facts")
 
 
 def an_end(letter: str) -> Note:
+    """The note of an end, by its letter."""
     return Note(letter, NOW, "", Rules())
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import asgi_sessions
+from tests.public import Public, callables
 
 PACKAGE = Path(asgi_sessions.__file__).parent
 LAYERS = {
@@ -129,3 +130,9 @@ def test_the_version_is_the_distributions() -> None:
     from importlib.metadata import version
 
     assert asgi_sessions.__version__ == version("asgi-server-sessions")
+
+
+@pytest.mark.parametrize("public", callables(), ids=lambda each: each.name)
+def test_everything_public_has_a_docstring(public: Public) -> None:
+    """Of its own: an inherited one is that of another class."""
+    assert (getattr(public.call, "__doc__", None) or "").strip(), public.name

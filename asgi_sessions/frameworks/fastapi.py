@@ -64,7 +64,7 @@ class _Scheme(SecurityBase):
 
     def __init__(self, name: str = NAME) -> None:
         name = CookieConfig(name).name  # it says what is wrong with one
-        self.model = APIKey.model_validate({"in": APIKeyIn.cookie, "name": name})
+        self.model: APIKey = APIKey.model_validate({"in": APIKeyIn.cookie, "name": name})
 
 
 async def _session(connection: HTTPConnection) -> Session:
@@ -95,7 +95,7 @@ class RequireUser(_Scheme):
         return session.user_id
 
 
-require_user = RequireUser()
+require_user: RequireUser = RequireUser()
 
 
 def require_fresh(within: timedelta, *, name: str = NAME) -> RequireUser:

@@ -54,11 +54,12 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
         middleware: Any = SessionMiddleware  # their types of ASGI are narrower than ours
         # Litestar builds a middleware for each route. They are copies of this one, which stands around nothing yet.
         self._sessions: SessionMiddleware = middleware(print, store, cookie=cookie, **options)
-        self.session_config = SessionConfig(self._sessions)
-        self.middleware = DefineMiddleware(_Middleware, backend=SessionBackend(self.session_config))
-        self.scheme = SecurityScheme(type="apiKey", security_scheme_in="cookie", name=cookie.name)
+        self.session_config: SessionConfig = SessionConfig(self._sessions)
+        self.middleware: DefineMiddleware = DefineMiddleware(_Middleware, backend=SessionBackend(self.session_config))
+        self.scheme: SecurityScheme = SecurityScheme(type="apiKey", security_scheme_in="cookie", name=cookie.name)
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
+        """Put the middleware, the dependency and the security scheme into the app. Litestar calls it."""
         # First is outermost: middleware that authenticates finds the session, and the response cache never sees our cookie.
         app_config.middleware.insert(0, self.middleware)
         app_config.dependencies.setdefault("session", di.Provide(_find, sync_to_thread=False))
@@ -105,7 +106,7 @@ class SessionConfig(BaseBackendConfig["SessionBackend"]):
     def __init__(self, sessions: SessionMiddleware) -> None:
         self._backend_class = SessionBackend
         self.sessions = sessions
-        self.key = sessions.cookie.name
+        self.key: str = sessions.cookie.name
 
 
 class SessionBackend(BaseSessionBackend[SessionConfig]):

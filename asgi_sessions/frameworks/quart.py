@@ -29,7 +29,7 @@ with needs("quart", "asgi_sessions.frameworks.quart"):
     from werkzeug.datastructures import WWWAuthenticate
     from werkzeug.exceptions import Unauthorized
 
-logger = logging.getLogger("asgi_sessions")
+_logger = logging.getLogger("asgi_sessions")
 
 _MADE_FOR_TESTS: Final = "_quart._preserve_context"
 """A key of the scopes that Quart makes for its test client and for ``test_request_context()``."""
@@ -86,6 +86,7 @@ class ScopeSessionInterface(SessionInterface):
         self._middleware = middleware
 
     async def open_session(self, app: Quart, request: Any) -> ScopeSession:
+        """The session of this request, from its scope. Quart calls it."""
         scope, skip = request.scope, self._middleware._skip
         if _MADE_FOR_TESTS in scope and OURS not in scope and not (skip is not None and skip(scope)):
             scope[OURS] = scope["session"] = await opened(self._middleware, scope["headers"])
@@ -116,7 +117,7 @@ class ScopeSession(SessionMixin):
             object.__setattr__(self, name, value)
         elif name == "permanent":
             if value and not self.permanent:
-                logger.warning("session.permanent = True has no effect: use session.log_in(user_id, remember=True)")
+                _logger.warning("session.permanent = True has no effect: use session.log_in(user_id, remember=True)")
         else:
             setattr(_find(self._scope), name, value)
 

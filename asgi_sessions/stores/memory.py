@@ -67,9 +67,11 @@ class MemoryStore:
         return True
 
     async def load(self, key: str) -> Record | None:
+        """See :meth:`asgi_sessions.stores.Store.load`."""
         return self._records.get(key)
 
     async def create(self, record: Record, *, note: Note | None = None) -> Admission | None:
+        """See :meth:`asgi_sessions.stores.UserStore.create`."""
         with self._lock:
             there = self._records.get(record.key)
             if there is not None and there != record:
@@ -84,6 +86,7 @@ class MemoryStore:
             return admission
 
     async def update(self, record: Record, *, rev: int) -> None:
+        """See :meth:`asgi_sessions.stores.Store.update`."""
         with self._lock:
             there = self._records.get(record.key)
             if there is None:
@@ -93,6 +96,7 @@ class MemoryStore:
             self._put(_later(record, there))
 
     async def touch(self, key: str, *, seen_at: float, expires_at: float) -> bool:
+        """See :meth:`asgi_sessions.stores.Store.touch`."""
         with self._lock:
             there = self._records.get(key)
             if there is None or there.rev == ALIAS_REV:
@@ -104,6 +108,7 @@ class MemoryStore:
     async def rename(
         self, key: str, record: Record, *, rev: int, alias: Record | None = None, note: Note | None = None
     ) -> None:
+        """See :meth:`asgi_sessions.stores.Store.rename`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
         with self._lock:
             there, target = self._records.get(key), self._records.get(record.key)
             if target is not None and _later(record, target) == target and (there is None or there == alias):
@@ -122,6 +127,7 @@ class MemoryStore:
                 self._note(record.owner, line_of(note), note.now, note.rules)
 
     async def delete(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
+        """See :meth:`asgi_sessions.stores.Store.delete`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
         with self._lock:
             there = self._records.get(key)
             if there is not None:
@@ -133,6 +139,7 @@ class MemoryStore:
             return there
 
     async def index(self, owner: str) -> Mapping[str, str]:
+        """See :meth:`asgi_sessions.stores.Store.index`."""
         return dict(self._index.get(owner, ()))
 
     async def scan(self, cursor: str, some: int) -> tuple[Sequence[str], str]:
@@ -144,11 +151,13 @@ class MemoryStore:
     # ── The sessions of one user ──
 
     async def records(self, owner: str, *, now: float, rules: Rules) -> Sequence[Record]:
+        """See :meth:`asgi_sessions.stores.UserStore.records`."""
         with self._lock:
             self._prune(owner, now, rules)
             return [self._records[key] for key in self._index.get(owner, {}).values()]
 
     async def end(self, owner: str, *, note: Note, id: str | None = None, keep: str | None = None) -> Sequence[str]:
+        """See :meth:`asgi_sessions.stores.UserStore.end`."""
         with self._lock:
             self._prune(owner, note.now, note.rules)
             ids = [each for each in self._index.get(owner, {}) if id in (None, each) and each != keep]
@@ -157,11 +166,13 @@ class MemoryStore:
             return ids
 
     async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
+        """See :meth:`asgi_sessions.stores.UserStore.history`."""
         with self._lock:
             self._prune(owner, now, rules)
             return list(self._histories.get(owner, ()))
 
     async def erase(self, owner: str, *, sessions: bool) -> Sequence[str]:
+        """See :meth:`asgi_sessions.stores.UserStore.erase`."""
         with self._lock:
             self._histories.pop(owner, None)
             ids = list(self._index.get(owner, ())) if sessions else []
@@ -170,6 +181,7 @@ class MemoryStore:
             return ids
 
     def listen(self, heard: Callable[[str], None], doubt: Callable[[str], None]) -> Listening:
+        """See :meth:`asgi_sessions.stores.TellingStore.listen`."""
         return self._listeners.listen(heard)
 
     def _admit(self, owner: str, note: Note, *, repeated: bool) -> Admission:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from asgi_sessions._cookie import vary_on
 from asgi_sessions._errors import (
@@ -47,6 +47,7 @@ def _refused(what: str, advice: str) -> Callable[..., NoReturn]:
     """A method that refuses ``what``."""
 
     def refuse(self: BearerSession, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise SessionReadOnly."""
         raise self.refuse(what, advice)
 
     return refuse
@@ -73,18 +74,19 @@ class BearerSession(Session):
         self._accessed = True
         return self._claims
 
-    __setitem__ = _refused("session[…] = …", _KEEP_ELSEWHERE)
-    __delitem__ = _refused("del session[…]", _KEEP_ELSEWHERE)
-    __ior__ = _refused("session |= …", _KEEP_ELSEWHERE)
-    update = _refused("session.update()", _KEEP_ELSEWHERE)
-    popitem = _refused("session.popitem()", _KEEP_ELSEWHERE)
-    mark_modified = _refused("session.mark_modified()", _KEEP_ELSEWHERE)
-    clear = _refused("session.clear()", _END)
-    destroy = _refused("session.destroy()", _END)
-    end_others = _refused("session.end_others()", "use UserSessions.revoke_all(user_id, keep=session)")
-    log_in = _refused("session.log_in()", _RENEW)
-    confirm = _refused("session.confirm()", _RENEW)
-    regenerate = _refused("session.regenerate()", _RENEW)
+    if not TYPE_CHECKING:  # for whom these are the methods of a Session, with its types
+        __setitem__ = _refused("session[…] = …", _KEEP_ELSEWHERE)
+        __delitem__ = _refused("del session[…]", _KEEP_ELSEWHERE)
+        __ior__ = _refused("session |= …", _KEEP_ELSEWHERE)
+        update = _refused("session.update()", _KEEP_ELSEWHERE)
+        popitem = _refused("session.popitem()", _KEEP_ELSEWHERE)
+        mark_modified = _refused("session.mark_modified()", _KEEP_ELSEWHERE)
+        clear = _refused("session.clear()", _END)
+        destroy = _refused("session.destroy()", _END)
+        end_others = _refused("session.end_others()", "use UserSessions.revoke_all(user_id, keep=session)")
+        log_in = _refused("session.log_in()", _RENEW)
+        confirm = _refused("session.confirm()", _RENEW)
+        regenerate = _refused("session.regenerate()", _RENEW)
 
     def refuse(self, what: str, advice: str) -> SessionReadOnly:
         """The error for ``what``; the session remembers it."""

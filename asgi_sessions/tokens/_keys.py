@@ -42,7 +42,7 @@ class SigningKey:
     def __init__(self, key: Any, *, retired_at: datetime | None = None) -> None:
         if retired_at is not None and (not isinstance(retired_at, datetime) or retired_at.tzinfo is None):
             raise ConfigurationError("SigningKey(retired_at=…): give an aware datetime")
-        self.retired_at = None if retired_at is None else retired_at.timestamp()
+        self.retired_at: float | None = None if retired_at is None else retired_at.timestamp()
         self._private: Any = None
         self._scheme: Algorithm
         if isinstance(key, bytes):
@@ -156,10 +156,12 @@ class SigningKey:
         return pem.decode("ascii")
 
     def sign(self, message: bytes) -> bytes:
+        """The signature of ``message``, by the private key. Needs :attr:`can_sign`."""
         signature: bytes = self._scheme.sign(message, self._private)
         return signature
 
     def verify(self, message: bytes, signature: bytes) -> bool:
+        """Whether ``signature`` is one of this key. Never raises, whatever was sent."""
         try:
             return bool(self._scheme.verify(message, self._public, signature))
         except Exception:  # whatever a library makes of a hostile signature, it is none

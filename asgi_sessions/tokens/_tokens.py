@@ -150,7 +150,8 @@ class Tokens:
         if devices is not None:
             expect("Tokens(devices)", devices, Devices)
         self._ring = KeyRing(keys)
-        self.issuer, self.audience = issuer, audience
+        self.issuer: str = issuer
+        self.audience: str = audience
         self._access = duration("Tokens(access)", access).total_seconds()
         if not 1 <= self._access <= _jwt.MAX_LIFETIME:
             raise ConfigurationError(f"Tokens(access={access!r}): must lie between a second and an hour")

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import httpx
     import httpx2  # type: ignore[import-not-found, unused-ignore]  # an app has one of them
 
-    class _Auth(httpx.Auth, httpx2.Auth): ...  # type: ignore[misc]  # each has the types of its own requests
+    class _Auth(httpx.Auth, httpx2.Auth):  # type: ignore[misc]  # each has the types of its own requests
+        """An ``Auth`` for both libraries."""
 
     class _AsyncByteStream(httpx.AsyncByteStream, httpx2.AsyncByteStream): ...
 
@@ -116,11 +117,13 @@ class TokenAuth(_Auth):
         self._turn: RunVar[_Turn] = RunVar("TokenAuth")  # the refresh that is running in this event loop
 
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
+        """Raises ConfigurationError: a synchronous client cannot share a refresh."""
         raise ConfigurationError(
             "TokenAuth works with httpx.AsyncClient only: a synchronous client cannot share a refresh"
         )
 
     def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
+        """Send the access token, and refresh it where that is needed. httpx calls it for each request."""
         return _Told(self._steps(request))
 
     async def _steps(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:

@@ -252,6 +252,7 @@ class RedisStore:
         return f"<RedisStore {self._prefix}>"
 
     async def load(self, key: str) -> Record | None:
+        """See :meth:`asgi_sessions.stores.Store.load`."""
         if not self._policy_known:
             await self._look_at_policy()
         client, name = self._client, self._name(key)
@@ -281,6 +282,7 @@ class RedisStore:
         return unpack(key, data) if data else None
 
     async def create(self, record: Record, *, note: Note | None = None) -> Admission | None:
+        """See :meth:`asgi_sessions.stores.UserStore.create`."""
         if not self._policy_known:
             await self._look_at_policy()
         key = record.key
@@ -309,18 +311,21 @@ class RedisStore:
         return Admission(bool(done[0]), bool(done[1]), tuple(_texts(done[2:])))
 
     async def update(self, record: Record, *, rev: int) -> None:
+        """See :meth:`asgi_sessions.stores.Store.update`."""
         key = record.key
         value, ttl = pack(record), _ttl(record.seen_at, record.expires_at)
         answer = await run(self._for(value), UPDATE, (self._name(key),), value, ttl, self._stem(key), pack_rev(rev))
         _raise_unless_done(answer, key)
 
     async def touch(self, key: str, *, seen_at: float, expires_at: float) -> bool:
+        """See :meth:`asgi_sessions.stores.Store.touch`."""
         clocks, ttl = pack_clocks(seen_at, expires_at), _ttl(seen_at, expires_at)
         return bool(await run(self._client, TOUCH, (self._name(key),), clocks, ttl, self._stem(key)))
 
     async def rename(
         self, key: str, record: Record, *, rev: int, alias: Record | None = None, note: Note | None = None
     ) -> None:
+        """See :meth:`asgi_sessions.stores.Store.rename`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
         value = pack(record)
         answer = await run(
             self._for(value),
@@ -343,6 +348,7 @@ class RedisStore:
         _raise_unless_done(answer, key)
 
     async def delete(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
+        """See :meth:`asgi_sessions.stores.Store.delete`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
         expected = "" if rev is None else pack_rev(rev)
         args = (expected, self._stem(key), _suffix(key), *_noted(note))
         # What ended by the clock does so on a replica too.
@@ -356,6 +362,7 @@ class RedisStore:
             return None
 
     async def index(self, owner: str) -> Mapping[str, str]:
+        """See :meth:`asgi_sessions.stores.Store.index`."""
         place = place_of(owner)
         texts = _texts(await run(self._client, INDEX, (self._index(owner),), self._stem(owner)))
         return {id: place + suffix for id, suffix in zip(texts[::2], texts[1::2], strict=True)}
@@ -363,6 +370,7 @@ class RedisStore:
     # ── The sessions of one user ──
 
     async def records(self, owner: str, *, now: float, rules: Rules) -> Sequence[Record]:
+        """See :meth:`asgi_sessions.stores.UserStore.records`."""
         place = place_of(owner)
         flat = await run(self._bulk, RECORDS, (self._index(owner),), self._stem(owner), _rules(now, rules))
         found: list[Record] = []
@@ -374,15 +382,18 @@ class RedisStore:
         return found
 
     async def end(self, owner: str, *, note: Note, id: str | None = None, keep: str | None = None) -> Sequence[str]:
+        """See :meth:`asgi_sessions.stores.UserStore.end`."""
         rules = _rules(note.now, note.rules)
         args = (self._stem(owner), rules, note.what, id or "", keep or "")
         return _texts(await self._end(owner, END, self._index(owner), *args))
 
     async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
+        """See :meth:`asgi_sessions.stores.UserStore.history`."""
         lines = await run(self._bulk, HISTORY, (self._index(owner),), self._stem(owner), _rules(now, rules))
         return [_bytes(line) for line in lines]
 
     async def erase(self, owner: str, *, sessions: bool) -> Sequence[str]:
+        """See :meth:`asgi_sessions.stores.UserStore.erase`."""
         return _texts(await self._end(owner, ERASE, self._index(owner), self._stem(owner), int(sessions)))
 
     async def scan(self, cursor: str, some: int) -> tuple[Sequence[str], str]:
@@ -456,6 +467,7 @@ class RedisStore:
         return self._client.listen(self._stem, heard, doubt)
 
     async def aclose(self) -> None:
+        """Close the connections that the store opened in this event loop, and leave a client of yours alone."""
         async with AsyncExitStack() as closing:  # each of them, though another one fails
             for client in (self._ender, self._bulk, self._client):
                 closing.push_async_callback(client.aclose)

@@ -58,7 +58,7 @@ with needs("sql", "SQLStore"):
 
 __all__ = ["SQLStore", "owner_of", "session_tables"]
 
-logger = logging.getLogger("asgi_sessions")
+_logger = logging.getLogger("asgi_sessions")
 
 SWEEP_MARGIN: Final = 60.0
 """Seconds for which a record is kept beyond its end, so that it is the app's clock that ends it, and not another server's."""
@@ -92,7 +92,7 @@ class SQLStore:
     needs_asyncio = True
     """SQLAlchemy runs in asyncio's event loops only."""
 
-    sweep_every = 60.0
+    sweep_every: float = 60.0
     """Seconds between two sweeps while an app is up."""
 
     def __init__(self, engine: AsyncEngine, *, table: str = "asgi_sessions", schema: str | None = None) -> None:
@@ -130,7 +130,7 @@ class SQLStore:
         self._unused = [first]
         """The engine that was made to see whether it can be made."""
         self._table = table
-        self.metadata = MetaData()
+        self.metadata: MetaData = MetaData()
         """Holds the two tables; for migrations of your own, see :func:`session_tables`."""
         self._say = Statements(*session_tables(self.metadata, table=table, schema=schema))
         self._lanes: PerLoop[Lane] = PerLoop(self._make_lane)
@@ -177,6 +177,8 @@ class SQLStore:
     # ── The contract of a store ──
 
     async def load(self, key: str) -> Record | None:
+        """See :meth:`asgi_sessions.stores.Store.load`."""
+
         async def work(lane: Lane) -> Record | None:
             async with lane.statement() as connection:
                 return await self._load(connection, key)
@@ -184,6 +186,8 @@ class SQLStore:
         return await self._lane().run(work)
 
     async def create(self, record: Record, *, note: Note | None = None) -> Admission | None:
+        """See :meth:`asgi_sessions.stores.UserStore.create`."""
+
         async def work(lane: Lane) -> None:
             async with lane.writing() as connection:
                 try:
@@ -200,6 +204,7 @@ class SQLStore:
         return admission
 
     async def update(self, record: Record, *, rev: int) -> None:
+        """See :meth:`asgi_sessions.stores.Store.update`."""
         row = _row(record)
         values = {
             "key_": row["key"], "rev_": rev, "new_rev": row["rev"],
@@ -221,6 +226,7 @@ class SQLStore:
         await self._lane().run(work)
 
     async def touch(self, key: str, *, seen_at: float, expires_at: float) -> bool:
+        """See :meth:`asgi_sessions.stores.Store.touch`."""
         values = {"key_": key, "seen_": _ms(seen_at), "expires_": _ms(expires_at)}
 
         async def work(lane: Lane) -> bool:
@@ -232,6 +238,8 @@ class SQLStore:
     async def rename(
         self, key: str, record: Record, *, rev: int, alias: Record | None = None, note: Note | None = None
     ) -> None:
+        """See :meth:`asgi_sessions.stores.Store.rename`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
+
         async def work(lane: Lane) -> None:
             async with lane.transaction() as connection:
                 if record.owner is not None:
@@ -258,6 +266,8 @@ class SQLStore:
         await self._lane().run(work)
 
     async def delete(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
+        """See :meth:`asgi_sessions.stores.Store.delete`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
+
         async def work(lane: Lane) -> Record | None:
             async with lane.transaction() as connection:
                 if note is not None:
@@ -285,6 +295,8 @@ class SQLStore:
         return gone
 
     async def index(self, owner: str) -> Mapping[str, str]:
+        """See :meth:`asgi_sessions.stores.Store.index`."""
+
         async def work(lane: Lane) -> Mapping[str, str]:
             async with lane.statement() as connection:
                 rows = await connection.execute(self._say.index, {"owner_": owner})
@@ -295,6 +307,8 @@ class SQLStore:
     # ── The sessions of one user ──
 
     async def records(self, owner: str, *, now: float, rules: Rules) -> Sequence[Record]:
+        """See :meth:`asgi_sessions.stores.UserStore.records`."""
+
         async def work(lane: Lane) -> Sequence[Record]:
             await self._prune_if_due(lane, owner, now, rules)
             async with lane.statement() as connection:
@@ -312,6 +326,8 @@ class SQLStore:
         return await self._lane().run(work)
 
     async def end(self, owner: str, *, note: Note, id: str | None = None, keep: str | None = None) -> Sequence[str]:
+        """See :meth:`asgi_sessions.stores.UserStore.end`."""
+
         async def work(lane: Lane) -> tuple[list[str], list[str]]:
             async with lane.transaction() as connection:
                 await self._lock(connection, owner, note.now)
@@ -327,6 +343,8 @@ class SQLStore:
         return ids
 
     async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
+        """See :meth:`asgi_sessions.stores.UserStore.history`."""
+
         async def work(lane: Lane) -> Sequence[bytes]:
             await self._prune_if_due(lane, owner, now, rules)
             async with lane.statement() as connection:
@@ -336,6 +354,8 @@ class SQLStore:
         return await self._lane().run(work)
 
     async def erase(self, owner: str, *, sessions: bool) -> Sequence[str]:
+        """See :meth:`asgi_sessions.stores.UserStore.erase`."""
+
         async def work(lane: Lane) -> list[str]:
             async with lane.transaction() as connection:
                 await self._lock(connection, owner, 0.0)
