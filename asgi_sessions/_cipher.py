@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from asgi_sessions._arguments import several
 from asgi_sessions._errors import ConfigurationError
+from asgi_sessions._hidden import forgets_arguments
 from asgi_sessions._hmac import Hmac
 
 MIN_SECRET_BYTES = 32
@@ -52,6 +53,7 @@ class Secrets:
 
     __slots__ = ("_by_id", "_roots", "_sealing", "are_given")
 
+    @forgets_arguments
     def __init__(self, secret_keys: Sequence[str | bytes] = ()) -> None:
         given = several("secret_keys", secret_keys, "newest first: secret_keys=[key]")
         roots: list[bytes] = []

@@ -64,6 +64,7 @@ from asgi_sessions._errors import (
     StoreError,
 )
 from asgi_sessions._failures import FailureLog, reason_of
+from asgi_sessions._hidden import Hidden
 from asgi_sessions._loops import heed_cancellation, running_loop
 from asgi_sessions._processes import worker_processes
 from asgi_sessions._record import ALIAS_REV, Body, MessagePackCodec, Record, merge, seal, unseal
@@ -603,10 +604,10 @@ class Manager:
 
     # ── The steps: each returns the fresh token, if it made one ──
 
-    async def _nothing(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+    async def _nothing(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
         return None
 
-    async def _create(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+    async def _create(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
         if session._started:
             session._cookie = False
             self._warn_unsaveable(session, events)
@@ -651,7 +652,7 @@ class Manager:
             told = [self._event("session.ended", session_id=each, user_id=user_id, reason="limit") for each in out]
         return [*told, self._event("session.logged_in", session_id=id, user_id=user_id, **details)]
 
-    async def _touch(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+    async def _touch(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
         record = _known(session)
         seen_at = session._now
         session._touch_due = False  # once is enough, whatever comes of it
@@ -676,7 +677,7 @@ class Manager:
             session._record = replace(record, seen_at=seen_at, expires_at=expires_at)
         return None
 
-    async def _update(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+    async def _update(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
         epoch = session._epoch
         _, record, body = self._next(session, payload)
         rev = _known(session).rev
@@ -694,13 +695,13 @@ class Manager:
             self._take(session, record, body)
         return None
 
-    async def _rename(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+    async def _rename(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
         return await self._move(session, payload, events, grace=False)
 
-    async def _renew(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+    async def _renew(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
         return await self._move(session, payload, events, grace=True)
 
-    async def _move(self, session: Session, payload: bytes, events: list[Event], *, grace: bool) -> str:
+    async def _move(self, session: Session, payload: bytes, events: list[Event], *, grace: bool) -> Hidden[str]:
         old, epoch = _known(session), session._epoch
         token, record, body = self._next(session, payload, fresh_token=True)
         alias = self._alias(old, record.key, body.minted_at) if grace else None
@@ -720,7 +721,7 @@ class Manager:
         events.append(self._event(name, session_id=record.id, user_id=body.user_id))
         return token
 
-    async def _log_in(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+    async def _log_in(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
         leaving, loaded, epoch = session._leaving, session._leaving_payload, session._epoch
         others = session._others
         token = await self._create(session, payload, events)
@@ -761,7 +762,7 @@ class Manager:
                 self._take(session, record, body)
                 _refill(session, merged)
 
-    async def _delete(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+    async def _delete(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
         leaving = session._leaving
         if leaving is not None:
             gone = await self._end(leaving, "logged_out")
@@ -775,7 +776,7 @@ class Manager:
             events.append(self._event("session.ended", session_id=leaving.id, user_id=user_id, reason=reason))
         return None
 
-    async def _delete_unchanged(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+    async def _delete_unchanged(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
         record = _known(session)
         gone = await self._ask(self.store.delete, record.key, rev=record.rev)
         if gone is None:
@@ -786,14 +787,14 @@ class Manager:
         events.append(self._event("session.ended", session_id=record.id, reason="emptied"))
         return None
 
-    async def _delete_create(self, session: Session, payload: bytes, events: list[Event]) -> str | None:
+    async def _delete_create(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
         try:
             await self._delete(session, payload, events)
         except RecordGone:
             pass  # ended twice; what was written afterwards is a session of its own all the same
         return await self._create(session, payload, events)
 
-    _steps: Mapping[Step, Callable[[Manager, Session, bytes, list[Event]], Awaitable[str | None]]] = {
+    _steps: Mapping[Step, Callable[[Manager, Session, bytes, list[Event]], Awaitable[Hidden[str] | None]]] = {
         Step.NOTHING: _nothing,
         Step.CREATE: _create,
         Step.TOUCH: _touch,
@@ -825,17 +826,18 @@ class Manager:
         else:
             session._touch_due = session._renewal_due = False
 
-    def _next(self, session: Session, payload: bytes, *, fresh_token: bool = False) -> tuple[str, Record, Body]:
+    def _next(self, session: Session, payload: bytes, *, fresh_token: bool = False) -> tuple[Hidden[str], Record, Body]:
         """The record as it shall be; under a fresh token or where it is."""
         now = self.clock()
         old = session._record
         # Nothing but a log-in changes it, and that begins without a record.
         owner = old.owner if old is not None else _owner(session._user_id)
-        token = ""
+        token = Hidden("")
         if fresh_token:
             # Renaming keeps the place, so that it is one atomic step in one slot; a log-in moves to the user's.
-            token = self._mint.mint(None if (near := old.key if old is not None else owner) is None else place_of(near))
-            key, minted_at = key_of(token), now
+            near = old.key if old is not None else owner
+            token = Hidden(self._mint.mint(None if near is None else place_of(near)))
+            key, minted_at = key_of(token.value), now
         else:
             key = _known(session).key
             minted_at = session._stored.minted_at if session._stored is not None else now

@@ -32,6 +32,7 @@ from asgi_sessions._errors import (
     SessionWarning,
     StoreError,
 )
+from asgi_sessions._hidden import forgets_arguments
 from asgi_sessions._manager import Manager
 from asgi_sessions._origin import is_plain_http
 from asgi_sessions._session import OURS, Asked, Session
@@ -85,6 +86,7 @@ class SessionMiddleware:
         ConfigurationError: something does not fit together; the message says what to do.
     """
 
+    @forgets_arguments
     @explains_options
     def __init__(
         self,
@@ -451,7 +453,7 @@ class _Exchange:
                 keep_out_of_caches(headers, no_store=private)
             if due is not False:
                 cookie = self._middleware.cookie
-                headers.append(cookie.delete() if due is True else cookie.set(*due))
+                headers.append(cookie.delete() if due is True else cookie.set(due[0].value, due[1]))
                 if due is not True and cookie.secure and not _plain_http.is_told and is_plain_http(self._scope):
                     _plain_http.tell(cookie.name)
         except (AttributeError, TypeError, ValueError):

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final, NoReturn, Protocol, Self
 
 from asgi_sessions._elsewhere import NAMES, Elsewhere
 from asgi_sessions._errors import ResponseStarted, SessionError, SessionWarning
+from asgi_sessions._hidden import Hidden
 from asgi_sessions._record import Body, Record
 from asgi_sessions._timeouts import Timeouts, duration
 from asgi_sessions._token import new_id, user_id_in
@@ -108,7 +109,9 @@ class Session(dict[str, Any]):
     _active: bool  # does this request count as activity?
     _asked: Asked  # NOTHING, REGENERATE, LOG_IN or DESTROY
     _authenticated_at: float | None
-    _cookie: tuple[str, int | None] | bool  # the response is to say: (token, max_age), True: delete, False: nothing
+    _cookie: (
+        tuple[Hidden[str], int | None] | bool
+    )  # the response is to say: (token, max_age), True: delete, False: nothing
     _created_at: float
     _degraded: bool
     _epoch: int  # one more whenever a verb makes this another session

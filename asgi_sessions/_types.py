@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -38,21 +38,6 @@ class Event:
 
 EventHook = Callable[[Event], Any]
 """A function or coroutine function that is given each event. What it raises is logged and changes nothing."""
-
-
-T = TypeVar("T")
-
-
-class Hidden(Generic[T]):
-    """A secret on its way through our code. Error collectors record local variables: this one says nothing to them."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: T) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return "<hidden>"
 
 
 def instant(seconds: float) -> datetime:

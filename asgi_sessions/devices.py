@@ -30,6 +30,7 @@ from typing import Literal
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._devices import Device, Devices, Entry, Facts, Location, Reason, name_of, unpack_facts
 from asgi_sessions._errors import ConfigurationError, SessionDataError, SessionError
+from asgi_sessions._hidden import forgets_arguments
 from asgi_sessions._manager import Manager, manager_of
 from asgi_sessions._record import Body, Record
 from asgi_sessions._session import Session
@@ -96,6 +97,7 @@ class UserSessions:
         ConfigurationError: the store does not know which sessions belong to a user.
     """
 
+    @forgets_arguments
     def __init__(self, store: Store, *, secret_keys: Sequence[str | bytes] = (), clock: Clock = time.time) -> None:
         missing = lacking_for_users(store)
         if isinstance(store, type) or missing:

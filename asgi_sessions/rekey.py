@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._errors import ConfigurationError, RecordChanged, RecordDamaged, RecordGone
+from asgi_sessions._hidden import forgets_arguments
 from asgi_sessions._record import ALIAS_REV, seal, sealed_by_first, unseal
 from asgi_sessions._store import Store
 
@@ -70,6 +71,7 @@ class Progress:
     """Of the store that lies behind, about, from 0 to 1; ``None``: the store does not tell."""
 
 
+@forgets_arguments
 async def rekey(
     store: Store,
     secret_keys: Sequence[str | bytes],
@@ -90,6 +92,7 @@ async def rekey(
         StoreError: the store failed; to be started again, with the last cursor or without.
     """
     secrets = Secrets(secret_keys)
+    del secret_keys
     if not secrets.are_given:
         raise ConfigurationError("rekey: give secret_keys, newest first, as the app has them")
     if not isinstance(store, ScannableStore):

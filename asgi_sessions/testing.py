@@ -33,6 +33,7 @@ from asgi_sessions._errors import (
     SessionDataError,
     SessionLimitReached,
 )
+from asgi_sessions._hidden import forgets_arguments
 from asgi_sessions._manager import Manager
 from asgi_sessions._record import ALIAS_REV, Record
 from asgi_sessions._store import Store
@@ -57,6 +58,7 @@ class FakeClock:
         self.now += by.total_seconds() if isinstance(by, timedelta) else by
 
 
+@forgets_arguments
 async def session_cookie(
     store: Store,
     user_id: str | None,
@@ -115,7 +117,7 @@ async def _begun(
     await manager.commit(session)
     if not isinstance(session._cookie, tuple):
         raise SessionDataError("session_cookie(): an anonymous session without data is not stored; give data=…")
-    return manager, session._cookie[0]
+    return manager, session._cookie[0].value
 
 
 _began: WeakKeyDictionary[Any, list[Manager]] = WeakKeyDictionary()
@@ -133,6 +135,7 @@ class _HasCookies(Protocol):
     def base_url(self) -> Any: ...
 
 
+@forgets_arguments
 async def log_in(client: _HasCookies, store: Store, user_id: str, **options: Any) -> None:
     """Make a client of httpx or httpx2 logged in as ``user_id``; ``options`` as for :func:`session_cookie`.
 

@@ -16,6 +16,7 @@ from asgi_sessions._errors import (
     TokenError,
     TokenExpired,
 )
+from asgi_sessions._hidden import Hidden
 from asgi_sessions._manager import Manager
 from asgi_sessions._middleware import (
     WS_INTERNAL_ERROR,
@@ -26,7 +27,7 @@ from asgi_sessions._middleware import (
 )
 from asgi_sessions._record import MessagePackCodec
 from asgi_sessions._session import OURS, Session
-from asgi_sessions._types import Hidden, Message, Scope, Send
+from asgi_sessions._types import Message, Scope, Send
 from asgi_sessions.tokens._jwt import Claims
 from asgi_sessions.tokens._tokens import Tokens
 

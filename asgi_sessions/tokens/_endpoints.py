@@ -12,6 +12,7 @@ from starlette.routing import Route, Router
 from asgi_sessions._cookie import CookieConfig, keep_out_of_caches
 from asgi_sessions._errors import ConfigurationError, StoreError, TokenError
 from asgi_sessions._forms import FORM, JSON, NeverArrived, TooLong, body_of, form_in, json_in, kind_of
+from asgi_sessions._hidden import Hidden
 from asgi_sessions._types import Receive, Scope, Send
 from asgi_sessions.cross_origin import CrossOriginProtection
 from asgi_sessions.tokens._tokens import TokenPair, Tokens
@@ -71,9 +72,9 @@ class TokenEndpoints:
     async def _refresh(self, request: Request) -> Response:
         try:
             token, by_cookie = await self._presented(request, "refresh_token")
-            if not token:
+            if not token.value:
                 return _error("invalid_request", "there is no refresh token")
-            pair = await self._tokens.refresh(token, scope=request.scope)
+            pair = await self._tokens.refresh(token.value, scope=request.scope)
         except _Bad as bad:
             return _error(bad.code, str(bad), bad.status)
         except TokenError as error:
@@ -81,14 +82,12 @@ class TokenEndpoints:
             return _error("invalid_grant", str(error))
         except StoreError:
             return _unavailable()
-        content: dict[str, Any] = {
-            "access_token": pair.access_token,
-            "token_type": "Bearer",
-            "expires_in": pair.expires_in,
-        }
-        if not by_cookie:
-            content["refresh_token"] = pair.refresh_token
-        response = JSONResponse(content, headers=_NO_STORE)
+        more = {} if by_cookie else {"refresh_token": pair.refresh_token}
+        response = JSONResponse(
+            {"access_token": pair.access_token, "token_type": "Bearer", "expires_in": pair.expires_in, **more},
+            headers=_NO_STORE,
+        )
+        del more
         if by_cookie:
             self.set_cookie(response, pair)
         return response
@@ -96,9 +95,9 @@ class TokenEndpoints:
     async def _revoke(self, request: Request) -> Response:
         try:
             token, by_cookie = await self._presented(request, "token")
-            if not token:
+            if not token.value:
                 return _error("invalid_request", "there is no token")
-            if not await self._tokens.revoke(token) and not by_cookie:
+            if not await self._tokens.revoke(token.value) and not by_cookie:
                 await self._revoke_access(token)
         except _Bad as bad:
             return _error(bad.code, str(bad), bad.status)
@@ -109,10 +108,10 @@ class TokenEndpoints:
             response.raw_headers.append(self._cookie.delete())
         return response
 
-    async def _revoke_access(self, token: str) -> None:
+    async def _revoke_access(self, token: Hidden[str]) -> None:
         """An access token may be given as well; what ends is its session."""
         try:
-            claims = self._tokens.verify(token)
+            claims = self._tokens.verify(token.value)
         except TokenError:
             return
         await self._tokens.end(claims)
@@ -122,17 +121,17 @@ class TokenEndpoints:
         headers = {"cache-control": "public, max-age=300"}
         return JSONResponse(self._tokens.jwks(), headers=headers, media_type="application/jwk-set+json")
 
-    async def _presented(self, request: Request, name: str) -> tuple[str, bool]:
+    async def _presented(self, request: Request, name: str) -> tuple[Hidden[str], bool]:
         """The token, and whether it came by cookie. Tokens in the query are not looked at (RFC 9700, section 4.3.2)."""
         in_body = _field(await _fields(request), name)
         values = [] if self._cookie is None else self._cookie.read(request.scope.get("headers", ()))
         if in_body and values:
             raise _Bad("invalid_request", "give the token in the body or in the cookie, not in both")
         if in_body:
-            return in_body, False
+            return Hidden(in_body), False
         if len(values) > 1:
             raise _Bad("invalid_grant", "two cookies of the same name")
-        return (values[0].decode("ascii", "replace"), True) if values else ("", False)
+        return (Hidden(values[0].decode("ascii", "replace")), True) if values else (Hidden(""), False)
 
 
 class _Bad(Exception):

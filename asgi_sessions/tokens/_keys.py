@@ -19,6 +19,7 @@ from jwt.algorithms import Algorithm, ECAlgorithm, HMACAlgorithm, OKPAlgorithm
 from asgi_sessions._arguments import expect, path_in, several
 from asgi_sessions._cipher import Secrets
 from asgi_sessions._errors import ConfigurationError
+from asgi_sessions._hidden import forgets_arguments
 from asgi_sessions._token import base64url
 
 Alg = Literal["EdDSA", "ES256", "HS256"]
@@ -39,6 +40,7 @@ class SigningKey:
     jwk: dict[str, str] | None
     """The public key as RFC 7517 has it; ``None`` for a secret."""
 
+    @forgets_arguments
     def __init__(self, key: Any, *, retired_at: datetime | None = None) -> None:
         if retired_at is not None and (not isinstance(retired_at, datetime) or retired_at.tzinfo is None):
             raise ConfigurationError("SigningKey(retired_at=…): give an aware datetime")
@@ -91,12 +93,14 @@ class SigningKey:
         )
 
     @classmethod
+    @forgets_arguments
     def secret(cls, secret: str | bytes, **options: Any) -> Self:
         """A secret for HS256: at least 32 bytes."""
         expect("SigningKey.secret()", secret, str, bytes)
         return cls(_bytes_of("SigningKey.secret()", secret), **options)
 
     @classmethod
+    @forgets_arguments
     def from_pem(cls, pem: str | bytes, *, password: bytes | None = None, **options: Any) -> Self:
         """A private key, or a public one that only verifies."""
         expect("SigningKey.from_pem()", pem, str, bytes)
@@ -114,6 +118,7 @@ class SigningKey:
         return cls(key, **options)
 
     @classmethod
+    @forgets_arguments
     def from_jwk(cls, jwk: dict[str, Any] | str, **options: Any) -> Self:
         """A key as RFC 7517 has it; of one that names an ``alg``, it must be that of the key."""
         try:
@@ -136,6 +141,7 @@ class SigningKey:
         return made
 
     @classmethod
+    @forgets_arguments
     def from_file(cls, path: str | PathLike[str], **options: Any) -> Self:
         """A PEM or JWK file."""
         file = path_in("SigningKey.from_file()", path)

@@ -42,6 +42,7 @@ from asgi_sessions._errors import (
     TokenInvalid,
     TokenReused,
 )
+from asgi_sessions._hidden import Hidden, forgets_arguments
 from asgi_sessions._loops import PerLoop, retrieve
 from asgi_sessions._manager import MAX_ATTEMPTS, Manager, manager_of
 from asgi_sessions._record import Body, MessagePackCodec, Record
@@ -88,6 +89,9 @@ class _Grant(msgspec.Struct, frozen=True, array_like=True):
     rotated_at: float
     repeats: int
 
+    def __repr__(self) -> str:
+        return f"<Grant {self.generation}>"  # with the seed and the secrets, tokens can be made
+
 
 _encode_grant = msgspec.msgpack.Encoder().encode
 _decode_grant = msgspec.msgpack.Decoder(_Grant).decode
@@ -125,6 +129,7 @@ class Tokens:
         ConfigurationError: something does not fit together.
     """
 
+    @forgets_arguments
     def __init__(
         self,
         store: Store,
@@ -173,7 +178,7 @@ class Tokens:
         self._codec = MessagePackCodec()
         keys_to_sign = self._manager.secrets.subkeys("refresh token signature")
         self._signers = tuple(Signer(key, b"asgi-sessions refresh token\0") for key in keys_to_sign)
-        self._refreshing: PerLoop[dict[str, asyncio.Task[TokenPair]]] = PerLoop(dict)
+        self._refreshing: PerLoop[dict[bytes, asyncio.Task[TokenPair]]] = PerLoop(dict)
 
     @property
     def clock(self) -> Clock:
@@ -266,17 +271,23 @@ class Tokens:
             TokenInvalid: it is none of ours, or its session has ended. TokenReused: it was spent before; the session has ended.
             StoreError: the store failed; the token may be presented again.
         """
-        family, generation, presented = self._read(token)
+        try:
+            family, generation, presented = self._read(token)
+            name = sha256(token.encode("ascii")).digest()
+        finally:
+            del token
         # Tabs of one browser come at the same time: one question for all of them in this process.
         refreshing = self._refreshing.here()
-        task = refreshing.get(token)
+        task = refreshing.get(name)
         if task is None:
-            task = refreshing[token] = asyncio.ensure_future(self._rotate(family, generation, presented, scope))
-            task.add_done_callback(lambda _: refreshing.pop(token, None))
+            task = asyncio.ensure_future(self._rotate(family, generation, presented, scope))
             task.add_done_callback(retrieve)
+            if not task.done():  # an eager task may be (Python 3.12), and a log-out later in this turn must count
+                refreshing[name] = task
+                task.add_done_callback(lambda _: refreshing.pop(name, None))
         return await asyncio.shield(task)
 
-    async def _rotate(self, key: str, generation: int, presented: str, scope: Scope | None) -> TokenPair:
+    async def _rotate(self, key: str, generation: int, presented: Hidden[str], scope: Scope | None) -> TokenPair:
         manager = self._manager
         was_current = False  # when this request began
         async with manager.asking("token refresh"):
@@ -311,7 +322,7 @@ class Tokens:
                 return self._pair(record, newer, grant)
         raise StoreError("the session was changed by others each time its token was to be refreshed")
 
-    async def _found(self, key: str, generation: int, presented: str) -> tuple[Record, Body, _Grant]:
+    async def _found(self, key: str, generation: int, presented: Hidden[str]) -> tuple[Record, Body, _Grant]:
         """The session of a refresh token, if that was ever one of its tokens."""
         found = await self._manager.opened(key)
         if found is None or found[1].kind != "token":
@@ -320,7 +331,7 @@ class Tokens:
             grant = _decode_grant(found[1].grant)
         except msgspec.MsgspecError:
             raise TokenInvalid("the session of the refresh token is damaged") from None
-        if not hmac.compare_digest(_secret(grant.seed, found[0].id, generation), presented):
+        if not hmac.compare_digest(_secret(grant.seed, found[0].id, generation), presented.value):
             raise TokenInvalid("the refresh token is not of this session")
         return (*found, grant)
 
@@ -337,14 +348,17 @@ class Tokens:
         Anything else is ``False``, since RFC 7009 (section 2.2) has it that nobody learns more.
         """
         try:
+            given = self._read(token)
+            del token
             async with self._manager.asking("token revoke"):
-                record, body, _ = await self._found(*self._read(token))
+                record, body, _ = await self._found(*given)
                 return await self._end(record.owner or "", body.user_id or "", record.id, "logged_out")
         except TokenInvalid:
             return False
 
     # ── Verify ──
 
+    @forgets_arguments
     def verify(self, token: str | bytes) -> Claims:
         """The claims of an access token; no I/O.
 
@@ -420,7 +434,8 @@ class Tokens:
             refresh_expires_at=instant(record.expires_at),
         )
 
-    def _read(self, token: str) -> tuple[str, int, str]:
+    @forgets_arguments
+    def _read(self, token: str) -> tuple[str, int, Hidden[str]]:
         """The key of the family, the generation and the secret part; no I/O.
 
         Raises:
@@ -438,7 +453,7 @@ class Tokens:
         number = 0
         for character in bare[PLACE_CHARS + ID_CHARS :][:_GENERATION]:
             number = number * 64 + _DIGITS.index(character)
-        return _key(place, id), number, bare[-_SECRET:]
+        return _key(place, id), number, Hidden(bare[-_SECRET:])
 
 
 def _key(place: str, id: str) -> str:

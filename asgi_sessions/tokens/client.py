@@ -22,6 +22,7 @@ from anyio.lowlevel import RunVar
 
 from asgi_sessions._errors import ConfigurationError, RefreshFailed, TokenError
 from asgi_sessions._extras import needs
+from asgi_sessions._hidden import forgets_arguments
 
 if TYPE_CHECKING:
     import httpx
@@ -92,6 +93,7 @@ class TokenAuth(_Auth):
         TokenError: out of a request: the token endpoint refused the refresh token (4xx). The user must log in again.
     """
 
+    @forgets_arguments
     def __init__(
         self,
         url: str,
@@ -103,7 +105,6 @@ class TokenAuth(_Auth):
     ) -> None:
         renew_at = time.monotonic() + UNKNOWN_LIFE if access_token else 0.0
         pair = _Pair(access_token, refresh_token, renew_at)
-        del access_token, refresh_token
         if not pair.is_usable():
             raise ConfigurationError(
                 "TokenAuth(refresh_token, access_token): give both as text of visible ASCII characters"

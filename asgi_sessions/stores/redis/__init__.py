@@ -35,6 +35,7 @@ from asgi_sessions._errors import (
     SessionWarning,
     StoreError,
 )
+from asgi_sessions._hidden import forgets_arguments
 from asgi_sessions._record import Record, pack, pack_clocks, pack_rev, unpack
 from asgi_sessions._store import Listening
 from asgi_sessions._token import PLACE_CHARS, place_of
@@ -132,6 +133,7 @@ class RedisStore:
         self._address = partial(address_of, client)
 
     @classmethod
+    @forgets_arguments
     def from_url(cls, url: str, *, prefix: str = "asgi-sessions", durable_ends: int = 0, **options: Any) -> Self:
         """A store with its own connections.
 
@@ -148,6 +150,7 @@ class RedisStore:
         return store
 
     @classmethod
+    @forgets_arguments
     def from_sentinel(
         cls,
         sentinels: Sequence[tuple[str, int]],
@@ -188,6 +191,7 @@ class RedisStore:
         return store
 
     @classmethod
+    @forgets_arguments
     def from_cluster(
         cls, url: str | Sequence[str], *, prefix: str = "asgi-sessions", durable_ends: int = 0, **options: Any
     ) -> Self:

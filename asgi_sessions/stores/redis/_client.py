@@ -404,7 +404,7 @@ class Line:
                 continue
             if self._is_closed:
                 raise ConnectionLost("the connection was closed")  # nobody would close what is opened now
-            if self._opening is None:
+            if self._opening is None or self._opening.done():
                 # A task of its own: whoever asked first may be cancelled, and the others still want the connection.
                 self._opening = asyncio.ensure_future(self._open())
                 self._opening.add_done_callback(retrieve)
@@ -433,8 +433,6 @@ class Line:
             self._pause = 0.0
             self.link = link
             return link
-        finally:
-            self._opening = None
 
     async def aclose(self) -> None:
         self._is_closed = True

@@ -241,7 +241,7 @@ class Map:
 
     def look(self) -> asyncio.Task[None]:
         """Look at the map again, now or as soon as one may; whoever asks meanwhile waits for the same look."""
-        if self._looking is None:
+        if self._looking is None or self._looking.done():
             self._looking = asyncio.ensure_future(self._look())
             self._looking.add_done_callback(retrieve)
         return self._looking
@@ -271,7 +271,6 @@ class Map:
             self._adopt(best)
         finally:
             self._looked_at = loop.time()
-            self._looking = None
 
     async def _seen_by(self, address: Address) -> tuple[bool, _Rows]:
         link = await self.line(address, "map").ready()

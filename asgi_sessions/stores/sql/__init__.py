@@ -40,6 +40,7 @@ from asgi_sessions._errors import (
     SessionLimitReached,
 )
 from asgi_sessions._extras import needs
+from asgi_sessions._hidden import forgets_arguments
 from asgi_sessions._loops import PerLoop
 from asgi_sessions._record import ALIAS_REV, Record
 from asgi_sessions._store import Listening
@@ -105,6 +106,7 @@ class SQLStore:
         self._set_up(lambda: engine, engine, table, schema, is_own=False)
 
     @classmethod
+    @forgets_arguments
     def from_url(cls, url: str, *, table: str = "asgi_sessions", schema: str | None = None, **options: Any) -> Self:
         """A store with its own connections.
 
