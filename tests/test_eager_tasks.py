@@ -84,7 +84,7 @@ def test_a_look_at_a_cluster_that_fails_at_once_is_repeated() -> None:
         raise RedisError("on purpose")
 
     async def test() -> None:
-        known = Map(pool_at, [("127.0.0.1", 1)])
+        known = Map(pool_at, [Address("127.0.0.1", 1)])
         for _ in range(2):
             known._looked_at = 0.0
             with pytest.raises(RedisError):

@@ -34,5 +34,5 @@ async def saved(middleware: SessionMiddleware, session: Session) -> str | None:
     due, session._cookie = session._cookie, False
     if due is False:
         return None
-    _, value = middleware.cookie.delete() if due is True else middleware.cookie.set(*due)
+    _, value = middleware.cookie.delete() if due is True else middleware.cookie.set(due[0].value, due[1])
     return value.decode("ascii")
