@@ -189,6 +189,7 @@ _ROWS = {(row.was, data, asked): row for row in COMMIT_TABLE for data in row.dat
 
 
 _NOTHING, _DESTROY = Asked.NOTHING, Asked.DESTROY
+_NO_TOKEN = Hidden("")
 
 
 class Manager:
@@ -832,7 +833,7 @@ class Manager:
         old = session._record
         # Nothing but a log-in changes it, and that begins without a record.
         owner = old.owner if old is not None else _owner(session._user_id)
-        token = Hidden("")
+        token = _NO_TOKEN
         if fresh_token:
             # Renaming keeps the place, so that it is one atomic step in one slot; a log-in moves to the user's.
             near = old.key if old is not None else owner

@@ -442,9 +442,10 @@ async def test_what_is_built_wrongly(seen: Seen, build: Callable[[], Any]) -> No
 async def test_a_test_with_a_wrong_secret(memory: Store, seen: Seen) -> None:
     client = httpx.AsyncClient(base_url=URL)
     for secret_keys in ([SHORT], [SECRET]):  # too short; not those of the app
-        SessionMiddleware(nothing, memory, secret_keys=[f"another {SECRET}"])
+        app = SessionMiddleware(nothing, memory, secret_keys=[f"another {SECRET}"])
         await raised(seen, lambda keys=secret_keys: session_cookie(memory, "alice", secret_keys=keys))  # type: ignore[misc]  # of this turn
         await raised(seen, lambda keys=secret_keys: authenticate(client, memory, "alice", secret_keys=keys))  # type: ignore[misc]  # likewise
+    del app
     await raised(seen, lambda: rekey(memory, [SHORT]))
     await raised(seen, lambda: rekey(memory, [SECRET], rate=0))
     await client.aclose()
