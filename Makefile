@@ -4,9 +4,10 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 CHAOS_SECONDS ?= 60
+VERSIONS ?= 3.12 3.13
 BIN := .venv/bin
 
-.PHONY: demo test browser test-lowest test-apps chaos lint bench clean
+.PHONY: demo test browser test-lowest test-versions versions test-apps chaos lint bench clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python -m asgi_sessions demo $(DEMO_ARGS)
@@ -25,6 +26,22 @@ browser:
 test-lowest: .venv-lowest/ready
 	.venv-lowest/bin/python -m pytest -n auto --dist worksteal tests/test_redis_link.py tests/test_redis_store.py \
 	tests/test_store_contract.py tests/test_mix_up.py tests/test_cluster_client.py tests/test_sql_store.py
+
+# The core, the stores in memory and on Redis, and the frameworks, on other versions of Python. One that is not here is left out.
+test-versions: versions
+	@for version in $(VERSIONS); do \
+	test ! -e .venv-$$version/ready || { echo "Python $$version"; .venv-$$version/bin/python -m pytest -n 3 --dist worksteal \
+	tests/frameworks tests/threats tests/test_promises.py tests/test_commit_table.py tests/test_middleware.py \
+	tests/test_memory_store.py tests/test_redis_store.py tests/test_redis_link.py tests/test_store_contract.py tests/test_races.py \
+	tests/test_live.py tests/test_deadline.py tests/test_stopping.py tests/tokens/test_client.py \
+	-k "not postgresql and not mariadb and not sqlite" $(PYTEST_ARGS) || exit; }; \
+	done
+
+versions:
+	@for version in $(VERSIONS); do \
+	python=$$(.ci/find-python $$version) || { echo "Python $$version is not here: left out"; continue; }; \
+	$(MAKE) --no-print-directory .venv-$$version/ready PYTHON=$$python || exit; \
+	done
 
 # Admin panels, UI frameworks and other packages on our sessions. In CI a missing package is a failure.
 test-apps: .venv-apps/ready
@@ -67,7 +84,10 @@ endef
 	$(call venv,'.[bench]')
 
 .venv-lowest/ready: pyproject.toml
-	$(call venv,'.[dev]' 'redis[hiredis]==5.1.1' 'sqlalchemy==2.0.31')
+	$(call venv,'.[dev]' 'anyio==4.11.0' 'redis[hiredis]==5.1.1' 'sqlalchemy==2.0.31')
+
+.venv-3.%/ready: pyproject.toml
+	$(call venv,'.[suite]')
 
 # Apart from .venv, as these packages' requirements must not decide what the suite runs on.
 .venv-apps/ready: pyproject.toml

@@ -282,6 +282,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
 
     items[:] = [item for item in items if wanted(item)]
+    if nameless := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"{nameless[0]} has another name in each process: give its cases ids=[…]")
 
 
 @pytest.fixture

@@ -552,7 +552,7 @@ def test_a_client_is_made_logged_in_from_a_synchronous_test(memory: MemoryStore)
 
 
 async def test_an_anonymous_cookie_without_data_makes_no_sense(memory: MemoryStore) -> None:
-    with pytest.raises(ValueError, match="data"):
+    with pytest.raises(SessionDataError, match="data"):
         await session_cookie(memory, None)
 
 

@@ -258,6 +258,30 @@ def test_the_calls_of_the_hot_paths_can_be_recorded(command: str, tree: Path) ->
     assert "memory: read" in said
 
 
+def test_a_python_is_found_although_its_shim_fails(tmp_path: Path) -> None:
+    shim, there = tmp_path / "shims" / "python3.99", tmp_path / "pyenv" / "versions" / "3.99.1" / "bin" / "python"
+    for file, text in ((shim, "exit 127"), (there, 'echo "3.99 $0"')):
+        file.parent.mkdir(parents=True)
+        file.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        file.chmod(0o755)
+
+    found = run(
+        *(ROOT / ".ci" / "find-python", "3.99"),
+        PATH=f"{shim.parent}:{os.environ['PATH']}",
+        PYENV_ROOT=str(tmp_path / "pyenv"),
+    )
+
+    assert found.strip() == str(there)
+
+
+def test_a_python_that_is_not_here_is_left_out(tree: Path) -> None:
+    (tree / ".ci").symlink_to(ROOT / ".ci")
+
+    said = make(tree, "test-versions", "VERSIONS=3.98")
+
+    assert "Python 3.98 is not here: left out" in said
+
+
 @each_command(r"\.ci/run")
 def test_what_ci_runs_is_a_program(command: str) -> None:
     assert os.access(ROOT / command, os.X_OK)

@@ -118,7 +118,9 @@ class ScopeSession(SessionMixin):
         elif name == "permanent":
             if value and not self.permanent:
                 _logger.warning("session.permanent = True has no effect: use session.log_in(user_id, remember=True)")
-        else:
+        elif (
+            name != "accessed"
+        ):  # Quart 0.23 sets it in every request, since it saves the session; ours knows by itself
             setattr(_find(self._scope), name, value)
 
     @property  # type: ignore[misc]  # theirs may be set; see __setattr__

@@ -308,7 +308,9 @@ async def test_a_refresh_token_is_refused(tokens: Tokens, seen: Seen, clock: Fak
     await raised(seen, lambda: tokens.refresh(newer.refresh_token[:-1] + "_"))
 
 
-@pytest.mark.parametrize("spoil", [lambda token: token, lambda token: token[:-2], lambda token: token + "."], ids=str)
+@pytest.mark.parametrize(
+    "spoil", [lambda token: token, lambda token: token[:-2], lambda token: token + "."], ids=["whole", "cut", "longer"]
+)
 async def test_an_access_token_is_refused(tokens: Tokens, seen: Seen, clock: FakeClock, spoil: Any) -> None:
     pair = await pair_of(tokens, seen)
     clock.advance(3600)
