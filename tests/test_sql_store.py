@@ -381,6 +381,7 @@ def test_sweep_from_cron(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         await store.create(replace(a_record(), seen_at=1e9, expires_at=1e9 + 60))
         await store.aclose()
 
+    (tmp_path / "cron.db").touch()  # one that does not exist is refused: it is a mistyped one
     assert main(["sweep", url]) == 1
     assert "create_tables" in capsys.readouterr().err
     asyncio.run(fill())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shlex
 import shutil
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from time import monotonic
 
 from asgi_sessions import ConfigurationError, StoreError
+from asgi_sessions.cli._stores import run as run_it
 from asgi_sessions.cli._stores import store_of
 from asgi_sessions.rekey import Progress, rekey
 
@@ -39,7 +39,7 @@ def run(url: str, name: str | None, rate: float, cursor: str, environment: Mappi
             await store.aclose()
 
     try:
-        asyncio.run(work())
+        run_it(work())
     except (StoreError, KeyboardInterrupt) as error:
         bar.leave()
         why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)

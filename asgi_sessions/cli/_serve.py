@@ -28,6 +28,7 @@ from asgi_sessions import ConfigurationError, CookieConfig, Event, MemoryStore, 
 from asgi_sessions._loops import stop
 from asgi_sessions._token import owner_of
 from asgi_sessions.cli._shop import PASSWORDS, USERS, create_shop
+from asgi_sessions.cli._stores import run
 from asgi_sessions.stores import Store
 
 DATABASE = "asgi-sessions-demo.db"
@@ -39,7 +40,7 @@ def run_shop(*, host: str, port: int, https: bool) -> int:
     cookie = CookieConfig() if https else CookieConfig.insecure_development()
     store, where = open_store(environ, file=DATABASE)
     try:
-        asyncio.run(_prepare(store))
+        run(_prepare(store))
     except StoreError as error:
         print(f"asgi-sessions: sessions cannot be kept {where.partition(' and ')[0]}: {error}", file=sys.stderr)
         print("Start the demo in a folder where you may write, or set REDIS_URL.", file=sys.stderr)
@@ -63,7 +64,7 @@ def run_shop(*, host: str, port: int, https: bool) -> int:
     logging.getLogger("asgi_sessions").setLevel(logging.ERROR)
     shop = create_shop(store, cookie=cookie, on_event=_show)
     try:
-        asyncio.run(_until_stopped(shop, store, listener, https=https))
+        run(_until_stopped(shop, store, listener, https=https))
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("\nThe shop is closed.", flush=True)
     return 0

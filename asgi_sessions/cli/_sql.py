@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from datetime import timedelta
 
 from asgi_sessions import ConfigurationError, Devices
 from asgi_sessions._extras import needs
-from asgi_sessions.cli._stores import store_of
+from asgi_sessions.cli._stores import run, store_of
 from asgi_sessions.stores import SweepingStore
 
 with needs("sql", "this command"):
@@ -45,13 +44,13 @@ def sweep(url: str, table: str, history_days: int) -> int:
             f"sweep: {type(store).__name__} forgets by itself what is over; there is nothing to do"
         )
 
-    async def run() -> int | None:
+    async def work() -> int | None:
         try:
             return await store.sweep(now=time.time(), rules=rules)
         finally:
             await store.aclose()
 
-    removed = asyncio.run(run())
+    removed = run(work())
     if removed is None:
         print(f"somebody else is sweeping, or was within the last {TURN:.0f} seconds")
     else:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, Final, TypeVar
 
 from asgi_sessions import ConfigurationError, RedisStore
 from asgi_sessions.stores import Store
+
+T = TypeVar("T")
+
+TIME_FOR_THREADS: Final = 2.0
+"""Seconds. They end within milliseconds after their connection is closed."""
 
 DATABASE_HELP = "as for SQLStore.from_url()"
 URL_HELP = f"redis://, rediss:// (TLS), unix://, redis+cluster:// or rediss+cluster:// (any node), or {DATABASE_HELP}"
@@ -36,6 +45,23 @@ def _refuse_missing_file(url: str) -> None:
     file = rest.partition("?")[0].removeprefix("/").removeprefix("file:")
     if scheme.partition("+")[0] == "sqlite" and file not in ("", ":memory:") and not Path(file).is_file():
         raise ConfigurationError(f"there is no file {file}")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """``asyncio.run()``, whose loop stays open until the threads of SQLite's driver have ended.
+
+    The driver does not wait for them. One that answers to a closed loop prints a traceback.
+    """
+
+    async def until_threads_end() -> T:
+        try:
+            return await work
+        finally:
+            for thread in threading.enumerate():
+                if "_connection_worker_thread" in thread.name:
+                    await asyncio.to_thread(thread.join, TIME_FOR_THREADS)
+
+    return asyncio.run(until_threads_end())
 
 
 def url_of_a_node(url: str) -> str | None:
