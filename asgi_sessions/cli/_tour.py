@@ -108,6 +108,7 @@ class Tour:
 
     async def _first_visit(self, visitor: Visitor) -> None:
         self._announce("First visit: whoever only looks gets no cookie, and the store is not even asked.")
+        self._store.asked()  # the app looked at the store when it started
         response = await visitor.get("/")
         self._check("the shelf is shown", response.status_code, 200)
         self._check("no cookie is set", _set_cookies(response), [])
