@@ -91,6 +91,4 @@ endef
 
 # Apart from .venv, as these packages' requirements must not decide what the suite runs on.
 .venv-apps/ready: pyproject.toml
-	$(PYTHON) -m venv --clear .venv-apps
-	.venv-apps/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[apps]'
-	touch $@
+	$(call venv,'.[apps]')
