@@ -21,7 +21,7 @@ from tests.proxy import Proxy
 def markdown(data: dict[str, Any]) -> str:
     counts = ", ".join(f"{number:,} {what}" for what, number in data["counts"].items())
     faults = len(data["faults"])
-    return f"{data['requests']:,} requests of 200 users in {data['seconds']:.0f} s: {counts}. Wrong: {faults}.\n"
+    return f"{data['requests']:,} requests of {data['users']} users in {data['seconds']:.0f} s: {counts}. Wrong: {faults}.\n"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,19 +33,20 @@ def main(argv: list[str] | None = None) -> None:
     with Proxy(server.port) as proxy:
         proxy.delay, proxy.jitter = 0.0005, 0.002
         store = RedisStore.from_url(proxy.url(server.url))
-        requests = 2_000 if arguments.quick else 120_000
+        users, requests = (50, 1_000) if arguments.quick else (200, 120_000)
 
         def told(done: int) -> None:
             if done % 10_000 == 0:
                 progress(f"  {done:,} of {requests:,} requests")
 
         work = mix_up(
-            store, users=200, requests=requests, seed=seed, halfway=server.restart, progress=told, close=store.aclose
+            store, users=users, requests=requests, seed=seed, halfway=server.restart, progress=told, close=store.aclose
         )
         outcome = run(work)
     server.remove()
     data = {
         "seed": seed,
+        "users": users,
         "requests": outcome.requests,
         "seconds": time.monotonic() - began,
         "counts": dict(outcome.counts),
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     save("mix_up", data, arguments.into)
     print(markdown(data))
     if outcome.faults:
-        sys.exit(1)
+        sys.exit("\n".join([f"seed {seed}", *outcome.faults[:20]]))
 
 
 if __name__ == "__main__":

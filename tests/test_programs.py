@@ -20,7 +20,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from asgi_sessions import RedisStore, SQLStore
+from asgi_sessions.testing import session_cookie
 from benchmarks import report
+from tests.conftest import Server
 from tests.markdown import ROOT, blocks, name_of, pages, prose
 
 pytestmark = pytest.mark.timeout(180)
@@ -310,27 +313,29 @@ def test_the_command_line_says_what_there_is(command: str) -> None:
 
 
 @each_command(r"asgi-sessions \w+.*")
-def test_a_command_of_the_package_runs(command: str, tmp_path: Path, valkey_url: str) -> None:
-    database = f"sqlite+aiosqlite:///{tmp_path}/sessions.db"
-    words = shlex.split(command.replace("redis://localhost:6379/0", valkey_url).replace("URL", database))[1:]
-    needed = {"rekey": [valkey_url], "sweep": [database], "keygen": [], "schema": []}[words[0]]
+async def test_a_command_of_the_package_runs(command: str, tmp_path: Path, own_server: Server) -> None:
+    own_server.start()
+    secrets, database = ["new" * 11, "old" * 11], f"sqlite+aiosqlite:///{tmp_path}/sessions.db"
+    words = shlex.split(command.replace("redis://localhost:6379/0", own_server.url).replace("URL", database))[1:]
     if len(words) == 1:  # the name alone, as text mentions it
-        words += needed
+        words += {"rekey": [own_server.url], "sweep": [database], "keygen": [], "schema": []}[words[0]]
+    elif words[-1] == "--table":
+        words.append("mine")
     if words[0] == "sweep":
-        (tmp_path / "tables.sql").write_text(
-            run(sys.executable, "-m", "asgi_sessions", "schema", "--dialect", "sqlite")
-        )
-        run(sys.executable, "-c", MAKE_TABLES, tmp_path / "sessions.db", tmp_path / "tables.sql")
+        store = SQLStore.from_url(database)
+        await store.create_tables()
+        await store.aclose()
+    elif words[0] == "rekey":
+        there = RedisStore.from_url(own_server.url)
+        await session_cookie(there, "alice", secret_keys=secrets[1:])
+        await there.aclose()
 
     run(
         *(sys.executable, "-m", "asgi_sessions", *words),
         cwd=tmp_path,
-        ASGI_SESSIONS_SECRET_KEYS=f"{'new' * 11} {'old' * 11}",
+        ASGI_SESSIONS_SECRET_KEYS=" ".join(secrets),
         PYTHONPATH=str(ROOT),
     )
-
-
-MAKE_TABLES = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).executescript(open(sys.argv[2]).read())"
 
 
 @each_command(r'export ASGI_SESSIONS_SECRET_KEYS="[^"]+"')
