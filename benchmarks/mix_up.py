@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from asgi_sessions import RedisStore
@@ -28,9 +29,11 @@ def main(argv: list[str] | None = None) -> None:
     arguments = options(__doc__, argv)
     seed = secrets.randbelow(10**6)
     server = Server("--appendonly", "yes", "--appendfsync", "always")
-    server.start()
     began = time.monotonic()
-    with Proxy(server.port) as proxy:
+    with ExitStack() as stack:
+        stack.callback(server.remove)
+        server.start()
+        proxy = stack.enter_context(Proxy(server.port))
         proxy.delay, proxy.jitter = 0.0005, 0.002
         store = RedisStore.from_url(proxy.url(server.url))
         users, requests = (50, 1_000) if arguments.quick else (200, 120_000)
@@ -43,7 +46,6 @@ def main(argv: list[str] | None = None) -> None:
             store, users=users, requests=requests, seed=seed, halfway=server.restart, progress=told, close=store.aclose
         )
         outcome = run(work)
-    server.remove()
     data = {
         "seed": seed,
         "users": users,

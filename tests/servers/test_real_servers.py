@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from os import environ
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,7 @@ class Server:
                 env={**environ, **farm.environment, "PYTHONDEVMODE": "1"},
                 stdout=errors,
                 stderr=errors,
+                start_new_session=True,
             )
 
     @property
@@ -144,7 +147,8 @@ class Farm:
 
     def kill(self) -> None:
         for server in self.all:
-            server.process.kill()
+            with suppress(ProcessLookupError):  # stopped by its test
+                os.killpg(server.process.pid, signal.SIGKILL)  # with its workers
             server.process.wait()
 
 
