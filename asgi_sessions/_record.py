@@ -28,6 +28,8 @@ MAX_DEPTH = 100
 """How deep lists and dicts may nest, well below where a decoder or a debugger gives up."""
 
 ALIAS_REV: Final = 0
+ALIASES: Final = frozenset(("alias", "forward"))
+"""Kinds of bodies that only lead to another key. Cookies follow an ``alias``; only commits follow a ``forward`` too."""
 """The revision of every alias; records begin at 1. So a store can tell them apart without opening the body."""
 
 
@@ -156,7 +158,7 @@ def _makes_sense(record: Record, body: Body) -> bool:
         and record.rev >= ALIAS_REV
     ):
         return False
-    if body.kind == "alias":
+    if body.kind in ALIASES:
         return record.rev == ALIAS_REV
     if body.kind not in ("session", "token") or record.rev == ALIAS_REV:
         return False

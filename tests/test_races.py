@@ -282,9 +282,10 @@ async def test_a_revocation_between_the_two_steps_of_a_log_in_leaves_the_log_in_
     assert (await read(browser))["data"] == {"a": 1}
 
 
-async def test_a_log_in_that_fails_half_way_is_a_503_and_the_old_session_lives_on(
+async def test_a_log_in_that_fails_half_way_is_a_503_with_the_cookie_of_what_was_saved(
     store: Store, clock: FakeClock
 ) -> None:
+    """The new session is there, and the old one may be gone: the new token is the only one that is sure to work."""
     wrapped = Wrapped(store)
     browser = Browser(app_with(wrapped, clock=clock))
     await browser.do(put(a=1))
@@ -295,9 +296,27 @@ async def test_a_log_in_that_fails_half_way_is_a_503_and_the_old_session_lives_o
     wrapped.fail.clear()
 
     assert response.status == 503
-    assert browser.token == before
+    assert browser.token != before
     assert (await read(browser))["data"] == {"a": 1}
+    assert (await read(browser))["user_id"] == "alice"
+
+
+async def test_a_log_in_whose_first_step_fails_is_a_503_and_the_old_session_lives_on(
+    store: Store, clock: FakeClock
+) -> None:
+    wrapped = Wrapped(store)
+    browser = Browser(app_with(wrapped, clock=clock))
+    await browser.do(put(a=1))
+    before = browser.token
+    wrapped.fail_after["create"] = ConnectionError("gone away")
+
+    response = await browser.do(log_in("alice"))
+    wrapped.fail_after.clear()
+
+    assert response.status == 503
+    assert browser.token == before
     assert (await read(browser))["user_id"] is None
+    assert await store.index(owner_of("alice")) == {}
 
 
 async def test_a_log_in_that_failed_half_way_can_be_repeated_in_the_same_request(
