@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import replace as dataclass_replace
 from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -423,7 +424,7 @@ class Manager:
             return False
         if session._written:
             return False  # other bytes, most likely; the table will tell, and they need be encoded only once
-        if session._lent and not self._codec.is_same(session, session._loaded):
+        if session._lent and not self._codec.is_same(session, session._loaded, session._lent):
             return False
         return not (session._touch_due or session._renewal_due)
 
@@ -843,7 +844,8 @@ class Manager:
     async def _end_others(
         self, session: Session, plan: Plan, call: EndOthers, events: list[Event], again: bool
     ) -> None:
-        await self.end(owner_of(call.user_id), call.user_id, "revoked_all", self.clock(), keep=call.keep)
+        owner, user_id = owner_of(call.user_id), call.user_id
+        await self._end_of(owner, user_id, "revoked_all", self.clock(), events, keep=call.keep)
         session._others = tuple(user_id for user_id in session._others if user_id != call.user_id)
 
     _carriers: Mapping[type[Call], Callable[..., Awaitable[None]]] = {
@@ -1167,15 +1169,31 @@ class Manager:
         self, owner: str, user_id: str, reason: Reason, now: float, *, id: str | None = None, keep: str | None = None
     ) -> Sequence[str]:
         """End the session ``id`` of a user, or all but ``keep``; the ids that ended by this."""
+        events: list[Event] = []
+        ids = await self._end_of(owner, user_id, reason, now, events, id=id, keep=keep)
+        await self._tell(events)
+        return ids
+
+    async def _end_of(
+        self,
+        owner: str,
+        user_id: str,
+        reason: Reason,
+        now: float,
+        events: list[Event],
+        *,
+        id: str | None = None,
+        keep: str | None = None,
+    ) -> Sequence[str]:
         note = Note(ended(reason), now, "", self.rules or Rules(0))
         store: Any = self.store
-        return await self._tell_ended(await self._ask(store.end, owner, note=note, id=id, keep=keep), user_id, reason)
+        return self._ended_ids(await self._ask(store.end, owner, note=note, id=id, keep=keep), user_id, reason, events)
 
-    async def _tell_ended(self, found: object, user_id: str, reason: str) -> Sequence[str]:
-        """The ids that a store says it has ended, told."""
+    def _ended_ids(self, found: object, user_id: str, reason: str, events: list[Event]) -> Sequence[str]:
+        """The ids that a store says it has ended; an event for each."""
         if not (isinstance(found, list | tuple) and all(isinstance(id, str) for id in found)):
             raise StoreError("the store answered with something other than ids")
-        await self._tell([self._event("session.ended", session_id=id, user_id=user_id, reason=reason) for id in found])
+        events += [self._event("session.ended", session_id=id, user_id=user_id, reason=reason) for id in found]
         return found
 
     async def history_of(self, owner: str, now: float) -> list[tuple[Entry, Facts | None]]:
@@ -1196,7 +1214,10 @@ class Manager:
     async def erase(self, owner: str, user_id: str, *, sessions: bool) -> Sequence[str]:
         """Forget the history of a user, and with ``sessions`` everything."""
         store: Any = self.store
-        return await self._tell_ended(await self._ask(store.erase, owner, sessions=sessions), user_id, "erased")
+        events: list[Event] = []
+        ids = self._ended_ids(await self._ask(store.erase, owner, sessions=sessions), user_id, "erased", events)
+        await self._tell(events)
+        return ids
 
     async def name(self, owner: str, id: str, name: str, now: float) -> bool:
         """Give the device of a session a name; whether there is such a session."""
@@ -1251,6 +1272,8 @@ class Manager:
         Raises:
             StoreError: the store failed, or took longer than the deadline.
         """
+        held = _Held()
+        before = _held.set(held)
         try:
             try:
                 with self._deadlines.limit():
@@ -1258,8 +1281,12 @@ class Manager:
             except TimeoutError as error:
                 raise self._too_slow() from error
         except StoreError as failure:
-            await self.failed(step, failure)
+            held.events.append(self._failure(step, failure, None))
             raise
+        finally:
+            _held.reset(before)
+            held.is_open = False
+            await self._tell(held.events)
 
     async def start(self) -> None:
         """Ask the store once, so that a wrong address or missing tables are in the log before a visitor meets them.
@@ -1413,6 +1440,9 @@ class Manager:
             logger.warning("store.recovered: it can be asked again (%s) after=%.1fs failures=%d", way, *outage)
 
     async def _tell(self, events: list[Event]) -> None:
+        if (held := _held.get()) is not None and held.is_open:
+            held.events += events  # a hook takes its own time, and not that of the store
+            return
         for event in events:
             if event.name in _EXPLAINED:
                 self._log(event)
@@ -1444,6 +1474,16 @@ class Manager:
         task.add_done_callback(done)
         await asyncio.wait({task}, timeout=HOOK_GRACE)
 
+
+class _Held:
+    """Events that wait until the store has answered all that it is asked."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.is_open = True
+
+
+_held: ContextVar[_Held | None] = ContextVar("asgi_sessions held events", default=None)
 
 _EXPLAINED = frozenset({"store.failed", "session.damaged", "session.not_saved"})
 """Events whose line in the log says why."""
