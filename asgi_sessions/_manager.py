@@ -88,7 +88,7 @@ from asgi_sessions._record import ALIAS_REV, ALIASES, Body, MessagePackCodec, Re
 from asgi_sessions._session import ATTRIBUTES, Asked, Session
 from asgi_sessions._store import Store, SweepingStore, lacking_for_users
 from asgi_sessions._timeouts import RENEWAL_GRACE, Timeouts
-from asgi_sessions._token import TokenMint, is_id, key_of, owner_of, owner_of_known, place_of
+from asgi_sessions._token import TokenMint, is_id, key_of, owner_of_known, place_of
 from asgi_sessions._types import Clock, Event, EventHook, instant
 
 logger = logging.getLogger("asgi_sessions")
@@ -844,7 +844,7 @@ class Manager:
     async def _end_others(
         self, session: Session, plan: Plan, call: EndOthers, events: list[Event], again: bool
     ) -> None:
-        owner, user_id = owner_of(call.user_id), call.user_id
+        owner, user_id = owner_of_known(call.user_id), call.user_id
         await self._end_of(owner, user_id, "revoked_all", self.clock(), events, keep=call.keep)
         session._others = tuple(user_id for user_id in session._others if user_id != call.user_id)
 

@@ -179,7 +179,7 @@ def test_a_key_tells_the_place_of_its_token_and_nothing_else(token: str, other: 
     assert key_of(token + signature) == key
 
 
-@given(unicode_text, unicode_text)
+@given(unicode_text.filter(bool), unicode_text.filter(bool))
 def test_every_user_id_has_an_owner_name_of_its_own(user_id: str, other: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9_-]{22}", owner_of(user_id))
     assert (owner_of(user_id) == owner_of(other)) == (user_id == other)
@@ -512,7 +512,7 @@ def test_what_the_app_said_about_caching_stays_unless_it_contradicts(before: Hea
     left = {member.lower() for member in members(after, b"cache-control")}
     for member in dropped:
         name, _, value = member.lower().partition(b"=")
-        assert name in (b"public", b"s-maxage", b"must-understand") or (value and name in left)
+        assert name in (b"public", b"s-maxage", b"must-understand") or (value and (name in left or b"no-store" in left))
     silent = not members(before, b"cache-control")
     assert (members(after, b"cache-control") == [b"no-store"]) or not silent
     assert others(after, b"cache-control") == [
@@ -763,7 +763,7 @@ instant_of_a_session = st.floats(0, 4e9)
 def bodies(draw: st.DrawFn) -> tuple[Body, Record]:
     """A body that makes sense, and the record around it, without the body's bytes yet."""
     alias = draw(st.integers(0, 4)) == 0
-    user_id = None if alias else draw(st.none() | unicode_text)
+    user_id = None if alias else draw(st.none() | unicode_text.filter(bool))
     body = Body(
         kind="alias" if alias else "session",
         user_id=user_id,
