@@ -511,8 +511,8 @@ class Manager:
         return await self._carry_out(session, plan, events)
 
     async def _go_on(self, session: Session, plan: Plan, events: list[Event], *, failed: bool) -> None:
-        """Finish a plan that was interrupted; of a failed request only what can no longer be undone."""
-        if failed and plan.can_be_undone:
+        """Finish a plan that was interrupted; undo it, if it can be and the browser will not hear of its token."""
+        if plan.can_be_undone and (failed or (session._started and plan.token is not None)):
             await self._undo(session, plan)
         else:
             await self._carry_out(session, plan, events)

@@ -12,13 +12,14 @@ from typing import Any
 import anyio
 import pytest
 
-from asgi_sessions import RedisStore, Session, Timeouts
+from asgi_sessions import RedisStore, Session, StoreError, Timeouts
 from asgi_sessions._record import Record
 from asgi_sessions._token import owner_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.conftest import Server
 from tests.support import Browser, Handler, Response, app_with, destroy, log_in, put, read, regenerate
+from tests.websockets import Socket
 from tests.wrapped import Wrapped
 
 RENEWING = Timeouts(renew=timedelta(minutes=10))
@@ -384,3 +385,26 @@ async def test_a_conflict_that_took_its_time_does_not_get_a_second_deadline(
     await store.aclose()
     assert request.response.status == 503
     assert calls == 2
+
+
+@pytest.mark.filterwarnings("ignore::asgi_sessions.SessionWarning")  # the log-in is not saved, and the app is warned
+@pytest.mark.parametrize("verb", [regenerate, log_in("alice")], ids=["regenerate", "log in again"])
+async def test_a_handshake_that_is_refused_after_a_lost_reply_leaves_the_old_token_alive(
+    store: Store, clock: FakeClock, verb: Any
+) -> None:
+    """The cookie of the new token can no longer leave, so what may have been done is undone."""
+    wrapped = Wrapped(store)
+    browser = Browser(app_with(wrapped, clock=clock))
+    await browser.do(log_in("alice"))
+    for method in ("rename", "create"):
+        wrapped.fail_after[method] = StoreError("the reply was lost")
+
+    async with Socket(browser, extensions=False) as socket:
+        verb(socket.session)
+        with pytest.raises(StoreError):
+            await socket.session.save()
+        wrapped.fail_after.clear()
+        await socket.close()
+
+    assert (await read(browser))["user_id"] == "alice"
+    assert len(await store.index(owner_of("alice"))) == 1
