@@ -453,6 +453,7 @@ class _Exchange:
         """We answered in the app's place: undo the commit that failed, or finish it if the browser was told of its token."""
         manager = self._middleware.manager
         if self.session._plan is not None:
+            self.session._touch_due = False  # the store has just failed: activity is not worth another call
             try:
                 await manager.commit(self.session, failed=True)
             except StoreError as failure:
