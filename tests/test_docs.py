@@ -24,7 +24,7 @@ import pytest
 
 import asgi_sessions
 from asgi_sessions import Timeouts, _errors
-from asgi_sessions._plan import COMMIT_TABLE
+from asgi_sessions._manager import COMMIT_TABLE
 from tests.markdown import DOCS, ROOT, Block, agrees, anchors, blocks, links, name_of, pages, prose, rows
 from tests.ports import free_port
 from tests.test_layers import LAYERS
