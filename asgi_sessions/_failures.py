@@ -37,7 +37,7 @@ _CLASS_IN_FRONT = re.compile(r"^<class '[\w.]+'>: ")  # SQLAlchemy's adapter for
 _USER_INFO = re.compile(r"(\w://).*@")  # to the last @: a password may hold any character
 _LOCAL_PART = re.compile(r"[^\s@'\"`(),/]+@")
 _LONELY_USER = re.compile(r"\w://[^\s/@]*:(?!\d{1,5}(?:[/\s.,;:)\]'\"?]|$))")  # a password, and no @ after it
-_QUERY = re.compile(r"(\w://[^\s?]*\?)\S*")
+_QUERY = re.compile(r"(\w://[^\s?]*\?).*")  # to the end: where an option ends is for its author to say
 _DATA = re.compile(
     r"\[SQL:|\[parameters:|\(Background on|DETAIL:|Failing row|with args beginning|[{»«„“”‘’‚‹›]|\)=\(|"
     r"(?<![A-Za-z])(?:\w+[_-])?(?:password|passwd|passphrase|pwd|secret|token|cookie|session|auth|authorization|credentials?|api[_-]?key|key)"

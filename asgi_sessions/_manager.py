@@ -1498,8 +1498,9 @@ def _refuse_other_secrets(store: Store, manager: Manager) -> None:
         others = _using.setdefault(store, WeakSet())
     except TypeError:  # a store that cannot be hashed or weakly referenced
         return
-    if others and not any(manager.secrets.agree_with(other.secrets) for other in others):
-        other = next((each for each in others if each.role != manager.role), None) or next(iter(others))
+    living = list(others)  # a manager may be collected while they are walked through
+    if living and not any(manager.secrets.agree_with(other.secrets) for other in living):
+        other = next((each for each in living if each.role != manager.role), living[0])
         without = next((each.role for each in (manager, other) if not each.secrets.are_given), None)
         problem = (
             f"{manager.role} and {other.role} on one {type(store).__name__} "
