@@ -115,8 +115,11 @@ class Refused(Exception):
         return words[0] if words and words[0].isupper() else "ERR"
 
     def as_store_error(self) -> StoreError:
-        kind = NotNow if self.code == TRY_AGAIN else StoreError
-        return kind(f"Redis refused: {cleaned(str(self))}")
+        text = cleaned(str(self))
+        if self.code != TRY_AGAIN:
+            return StoreError(f"Redis refused: {text}")
+        # An error of our own scripts has no code of the server in front.
+        return NotNow(f"Redis refused: {text if text.startswith(TRY_AGAIN) else f'{TRY_AGAIN} {text}'}")
 
 
 UNANSWERED = (RedisError, OSError, TimeoutError)
