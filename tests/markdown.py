@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import inspect
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -99,3 +104,27 @@ def agrees(claimed: str, real: str) -> bool:
     """Whether ``real`` is what ``claimed`` says, with ``…`` standing for anything on one line."""
     pattern = "[^\n]*".join(re.escape(part) for part in claimed.strip("\n").split(ANYTHING))
     return re.fullmatch(pattern, real.strip("\n")) is not None
+
+
+# ── Programs ──
+
+
+def compiled(block: Block) -> Any:
+    """The code of a block, which may await at its top level, with the line numbers of its page."""
+    return compile(
+        "\n" * (block.line - 1) + block.text,
+        name_of(block.page),
+        "exec",
+        flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
+        dont_inherit=True,
+    )
+
+
+async def run(block: Block, names: dict[str, Any]) -> str:
+    """Execute a block among ``names``; what it printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        waiting = eval(compiled(block), names)
+        if inspect.iscoroutine(waiting):
+            await waiting
+    return printed.getvalue()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
-import inspect
-import io
 import os
 import re
 import socket
@@ -17,7 +15,7 @@ import time
 import types
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from urllib.parse import urlsplit
 
 import pytest
@@ -25,7 +23,7 @@ import pytest
 import asgi_sessions
 from asgi_sessions import Timeouts, _errors
 from asgi_sessions._manager import COMMIT_TABLE
-from tests.markdown import DOCS, ROOT, Block, agrees, anchors, blocks, links, name_of, pages, prose, rows
+from tests.markdown import DOCS, ROOT, Block, agrees, anchors, blocks, compiled, links, name_of, pages, prose, rows, run
 from tests.ports import free_port
 from tests.test_layers import LAYERS
 
@@ -43,27 +41,6 @@ WITH_PYTHON = [page for page in pages() if of_language(page, "python")]
 
 
 # ── Programs ──
-
-
-def compiled(block: Block) -> Any:
-    """The code of a block, which may await at its top level, with the line numbers of its page."""
-    return compile(
-        "\n" * (block.line - 1) + block.text,
-        name_of(block.page),
-        "exec",
-        flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
-        dont_inherit=True,
-    )
-
-
-async def run(block: Block, names: dict[str, Any]) -> str:
-    """Execute a block among ``names``; what it printed."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        waiting = eval(compiled(block), names)
-        if inspect.iscoroutine(waiting):
-            await waiting
-    return printed.getvalue()
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)

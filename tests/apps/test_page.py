@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from tests.apps.site import served
-from tests.markdown import DOCS, blocks, rows
-from tests.test_docs import run
+from tests.markdown import DOCS, blocks, rows, run
 
 PAGE = DOCS / "other-packages.md"
 DISTRIBUTIONS = {"authlib, Starlette client": "authlib", "FastHTML": "python-fasthtml", "NiceGUI": "nicegui"}
