@@ -8,7 +8,6 @@ by someone else: write nothing, say nothing to the browser).
 from __future__ import annotations
 
 import asyncio
-import enum
 import inspect
 import logging
 import math
@@ -18,7 +17,8 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import replace as dataclass_replace
 from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet, WeakValueDictionary, ref
@@ -66,8 +66,25 @@ from asgi_sessions._errors import (
 from asgi_sessions._failures import FailureLog, reason_of
 from asgi_sessions._hidden import Hidden
 from asgi_sessions._loops import heed_cancellation, running_loop
+from asgi_sessions._plan import (
+    ROWS,
+    Call,
+    Cookie,
+    Create,
+    Data,
+    DeleteUnchanged,
+    End,
+    EndOthers,
+    Plan,
+    Rename,
+    Row,
+    Step,
+    Touch,
+    Update,
+    Was,
+)
 from asgi_sessions._processes import worker_processes
-from asgi_sessions._record import ALIAS_REV, Body, MessagePackCodec, Record, merge, seal, unseal
+from asgi_sessions._record import ALIAS_REV, ALIASES, Body, MessagePackCodec, Record, merge, seal, unseal
 from asgi_sessions._session import ATTRIBUTES, Asked, Session
 from asgi_sessions._store import Store, SweepingStore, lacking_for_users
 from asgi_sessions._timeouts import RENEWAL_GRACE, Timeouts
@@ -109,83 +126,6 @@ _STEPS_THAT_READ = frozenset({"load", "list", "history", "start-up", "token chec
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-# ── The commit table ──
-
-
-class Was(enum.Enum):
-    __hash__ = object.__hash__
-
-    NONE = "none"
-    FOUND = "found"
-
-
-class Data(enum.Enum):
-    __hash__ = object.__hash__
-
-    EMPTY = "empty"
-    """Nothing there, and nobody logged in."""
-    SOME = "not empty"
-    SAME = "same bytes"
-    CHANGED = "other bytes"
-    EMPTIED = "emptied, anonymous"
-    """Was not empty and now is, and nobody is logged in: no reason to keep a record."""
-
-
-class Step(enum.Enum):
-    __hash__ = object.__hash__
-
-    NOTHING = "nothing"
-    CREATE = "create, fresh token"
-    TOUCH = "touch: two times only, never the payload"
-    UPDATE = "update if the revision still matches; else merge and retry"
-    RENAME = "rename, only if the old one is still there"
-    RENEW = "rename likewise; an alias stays for the grace"
-    LOG_IN = "create in the user's place, then delete the old"
-    DELETE = "delete"
-    DELETE_UNCHANGED = "delete if the revision still matches; else merge and retry"
-    DELETE_CREATE = "delete, then create"
-
-
-class Cookie(enum.Enum):
-    NOTHING = "nothing"
-    SET = "set"
-    DELETE = "delete"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    was: Was
-    data: tuple[Data, ...]
-    asked: tuple[Asked, ...]
-    store: Step
-    cookie: Cookie
-
-
-_FRESH = (Data.EMPTY, Data.SOME)
-_KNOWN = (Data.SAME, Data.CHANGED)
-_QUIET = (Asked.NOTHING, Asked.TOUCH, Asked.RENEWAL)
-
-COMMIT_TABLE: tuple[Row, ...] = (
-    #   record was  data now               asked                       store                   cookie
-    Row(Was.NONE, (Data.EMPTY,), (*_QUIET, Asked.REGENERATE), Step.NOTHING, Cookie.NOTHING),
-    Row(Was.NONE, (Data.SOME,), (*_QUIET, Asked.REGENERATE), Step.CREATE, Cookie.SET),
-    Row(Was.FOUND, (Data.SAME,), (Asked.NOTHING,), Step.NOTHING, Cookie.NOTHING),
-    Row(Was.FOUND, (Data.SAME,), (Asked.TOUCH,), Step.TOUCH, Cookie.NOTHING),
-    Row(Was.FOUND, (Data.CHANGED,), (Asked.NOTHING, Asked.TOUCH), Step.UPDATE, Cookie.NOTHING),
-    Row(Was.FOUND, (Data.EMPTIED,), (*_QUIET, Asked.REGENERATE), Step.DELETE_UNCHANGED, Cookie.DELETE),
-    Row(Was.FOUND, _KNOWN, (Asked.REGENERATE,), Step.RENAME, Cookie.SET),
-    Row(Was.FOUND, _KNOWN, (Asked.RENEWAL,), Step.RENEW, Cookie.SET),
-    Row(Was.NONE, _FRESH, (Asked.LOG_IN,), Step.LOG_IN, Cookie.SET),
-    Row(Was.FOUND, _FRESH, (Asked.LOG_IN,), Step.LOG_IN, Cookie.SET),
-    Row(Was.FOUND, (Data.EMPTY,), (Asked.DESTROY,), Step.DELETE, Cookie.DELETE),
-    Row(Was.FOUND, (Data.SOME,), (Asked.DESTROY,), Step.DELETE_CREATE, Cookie.SET),
-)
-"""A session found by its alias is *found*: every step then goes to the successor. A row whose record turns out to be gone
-ends with nothing stored and nothing said to the browser; that is logged at info."""
-
-_ROWS = {(row.was, data, asked): row for row in COMMIT_TABLE for data in row.data for asked in row.asked}
 
 
 _NOTHING, _DESTROY = Asked.NOTHING, Asked.DESTROY
@@ -335,8 +275,8 @@ class Manager:
                         return False
                     key, record = _successor(body), None
                     continue
-                if body.kind == "token":
-                    return False  # no cookie leads to it; somebody put it here
+                if body.kind != "session":
+                    return False  # no cookie leads to it
                 reason = self._ended(record, body, session._now)
                 if reason is None:
                     self._codec.decode(body.payload)
@@ -386,55 +326,74 @@ class Manager:
     async def save(self, session: Session) -> None:
         """Commit in the middle of a request; what the browser must be told is kept for the response."""
         try:
-            await self.commit(session)
+            await self.commit(session, is_save=True)
         except StoreError as failure:
             await self.failed("save", failure, session)
             raise
 
-    async def commit(self, session: Session, *, failed: bool = False) -> None:
+    async def commit(self, session: Session, *, failed: bool = False, is_save: bool = False) -> None:
         """Carry out what was asked of the session and save what changed, by the commit table.
 
-        Is not cancelled half-way. What the browser is to be told stands in ``session._cookie`` afterwards.
+        What the browser is to be told stands in ``session._cookie`` afterwards. A commit that was interrupted is gone on with by
+        the next one.
 
         Args:
             failed: the request crashed or answered 5xx: only ``destroy()`` counts, and, unless a log-in was asked for, that there
                 was activity.
+            is_save: the app saves in the middle of a request. The token is not renewed: no response may come to carry it.
         Raises:
             SessionDataError: a value cannot be kept faithfully; nothing was written.
             StoreError: the store failed, or was too slow; what was written is not known.
         """
         if self.is_settled(session, failed):
             return
+        while session._committing:  # another task of this request
+            if session._next_turn is None:
+                session._next_turn = anyio.Event()
+            await session._next_turn.wait()
         events: list[Event] = []
-        limit: Callable[[], AbstractContextManager[Any]] = self._deadlines.limit
+        session._committing = True
         try:
-            if self._needs_no_shield and session._asked is Asked.NOTHING and not (session._degraded or session._over):
-                # Mostly one question, which the store carries out even if nobody waits for the answer any more: a shield
-                # from the beginning would cost 3 µs of 20.
-                began = time.monotonic()
-                try:
-                    if self._keeps_time and self._lives(session):
-                        if await self._attempt(session, events, failed=failed):
-                            return
-                    else:
-                        with limit():
-                            if await self._attempt_alive(session, events, failed=failed):
-                                return
-                except anyio.get_cancelled_exc_class():
-                    if session._record is not None:
-                        with anyio.CancelScope(shield=True), limit():
-                            await self._commit(session, events, failed=failed)
-                    raise
-                # Someone else was faster. What is left of the time is left for trying again; and there is always some, since the
-                # store has answered, and if that took long it may have been the loop that stood still.
-                limit = partial(self._deadlines.limit, min(time.monotonic() - began, self._deadline * MOST_SPENT))
-            with anyio.CancelScope(shield=True), limit():
-                await self._commit(session, events, failed=failed)
+            await self._commit_uncut(session, events, failed=failed, is_save=is_save)
         except TimeoutError as error:
             raise self._too_slow() from error
         finally:
+            session._committing = False
+            if session._next_turn is not None:
+                session._next_turn.set()
+                session._next_turn = None
             if events:
                 await self._tell(events)
+
+    async def _commit_uncut(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> None:
+        """A commit that is cancelled goes on where the browser could not go on without it."""
+        limit: Callable[[], AbstractContextManager[Any]] = self._deadlines.limit
+        try:
+            if self._is_one_question(session):
+                # The store keeps its time, and a deadline would cost 1 µs of 20.
+                began = time.monotonic()
+                if await self._attempt(session, events, failed=failed, is_save=is_save):
+                    return
+                # Someone else was faster. What is left of the time is left for trying again; and there is always some, since the
+                # store has answered, and if that took long it may have been the loop that stood still.
+                limit = partial(self._deadlines.limit, min(time.monotonic() - began, self._deadline * MOST_SPENT))
+            with limit():
+                await self._commit(session, events, failed=failed, is_save=is_save)
+        except anyio.get_cancelled_exc_class():
+            plan: Plan | None = session._plan
+            if session._record is not None or failed or (plan is not None and not plan.can_be_undone):
+                with anyio.CancelScope(shield=True), limit():
+                    await self._commit(session, events, failed=failed, is_save=is_save)
+            raise
+
+    def _is_one_question(self, session: Session) -> bool:
+        return (
+            self._keeps_time
+            and session._asked is Asked.NOTHING
+            and session._plan is None
+            and not (session._degraded or session._over or session._others)
+            and self._lives(session)
+        )
 
     def is_modified(self, session: Session) -> bool:
         """Whether a commit would write more than that there was activity. Changes nothing."""
@@ -450,21 +409,28 @@ class Manager:
     def is_settled(self, session: Session, failed: bool) -> bool:
         """Whether there is nothing to ask the store: most requests end here, so it comes before anything costly."""
         asked = session._asked
-        if asked is _DESTROY:
+        if asked is _DESTROY or session._plan is not None or session._committing:
             return False
         if session._record is None:
-            return failed or (session._leaving is None and dict.__len__(session) == 0 and session._user_id is None)
+            return failed or (
+                session._leaving is None
+                and dict.__len__(session) == 0
+                and session._user_id is None
+                and not session._others
+            )
         if failed:
             return not session._touch_due
         if asked is not _NOTHING:
             return False
         if session._written:
             return False  # other bytes, most likely; the table will tell, and they need be encoded only once
-        if session._lent and not self._codec.is_same(session, session._loaded):
+        if session._lent and not self._codec.is_same(session, session._loaded, session._lent):
             return False
         return not (session._touch_due or session._renewal_due)
 
-    async def _commit(self, session: Session, events: list[Event], *, failed: bool) -> None:
+    async def _commit(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> None:
+        if session._plan is not None:
+            await self._go_on(session, session._plan, events, failed=failed)
         if session._over:
             return
         if session._degraded:
@@ -472,12 +438,12 @@ class Manager:
             return
         if session._started and not failed and not self._drop_late_verb(session, events):
             return
-        if await self._attempt_alive(session, events, failed=failed):
+        if await self._attempt_alive(session, events, failed=failed, is_save=is_save):
             return
         # Someone else was faster. Queue up with the others of this process, or everybody meets again at every attempt.
         async with self._queue(session._id):
             for attempt in range(MAX_ATTEMPTS):
-                if await self._attempt(session, events, failed=failed):
+                if await self._attempt(session, events, failed=failed, is_save=is_save):
                     return
                 await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
         raise StoreError(f"the session was changed by others {MAX_ATTEMPTS} times while it was being saved")
@@ -519,58 +485,115 @@ class Manager:
         record = session._record
         return record is None or self._over(session, record) is None
 
-    async def _attempt_alive(self, session: Session, events: list[Event], *, failed: bool) -> bool:
+    async def _attempt_alive(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> bool:
         """The first attempt, if the session is still within its limits."""
         record = session._record
         if record is not None and not self._lives(session) and not await self._still_lives(session, record, events):
             self._lose(session, events)
             return True
-        return await self._attempt(session, events, failed=failed)
+        return await self._attempt(session, events, failed=failed, is_save=is_save)
 
-    async def _attempt(self, session: Session, events: list[Event], *, failed: bool) -> bool:
-        """One look at the table and one step; ``False``: someone else was faster, their changes are taken in, try again."""
+    async def _attempt(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> bool:
+        """Make a plan and carry it out; ``False``: someone else was faster, their changes are taken in, try again."""
         try:
-            row, payload = self._decide(session, failed=failed)
+            row, payload = self._decide(session, failed=failed, is_save=is_save)
         except SessionDataError:
             # What was written after destroy() cannot be kept. That must not undo the destroy().
             if session._asked is Asked.DESTROY:
-                await self._attempt(session, events, failed=True)
+                await self._attempt(session, events, failed=True, is_save=is_save)
             raise
         for name in ATTRIBUTES & dict.keys(session):
             session._warn_of_shadowed(name)  # from before this session had that attribute, or put in past its methods
-        epoch = session._epoch
+        plan = self._plan(session, row, payload, events, failed=failed)
+        if not plan.calls:
+            return True
+        session._plan = plan
+        return await self._carry_out(session, plan, events)
+
+    async def _go_on(self, session: Session, plan: Plan, events: list[Event], *, failed: bool) -> None:
+        """Finish a plan that was interrupted; undo it, if it can be and the browser will not hear of its token."""
+        if plan.can_be_undone and (failed or (session._started and plan.token is not None)):
+            await self._undo(session, plan)
+        else:
+            await self._carry_out(session, plan, events)
+
+    async def _carry_out(self, session: Session, plan: Plan, events: list[Event]) -> bool:
+        """The calls of a plan that are left; ``False``: someone else was faster, and their changes are taken in."""
         try:
-            token = await self._steps[row.store](self, session, payload, events)
+            while plan.done < len(plan.calls):
+                call = plan.calls[plan.done]
+                is_repeated, plan.is_unsure = plan.is_unsure, True
+                await self._carriers[type(call)](self, session, plan, call, events, is_repeated)
+                plan.done, plan.is_unsure = plan.done + 1, False
         except RecordChanged as conflict:
-            try:
-                await self._absorb(session, conflict.current, events)
-            except RecordGone:
-                self._lose(session, events)
-                return True
-            return False
+            session._plan = None
+            return await self._rebase(session, conflict.current, events)
         except RecordGone:
+            session._plan = None
+            current = await self._moved_to(session._record)
+            if current is not None:
+                return await self._rebase(session, current, events)
             self._lose(session, events)
             return True
         except SessionLimitReached:
             # The log-in did not happen. The session before it is as it was, and the browser has its cookie.
+            session._plan = None
             events.append(self._event("session.refused", user_id=session._user_id, reason="limit"))
-            session._over, session._asked, session._cookie = True, Asked.NOTHING, False
+            session._over, session._asked, session._cookie, session._others = True, Asked.NOTHING, False, ()
             session._user_id = session._authenticated_at = None
             raise
-        if row.cookie is Cookie.SET:
-            # No token, or another session by now: a verb of another task of this request came in between.
-            if token is not None and (session._epoch == epoch or row.store is Step.DELETE_CREATE):
-                session._cookie = (token, self._max_age(session))
-        elif row.cookie is Cookie.DELETE:
+        except (RecordExists, SessionDataError):
+            session._plan = None
+            raise
+        session._plan = None
+        if plan.token is not None:
+            session._cookie = plan.cookie
+        elif plan.row.cookie is Cookie.DELETE:
             # Of what was begun in this very request the browser has not heard. What it has, it may not have sent.
             session._cookie = session._cookie is False or not self.is_cookie_withheld(session)
         return True
+
+    async def _rebase(self, session: Session, current: Record, events: list[Event]) -> bool:
+        try:
+            await self._absorb(session, current, events)
+        except RecordGone:
+            self._lose(session, events)
+            return True
+        return False
+
+    async def _undo(self, session: Session, plan: Plan) -> None:
+        """Take back the first call of a plan, if it took effect. The browser was not told of its token."""
+        session._plan = None
+        call = plan.calls[0]
+        if not plan.is_unsure:
+            return
+        if isinstance(call, Create):
+            note = self._note(ended("logged_out"), call.record.id, call.record.owner, call.body.about)
+            await self._ask(self.store.delete, call.record.key, **_noting(note))
+        elif isinstance(call, Rename):
+            try:
+                if call.alias is not None:
+                    await self._ask(self.store.delete, call.alias.key, rev=ALIAS_REV)
+                back = replace(call.old, rev=call.record.rev + 1)
+                await self._ask(self.store.rename, call.record.key, back, rev=call.record.rev)
+            except (RecordChanged, RecordGone, RecordExists):
+                pass  # it had not taken effect, or somebody has ended the session since
+
+    async def _moved_to(self, record: Record | None) -> Record | None:
+        """Where the session of a user is now, if another request gave it a new token; its index knows."""
+        if record is None or record.owner is None:
+            return None
+        key = (await self.index_of(record.owner)).get(record.id)
+        if not isinstance(key, str) or key == record.key:
+            return None
+        current = await self._load(key, [])
+        return current if current is not None and (current.id, current.owner) == (record.id, record.owner) else None
 
     def _queue(self, session_id: str) -> anyio.Lock:
         # A lock belongs to one event loop, and a loop to one thread.
         return self._queues.setdefault((session_id, threading.get_ident()), anyio.Lock())
 
-    def _decide(self, session: Session, *, failed: bool) -> tuple[Row, bytes]:
+    def _decide(self, session: Session, *, failed: bool, is_save: bool) -> tuple[Row, bytes]:
         """The row of the table for this session now, and its payload where the row writes one."""
         asked = session._asked
         payload = b""
@@ -578,21 +601,27 @@ class Manager:
             # The log-in, the regeneration and the data of a failed request do not count. That somebody was here does.
             found = session._record is not None
             asked = Asked.TOUCH if found and session._touch_due else Asked.NOTHING
-            return _ROWS[Was.FOUND if found else Was.NONE, Data.SAME if found else Data.EMPTY, asked], payload
+            return ROWS[Was.FOUND if found else Was.NONE, Data.SAME if found else Data.EMPTY, asked], payload
         if session._record is None:
             was = Was.FOUND if session._leaving is not None else Was.NONE
             some = not failed and (dict.__len__(session) > 0 or session._user_id is not None)
             if some:
                 payload = self._codec.encode(session)
                 session._written = session._marked = False
-            return _ROWS[was, Data.SOME if some else Data.EMPTY, asked], payload
+            return ROWS[was, Data.SOME if some else Data.EMPTY, asked], payload
         data, payload = self._compare(session)
+        if (
+            data is Data.SAME
+            and session._stored is not None
+            and session._authenticated_at != session._stored.authenticated_at
+        ):
+            data = Data.CHANGED  # confirmed, on top of a token that another request has just replaced
         if asked is Asked.NOTHING:
-            if session._renewal_due:
+            if session._renewal_due and not is_save:
                 asked = Asked.RENEWAL
             elif session._touch_due:
                 asked = Asked.TOUCH
-        return _ROWS[Was.FOUND, data, asked], payload
+        return ROWS[Was.FOUND, data, asked], payload
 
     def _compare(self, session: Session) -> tuple[Data, bytes]:
         if not session._lent:
@@ -603,46 +632,106 @@ class Manager:
         session._written = session._marked = False
         return (Data.SAME if payload == session._loaded else Data.CHANGED), payload
 
-    # ── The steps: each returns the fresh token, if it made one ──
+    # ── The plan ──
 
-    async def _nothing(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
-        return None
+    def _plan(self, session: Session, row: Row, payload: bytes, events: list[Event], *, failed: bool) -> Plan:
+        """The row as calls to the store, in the order in which the browser can stop hearing of them at any point.
 
-    async def _create(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
+        The token that it has stays good until the first call has taken effect. After that it is told of the new one.
+        """
+        calls: list[Call] = []
+        plan, step = Plan(row, calls, session._epoch), row.store
+        others = () if failed else session._others
+        if step is Step.UPDATE:
+            _, record, body = self._next(session, payload)
+            calls.append(Update(record, body, _known(session).rev))
+        elif step is Step.TOUCH:
+            calls.append(Touch(_known(session)))
+        elif step is Step.RENAME or step is Step.RENEW:
+            calls.append(self._renaming(session, payload, plan, is_renewal=step is Step.RENEW))
+        elif step is Step.DELETE_UNCHANGED:
+            calls.append(DeleteUnchanged(_known(session)))
+        elif step is not Step.NOTHING and step is not Step.DELETE and self._can_begin(session, events):
+            calls.append(self._beginning(session, payload, plan))
+        if (leaving := session._leaving) is not None and (calls or step is Step.DELETE or step is Step.DELETE_CREATE):
+            reason: Reason = "logged_out" if session._asked is Asked.DESTROY else "replaced"
+            calls.append(End(leaving, session._leaving_user, reason, session._leaving_payload))
+        calls += [EndOthers(user_id, session._id if user_id == session._user_id else None) for user_id in others]
+        return plan
+
+    def _can_begin(self, session: Session, events: list[Event]) -> bool:
+        """Whether the browser would hear of a new session; else it is told to the app that there will be none."""
         if session._started:
             session._cookie = False
             self._warn_unsaveable(session, events)
-            return None
+            return False
         if session._user_id is None and self.is_cookie_withheld(session):
             session._cookie, session._over = False, True
             events.append(self._not_saved(session, CROSS_SITE))
-            return None
-        epoch = session._epoch
-        token, record, body = self._next(session, payload, fresh_token=True)
-        told = await self._keep(record, body)
-        if session._epoch != epoch:
-            # While this was under way, another task of the request destroyed the session or logged somebody in.
-            await self._ask(self.store.delete, record.key)
-            return None
-        self._take(session, record, body)
-        session._asked = Asked.NOTHING
-        events.extend(told)
-        return token
+            return False
+        return True
 
-    async def _keep(self, record: Record, body: Body) -> list[Event]:
-        """Keep a new record; of a log-in, with its line in the history. What there is to tell."""
-        id, owner, user_id, note = record.id, record.owner, body.user_id, None
+    def _beginning(self, session: Session, payload: bytes, plan: Plan) -> Create:
+        plan.token, record, body = self._next(session, payload, fresh_token=True)
+        plan.max_age = self._max_age(session)
+        rules, leaving = self.rules, session._leaving
+        if rules is not None and rules.limit and record.owner is not None:
+            # What this very log-in ends does not count.
+            if session._user_id in session._others:
+                rules = dataclass_replace(rules, limit=0)
+            elif leaving is not None and leaving.owner == record.owner:
+                rules = dataclass_replace(rules, limit=rules.limit + 1)
+        return Create(record, body, self._log_in_note(record, body, rules))
+
+    def _renaming(self, session: Session, payload: bytes, plan: Plan, *, is_renewal: bool) -> Rename:
+        old, stored = _known(session), session._stored
+        plan.token, record, body = self._next(session, payload, fresh_token=True)
+        plan.max_age = self._max_age(session)
+        confirmed = stored is not None and stored.authenticated_at != body.authenticated_at
+        alias = None
+        if is_renewal:
+            alias = self._alias(old, record.key, body.minted_at)
+        elif old.owner is None:
+            # No index knows where it went. Requests that are under way find it by this; cookies do not.
+            alias = self._alias(old, record.key, body.minted_at, kind="forward", until=record.expires_at)
+        # A renewal tells the user nothing.
+        note = (
+            None if is_renewal else self._note(STEPPED_UP if confirmed else REGENERATED, old.id, old.owner, body.about)
+        )
+        event = "session.confirmed" if confirmed else "session.renewed" if is_renewal else "session.regenerated"
+        return Rename(old, record, body, alias, note, event)
+
+    # ── Its calls. Each may be made again with the same records; ``again``: an earlier one may have taken effect ──
+
+    async def _create(self, session: Session, plan: Plan, call: Create, events: list[Event], again: bool) -> None:
+        told = await self._keep(call.record, call.body, call.note)
+        if session._epoch != plan.epoch:
+            # While this was under way, another task of the request destroyed the session or logged somebody in.
+            await self._ask(self.store.delete, call.record.key)
+            plan.token = None
+            return
+        self._adopt(session, call.record, call.body)
+        events.extend(told)
+
+    def _log_in_note(self, record: Record, body: Body, rules: Rules | None) -> Note | None:
+        """The line that the history gets with a log-in; ``None`` for an anonymous session."""
+        if record.owner is None or rules is None:
+            return None
         facts = unpack_facts(body.about) if body.about else Facts()
-        if owner is not None and self.rules is not None:
-            marks = marks_of(facts.device, owner, self._secrets)
-            sealed = seal_facts(facts, owner, id, self._secrets, self._namespace)
-            note = Note(LOGGED_IN, self.clock(), id, self.rules, marks, sealed)
+        marks = marks_of(facts.device, record.owner, self._secrets)
+        sealed = seal_facts(facts, record.owner, record.id, self._secrets, self._namespace)
+        return Note(LOGGED_IN, self.clock(), record.id, rules, marks, sealed)
+
+    async def _keep(self, record: Record, body: Body, note: Note | None) -> list[Event]:
+        """Keep a new record; of a log-in, with its line in the history. What there is to tell."""
+        id, user_id = record.id, body.user_id
         admission: object = await self._ask(self.store.create, record, **_noting(note))
         if user_id is None:
             return [self._event("session.created", session_id=id)]
         details: dict[str, Any] = {"remembered": body.remembered}
         told: list[Event] = []
         if isinstance(admission, Admission):
+            facts = unpack_facts(body.about) if body.about else Facts()
             details |= {
                 "new_device": admission.new_device,
                 "first": admission.first,
@@ -653,8 +742,8 @@ class Manager:
             told = [self._event("session.ended", session_id=each, user_id=user_id, reason="limit") for each in out]
         return [*told, self._event("session.logged_in", session_id=id, user_id=user_id, **details)]
 
-    async def _touch(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
-        record = _known(session)
+    async def _touch(self, session: Session, plan: Plan, call: Touch, events: list[Event], again: bool) -> None:
+        record = call.record
         seen_at = session._now
         session._touch_due = False  # once is enough, whatever comes of it
         expires_at = self.timeouts.expires_at(session._created_at, seen_at, session._remembered)
@@ -669,87 +758,66 @@ class Manager:
             if isinstance(failure, TimeoutError):
                 failure = self._too_slow(self._deadline * 0.6)
             events.append(self._failure("touch", failure, record.id))
-            return None
+            return
         if not found:
             if current is not None:
                 raise RecordChanged(current)  # an alias: the token was renewed meanwhile
             raise RecordGone("the session was ended by someone else meanwhile")
         if session._record is record:
             session._record = replace(record, seen_at=seen_at, expires_at=expires_at)
-        return None
 
-    async def _update(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
-        epoch = session._epoch
-        _, record, body = self._next(session, payload)
-        rev = _known(session).rev
+    async def _update(self, session: Session, plan: Plan, call: Update, events: list[Event], again: bool) -> None:
         if self._breaker.failures or self._failures.is_open or self._part_of is not None:
-            await self._ask(self.store.update, record, rev=rev)
+            await self._ask(self.store.update, call.record, rev=call.rev)
         else:
             # The same in one frame less, for what most writes are: 0.6 µs of 25.
             began = time.monotonic()
             try:
-                await self.store.update(record, rev=rev)
+                await self.store.update(call.record, rev=call.rev)
             except BaseException as error:
                 self._blame(error, began, self._breaker)
                 raise
-        if session._epoch == epoch:
-            self._take(session, record, body)
-        return None
+        if session._epoch == plan.epoch:
+            self._take(session, call.record, call.body)
 
-    async def _rename(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
-        return await self._move(session, payload, events, grace=False)
-
-    async def _renew(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
-        return await self._move(session, payload, events, grace=True)
-
-    async def _move(self, session: Session, payload: bytes, events: list[Event], *, grace: bool) -> Hidden[str]:
-        old, epoch = _known(session), session._epoch
-        token, record, body = self._next(session, payload, fresh_token=True)
-        alias = self._alias(old, record.key, body.minted_at) if grace else None
-        confirmed = session._stored is not None and session._stored.authenticated_at != body.authenticated_at
-        # A renewal tells the user nothing.
-        note = None if grace else self._note(STEPPED_UP if confirmed else REGENERATED, old.id, old.owner, body.about)
-        if session._others:
-            await self._end_others(session, old)
-        await self._ask(self.store.rename, old.key, record, rev=old.rev, alias=alias, **_noting(note))
-        if session._epoch != epoch:
+    async def _rename(self, session: Session, plan: Plan, call: Rename, events: list[Event], again: bool) -> None:
+        old, record, body = call.old, call.record, call.body
+        try:
+            await self._ask(self.store.rename, old.key, record, rev=old.rev, alias=call.alias, **_noting(call.note))
+        except (RecordChanged, RecordGone):
+            there = await self._load(record.key, events) if again else None
+            if there is None or there.id != record.id:
+                raise
+        if session._epoch != plan.epoch:
             if session._leaving is old:
                 session._leaving = record  # what is to end has just moved
-            return token
-        self._take(session, record, body)
-        session._asked = Asked.NOTHING
-        name = "session.confirmed" if confirmed else "session.renewed" if grace else "session.regenerated"
-        events.append(self._event(name, session_id=record.id, user_id=body.user_id))
-        return token
+            plan.token = None
+            return
+        self._adopt(session, record, body)
+        events.append(self._event(call.event, session_id=record.id, user_id=body.user_id))
 
-    async def _log_in(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
-        leaving, loaded, epoch = session._leaving, session._leaving_payload, session._epoch
-        others = session._others
-        token = await self._create(session, payload, events)
-        if token is None:
-            return None
-        if others and session._record is not None:
-            await self._end_others(session, session._record)
-        if leaving is not None:
-            # Not over yet: the old token must be dead before anybody hears of the new one.
+    async def _end_leaving(self, session: Session, plan: Plan, call: End, events: list[Event], again: bool) -> None:
+        gone = await self._end(call.record, call.reason)
+        if session._leaving is call.record:
             session._leaving = session._leaving_payload = None
-            try:
-                gone = await self._end(leaving, "replaced")
-            except BaseException:
-                if session._epoch == epoch:
-                    # Should the app try again, it starts anew. The record just made stays behind; nobody has its token.
-                    session._record, session._asked = None, Asked.LOG_IN
-                    session._leaving, session._leaving_payload = leaving, loaded
-                raise
-            if session._epoch != epoch:
-                return None
-            if gone is not None and gone.rev != leaving.rev and loaded is not None:
-                await self._bring_along(session, gone, loaded)
-        return token
+            session._asked = Asked.NOTHING
+        if gone is None and not again:
+            if plan.row.store is Step.DELETE:
+                raise RecordGone("the session was ended by someone else meanwhile")
+            return
+        if call.reason == "logged_out":
+            reason = "destroyed" if call.user_id is None else "logged_out"
+            events.append(self._event("session.ended", session_id=call.record.id, user_id=call.user_id, reason=reason))
+        if (
+            gone is not None
+            and gone.rev != call.record.rev
+            and call.loaded is not None
+            and session._epoch == plan.epoch
+        ):
+            self._bring_along(session, plan, gone, call.loaded)
 
-    async def _bring_along(self, session: Session, gone: Record, loaded: bytes) -> None:
+    def _bring_along(self, session: Session, plan: Plan, gone: Record, loaded: bytes) -> None:
         """Another request changed the old session while this one was logging in: its keys come along."""
-        epoch = session._epoch
         try:
             theirs = self._codec.decode(unseal(gone, self._secrets, self._namespace).payload)
         except RecordDamaged:
@@ -758,55 +826,43 @@ class Manager:
         payload = self._codec.encode(merged)
         if payload != session._loaded:
             _, record, body = self._next(session, payload)
-            await self._ask(self.store.update, record, rev=_known(session).rev)
-            if session._epoch == epoch:
-                self._take(session, record, body)
-                _refill(session, merged)
+            _refill(session, merged)
+            plan.calls.insert(plan.done + 1, Update(record, body, _known(session).rev))
 
-    async def _delete(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
-        leaving = session._leaving
-        if leaving is not None:
-            gone = await self._end(leaving, "logged_out")
-            if session._leaving is leaving:
-                session._leaving = session._leaving_payload = None
-                session._asked = Asked.NOTHING
-            if gone is None:
-                raise RecordGone("the session was ended by someone else meanwhile")
-            user_id = session._leaving_user
-            reason = "destroyed" if user_id is None else "logged_out"
-            events.append(self._event("session.ended", session_id=leaving.id, user_id=user_id, reason=reason))
-        return None
-
-    async def _delete_unchanged(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
-        record = _known(session)
+    async def _delete_unchanged(
+        self, session: Session, plan: Plan, call: DeleteUnchanged, events: list[Event], again: bool
+    ) -> None:
+        record = call.record
         gone = await self._ask(self.store.delete, record.key, rev=record.rev)
-        if gone is None:
+        if gone is None and not again:
             raise RecordGone("the session was ended by someone else meanwhile")
         if session._record is record:
             session._asked = Asked.NOTHING
             session._begin(session._now)
         events.append(self._event("session.ended", session_id=record.id, reason="emptied"))
-        return None
 
-    async def _delete_create(self, session: Session, payload: bytes, events: list[Event]) -> Hidden[str] | None:
-        try:
-            await self._delete(session, payload, events)
-        except RecordGone:
-            pass  # ended twice; what was written afterwards is a session of its own all the same
-        return await self._create(session, payload, events)
+    async def _end_others(
+        self, session: Session, plan: Plan, call: EndOthers, events: list[Event], again: bool
+    ) -> None:
+        owner, user_id = owner_of_known(call.user_id), call.user_id
+        await self._end_of(owner, user_id, "revoked_all", self.clock(), events, keep=call.keep)
+        session._others = tuple(user_id for user_id in session._others if user_id != call.user_id)
 
-    _steps: Mapping[Step, Callable[[Manager, Session, bytes, list[Event]], Awaitable[Hidden[str] | None]]] = {
-        Step.NOTHING: _nothing,
-        Step.CREATE: _create,
-        Step.TOUCH: _touch,
-        Step.UPDATE: _update,
-        Step.RENAME: _rename,
-        Step.RENEW: _renew,
-        Step.LOG_IN: _log_in,
-        Step.DELETE: _delete,
-        Step.DELETE_UNCHANGED: _delete_unchanged,
-        Step.DELETE_CREATE: _delete_create,
+    _carriers: Mapping[type[Call], Callable[..., Awaitable[None]]] = {
+        Create: _create,
+        Update: _update,
+        Rename: _rename,
+        Touch: _touch,
+        DeleteUnchanged: _delete_unchanged,
+        End: _end_leaving,
+        EndOthers: _end_others,
     }
+
+    def _adopt(self, session: Session, record: Record, body: Body) -> None:
+        """A new record is in the store: from here on the session is that one."""
+        self._take(session, record, body)
+        session._asked = Asked.NOTHING
+        session._leaving = session._leaving_payload = None
 
     # ── What they are made of ──
 
@@ -889,17 +945,12 @@ class Manager:
         facts = seal_facts(unpack_facts(about), owner, id, self._secrets, self._namespace) if about else b""
         return Note(what, self.clock(), id, rules, (), facts, at)
 
-    async def _end_others(self, session: Session, kept: Record) -> None:
-        """End all sessions of the user but this one."""
-        owner = kept.owner
-        if self.knows_users and owner is not None:
-            await self.end(owner, session._user_id or "", "revoked_all", self.clock(), keep=kept.id)
-        session._others = False
-
-    def _alias(self, old: Record, successor: str, now: float) -> Record:
-        body = Body("alias", None, now, None, now, False, successor.encode("ascii"))
+    def _alias(
+        self, old: Record, successor: str, now: float, *, kind: str = "alias", until: float | None = None
+    ) -> Record:
+        body = Body(kind, None, now, None, now, False, successor.encode("ascii"))
         sealed = seal(old.key, old.id, None, body, self._secrets, self._namespace)
-        return Record(old.key, ALIAS_REV, now, now + RENEWAL_GRACE, old.id, None, sealed)
+        return Record(old.key, ALIAS_REV, now, now + RENEWAL_GRACE if until is None else until, old.id, None, sealed)
 
     async def _end(self, record: Record, reason: Reason) -> Record | None:
         """Delete a session's record wherever it is now: where it was, where its alias leads, where the index says.
@@ -961,12 +1012,13 @@ class Manager:
 
     async def _absorb(self, session: Session, current: Record, events: list[Event]) -> None:
         """Someone else was faster: what they wrote is the ground now, and what this request changed comes on top."""
-        known, epoch = _known(session), session._epoch
+        known, epoch, is_renewed = _known(session), session._epoch, False
         current = _checked(current, current.key if isinstance(current, Record) else "")
         for _ in range(MAX_HOPS + 1):
             try:
                 body = unseal(current, self._secrets, self._namespace)
-                if body.kind == "alias":
+                if body.kind in ALIASES:
+                    is_renewed = body.kind == "alias"
                     moved = await self._load(_successor(body), events)
                     if moved is None:
                         raise RecordGone("the session was ended by someone else meanwhile")
@@ -992,6 +1044,9 @@ class Manager:
         self._take(session, current, body)
         if confirmed_here:
             session._authenticated_at = authenticated_at
+        if current.key != known.key and not is_renewed and session._asked is Asked.REGENERATE:
+            # Another request has regenerated the session. Two cookies could reach the browser in the wrong order.
+            session._asked = Asked.NOTHING
 
     def _lose(self, session: Session, events: list[Event]) -> None:
         """The session was ended while this request was under way. That is nobody's fault: a normal response, no cookie."""
@@ -1047,7 +1102,7 @@ class Manager:
 
     async def admit(self, record: Record, body: Body) -> None:
         """Keep the record of a log-in that is to live by refresh tokens."""
-        await self._tell(await self._keep(record, body))
+        await self._tell(await self._keep(record, body, self._log_in_note(record, body, self.rules)))
 
     def sealed(self, record: Record, body: Body) -> Record:
         """The record with this body."""
@@ -1063,7 +1118,7 @@ class Manager:
         except RecordDamaged as damage:
             await self._tell([self._event("session.damaged", reason=reason_of(damage))])
             return None
-        if body.kind == "alias":
+        if body.kind in ALIASES:
             return None
         if (reason := self._ended(record, body, self.clock())) is not None:
             await self._tell([await self._expire(record, body, reason, self.clock())])
@@ -1106,7 +1161,7 @@ class Manager:
             except RecordDamaged as damage:
                 await self._tell([self._event("session.damaged", reason=reason_of(damage))])
                 continue
-            if record.owner == owner and body.kind != "alias" and self._ended(record, body, now) is None:
+            if record.owner == owner and body.kind not in ALIASES and self._ended(record, body, now) is None:
                 living.append((record, body))
         return living
 
@@ -1114,15 +1169,31 @@ class Manager:
         self, owner: str, user_id: str, reason: Reason, now: float, *, id: str | None = None, keep: str | None = None
     ) -> Sequence[str]:
         """End the session ``id`` of a user, or all but ``keep``; the ids that ended by this."""
+        events: list[Event] = []
+        ids = await self._end_of(owner, user_id, reason, now, events, id=id, keep=keep)
+        await self._tell(events)
+        return ids
+
+    async def _end_of(
+        self,
+        owner: str,
+        user_id: str,
+        reason: Reason,
+        now: float,
+        events: list[Event],
+        *,
+        id: str | None = None,
+        keep: str | None = None,
+    ) -> Sequence[str]:
         note = Note(ended(reason), now, "", self.rules or Rules(0))
         store: Any = self.store
-        return await self._tell_ended(await self._ask(store.end, owner, note=note, id=id, keep=keep), user_id, reason)
+        return self._ended_ids(await self._ask(store.end, owner, note=note, id=id, keep=keep), user_id, reason, events)
 
-    async def _tell_ended(self, found: object, user_id: str, reason: str) -> Sequence[str]:
-        """The ids that a store says it has ended, told."""
+    def _ended_ids(self, found: object, user_id: str, reason: str, events: list[Event]) -> Sequence[str]:
+        """The ids that a store says it has ended; an event for each."""
         if not (isinstance(found, list | tuple) and all(isinstance(id, str) for id in found)):
             raise StoreError("the store answered with something other than ids")
-        await self._tell([self._event("session.ended", session_id=id, user_id=user_id, reason=reason) for id in found])
+        events += [self._event("session.ended", session_id=id, user_id=user_id, reason=reason) for id in found]
         return found
 
     async def history_of(self, owner: str, now: float) -> list[tuple[Entry, Facts | None]]:
@@ -1143,7 +1214,10 @@ class Manager:
     async def erase(self, owner: str, user_id: str, *, sessions: bool) -> Sequence[str]:
         """Forget the history of a user, and with ``sessions`` everything."""
         store: Any = self.store
-        return await self._tell_ended(await self._ask(store.erase, owner, sessions=sessions), user_id, "erased")
+        events: list[Event] = []
+        ids = self._ended_ids(await self._ask(store.erase, owner, sessions=sessions), user_id, "erased", events)
+        await self._tell(events)
+        return ids
 
     async def name(self, owner: str, id: str, name: str, now: float) -> bool:
         """Give the device of a session a name; whether there is such a session."""
@@ -1183,7 +1257,7 @@ class Manager:
                     continue
                 try:
                     body = unseal(current, self._secrets, self._namespace)
-                    if body.kind == "alias":
+                    if body.kind in ALIASES:
                         key = _successor(body)
                         continue
                 except RecordDamaged:
@@ -1198,6 +1272,8 @@ class Manager:
         Raises:
             StoreError: the store failed, or took longer than the deadline.
         """
+        held = _Held()
+        before = _held.set(held)
         try:
             try:
                 with self._deadlines.limit():
@@ -1205,8 +1281,12 @@ class Manager:
             except TimeoutError as error:
                 raise self._too_slow() from error
         except StoreError as failure:
-            await self.failed(step, failure)
+            held.events.append(self._failure(step, failure, None))
             raise
+        finally:
+            _held.reset(before)
+            held.is_open = False
+            await self._tell(held.events)
 
     async def start(self) -> None:
         """Ask the store once, so that a wrong address or missing tables are in the log before a visitor meets them.
@@ -1360,6 +1440,9 @@ class Manager:
             logger.warning("store.recovered: it can be asked again (%s) after=%.1fs failures=%d", way, *outage)
 
     async def _tell(self, events: list[Event]) -> None:
+        if (held := _held.get()) is not None and held.is_open:
+            held.events += events  # a hook takes its own time, and not that of the store
+            return
         for event in events:
             if event.name in _EXPLAINED:
                 self._log(event)
@@ -1391,6 +1474,16 @@ class Manager:
         task.add_done_callback(done)
         await asyncio.wait({task}, timeout=HOOK_GRACE)
 
+
+class _Held:
+    """Events that wait until the store has answered all that it is asked."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.is_open = True
+
+
+_held: ContextVar[_Held | None] = ContextVar("asgi_sessions held events", default=None)
 
 _EXPLAINED = frozenset({"store.failed", "session.damaged", "session.not_saved"})
 """Events whose line in the log says why."""

@@ -368,13 +368,26 @@ class _Exchange:
     async def unavailable(self) -> None:
         """Tell the client to come back later, in the app's place."""
         self._started = True
-        cookie = None
-        session: Session | None = getattr(self, "session", None)  # none yet, if it could not be loaded
         manager = self._middleware.manager
-        if session is not None and session._asked is Asked.DESTROY and not manager.is_cookie_withheld(session):
-            # Who wanted to log out is told that it failed. The session may go on, but not in this browser.
-            cookie = self._middleware.cookie.delete()
-        await self._answer(503, b"Service Unavailable", manager.retry_after, cookie)
+        await self._answer(503, b"Service Unavailable", manager.retry_after, self._owed_cookie())
+
+    def _owed_cookie(self) -> tuple[bytes, bytes] | None:
+        """The cookie that the browser must hear of although the request failed."""
+        session: Session | None = getattr(self, "session", None)  # none yet, if it could not be loaded
+        if session is None:
+            return None
+        cookie, plan = self._middleware.cookie, session._plan
+        due, session._cookie = session._cookie, False
+        if plan is not None and plan.cookie:
+            due = plan.cookie
+        elif session._asked is Asked.DESTROY:
+            # The user who wanted to log out is told that it failed. The session may go on, but not in this browser.
+            due = not self._middleware.manager.is_cookie_withheld(session)
+        if isinstance(due, tuple):
+            return cookie.set(
+                due[0].value, due[1]
+            )  # of what was committed: the token that the browser has is dead, or about to be
+        return cookie.delete() if due else None
 
     async def _answer(
         self,
@@ -388,7 +401,7 @@ class _Exchange:
 
     async def _refuse(self) -> None:
         self._started = True
-        await self._answer(403, b"Too many sessions: log out somewhere else first")
+        await self._answer(403, b"Too many sessions: log out somewhere else first", None, self._owed_cookie())
 
     def is_complete(self) -> bool:
         """The app has returned. Whether all is done: the answer has begun, and nothing happened to the session since."""
@@ -402,6 +415,7 @@ class _Exchange:
     async def finish(self) -> None:
         """The app has returned: save what it did to the session after the answer had begun."""
         if self._failure is not None:
+            await self._settle()
             return
         # An app that has returned without an answer has failed, whatever it thinks; no cookie leaves.
         self._failed = self._failed or not self._started
@@ -412,6 +426,7 @@ class _Exchange:
         """The app raised. Whether that has been answered already, so that nobody else need hear of it."""
         manager = self._middleware.manager
         if self._failure is not None:
+            await self._settle()
             return stems_from(error, self._failure)
         if self.watcher is not None and self._ended is not None:
             await self.closed()
@@ -428,7 +443,21 @@ class _Exchange:
         if isinstance(error, StoreError) and not self._started and self._middleware.on_store_failure != "raise":
             await self.unavailable()
             return True
+        if not self._started and isinstance(self.session._cookie, tuple) and self._scope["type"] == "http":
+            # A session was saved under a new token before the crash. An error page of the server would not carry its cookie.
+            self._started = True
+            await self._answer(500, b"Internal Server Error", None, self._owed_cookie())
         return False
+
+    async def _settle(self) -> None:
+        """We answered in the app's place: undo the commit that failed, or finish it if the browser was told of its token."""
+        manager = self._middleware.manager
+        if self.session._plan is not None:
+            self.session._touch_due = False  # the store has just failed: activity is not worth another call
+            try:
+                await manager.commit(self.session, failed=True)
+            except StoreError as failure:
+                logger.debug("a commit that failed could not be undone either (%s)", type(failure).__name__)
 
     def _is_settled(self, status: object = None) -> bool:
         """Whether the answer may leave without any question to the store; most may."""

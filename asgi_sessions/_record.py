@@ -24,10 +24,15 @@ from asgi_sessions._token import ID_CHARS, OWNER_CHARS, PLACE_CHARS, owner_of_kn
 MAX_PAYLOAD = 1024 * 1024
 """Bytes. A session is loaded with every request; what is larger than this belongs into a database."""
 
+MAX_CONTAINERS: Final = 10_000
+"""How many lists and dicts a payload may hold, and how many keys in all of its dicts. Ten thousand take a millisecond to read."""
+
 MAX_DEPTH = 100
 """How deep lists and dicts may nest, well below where a decoder or a debugger gives up."""
 
 ALIAS_REV: Final = 0
+ALIASES: Final = frozenset(("alias", "forward"))
+"""Kinds of bodies that only lead to another key. Cookies follow an ``alias``; only commits follow a ``forward`` too."""
 """The revision of every alias; records begin at 1. So a store can tell them apart without opening the body."""
 
 
@@ -156,7 +161,7 @@ def _makes_sense(record: Record, body: Body) -> bool:
         and record.rev >= ALIAS_REV
     ):
         return False
-    if body.kind == "alias":
+    if body.kind in ALIASES:
         return record.rev == ALIAS_REV
     if body.kind not in ("session", "token") or record.rev == ALIAS_REV:
         return False
@@ -255,6 +260,10 @@ class MessagePackCodec:
         """``changed``: the keys of what may not be as :meth:`decode` made it, if not all of it."""
         plain = data
         payload = self._quick(data)
+        if payload is not None and len(payload) > MAX_PAYLOAD:
+            raise self._too_large(data, payload)
+        if payload is None or len(payload) > MAX_CONTAINERS:  # every one of them takes a byte at least
+            _refuse_too_many(data)
         if payload is None or not self._is_faithful(data, payload, changed):
             for key in data:
                 if type(key) is not str:
@@ -266,14 +275,17 @@ class MessagePackCodec:
                 # The error holds the value, and errors travel further than sessions: its kind must do.
                 what = "text that is not valid Unicode" if isinstance(error, UnicodeEncodeError) else str(error)
                 raise SessionDataError(f"session[{self._culprit(plain)!r}] cannot be kept: {what}") from None
-        if len(payload) > MAX_PAYLOAD:
-            sizes = {key: len(self._encode(value)) for key, value in plain.items()}
-            largest = max(sizes, key=sizes.__getitem__)
-            raise SessionDataError(
-                f"the session has {len(payload):,} bytes, the limit is {MAX_PAYLOAD:,}; session[{largest!r}] alone has "
-                f"{sizes[largest]:,}. Keep large things in a database and their ids in the session."
-            )
+            if len(payload) > MAX_PAYLOAD:
+                raise self._too_large(plain, payload)
         return payload
+
+    def _too_large(self, data: dict[str, Any], payload: bytes) -> SessionDataError:
+        sizes = {key: len(self._encode(value)) for key, value in data.items()}
+        largest = max(sizes, key=sizes.__getitem__)
+        return SessionDataError(
+            f"the session has {len(payload):,} bytes, the limit is {MAX_PAYLOAD:,}; session[{largest!r}] alone has "
+            f"{sizes[largest]:,}. Keep large things in a database and their ids in the session."
+        )
 
     def _is_faithful(self, data: dict[str, Any], payload: bytes, changed: Collection[str] | bool) -> bool:
         """Whether ``payload``, which is ``data`` as msgspec writes it, comes back as ``data``."""
@@ -290,18 +302,17 @@ class MessagePackCodec:
                 return False
         return not nested or _is_plain(nested)
 
-    def is_same(self, data: dict[str, Any], payload: bytes) -> bool:
+    def is_same(self, data: dict[str, Any], payload: bytes, changed: Collection[str] | bool) -> bool:
         """Whether ``data`` would be kept as ``payload``; ``False`` also where that takes a closer look.
 
-        Overlooks what msgspec writes alike and we refuse, such as a tuple in the place of an equal list: this is for where
-        nothing was put in, and halves the cost of a read.
+        Asks the same of the values as :meth:`encode`, so that a value is refused always or never.
         """
         try:
             if self._encode(data) != payload:
                 return False
         except Exception:  # the app's own objects may raise what they like when they are looked at
             return False
-        return _is_plain(data) if payload.find(b"\xff") >= 0 else True
+        return self._is_faithful(data, payload, changed)
 
     def _quick(self, data: dict[str, Any]) -> bytes | None:
         """``data`` as msgspec sees it, without our checks, or ``None``: some things that differ look alike to it."""
@@ -392,6 +403,27 @@ def _is_plain(data: dict[str, Any]) -> bool:
             return True
         level = deeper
     return False
+
+
+def _refuse_too_many(data: dict[str, Any]) -> None:
+    """Refuse data that is small in bytes and costly to handle: each list and dict costs as much as 50 bytes of text."""
+    containers = keys = 0
+    level: list[Any] = [data]
+    for _ in range(MAX_DEPTH + 1):
+        deeper: list[Any] = []
+        for container in level:
+            is_list = type(container) is list
+            keys += 0 if is_list else len(container)
+            deeper += [
+                each for each in (container if is_list else dict.values(container)) if type(each) in (list, dict)
+            ]
+            if containers + len(deeper) > MAX_CONTAINERS or keys > MAX_CONTAINERS:
+                raise SessionDataError(
+                    f"the session holds more than {MAX_CONTAINERS:,} lists and dicts, or as many keys: each request would pay "
+                    "for them. Keep such data in a database and its id in the session."
+                )
+        containers += len(deeper)
+        level = deeper
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

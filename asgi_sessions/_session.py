@@ -78,6 +78,7 @@ class Session(dict[str, Any]):
         "_active",
         "_asked",
         "_authenticated_at",
+        "_committing",
         "_cookie",
         "_created_at",
         "_degraded",
@@ -90,10 +91,12 @@ class Session(dict[str, Any]):
         "_lent",
         "_loaded",
         "_marked",
+        "_next_turn",
         "_now",
         "_origin",
         "_others",
         "_over",
+        "_plan",
         "_record",
         "_remembered",
         "_renewal_due",
@@ -109,9 +112,10 @@ class Session(dict[str, Any]):
     _active: bool  # does this request count as activity?
     _asked: Asked  # NOTHING, REGENERATE, LOG_IN or DESTROY
     _authenticated_at: float | None
+    _committing: bool  # is a commit under way? Two tasks of one request take turns
     _cookie: (
         tuple[Hidden[str], int | None] | bool
-    )  # the response is to say: (token, max_age), True: delete, False: nothing
+    )  # what the response says: (token, max_age), True: delete, False: nothing
     _created_at: float
     _degraded: bool
     _epoch: int  # one more whenever a verb makes this another session
@@ -123,10 +127,12 @@ class Session(dict[str, Any]):
     _lent: set[str] | bool  # the keys put in, taken out, or handed out with a list or dict; True: any; False: none
     _loaded: bytes  # the payload as it is in the store
     _marked: bool  # was mark_modified() called since the data was last encoded?
+    _next_turn: Any  # an event for those who wait for the commit that is under way
     _now: float  # the clock when the request came
     _origin: Any  # where the request came from: opaque here, described when somebody logs in
-    _others: bool  # are all other sessions of the user to end?
+    _others: tuple[str, ...]  # the users whose other sessions are to end
     _over: bool  # did someone else end it while this request was under way?
+    _plan: Any  # a commit that was interrupted, and how far it got
     _record: Record | None  # the record as it is in the store
     _remembered: bool
     _renewal_due: bool  # is the token old enough to be replaced by itself?
@@ -144,13 +150,14 @@ class Session(dict[str, Any]):
         self._keeper = keeper
         self._now = self._created_at = now
         self._accessed = self._lent = self._written = self._marked = self._started = self._over = self._degraded = False
-        self._remembered = self._renewal_due = self._touch_due = self._cookie = self._others = False
+        self._remembered = self._renewal_due = self._touch_due = self._cookie = self._committing = False
         self._active = self._renews = True
         self._asked = _NOTHING
         self._epoch = 0
         self._id = ""
         self._loaded = b""
-        self._record = self._stored = self._user_id = self._authenticated_at = None
+        self._others = ()
+        self._record = self._stored = self._user_id = self._authenticated_at = self._plan = self._next_turn = None
         self._leaving = self._leaving_payload = self._leaving_user = self._origin = None
         return self
 
@@ -165,7 +172,7 @@ class Session(dict[str, Any]):
         self._user_id = None
         self._created_at = now
         self._authenticated_at = None
-        self._remembered = self._others = self._marked = False
+        self._remembered = self._marked = False
         self._renewal_due = self._touch_due = False
 
     # ── Attributes ──
@@ -318,8 +325,7 @@ class Session(dict[str, Any]):
     def end_others(self) -> None:
         """End all other sessions of this user, and give this one a new token. Call it when the password was changed.
 
-        Carried out like every verb: when the response starts, or at :meth:`save`, and not if the request fails. In the order
-        that is safe: first the others end, then this session is renewed.
+        Carried out like every verb: when the response starts, or at :meth:`save`, and not if the request fails.
 
         Raises:
             SessionError: nobody is logged in, or the store does not know the sessions of a user.
@@ -330,7 +336,8 @@ class Session(dict[str, Any]):
         if not self._keeper.knows_users:
             raise SessionError("end_others(): this store does not know which sessions belong to a user")
         self.regenerate()
-        self._others = True
+        if self._user_id not in self._others:
+            self._others = (*self._others, self._user_id)
 
     def destroy(self) -> None:
         """End this session. It is gone from the store when the response starts, even if the handler crashes after this.

@@ -104,7 +104,12 @@ class Browser:
 
     async def do(self, handler: Handler = lambda session: None, **plan: Any) -> Response:
         """One request whose handler is ``handler``; ``plan`` takes what :meth:`raw` takes."""
-        response = await self.raw(self._cookie_header(), handler, **plan)
+        self.last = Response(0, [], b"", [])
+        try:
+            response = await self.raw(self._cookie_header(), handler, **plan)
+        except BaseException:
+            self.hear(self.last)  # the app crashed after it had answered
+            raise
         self.hear(response)
         return response
 
@@ -142,10 +147,12 @@ class Browser:
             "headers": [(b"host", b"testserver"), *request_headers, *cookie_headers],
             "plan": Plan(handler, **plan),
         }
-        await self.app(scope, receive, send)
-        start: Any = next((m for m in messages if m["type"] == "http.response.start"), {"status": 0, "headers": []})
-        body = b"".join(m.get("body", b"") for m in messages if m["type"] == "http.response.body")
-        return Response(start["status"], list(start.get("headers", ())), body, messages)
+        try:
+            await self.app(scope, receive, send)
+        except BaseException:
+            self.last = response_of(messages)
+            raise
+        return response_of(messages)
 
     def hear(self, response: Response) -> None:
         """Do with Set-Cookie what browsers do."""
@@ -173,6 +180,13 @@ class Browser:
                 yield slow
             finally:
                 slow.go_on.set()
+
+
+def response_of(messages: list[Any]) -> Response:
+    """What the client has heard."""
+    start: Any = next((m for m in messages if m["type"] == "http.response.start"), {"status": 0, "headers": []})
+    body = b"".join(m.get("body", b"") for m in messages if m["type"] == "http.response.body")
+    return Response(start["status"], list(start.get("headers", ())), body, messages)
 
 
 class Paused:

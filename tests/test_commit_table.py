@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from asgi_sessions import MemoryStore, Session, Timeouts
-from asgi_sessions._manager import COMMIT_TABLE, Cookie, Data, Row, Step, Was
+from asgi_sessions._plan import COMMIT_TABLE, Call, Cookie, Data, Row, Step, Was
 from asgi_sessions._session import Asked
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with
@@ -28,7 +28,7 @@ QUESTIONS = {
     Step.RENEW: ["rename"],
     Step.DELETE: ["delete"],
     Step.DELETE_UNCHANGED: ["delete"],
-    Step.DELETE_CREATE: ["delete", "create"],
+    Step.DELETE_CREATE: ["create", "delete"],
 }
 
 CHANGES: dict[Data, Callable[[Session], Any]] = {
@@ -98,7 +98,7 @@ def test_every_case_that_can_arise_has_a_row() -> None:
     assert there == can_arise
 
 
-def test_every_step_is_carried_out_by_the_manager() -> None:
+def test_every_call_of_a_plan_is_carried_out_by_the_manager() -> None:
     from asgi_sessions._manager import Manager
 
-    assert set(Manager._steps) == set(Step)
+    assert set(Manager._carriers) == set(get_args(Call))

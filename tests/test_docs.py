@@ -22,7 +22,7 @@ import pytest
 
 import asgi_sessions
 from asgi_sessions import Timeouts, _errors
-from asgi_sessions._manager import COMMIT_TABLE
+from asgi_sessions._plan import COMMIT_TABLE
 from tests.markdown import DOCS, ROOT, Block, agrees, anchors, blocks, compiled, links, name_of, pages, prose, rows, run
 from tests.ports import free_port
 from tests.test_layers import LAYERS

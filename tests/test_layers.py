@@ -38,6 +38,7 @@ LAYERS = {
     "_store": 2,
     "_session": 3,
     "_watch": 3,
+    "_plan": 3.5,  # what one commit does to a session
     "_manager": 4,
     "_upkeep": 4.5,  # sweeps by a manager's rules
     "_middleware": 5,

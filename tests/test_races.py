@@ -12,13 +12,14 @@ from typing import Any
 import anyio
 import pytest
 
-from asgi_sessions import RedisStore, Session, Timeouts
+from asgi_sessions import RedisStore, Session, StoreError, Timeouts
 from asgi_sessions._record import Record
 from asgi_sessions._token import owner_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.conftest import Server
 from tests.support import Browser, Handler, Response, app_with, destroy, log_in, put, read, regenerate
+from tests.websockets import Socket
 from tests.wrapped import Wrapped
 
 RENEWING = Timeouts(renew=timedelta(minutes=10))
@@ -282,9 +283,10 @@ async def test_a_revocation_between_the_two_steps_of_a_log_in_leaves_the_log_in_
     assert (await read(browser))["data"] == {"a": 1}
 
 
-async def test_a_log_in_that_fails_half_way_is_a_503_and_the_old_session_lives_on(
+async def test_a_log_in_that_fails_half_way_is_a_503_with_the_cookie_of_what_was_saved(
     store: Store, clock: FakeClock
 ) -> None:
+    """The new session is there, and the old one may be gone: the new token is the only one that is sure to work."""
     wrapped = Wrapped(store)
     browser = Browser(app_with(wrapped, clock=clock))
     await browser.do(put(a=1))
@@ -295,9 +297,27 @@ async def test_a_log_in_that_fails_half_way_is_a_503_and_the_old_session_lives_o
     wrapped.fail.clear()
 
     assert response.status == 503
-    assert browser.token == before
+    assert browser.token != before
     assert (await read(browser))["data"] == {"a": 1}
+    assert (await read(browser))["user_id"] == "alice"
+
+
+async def test_a_log_in_whose_first_step_fails_is_a_503_and_the_old_session_lives_on(
+    store: Store, clock: FakeClock
+) -> None:
+    wrapped = Wrapped(store)
+    browser = Browser(app_with(wrapped, clock=clock))
+    await browser.do(put(a=1))
+    before = browser.token
+    wrapped.fail_after["create"] = ConnectionError("gone away")
+
+    response = await browser.do(log_in("alice"))
+    wrapped.fail_after.clear()
+
+    assert response.status == 503
+    assert browser.token == before
     assert (await read(browser))["user_id"] is None
+    assert await store.index(owner_of("alice")) == {}
 
 
 async def test_a_log_in_that_failed_half_way_can_be_repeated_in_the_same_request(
@@ -365,3 +385,26 @@ async def test_a_conflict_that_took_its_time_does_not_get_a_second_deadline(
     await store.aclose()
     assert request.response.status == 503
     assert calls == 2
+
+
+@pytest.mark.filterwarnings("ignore::asgi_sessions.SessionWarning")  # the log-in is not saved, and the app is warned
+@pytest.mark.parametrize("verb", [regenerate, log_in("alice")], ids=["regenerate", "log in again"])
+async def test_a_handshake_that_is_refused_after_a_lost_reply_leaves_the_old_token_alive(
+    store: Store, clock: FakeClock, verb: Any
+) -> None:
+    """The cookie of the new token can no longer leave, so what may have been done is undone."""
+    wrapped = Wrapped(store)
+    browser = Browser(app_with(wrapped, clock=clock))
+    await browser.do(log_in("alice"))
+    for method in ("rename", "create"):
+        wrapped.fail_after[method] = StoreError("the reply was lost")
+
+    async with Socket(browser, extensions=False) as socket:
+        verb(socket.session)
+        with pytest.raises(StoreError):
+            await socket.session.save()
+        wrapped.fail_after.clear()
+        await socket.close()
+
+    assert (await read(browser))["user_id"] == "alice"
+    assert len(await store.index(owner_of("alice"))) == 1

@@ -86,7 +86,6 @@ ANYTHING = st.text(min_size=4).filter(lambda text: len(text.strip()) > 3 and re.
 @given(secret=ANYTHING)
 def test_what_a_driver_quotes_is_cut_off_whatever_it_is(message: str, secret: str) -> None:
     assume("@" not in secret or "@" in message or "://" not in message)  # it would be the user's part of a URL
-    assume(not (message.endswith("://app:{}") and re.match(r"\d{1,5}(?!\d)", secret)))  # it would be a port
 
     said = cleaned(message.format(f"{secret}#1"))
 
@@ -237,7 +236,7 @@ async def test_what_is_asked_for_a_user_is_told_by_its_step(clock: FakeClock, li
     call = getattr(sessions, step)
 
     with pytest.raises(StoreError):
-        await call(*{"revoke": ("alice", "i" * 16), "name": ("alice", "i" * 16, "y")}.get(step, ("alice",)))
+        await call(*{"revoke": ("alice", "x"), "name": ("alice", "x", "y")}.get(step, ("alice",)))
 
     (line,) = lines("store.failed")
     assert line.startswith(

@@ -13,6 +13,7 @@ from typing import Any
 
 from asgi_sessions import Session, SessionError, SessionMiddleware
 from asgi_sessions._errors import ResponseStarted
+from asgi_sessions._record import ALIAS_REV
 from asgi_sessions._token import key_of, owner_of
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, Response, app_with
@@ -96,14 +97,15 @@ class World:
         return Seen(browsers, sessions, len(lost), old)
 
     async def keys(self) -> list[str]:
-        """The keys of all records in the store."""
+        """The keys of all records in the store, without those that only lead to another key."""
         keys: set[str] = set()
         cursor = ""
         while True:
             some, cursor = await self.store.scan(cursor, 1000)
             keys.update(some)
             if cursor == "":
-                return [key for key in keys if await self.store.load(key) is not None]
+                records = [await self.store.load(key) for key in keys]
+                return [record.key for record in records if record is not None and record.rev != ALIAS_REV]
 
 
 async def look(browser: Browser) -> tuple[str | None, dict[str, Any]]:
