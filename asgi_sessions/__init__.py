@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from asgi_sessions._cookie import CookieConfig
-from asgi_sessions._devices import Devices
-from asgi_sessions._errors import (
+from asgi_sessions._asgi.middleware import SessionMiddleware
+from asgi_sessions._core.cookie import CookieConfig
+from asgi_sessions._core.facts import Devices
+from asgi_sessions._core.session import Session
+from asgi_sessions._core.timeouts import Timeouts
+from asgi_sessions._core.types import Event
+from asgi_sessions.devices import UserSessions
+from asgi_sessions.errors import (
     ConfigurationError,
     ResponseStarted,
     SessionDataError,
@@ -15,11 +20,6 @@ from asgi_sessions._errors import (
     SessionWarning,
     StoreError,
 )
-from asgi_sessions._middleware import SessionMiddleware
-from asgi_sessions._session import Session
-from asgi_sessions._timeouts import Timeouts
-from asgi_sessions._types import Event
-from asgi_sessions.devices import UserSessions
 from asgi_sessions.stores.memory import MemoryStore
 from asgi_sessions.stores.redis import RedisStore
 

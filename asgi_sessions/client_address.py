@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from asgi_sessions._address import KEPT_BITS, MAX_PROXIES, ClientAddress, coarse
+from asgi_sessions._core.address import KEPT_BITS, MAX_PROXIES, ClientAddress, coarse
 
 __all__ = ["KEPT_BITS", "MAX_PROXIES", "ClientAddress", "coarse"]

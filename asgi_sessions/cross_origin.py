@@ -18,10 +18,10 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from asgi_sessions._arguments import several
-from asgi_sessions._errors import ConfigurationError
-from asgi_sessions._origin import SAFE_METHODS, authority, parsed, values_of
-from asgi_sessions._types import Message, Scope, Send
+from asgi_sessions._core.arguments import several
+from asgi_sessions._core.origin import SAFE_METHODS, authority, parsed, values_of
+from asgi_sessions._core.types import Message, Scope, Send
+from asgi_sessions.errors import ConfigurationError
 
 _logger = logging.getLogger("asgi_sessions")
 

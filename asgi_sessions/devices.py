@@ -27,16 +27,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from asgi_sessions._cipher import Secrets
-from asgi_sessions._devices import Device, Devices, Entry, Facts, Location, Reason, name_of, unpack_facts
-from asgi_sessions._errors import ConfigurationError, SessionDataError, SessionError
-from asgi_sessions._hidden import forgets_arguments
-from asgi_sessions._manager import Manager, manager_of
-from asgi_sessions._record import Body, Record
-from asgi_sessions._session import Session
-from asgi_sessions._store import Store, lacking_for_users
-from asgi_sessions._token import is_id, owner_of
-from asgi_sessions._types import Clock, instant
+from asgi_sessions._core.cipher import Secrets
+from asgi_sessions._core.facts import Devices, Facts, Location, name_of, unpack_facts
+from asgi_sessions._core.hidden import forgets_arguments
+from asgi_sessions._core.history import Entry, Reason
+from asgi_sessions._core.record import Body, Record
+from asgi_sessions._core.session import Session
+from asgi_sessions._core.token import is_id, owner_of
+from asgi_sessions._core.types import Clock, instant
+from asgi_sessions._core.user_agent import Device
+from asgi_sessions._engine.contract import Store, lacking_for_users
+from asgi_sessions._engine.manager import Manager, manager_of
+from asgi_sessions.errors import ConfigurationError, SessionDataError, SessionError
 
 __all__ = ["Device", "Devices", "HistoryEntry", "Location", "SessionInfo", "UserSessions"]
 

@@ -20,11 +20,11 @@ from typing import Literal, Protocol, runtime_checkable
 
 from msgspec.structs import replace
 
-from asgi_sessions._cipher import Secrets
-from asgi_sessions._errors import ConfigurationError, RecordChanged, RecordDamaged, RecordGone
-from asgi_sessions._hidden import forgets_arguments
-from asgi_sessions._record import ALIAS_REV, seal, sealed_by_first, unseal
-from asgi_sessions._store import Store
+from asgi_sessions._core.cipher import Secrets
+from asgi_sessions._core.hidden import forgets_arguments
+from asgi_sessions._core.record import ALIAS_REV, Record, seal, sealed_by_first, unseal
+from asgi_sessions._engine.contract import Store
+from asgi_sessions.errors import ConfigurationError, RecordChanged, RecordDamaged, RecordGone
 
 __all__ = ["MeasuredStore", "Progress", "ScannableStore", "rekey"]
 
@@ -148,6 +148,8 @@ async def _reseal(store: Store, key: str, secrets: Secrets) -> Outcome:
                 await store.update(replace(record, rev=record.rev + 1, body=sealed), rev=record.rev)
                 return "sealed"
             except RecordChanged as changed:
+                if not isinstance(changed.current, Record):
+                    raise
                 record = changed.current  # by the app, which seals with the first one too
     except RecordGone:
         pass  # ended meanwhile, and stays so

@@ -21,11 +21,18 @@ import anyio
 import anyio.lowlevel
 from msgspec.structs import replace
 
-from asgi_sessions._arguments import expect
-from asgi_sessions._cipher import Secrets
-from asgi_sessions._cookie import CookieConfig
-from asgi_sessions._devices import ENTRY_HEADER, Note, Rules, line_of
-from asgi_sessions._errors import (
+from asgi_sessions._core.arguments import expect
+from asgi_sessions._core.cipher import Secrets
+from asgi_sessions._core.cookie import CookieConfig
+from asgi_sessions._core.hidden import forgets_arguments
+from asgi_sessions._core.history import ENTRY_HEADER, Note, Rules, line_of
+from asgi_sessions._core.record import ALIAS_REV, Record
+from asgi_sessions._core.timeouts import Timeouts
+from asgi_sessions._core.token import key_of, new_id, owner_of, place_of
+from asgi_sessions._core.types import Clock
+from asgi_sessions._engine.contract import Store
+from asgi_sessions._engine.manager import Manager
+from asgi_sessions.errors import (
     ConfigurationError,
     RecordChanged,
     RecordExists,
@@ -33,13 +40,6 @@ from asgi_sessions._errors import (
     SessionDataError,
     SessionLimitReached,
 )
-from asgi_sessions._hidden import forgets_arguments
-from asgi_sessions._manager import Manager
-from asgi_sessions._record import ALIAS_REV, Record
-from asgi_sessions._store import Store
-from asgi_sessions._timeouts import Timeouts
-from asgi_sessions._token import key_of, new_id, owner_of, place_of
-from asgi_sessions._types import Clock
 
 __all__ = ["FakeClock", "StoreContract", "UserStoreContract", "log_in", "log_in_sync", "session_cookie"]
 

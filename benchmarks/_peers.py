@@ -15,7 +15,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from asgi_sessions import MemoryStore, RedisStore, SessionMiddleware
-from asgi_sessions._record import Record, unpack
+from asgi_sessions._core.record import Record, unpack
 from benchmarks._work import DATA, App, act, answer
 
 KEY = secrets.token_urlsafe(32)

@@ -9,7 +9,7 @@ from typing import Any
 import redis
 
 from asgi_sessions import RedisStore, SessionMiddleware
-from asgi_sessions._record import Record, pack
+from asgi_sessions._core.record import Record, pack
 from benchmarks._work import (
     a_scope,
     a_server,

@@ -23,7 +23,7 @@ from typing import Any
 import anyio
 
 from asgi_sessions import CookieConfig, Session, SessionMiddleware
-from asgi_sessions._token import key_of
+from asgi_sessions._core.token import key_of
 from asgi_sessions.stores import Store
 
 Handler = Callable[[Session], Any]

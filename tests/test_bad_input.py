@@ -26,9 +26,9 @@ import msgspec
 import pytest
 
 from asgi_sessions import CookieConfig, Session, SessionDataError, SessionMiddleware
-from asgi_sessions._errors import SessionError
-from asgi_sessions._record import MAX_PAYLOAD
-from asgi_sessions._token import key_of, owner_of
+from asgi_sessions._core.payload import MAX_PAYLOAD
+from asgi_sessions._core.token import key_of, owner_of
+from asgi_sessions.errors import SessionError
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.conftest import a_store

@@ -19,7 +19,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from asgi_sessions import ConfigurationError, RedisStore, StoreError, UserSessions
-from asgi_sessions._token import owner_of, place_of
+from asgi_sessions._core.token import owner_of, place_of
 from asgi_sessions.rekey import rekey
 from asgi_sessions.stores.redis._client import Refused, new_connection
 from asgi_sessions.stores.redis._cluster import (

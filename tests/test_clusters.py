@@ -21,8 +21,8 @@ import redis.asyncio
 from redis.crc import key_slot
 
 from asgi_sessions import ConfigurationError, RedisStore, SessionMiddleware, StoreError, Timeouts, UserSessions
-from asgi_sessions._errors import EndUnconfirmed
-from asgi_sessions._token import owner_of
+from asgi_sessions._core.token import owner_of
+from asgi_sessions.errors import EndUnconfirmed
 from asgi_sessions.stores.redis._cluster import Address, ClusterClient
 from asgi_sessions.testing import FakeClock, UserStoreContract, a_record, moved
 from tests.clusters import AT_ONCE, Apart, Cluster, Nodes, Watched, may_make_namespaces, until

@@ -10,8 +10,8 @@ from typing import Any, get_args
 import pytest
 
 from asgi_sessions import MemoryStore, Session, Timeouts
-from asgi_sessions._plan import COMMIT_TABLE, Call, Cookie, Data, Row, Step, Was
-from asgi_sessions._session import Asked
+from asgi_sessions._core.plan import COMMIT_TABLE, Call, Cookie, Data, Row, Step, Was
+from asgi_sessions._core.session import Asked
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with
 from tests.wrapped import Wrapped
@@ -99,6 +99,6 @@ def test_every_case_that_can_arise_has_a_row() -> None:
 
 
 def test_every_call_of_a_plan_is_carried_out_by_the_manager() -> None:
-    from asgi_sessions._manager import Manager
+    from asgi_sessions._engine.manager import Manager
 
     assert set(Manager._carriers) == set(get_args(Call))

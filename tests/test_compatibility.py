@@ -19,7 +19,7 @@ from starlette.middleware.sessions import Session as StarlettesSession
 from starlette.middleware.sessions import SessionMiddleware as StarlettesMiddleware
 
 from asgi_sessions import ConfigurationError, MemoryStore, Session, SessionError, SessionMiddleware, SessionWarning
-from asgi_sessions._session import ATTRIBUTES
+from asgi_sessions._core.session import ATTRIBUTES
 from asgi_sessions.frameworks.litestar import SessionPlugin
 from asgi_sessions.frameworks.quart import init_app
 from asgi_sessions.stores import Store

@@ -15,8 +15,8 @@ import pytest
 from msgspec.structs import replace
 
 from asgi_sessions import MemoryStore
-from asgi_sessions._devices import Admission, Note, Rules
-from asgi_sessions._record import ALIAS_REV
+from asgi_sessions._core.history import Admission, Note, Rules
+from asgi_sessions._core.record import ALIAS_REV
 from asgi_sessions.stores import Record, RecordChanged, RecordExists, RecordGone
 from asgi_sessions.testing import UserStoreContract
 

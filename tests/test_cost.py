@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from asgi_sessions import Session
-from asgi_sessions._manager import Manager
+from asgi_sessions._engine.manager import Manager
 from tests.cost import VERSION, baseline, count
 
 TOLERANCE = 1.02

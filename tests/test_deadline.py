@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from asgi_sessions._deadline import Deadlines
+from asgi_sessions._engine.deadline import Deadlines
 
 
 @pytest.fixture(params=[asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])

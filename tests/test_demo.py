@@ -26,10 +26,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-import asgi_sessions._manager
-import asgi_sessions._middleware
+import asgi_sessions._asgi.middleware
+import asgi_sessions._engine.manager
 from asgi_sessions import CookieConfig, MemoryStore, Session
-from asgi_sessions._record import Record
+from asgi_sessions._core.record import Record
 from asgi_sessions.cli import _serve, _shop, _tour, main
 from asgi_sessions.testing import log_in as make_logged_in
 from asgi_sessions.testing import session_cookie
@@ -115,7 +115,7 @@ def the_cookie_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def set_cookie_may_be_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi_sessions._middleware, "keep_out_of_caches", lambda headers, *, no_store: None)
+    monkeypatch.setattr(asgi_sessions._asgi.middleware, "keep_out_of_caches", lambda headers, *, no_store: None)
 
 
 def the_basket_is_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def log_in_leaves_the_old_session_alone(monkeypatch: pytest.MonkeyPatch) -> None
     async def end(self: object, record: Record, reason: str) -> Record | None:
         return record
 
-    monkeypatch.setattr(asgi_sessions._manager.Manager, "_end", end)
+    monkeypatch.setattr(asgi_sessions._engine.manager.Manager, "_end", end)
 
 
 def the_store_deletes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,11 +166,11 @@ def the_slow_request_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def the_later_writer_wins_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi_sessions._manager, "merge", lambda loaded, mine, theirs, codec: mine)
+    monkeypatch.setattr(asgi_sessions._engine.manager, "merge", lambda loaded, mine, theirs, codec: mine)
 
 
 def reading_says_nothing_to_caches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi_sessions._middleware, "vary_on", lambda headers: None)
+    monkeypatch.setattr(asgi_sessions._asgi.middleware, "vary_on", lambda headers: None)
 
 
 def log_out_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from asgi_sessions import (
     Timeouts,
     UserSessions,
 )
-from asgi_sessions._token import owner_of
+from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, Response, app_with, destroy, log_in, put, read, regenerate

@@ -21,11 +21,11 @@ from urllib.parse import urlsplit
 import pytest
 
 import asgi_sessions
-from asgi_sessions import Timeouts, _errors
-from asgi_sessions._plan import COMMIT_TABLE
+from asgi_sessions import Timeouts, errors
+from asgi_sessions._core.plan import COMMIT_TABLE
 from tests.markdown import DOCS, ROOT, Block, agrees, anchors, blocks, compiled, links, name_of, pages, prose, rows, run
 from tests.ports import free_port
-from tests.test_layers import LAYERS
+from tests.test_layers import layer_of
 
 README = ROOT / "README.md"
 DESIGN = DOCS / "design.md"
@@ -236,15 +236,15 @@ def test_the_commit_table_of_the_design_is_that_of_the_code() -> None:
     assert rows(DESIGN, "The commit table") == expected
 
 
-def test_the_house_is_that_of_the_code() -> None:
+def test_the_layout_is_that_of_the_code() -> None:
     package = Path(asgi_sessions.__file__).parent
     real = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
 
-    told = {cells[0].strip("`"): cells[1] for cells in rows(DESIGN, "The house")}
+    told = {cells[0].strip("`"): cells[1] for cells in rows(DESIGN, "The layout")}
 
     assert set(told) == real
-    for name, layer in LAYERS.items():
-        assert told[f"{name}.py"] == str(int(layer)), name
+    for name, layer in told.items():
+        assert layer == ("" if name == "__init__.py" else layer_of(name)), name
 
 
 def test_the_numbers_of_the_design_are_those_of_the_code() -> None:
@@ -322,8 +322,8 @@ def test_every_threat_names_its_promise_its_file_and_its_test() -> None:
 def test_every_error_is_explained() -> None:
     real = {
         name
-        for name, kind in vars(_errors).items()
-        if isinstance(kind, type) and issubclass(kind, Exception) and kind.__module__ == _errors.__name__
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, Exception) and kind.__module__ == errors.__name__
     }
     explained = re.findall(r"^### `(\w+)`$", prose(DOCS / "errors.md"), flags=re.MULTILINE)
 

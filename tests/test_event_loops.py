@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from asgi_sessions import MemoryStore, RedisStore, SessionMiddleware, SQLStore, _breaker
-from asgi_sessions._breaker import FAILURES_TO_OPEN, FIRST_PAUSE, Breaker, Breakers
-from asgi_sessions._loops import PerLoop
+from asgi_sessions._engine.breaker import FAILURES_TO_OPEN, FIRST_PAUSE, Breaker, Breakers
+from asgi_sessions._engine.loops import PerLoop
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import session_cookie
 from asgi_sessions.tokens import SigningKey, Tokens

@@ -14,16 +14,9 @@ from hypothesis import strategies as st
 from mmdb_writer import MMDBWriter
 
 from asgi_sessions import ConfigurationError, Devices, MemoryStore, UserSessions, _devices
-from asgi_sessions._devices import (
-    MAX_FACT,
-    Device,
-    Facts,
-    Location,
-    device_of,
-    entry_of,
-    pack_facts,
-    unpack_facts,
-)
+from asgi_sessions._core.facts import Facts, Location, pack_facts, unpack_facts
+from asgi_sessions._core.history import entry_of
+from asgi_sessions._core.user_agent import MAX_FACT, Device, device_of
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with, log_in
 from tests.test_devices import LAPTOP, PHONE, logged_in

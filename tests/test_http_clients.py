@@ -116,7 +116,7 @@ def test_without_either_the_error_says_what_to_install() -> None:
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
     assert ended.stderr.splitlines()[-1] == (
-        "asgi_sessions._errors.MissingExtra: TokenAuth needs httpx: pip install 'asgi-server-sessions[client]'"
+        "asgi_sessions.errors.MissingExtra: TokenAuth needs httpx: pip install 'asgi-server-sessions[client]'"
     )
 
 

@@ -13,82 +13,86 @@ import asgi_sessions
 from tests.public import Public, callables
 
 PACKAGE = Path(asgi_sessions.__file__).parent
-LAYERS = {
-    "_errors": 0,
-    "_hidden": 0.5,  # it forgets the frames of our errors
-    "_hmac": 0,
-    "_loops": 0,
-    "_origin": 0,
-    "_processes": 0,
-    "_types": 0,
-    "_arguments": 0.5,  # these two raise errors
-    "_extras": 0.5,
-    "_address": 1,
-    "_breaker": 1,
-    "_deadline": 1,
-    "_elsewhere": 1,
-    "_failures": 1,
-    "_token": 1,
-    "_cookie": 1,
-    "_timeouts": 1,
-    "_cipher": 1,
-    "_forms": 1,
-    "_devices": 1.5,  # facts are sealed by the cipher, come from an address and end with the clock
-    "_record": 1.5,  # a record is sealed by the cipher and names its owner as tokens do
-    "_store": 2,
-    "_session": 3,
-    "_watch": 3,
-    "_plan": 3.5,  # what one commit does to a session
-    "_manager": 4,
-    "_upkeep": 4.5,  # sweeps by a manager's rules
-    "_middleware": 5,
-}
+LAYERS = ("core", "engine", "asgi", "public")
+"""From the lowest. Each may import itself and what is below it."""
+
+Tree = ast.Module
 
 
-def imports_of(path: Path) -> set[str]:
-    """The modules of this package that a file imports when it runs."""
+def layer_of(file: str) -> str:
+    """The layer of a file, named by its path in the package."""
+    first = file.split("/")[0]
+    return first.removeprefix("_") if first in ("_core", "_engine", "_asgi") else "public"
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name within it."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+def imports_of(path: Path, *, typing_too: bool = True) -> set[str]:
+    """The modules of this package that a file imports at its top level."""
     found: set[str] = set()
-    tree = ast.parse(path.read_text())
-    for node in tree.body:  # what stands under TYPE_CHECKING or inside a function does not count
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("asgi_sessions"):
-            found.add(node.module.removeprefix("asgi_sessions").removeprefix("."))
+    nodes = ast.parse(path.read_text()).body
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and typing_too and "TYPE_CHECKING" in ast.unparse(node.test):
+            nodes += node.body
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("asgi_sessions"):
+            base = node.module.removeprefix("asgi_sessions").removeprefix(".")
+            inner = {f"{base}.{each.name}".removeprefix(".") for each in node.names} & set(modules())
+            found |= inner or {base}
         elif isinstance(node, ast.Import):
-            found.update(
-                alias.name.removeprefix("asgi_sessions.")
-                for alias in node.names
-                if alias.name.startswith("asgi_sessions")
-            )
-    return found
+            found |= {
+                each.name.removeprefix("asgi_sessions.") for each in node.names if each.name.startswith("asgi_sessions")
+            }
+    return found - {""}
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_the_core_imports_only_lower_layers(name: str) -> None:
-    for imported in imports_of(PACKAGE / f"{name}.py"):
-        assert imported in LAYERS, f"{name} imports {imported}, which is not of the core"
-        assert LAYERS[imported] < LAYERS[name], f"{name} imports {imported}, which is not lower"
+def private() -> dict[str, Path]:
+    return {name: path for name, path in modules().items() if layer_of(name.replace(".", "/")) != "public"}
 
 
-def test_every_file_of_the_core_has_its_layer() -> None:
-    assert {path.stem for path in PACKAGE.glob("_*.py")} - {"__init__", "__main__"} == set(LAYERS)
+@pytest.mark.parametrize("name", sorted(private()))
+def test_imports_go_down(name: str) -> None:
+    here = LAYERS.index(layer_of(name.replace(".", "/")))
+    for imported in imports_of(private()[name]) - {"errors"}:
+        assert LAYERS.index(layer_of(imported.replace(".", "/"))) <= here, (
+            f"{name} imports {imported}, which is above it"
+        )
+
+
+def test_errors_import_nothing_of_ours() -> None:
+    assert imports_of(PACKAGE / "errors.py") <= {"_core.types"}
+
+
+def test_no_private_module_is_part_of_a_cycle() -> None:
+    left = {name: imports_of(path) & set(private()) for name, path in private().items()}
+    while leaves := {name for name, imported in left.items() if not imported}:
+        left = {name: imported - leaves for name, imported in left.items() if name not in leaves}
+    assert not left, f"these import each other: {left}"
 
 
 @pytest.mark.parametrize("room", ["frameworks", "cli", "stores", "page", "tokens"])
-def test_no_room_imports_another(room: str) -> None:
+def test_no_part_imports_another(room: str) -> None:
     others = {"frameworks", "cli", "page", "tokens"} - {room}
     if room == "cli":
         others -= {"page", "tokens"}  # the demo shows the page, and keygen makes keys
     for path in (PACKAGE / room).rglob("*.py"):
-        for imported in imports_of(path):
+        for imported in imports_of(path, typing_too=False):
             assert imported.split(".")[0] not in others, f"{path.name} imports {imported}"
 
 
 def test_a_store_needs_two_imports() -> None:
-    """Record and the errors. MemoryStore has two more for the sessions of users, and one to tell of their ends."""
+    """Record and the errors. MemoryStore has more for the history of users, and to tell of their ends."""
     assert imports_of(PACKAGE / "stores" / "memory.py") == {
-        "_devices",
-        "_errors",
-        "_record",
-        "_store",
+        "_core.history",
+        "_core.record",
+        "_engine.contract",
+        "errors",
         "stores._listeners",
     }
 

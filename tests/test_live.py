@@ -404,7 +404,7 @@ async def test_ends_that_were_missed_are_noticed_though_the_store_is_still_left_
     own_server: Server, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ends are heard of again before the breaker lets anybody ask: then it is asked later, and not never."""
-    monkeypatch.setattr("asgi_sessions._breaker.FIRST_PAUSE", 4.0)
+    monkeypatch.setattr("asgi_sessions._engine.breaker.FIRST_PAUSE", 4.0)
     own_server.start()
     with Proxy(own_server.port) as proxy:
         there = RedisStore.from_url(proxy.url(own_server.url))

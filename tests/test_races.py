@@ -13,8 +13,8 @@ import anyio
 import pytest
 
 from asgi_sessions import RedisStore, Session, StoreError, Timeouts
-from asgi_sessions._record import Record
-from asgi_sessions._token import owner_of
+from asgi_sessions._core.record import Record
+from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.conftest import Server

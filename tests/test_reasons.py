@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from asgi_sessions import Event, MemoryStore, RedisStore, SQLStore, StoreError, UserSessions
-from asgi_sessions._failures import LONGEST_REASON, MOST_KINDS, QUIET, FailureLog, cleaned, reason_of
-from asgi_sessions._token import TokenMint, key_of
+from asgi_sessions._core.token import TokenMint, key_of
+from asgi_sessions._engine.failures import LONGEST_REASON, MOST_KINDS, QUIET, FailureLog, cleaned, reason_of
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with, log_in, put, read
 from tests.threats.hostile import Between, Events, hanging, raising
@@ -363,7 +363,7 @@ async def test_a_store_that_cannot_be_asked_is_reported_when_the_app_starts_and_
     trouble: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("asgi_sessions._manager.DEADLINE", 0.03)
+    monkeypatch.setattr("asgi_sessions._engine.manager.DEADLINE", 0.03)
     store = Between(memory)
     store.instead["load"] = trouble
 

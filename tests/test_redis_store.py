@@ -16,9 +16,9 @@ import redis
 from redis.asyncio import Redis
 
 from asgi_sessions import ConfigurationError, Event, RedisStore, SessionWarning, StoreError, UserSessions
-from asgi_sessions._errors import RecordDamaged
-from asgi_sessions._record import pack
-from asgi_sessions._token import owner_of
+from asgi_sessions._core.record import pack
+from asgi_sessions._core.token import owner_of
+from asgi_sessions.errors import RecordDamaged
 from asgi_sessions.stores.redis import LARGE
 from asgi_sessions.stores.redis._client import OwnClient
 from asgi_sessions.stores.redis._link import Link

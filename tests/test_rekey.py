@@ -19,8 +19,8 @@ import pytest
 import redis.asyncio
 
 from asgi_sessions import ConfigurationError, MemoryStore, RedisStore, SQLStore, StoreError, UserSessions
-from asgi_sessions._cipher import Secrets
-from asgi_sessions._record import Record, sealed_by_first
+from asgi_sessions._core.cipher import Secrets
+from asgi_sessions._core.record import Record, sealed_by_first
 from asgi_sessions.cli import _parser, main
 from asgi_sessions.cli._rekey import VARIABLE, drawn, go_on
 from asgi_sessions.cli._stores import store_of, url_of_a_node

@@ -22,8 +22,8 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from asgi_sessions import Session, SQLStore, StoreError, UserSessions
-from asgi_sessions._record import Record
-from asgi_sessions._token import owner_of
+from asgi_sessions._core.record import Record
+from asgi_sessions._core.token import owner_of
 from asgi_sessions.testing import an_end
 from tests.databases import DatabaseServer
 from tests.proxy import Proxy

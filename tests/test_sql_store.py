@@ -25,10 +25,10 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, StaticPool
 
 from asgi_sessions import ConfigurationError, Devices, SQLStore, StoreError, UserSessions
-from asgi_sessions._devices import Rules
-from asgi_sessions._errors import RecordDamaged
-from asgi_sessions._token import owner_of
+from asgi_sessions._core.history import Rules
+from asgi_sessions._core.token import owner_of
 from asgi_sessions.cli import main
+from asgi_sessions.errors import RecordDamaged
 from asgi_sessions.stores import SweepingStore
 from asgi_sessions.stores.sql import session_tables
 from asgi_sessions.stores.sql._lane import _MAY_SKIP_ROLLBACK, Lane

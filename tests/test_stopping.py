@@ -11,8 +11,8 @@ import pytest
 from redis.asyncio import Redis
 
 from asgi_sessions import MemoryStore, RedisStore, Session, SessionMiddleware, SQLStore
-from asgi_sessions._deadline import Deadlines, Limit
-from asgi_sessions._loops import heed_cancellation, stop
+from asgi_sessions._engine.deadline import Deadlines, Limit
+from asgi_sessions._engine.loops import heed_cancellation, stop
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import session_cookie
 from tests.clusters import Cluster

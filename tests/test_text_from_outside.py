@@ -34,9 +34,9 @@ from asgi_sessions import (
     Timeouts,
     UserSessions,
 )
-from asgi_sessions._cipher import Secrets
-from asgi_sessions._manager import Manager
-from asgi_sessions._token import MAX_USER_ID
+from asgi_sessions._core.cipher import Secrets
+from asgi_sessions._core.token import MAX_USER_ID
+from asgi_sessions._engine.manager import Manager
 from asgi_sessions.client_address import ClientAddress
 from asgi_sessions.frameworks.quart import ScopeSessionInterface
 from asgi_sessions.page import Strings

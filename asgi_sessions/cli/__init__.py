@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 import asgi_sessions
-from asgi_sessions._arguments import whole
-from asgi_sessions._extras import needs
+from asgi_sessions._core.arguments import whole
+from asgi_sessions._core.extras import needs
 from asgi_sessions.cli._stores import DATABASE_HELP, URL_HELP
 
 

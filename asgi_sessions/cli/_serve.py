@@ -25,8 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from asgi_sessions import ConfigurationError, CookieConfig, Event, MemoryStore, RedisStore, StoreError
-from asgi_sessions._loops import stop
-from asgi_sessions._token import owner_of
+from asgi_sessions._core.token import owner_of
+from asgi_sessions._engine.loops import stop
 from asgi_sessions.cli._shop import PASSWORDS, USERS, create_shop
 from asgi_sessions.cli._stores import run
 from asgi_sessions.stores import Store

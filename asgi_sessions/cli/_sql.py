@@ -6,7 +6,7 @@ import time
 from datetime import timedelta
 
 from asgi_sessions import ConfigurationError, Devices
-from asgi_sessions._extras import needs
+from asgi_sessions._core.extras import needs
 from asgi_sessions.cli._stores import run, store_of
 from asgi_sessions.stores import SweepingStore
 

@@ -20,11 +20,11 @@ import httpx
 from redis.asyncio import Redis
 
 from asgi_sessions import CookieConfig, StoreError, UserSessions
-from asgi_sessions._errors import RecordChanged
-from asgi_sessions._loops import stop
-from asgi_sessions._record import Record
+from asgi_sessions._core.record import Record
+from asgi_sessions._engine.loops import stop
 from asgi_sessions.cli._serve import certificate, listen, open_store, serving, url_of
 from asgi_sessions.cli._shop import Gate, create_shop
+from asgi_sessions.errors import RecordChanged
 from asgi_sessions.stores import Store
 
 TIME_LIMIT = 20.0

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from asgi_sessions import ConfigurationError, Session, SessionMiddleware
-from asgi_sessions._session import OURS
+from asgi_sessions._core.session import OURS
 
 
 def session_in(scope: Mapping[str, Any], advice: str) -> Session:

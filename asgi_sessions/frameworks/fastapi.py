@@ -29,8 +29,8 @@ from functools import wraps
 from typing import Annotated, Any, Final
 
 from asgi_sessions import CookieConfig, Session
-from asgi_sessions._extras import needs
-from asgi_sessions._timeouts import duration
+from asgi_sessions._core.extras import needs
+from asgi_sessions._core.timeouts import duration
 from asgi_sessions.frameworks.starlette import current_session
 
 with needs("fastapi", "asgi_sessions.frameworks.fastapi"):

@@ -16,11 +16,11 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 from asgi_sessions import ConfigurationError, CookieConfig, Session, SessionDataError, SessionMiddleware
-from asgi_sessions._elsewhere import explains_options
-from asgi_sessions._extras import needs
-from asgi_sessions._middleware import foreign_class
-from asgi_sessions._timeouts import duration
-from asgi_sessions._upkeep import require_event_loop
+from asgi_sessions._asgi.middleware import foreign_class
+from asgi_sessions._core.elsewhere import explains_options
+from asgi_sessions._core.extras import needs
+from asgi_sessions._core.timeouts import duration
+from asgi_sessions._engine.upkeep import require_event_loop
 from asgi_sessions.frameworks._session import opened, saved, session_in
 from asgi_sessions.stores import Store
 

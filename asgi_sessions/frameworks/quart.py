@@ -13,12 +13,12 @@ from functools import partial, wraps
 from typing import Any, Final, Self
 
 from asgi_sessions import Session, SessionMiddleware
-from asgi_sessions._arguments import expect
-from asgi_sessions._elsewhere import explains_options
-from asgi_sessions._extras import needs
-from asgi_sessions._middleware import refuse_foreign_around
-from asgi_sessions._session import OURS
-from asgi_sessions._timeouts import duration
+from asgi_sessions._asgi.middleware import refuse_foreign_around
+from asgi_sessions._core.arguments import expect
+from asgi_sessions._core.elsewhere import explains_options
+from asgi_sessions._core.extras import needs
+from asgi_sessions._core.session import OURS
+from asgi_sessions._core.timeouts import duration
 from asgi_sessions.frameworks._session import opened, saved, session_in
 from asgi_sessions.stores import Store
 

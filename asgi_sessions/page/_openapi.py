@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from asgi_sessions._devices import Kind, Reason
+from asgi_sessions._core.history import Reason
+from asgi_sessions._core.user_agent import Kind
 
 _TEXT = {"type": "string"}
 _TEXT_OR_NULL = {"type": ["string", "null"]}

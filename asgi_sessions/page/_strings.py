@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from asgi_sessions._arguments import expect
-from asgi_sessions._devices import Device, Location
+from asgi_sessions._core.arguments import expect
+from asgi_sessions._core.facts import Location
+from asgi_sessions._core.user_agent import Device
 
 DAY = timedelta(days=1)
 

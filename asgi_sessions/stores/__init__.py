@@ -7,8 +7,10 @@ What a store of your own raises is here too: :class:`RecordExists`, :class:`Reco
 :class:`RecordDamaged` where the contract says so, :class:`StoreError` for everything else.
 """
 
-from asgi_sessions._devices import Admission, Note, Rules
-from asgi_sessions._errors import (
+from asgi_sessions._core.history import Admission, Note, Rules
+from asgi_sessions._core.record import Record
+from asgi_sessions._engine.contract import Listening, Store, SweepingStore, TellingStore, UserStore
+from asgi_sessions.errors import (
     EndUnconfirmed,
     NotNow,
     RecordChanged,
@@ -17,8 +19,6 @@ from asgi_sessions._errors import (
     RecordGone,
     StoreError,
 )
-from asgi_sessions._record import Record
-from asgi_sessions._store import Listening, Store, SweepingStore, TellingStore, UserStore
 
 __all__ = [
     "Admission",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 
-from asgi_sessions._loops import running_loop
+from asgi_sessions._engine.loops import running_loop
 
 
 class Listeners:

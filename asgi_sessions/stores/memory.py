@@ -9,7 +9,7 @@ from heapq import nsmallest
 
 from msgspec.structs import replace
 
-from asgi_sessions._devices import (
+from asgi_sessions._core.history import (
     ENTRY_HEADER,
     EXPIRED,
     LIMIT_LETTER,
@@ -22,9 +22,9 @@ from asgi_sessions._devices import (
     line,
     line_of,
 )
-from asgi_sessions._errors import ConfigurationError, RecordChanged, RecordExists, RecordGone, SessionLimitReached
-from asgi_sessions._record import ALIAS_REV, Record
-from asgi_sessions._store import Listening
+from asgi_sessions._core.record import ALIAS_REV, Record
+from asgi_sessions._engine.contract import Listening
+from asgi_sessions.errors import ConfigurationError, RecordChanged, RecordExists, RecordGone, SessionLimitReached
 from asgi_sessions.stores._listeners import Listeners
 
 SWEEP_EVERY = 60.0

@@ -17,8 +17,8 @@ For browsers, cookies are the better choice: a script cannot read them. Needs th
 
 from __future__ import annotations
 
-from asgi_sessions._errors import RefreshFailed, SessionReadOnly, TokenError, TokenExpired, TokenInvalid, TokenReused
-from asgi_sessions._extras import needs
+from asgi_sessions._core.extras import needs
+from asgi_sessions.errors import RefreshFailed, SessionReadOnly, TokenError, TokenExpired, TokenInvalid, TokenReused
 
 with needs("tokens", "asgi_sessions.tokens"):
     from asgi_sessions.tokens._bearer import BearerMiddleware, BearerSession

@@ -7,8 +7,20 @@ import warnings
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from asgi_sessions._cookie import vary_on
-from asgi_sessions._errors import (
+from asgi_sessions._asgi.middleware import (
+    WS_INTERNAL_ERROR,
+    WS_POLICY_VIOLATION,
+    refuse_foreign,
+    stems_from,
+    warn_of_late_read,
+)
+from asgi_sessions._core.cookie import vary_on
+from asgi_sessions._core.hidden import Hidden
+from asgi_sessions._core.payload import MessagePackCodec
+from asgi_sessions._core.session import OURS, Session
+from asgi_sessions._core.types import Message, Scope, Send
+from asgi_sessions._engine.manager import Manager
+from asgi_sessions.errors import (
     ConfigurationError,
     SessionReadOnly,
     SessionWarning,
@@ -16,18 +28,6 @@ from asgi_sessions._errors import (
     TokenError,
     TokenExpired,
 )
-from asgi_sessions._hidden import Hidden
-from asgi_sessions._manager import Manager
-from asgi_sessions._middleware import (
-    WS_INTERNAL_ERROR,
-    WS_POLICY_VIOLATION,
-    refuse_foreign,
-    stems_from,
-    warn_of_late_read,
-)
-from asgi_sessions._record import MessagePackCodec
-from asgi_sessions._session import OURS, Session
-from asgi_sessions._types import Message, Scope, Send
 from asgi_sessions.tokens._jwt import Claims
 from asgi_sessions.tokens._tokens import Tokens
 

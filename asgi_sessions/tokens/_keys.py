@@ -16,11 +16,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from jwt.algorithms import Algorithm, ECAlgorithm, HMACAlgorithm, OKPAlgorithm
 
-from asgi_sessions._arguments import expect, path_in, several
-from asgi_sessions._cipher import Secrets
-from asgi_sessions._errors import ConfigurationError
-from asgi_sessions._hidden import forgets_arguments
-from asgi_sessions._token import base64url
+from asgi_sessions._core.arguments import expect, path_in, several
+from asgi_sessions._core.cipher import Secrets
+from asgi_sessions._core.hidden import forgets_arguments
+from asgi_sessions._core.token import base64url
+from asgi_sessions.errors import ConfigurationError
 
 Alg = Literal["EdDSA", "ES256", "HS256"]
 

@@ -28,28 +28,16 @@ import anyio
 import msgspec
 from msgspec.structs import replace
 
-from asgi_sessions._arguments import expect
-from asgi_sessions._cipher import Secrets
-from asgi_sessions._devices import Devices, Reason, pack_facts
-from asgi_sessions._errors import (
-    ConfigurationError,
-    RecordChanged,
-    RecordGone,
-    SessionDataError,
-    SessionError,
-    StoreError,
-    TokenExpired,
-    TokenInvalid,
-    TokenReused,
-)
-from asgi_sessions._hidden import Hidden, forgets_arguments
-from asgi_sessions._loops import PerLoop, retrieve
-from asgi_sessions._manager import MAX_ATTEMPTS, Manager, manager_of
-from asgi_sessions._record import Body, MessagePackCodec, Record
-from asgi_sessions._session import Session
-from asgi_sessions._store import Store, lacking_for_users
-from asgi_sessions._timeouts import duration
-from asgi_sessions._token import (
+from asgi_sessions._core.arguments import expect
+from asgi_sessions._core.cipher import Secrets
+from asgi_sessions._core.facts import Devices, pack_facts
+from asgi_sessions._core.hidden import Hidden, forgets_arguments
+from asgi_sessions._core.history import Reason
+from asgi_sessions._core.payload import MessagePackCodec
+from asgi_sessions._core.record import Body, Record
+from asgi_sessions._core.session import Session
+from asgi_sessions._core.timeouts import duration
+from asgi_sessions._core.token import (
     ALPHABET,
     ID_CHARS,
     PLACE_CHARS,
@@ -62,7 +50,21 @@ from asgi_sessions._token import (
     place_of,
     user_id_in,
 )
-from asgi_sessions._types import Clock, Event, EventHook, Scope, instant
+from asgi_sessions._core.types import Clock, Event, EventHook, Scope, instant
+from asgi_sessions._engine.contract import Store, lacking_for_users
+from asgi_sessions._engine.loops import PerLoop, retrieve
+from asgi_sessions._engine.manager import MAX_ATTEMPTS, Manager, manager_of
+from asgi_sessions.errors import (
+    ConfigurationError,
+    RecordChanged,
+    RecordGone,
+    SessionDataError,
+    SessionError,
+    StoreError,
+    TokenExpired,
+    TokenInvalid,
+    TokenReused,
+)
 from asgi_sessions.tokens import _jwt
 from asgi_sessions.tokens._jwt import Claims
 from asgi_sessions.tokens._keys import KeyRing, SigningKey

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import anyio
 from anyio.lowlevel import RunVar
 
-from asgi_sessions._errors import ConfigurationError, RefreshFailed, TokenError
-from asgi_sessions._extras import needs
-from asgi_sessions._hidden import forgets_arguments
+from asgi_sessions._core.extras import needs
+from asgi_sessions._core.hidden import forgets_arguments
+from asgi_sessions.errors import ConfigurationError, RefreshFailed, TokenError
 
 if TYPE_CHECKING:
     import httpx

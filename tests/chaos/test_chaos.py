@@ -30,7 +30,7 @@ from typing import Any
 import pytest
 
 from asgi_sessions import Devices, RedisStore, Session, SessionMiddleware, SQLStore, StoreError, UserSessions
-from asgi_sessions._token import owner_of
+from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
 from tests.conftest import Server
 from tests.databases import SERVERS, DatabaseServer

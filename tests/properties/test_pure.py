@@ -29,26 +29,16 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from asgi_sessions import ConfigurationError, CookieConfig, SessionDataError, Timeouts
-from asgi_sessions._breaker import FAILURES_TO_OPEN, LONGEST_PAUSE, Breaker
-from asgi_sessions._cipher import Secrets
-from asgi_sessions._cookie import keep_out_of_caches, vary_on
-from asgi_sessions._errors import RecordDamaged
-from asgi_sessions._manager import DEADLINE
-from asgi_sessions._record import (
-    MAX_CONTAINERS,
-    Body,
-    MessagePackCodec,
-    Record,
-    merge,
-    pack,
-    pack_rev,
-    seal,
-    unpack,
-    unseal,
-)
-from asgi_sessions._timeouts import RENEWAL_GRACE
-from asgi_sessions._token import BARE_CHARS, SIGNED_CHARS, TokenMint, key_of, owner_of, place_of
-from asgi_sessions._types import Headers, instant
+from asgi_sessions._core.cipher import Secrets
+from asgi_sessions._core.cookie import keep_out_of_caches, vary_on
+from asgi_sessions._core.payload import MAX_CONTAINERS, MessagePackCodec, merge
+from asgi_sessions._core.record import Body, Record, pack, pack_rev, seal, unpack, unseal
+from asgi_sessions._core.timeouts import RENEWAL_GRACE
+from asgi_sessions._core.token import BARE_CHARS, SIGNED_CHARS, TokenMint, key_of, owner_of, place_of
+from asgi_sessions._core.types import Headers, instant
+from asgi_sessions._engine.breaker import FAILURES_TO_OPEN, LONGEST_PAUSE, Breaker
+from asgi_sessions._engine.manager import DEADLINE
+from asgi_sessions.errors import RecordDamaged
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 CODEC = MessagePackCodec()

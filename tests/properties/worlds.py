@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from asgi_sessions import Session, SessionError, SessionMiddleware
-from asgi_sessions._errors import ResponseStarted
-from asgi_sessions._record import ALIAS_REV
-from asgi_sessions._token import key_of, owner_of
+from asgi_sessions._core.record import ALIAS_REV
+from asgi_sessions._core.token import key_of, owner_of
+from asgi_sessions.errors import ResponseStarted
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, Response, app_with
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from asgi_sessions import MemoryStore
-from asgi_sessions._processes import worker_processes
+from asgi_sessions._engine.processes import worker_processes
 from tests.ports import free_port, give_back
 from tests.support import app_with
 
@@ -106,7 +106,7 @@ async def test_a_store_of_one_process_is_warned_of_once_and_a_shared_one_never(
     class Shared(MemoryStore):
         is_of_one_process = False
 
-    monkeypatch.setattr("asgi_sessions._manager.worker_processes", lambda: 4)
+    monkeypatch.setattr("asgi_sessions._engine.manager.worker_processes", lambda: 4)
 
     await app_with(MemoryStore()).manager.start()
     await app_with(Shared()).manager.start()

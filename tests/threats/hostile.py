@@ -11,7 +11,7 @@ import redis
 from msgspec.structs import replace
 
 from asgi_sessions import Event, MemoryStore, RedisStore, SessionMiddleware
-from asgi_sessions._record import Record, pack, unpack
+from asgi_sessions._core.record import Record, pack, unpack
 from asgi_sessions.stores import Store
 
 SECRET = "correct-horse-battery-staple-0123456789"

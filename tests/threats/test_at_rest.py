@@ -17,9 +17,10 @@ import pytest
 from msgspec.structs import replace
 
 from asgi_sessions import RedisStore, Session, Timeouts
-from asgi_sessions._cipher import Secrets
-from asgi_sessions._record import ALIAS_REV, Body, MessagePackCodec, pack, seal
-from asgi_sessions._token import owner_of, place_of
+from asgi_sessions._core.cipher import Secrets
+from asgi_sessions._core.payload import MessagePackCodec
+from asgi_sessions._core.record import ALIAS_REV, Body, pack, seal
+from asgi_sessions._core.token import owner_of, place_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with, destroy, log_in, put, regenerate

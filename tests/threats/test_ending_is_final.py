@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from asgi_sessions import Session, SessionMiddleware, Timeouts
-from asgi_sessions._token import owner_of
+from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate

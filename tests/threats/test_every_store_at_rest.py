@@ -17,10 +17,10 @@ from msgspec.structs import replace
 from sqlalchemy import delete, func, insert, select, update
 
 from asgi_sessions import MemoryStore, RedisStore, SQLStore, Timeouts, UserSessions
-from asgi_sessions._cipher import Secrets
-from asgi_sessions._devices import ENTRY_HEADER
-from asgi_sessions._record import Record, pack, seal, unpack, unseal
-from asgi_sessions._token import owner_of
+from asgi_sessions._core.cipher import Secrets
+from asgi_sessions._core.history import ENTRY_HEADER
+from asgi_sessions._core.record import Record, pack, seal, unpack, unseal
+from asgi_sessions._core.token import owner_of
 from asgi_sessions.rekey import rekey
 from asgi_sessions.stores.sql import _record, _row
 from asgi_sessions.testing import FakeClock
@@ -133,7 +133,7 @@ async def disk(
 ) -> AsyncIterator[Disk]:
     """Of each store in turn."""
     if request.param in SQL:
-        monkeypatch.setattr("asgi_sessions._manager.DEADLINE", 20.0)
+        monkeypatch.setattr("asgi_sessions._engine.manager.DEADLINE", 20.0)
     if request.param == "sqlite":  # a file of its own: in that of the suite lies what other tests have deleted
         own = SQLStore.from_url(f"sqlite+aiosqlite:///{tmp_path}/sessions.db")
         await own.create_tables()

@@ -11,7 +11,7 @@ import pytest
 import redis.asyncio
 
 from asgi_sessions import RedisStore, Session, SessionDataError, SessionMiddleware, SessionWarning
-from asgi_sessions._token import owner_of
+from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
 from tests.threats.hostile import CONNECT, URLS, WriteAccess, cookie_header, exchange, http_scope, websocket_scope

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from asgi_sessions import CookieConfig, RedisStore, Session
-from asgi_sessions._token import BARE_CHARS, key_of, owner_of
+from asgi_sessions._core.token import BARE_CHARS, key_of, owner_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate

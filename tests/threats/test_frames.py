@@ -18,7 +18,7 @@ import pytest
 
 import asgi_sessions
 from asgi_sessions import CookieConfig, MemoryStore, RedisStore, Session, SessionMiddleware, StoreError, UserSessions
-from asgi_sessions._token import TokenMint
+from asgi_sessions._core.token import TokenMint
 from asgi_sessions.rekey import rekey
 from asgi_sessions.stores import Store
 from asgi_sessions.stores.sql import SQLStore

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from asgi_sessions import ConfigurationError, CookieConfig, RedisStore, SessionDataError, Timeouts
-from asgi_sessions._cipher import Secrets
-from asgi_sessions._errors import SessionError
-from asgi_sessions._record import Body, Record
-from asgi_sessions._token import BARE_CHARS, key_of
+from asgi_sessions._core.cipher import Secrets
+from asgi_sessions._core.record import Body, Record
+from asgi_sessions._core.token import BARE_CHARS, key_of
+from asgi_sessions.errors import SessionError
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with, destroy, log_in, put, regenerate

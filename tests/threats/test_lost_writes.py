@@ -85,7 +85,9 @@ async def test_one_visitor_who_writes_a_lot_does_not_take_the_sessions_of_all_ot
     """alkem-io/server #6332 as a weapon: a few hundred parallel writes to one's own session, and everybody gets 503."""
     watched = Between(store)
     alice = Browser(app_with(watched, **options))
-    monkeypatch.setattr("asgi_sessions._manager.DEADLINE", 0.2)  # only so that Mallory's need not be waited for so long
+    monkeypatch.setattr(
+        "asgi_sessions._engine.manager.DEADLINE", 0.2
+    )  # only so that Mallory's need not be waited for so long
     mallory = Browser(app_with(watched, **options))
     await alice.do(log_in("alice"))
     await mallory.do(put(start=1))

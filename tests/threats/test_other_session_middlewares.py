@@ -27,7 +27,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from asgi_sessions import ConfigurationError, CookieConfig, MemoryStore, Session, SessionMiddleware
-from asgi_sessions._session import OURS
+from asgi_sessions._core.session import OURS
 from asgi_sessions.frameworks.fastapi import SessionCookie
 from asgi_sessions.frameworks.litestar import CurrentSession, SessionPlugin
 from asgi_sessions.frameworks.quart import current_session, init_app

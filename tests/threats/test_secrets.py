@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from asgi_sessions import ConfigurationError, MemoryStore, SessionMiddleware
-from asgi_sessions._cipher import Secrets
-from asgi_sessions._errors import RecordDamaged
-from asgi_sessions._record import Body, Record, seal, unseal
-from asgi_sessions._token import TokenMint
+from asgi_sessions._core.cipher import Secrets
+from asgi_sessions._core.record import Body, Record, seal, unseal
+from asgi_sessions._core.token import TokenMint
+from asgi_sessions.errors import RecordDamaged
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with, inner_app, log_in, put, read

@@ -16,10 +16,10 @@ import redis
 from msgspec.structs import replace
 
 from asgi_sessions import MemoryStore, RedisStore, Session, StoreError
-from asgi_sessions import _manager as manager_module
-from asgi_sessions._breaker import FAILURES_TO_OPEN, FIRST_PAUSE, Breaker
-from asgi_sessions._errors import RecordChanged, RecordDamaged, RecordExists, RecordGone
-from asgi_sessions._record import Record
+from asgi_sessions._core.record import Record
+from asgi_sessions._engine import manager as manager_module
+from asgi_sessions._engine.breaker import FAILURES_TO_OPEN, FIRST_PAUSE, Breaker
+from asgi_sessions.errors import RecordChanged, RecordDamaged, RecordExists, RecordGone
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.conftest import Server

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_sessions import ConfigurationError, MemoryStore
-from asgi_sessions._token import base64url as b64
+from asgi_sessions._core.token import base64url as b64
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import SigningKey, TokenExpired, TokenInvalid, Tokens
 from tests.tokens.conftest import KEY, SECRET, URL, some_tokens

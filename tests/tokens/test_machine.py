@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from asgi_sessions import UserSessions
-from asgi_sessions._token import owner_of
+from asgi_sessions._core.token import owner_of
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import TokenError, TokenPair, Tokens
 from asgi_sessions.tokens._tokens import GRACE

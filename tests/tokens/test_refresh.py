@@ -22,8 +22,8 @@ from asgi_sessions import (
     StoreError,
     UserSessions,
 )
-from asgi_sessions._record import unseal
-from asgi_sessions._token import owner_of
+from asgi_sessions._core.record import unseal
+from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import SigningKey, TokenError, TokenInvalid, TokenPair, TokenReused, Tokens

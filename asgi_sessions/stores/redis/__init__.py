@@ -24,8 +24,12 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Self
 
-from asgi_sessions._devices import ENDED_BY_CLOCK, Admission, Note, Rules, line_of
-from asgi_sessions._errors import (
+from asgi_sessions._core.hidden import forgets_arguments
+from asgi_sessions._core.history import ENDED_BY_CLOCK, Admission, Note, Rules, line_of
+from asgi_sessions._core.record import Record, pack, pack_clocks, pack_rev, unpack
+from asgi_sessions._core.token import PLACE_CHARS, place_of
+from asgi_sessions._engine.contract import Listening
+from asgi_sessions.errors import (
     ConfigurationError,
     RecordChanged,
     RecordDamaged,
@@ -35,10 +39,6 @@ from asgi_sessions._errors import (
     SessionWarning,
     StoreError,
 )
-from asgi_sessions._hidden import forgets_arguments
-from asgi_sessions._record import Record, pack, pack_clocks, pack_rev, unpack
-from asgi_sessions._store import Listening
-from asgi_sessions._token import PLACE_CHARS, place_of
 from asgi_sessions.stores.redis._client import (
     UNANSWERED,
     Client,
@@ -467,7 +467,7 @@ class RedisStore:
         )
 
     def listen(self, heard: Callable[[str], None], doubt: Callable[[str], None]) -> Listening:
-        """See :class:`~asgi_sessions._store.TellingStore`."""
+        """See :class:`~asgi_sessions._engine.contract.TellingStore`."""
         return self._client.listen(self._stem, heard, doubt)
 
     async def aclose(self) -> None:

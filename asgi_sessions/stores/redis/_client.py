@@ -36,11 +36,11 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from asgi_sessions._deadline import Deadlines
-from asgi_sessions._errors import ConfigurationError, EndUnconfirmed, NotNow, StoreError
-from asgi_sessions._failures import cleaned, reason_of
-from asgi_sessions._loops import PerLoop, retrieve, stop
-from asgi_sessions._store import Listening
+from asgi_sessions._engine.contract import Listening
+from asgi_sessions._engine.deadline import Deadlines
+from asgi_sessions._engine.failures import cleaned, reason_of
+from asgi_sessions._engine.loops import PerLoop, retrieve, stop
+from asgi_sessions.errors import ConfigurationError, EndUnconfirmed, NotNow, StoreError
 from asgi_sessions.stores.redis._ear import Deaf, Ear
 from asgi_sessions.stores.redis._link import ConnectionLost, Link, NotSent, open_link
 from asgi_sessions.stores.redis._scripts import MOVING, Script

@@ -33,10 +33,10 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import parse_url
 from redis.exceptions import RedisError
 
-from asgi_sessions._deadline import Deadlines
-from asgi_sessions._errors import ConfigurationError, StoreError
-from asgi_sessions._loops import PerLoop, retrieve, stop
-from asgi_sessions._token import ALPHABET, PLACE_CHARS
+from asgi_sessions._core.token import ALPHABET, PLACE_CHARS
+from asgi_sessions._engine.deadline import Deadlines
+from asgi_sessions._engine.loops import PerLoop, retrieve, stop
+from asgi_sessions.errors import ConfigurationError, StoreError
 from asgi_sessions.stores.redis._client import (
     PAUSE,
     TIME_TO_OPEN,

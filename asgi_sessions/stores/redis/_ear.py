@@ -18,8 +18,8 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from asgi_sessions._failures import reason_of
-from asgi_sessions._loops import cancel, heed_cancellation, stop
+from asgi_sessions._engine.failures import reason_of
+from asgi_sessions._engine.loops import cancel, heed_cancellation, stop
 
 logger = logging.getLogger("asgi_sessions")
 

@@ -21,8 +21,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from asgi_sessions._errors import StoreError
-from asgi_sessions._loops import at_the_end
+from asgi_sessions._engine.loops import at_the_end
+from asgi_sessions.errors import StoreError
 
 MAX_IN_FLIGHT: Final = 4096
 """Commands without a reply, per connection. Whoever comes then waits until half of them are answered."""

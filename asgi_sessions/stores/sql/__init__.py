@@ -18,7 +18,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Self
 
-from asgi_sessions._devices import (
+from asgi_sessions._core.extras import needs
+from asgi_sessions._core.hidden import forgets_arguments
+from asgi_sessions._core.history import (
     ENTRY_HEADER,
     EXPIRED,
     LIMIT_LETTER,
@@ -31,7 +33,11 @@ from asgi_sessions._devices import (
     line,
     line_of,
 )
-from asgi_sessions._errors import (
+from asgi_sessions._core.record import ALIAS_REV, Record
+from asgi_sessions._core.token import ID_CHARS, owner_of
+from asgi_sessions._engine.contract import Listening
+from asgi_sessions._engine.loops import PerLoop
+from asgi_sessions.errors import (
     ConfigurationError,
     RecordChanged,
     RecordDamaged,
@@ -39,12 +45,6 @@ from asgi_sessions._errors import (
     RecordGone,
     SessionLimitReached,
 )
-from asgi_sessions._extras import needs
-from asgi_sessions._hidden import forgets_arguments
-from asgi_sessions._loops import PerLoop
-from asgi_sessions._record import ALIAS_REV, Record
-from asgi_sessions._store import Listening
-from asgi_sessions._token import ID_CHARS, owner_of
 from asgi_sessions.stores._listeners import Listeners
 
 with needs("sql", "SQLStore"):

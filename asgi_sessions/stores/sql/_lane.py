@@ -24,10 +24,10 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, SQLAlchemy
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
-from asgi_sessions._deadline import Limit, limit_alone
-from asgi_sessions._errors import ConfigurationError, MissingExtra, SessionError, StoreError
-from asgi_sessions._failures import reason_of
-from asgi_sessions._loops import at_the_end, retrieve
+from asgi_sessions._engine.deadline import Limit, limit_alone
+from asgi_sessions._engine.failures import reason_of
+from asgi_sessions._engine.loops import at_the_end, retrieve
+from asgi_sessions.errors import ConfigurationError, MissingExtra, SessionError, StoreError
 
 T = TypeVar("T")
 

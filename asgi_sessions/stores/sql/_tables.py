@@ -31,10 +31,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 
-from asgi_sessions._arguments import expect
-from asgi_sessions._devices import MARK_CHARS
-from asgi_sessions._errors import ConfigurationError
-from asgi_sessions._token import BARE_CHARS, ID_CHARS, OWNER_CHARS
+from asgi_sessions._core.arguments import expect
+from asgi_sessions._core.history import MARK_CHARS
+from asgi_sessions._core.token import BARE_CHARS, ID_CHARS, OWNER_CHARS
+from asgi_sessions.errors import ConfigurationError
 
 MAX_BODY: Final = 2**24 - 1
 """Bytes: the next larger kind of BLOB of MySQL and MariaDB, whose smallest ends at 64 kB. A payload has a megabyte at most."""

@@ -1,0 +1,1 @@
+"""Knows ASGI. Decides nothing about sessions."""

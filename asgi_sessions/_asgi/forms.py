@@ -1,0 +1,88 @@
+"""What a client sends in a body, read with bounds. For the rooms that answer requests themselves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+from starlette.requests import ClientDisconnect, Request
+
+FORM: Final = "application/x-www-form-urlencoded"
+JSON: Final = "application/json"
+
+
+class TooLong(Exception):
+    """The body has more bytes than it may."""
+
+
+class NeverArrived(Exception):
+    """The client left before its body was there."""
+
+
+async def body_of(request: Request, limit: int) -> bytes:
+    """The body, of ``limit`` bytes at most; no more than that and one chunk is ever held.
+
+    Raises:
+        TooLong, NeverArrived: there is none to be had.
+    """
+    body = b""
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise TooLong
+    except ClientDisconnect:
+        raise NeverArrived from None
+    return body
+
+
+def kind_of(request: Request) -> str:
+    """The media type of the body, without its parameters, in small letters; empty if the header is missing or there twice.
+
+    No parameter matters here, so nothing after the type is read (RFC 9110, section 8.3.1).
+    """
+    said = request.headers.getlist("content-type")
+    return said[0].partition(";")[0].strip(" \t").lower() if len(said) == 1 else ""
+
+
+def form_in(body: bytes, *, max_fields: int, keep_blank: bool = True) -> dict[str, str]:
+    """The fields of a form.
+
+    Raises:
+        ValueError: it is none, has more fields, or has one of them twice: two readers would believe different ones.
+    """
+    fields = parse_qsl(
+        body.decode("ascii"),
+        keep_blank_values=keep_blank,
+        strict_parsing=True,
+        errors="strict",
+        max_num_fields=max_fields,
+    )
+    return _once(fields)
+
+
+def json_in(body: bytes) -> dict[str, Any]:
+    """The members of a JSON object in UTF-8 (RFC 8259, section 8.1).
+
+    Raises:
+        ValueError: it is none, nests too deep, or has a name twice (RFC 8259, section 4: readers differ in which one they take).
+    """
+    try:
+        found = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("it nests too deep") from None
+    if not isinstance(found, dict):
+        raise ValueError("it is no object")  # noqa: TRY004 - of a text, as the others
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")

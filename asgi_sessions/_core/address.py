@@ -1,0 +1,154 @@
+"""Whose address a request came from, and as much of it as may be kept.
+
+The address in the ASGI scope is that of whoever opened the connection: the client, or a proxy of ours. Headers that name another
+one are written by anybody, so they count only as far as proxies that we trust have written them: from the right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final, Literal, get_args
+
+from asgi_sessions._core.arguments import several
+from asgi_sessions._core.types import Scope
+from asgi_sessions.errors import ConfigurationError
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+Header = Literal["x-forwarded-for", "forwarded"]
+
+MAX_PROXIES: Final = 32
+"""How many elements of a forwarded header are walked; nobody has more proxies in a row."""
+
+KEPT_BITS: Final = {4: 24, 6: 48}
+"""As much of an address as is kept: a /24 of IPv4, a /48 of IPv6. Enough to recognise a provider, too little for a household."""
+
+
+class ClientAddress:
+    """Finds the client's address.
+
+    Args:
+        trusted_proxies: networks (``"10.0.0.0/8"``) and addresses of your proxies. None: the connection's address counts.
+        header: the one that your proxies write. The other is ignored: they pass it on as the client wrote it.
+    Raises:
+        ConfigurationError: a proxy is no network, or the header is none of the two.
+    """
+
+    __slots__ = ("_header", "_trusted")
+
+    def __init__(self, trusted_proxies: Iterable[str] = (), *, header: Header = "x-forwarded-for") -> None:
+        if header not in get_args(Header):
+            raise ConfigurationError(f"header={header!r}: use 'x-forwarded-for' or 'forwarded'")
+        self._trusted = tuple(
+            map(_network, several("trusted_proxies", trusted_proxies, "trusted_proxies=['10.0.0.0/8']"))
+        )
+        self._header = header.encode("ascii")
+
+    def of(self, scope: Scope) -> Address | None:
+        """The client's address; ``None`` where there is none, as on a unix socket. Never raises, whatever was sent."""
+        peer = scope.get("client")
+        address = _parsed(str(peer[0])) if peer else None
+        if address is None or not self._trusts(address):
+            return address
+        for found in self._named(scope):
+            # An element says who spoke to the one that wrote it. Where a trusted one wrote nonsense, the walk ends.
+            if found is None:
+                return address
+            address = found
+            if not self._trusts(address):
+                return address
+        return address
+
+    def _trusts(self, address: Address) -> bool:
+        return any(address.version == network.version and address in network for network in self._trusted)
+
+    def _named(self, scope: Scope) -> Iterator[Address | None]:
+        """The addresses that the header names, the last one first; ``None`` where it cannot be read."""
+        read = _forwarded if self._header == b"forwarded" else _listed
+        left = MAX_PROXIES
+        for name, value in reversed(list(scope.get("headers", ()))):
+            if name == self._header and left:
+                # Each line by itself: a quote that the client left open in one must not reach into the line of a proxy.
+                for element in read(value.decode("latin-1"), left):
+                    yield _parsed(element)
+                    left -= 1
+
+
+def coarse(address: Address) -> str:
+    """The network of an address, as much of it as may be kept: ``203.0.113.0/24``, ``2001:db8:1::/48``."""
+    return str(ip_network((address, KEPT_BITS[address.version]), strict=False))
+
+
+def _listed(line: str, most: int) -> list[str]:
+    """The elements of an X-Forwarded-For, the last one first. Empty ones say nothing (RFC 9110, section 5.6.1.2)."""
+    elements = (element.strip(" \t") for element in reversed(line.rsplit(",", most)[-most:]))
+    return [element for element in elements if element]
+
+
+# A pair of Forwarded and what ends it (RFC 7239, section 4; quoted strings: RFC 9110, section 5.6.4). Against the grammar, values
+# without quotes may hold ":", "[" and "]": many proxies write addresses so. No part is tried twice (++, *+, ?+).
+_PAIR = re.compile(
+    r"""[ \t]*+
+    (?: (?P<name> [!#$%&'*+\-.^_`|~0-9A-Za-z]++ )
+        =
+        (?P<value> "(?: [^"\\\x00-\x08\x0a-\x1f\x7f] | \\[\t\x20-\x7e\x80-\xff] )*+" | [!#$%&'*+\-.^_`|~0-9A-Za-z:\[\]]++ )
+    )?+
+    [ \t]*+ (?P<end> [;,] | \Z )""",
+    re.VERBOSE,
+)
+_ESCAPED = re.compile(r"\\(.)")
+
+
+def _forwarded(line: str, most: int) -> list[str]:
+    """What ``for=`` says in the elements of a Forwarded, the last one first.
+
+    A line that breaks the grammar is one element that cannot be read: it may hold anything, put there by anybody.
+    """
+    elements: list[str] = []
+    said: dict[str, str] = {}
+    at = 0
+    while at <= len(line):
+        match = _PAIR.match(line, at)
+        name = "" if match is None else (match["name"] or "").lower()
+        if match is None or name in said:  # RFC 7239, section 4: each parameter once
+            return ["unreadable"]
+        if name:
+            said[name] = match["value"]
+        at = match.end() if match["end"] else len(line) + 1
+        if match["end"] != ";" and said:
+            value = said.get("for", "")
+            elements.append(_ESCAPED.sub(r"\1", value[1:-1]) if value.startswith('"') else value)
+            said = {}
+    return elements[: -most - 1 : -1]
+
+
+_PORT = r"(?::(?:[0-9]{1,5}|_[A-Za-z0-9._\-]+))?"  # RFC 7239, section 6
+_IPV6 = r"([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)"
+_NODE = re.compile(rf"([0-9.]+){_PORT}|\[{_IPV6}(?:%[^\]]*)?\]{_PORT}|{_IPV6}(?:%.*)?")
+
+
+def _parsed(text: str) -> Address | None:
+    """An address with or without port, brackets and zone; ``None`` for ``unknown``, ``_hidden``, names and nonsense."""
+    # An address with all its trimmings has 60 characters at most.
+    match = _NODE.fullmatch(text) if len(text) <= 100 else None
+    if match is None:
+        return None
+    try:
+        address = ip_address(match[1] or match[2] or match[3])
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _network(proxy: object) -> Network:
+    try:
+        return ip_network(proxy if isinstance(proxy, str) else "")
+    except ValueError:
+        raise ConfigurationError(
+            f"trusted_proxies=[{proxy!r}]: give a network such as '10.0.0.0/8' (no bits beyond its length), or an address; "
+            "not a name"
+        ) from None

@@ -1,0 +1,169 @@
+"""Secrets: subkeys for every purpose, and records encrypted at rest.
+
+One secret serves several purposes and no two share a subkey: HKDF (RFC 5869) with a label for each. A record is sealed
+with AES-256-GCM under a subkey of its own, derived from the record's key, so that no AES key ever comes near the limit on
+random nonces (2^32 messages, NIST SP 800-38D, section 8.3). There is one path and no fallback: with secrets configured, what does
+not open is not read.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import os
+import unicodedata
+from collections.abc import Sequence
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from asgi_sessions._core.arguments import several
+from asgi_sessions._core.hidden import forgets_arguments
+from asgi_sessions._core.hmac import Hmac
+from asgi_sessions.errors import ConfigurationError
+
+MIN_SECRET_BYTES = 32
+SECRET_ID_BYTES = 4
+NONCE_BYTES = 12
+
+_MIN_DISTINCT_BYTES = 3
+"""Fewer than this is a character held down, not a secret."""
+
+# HKDF-Expand, whose first block is all that is needed (RFC 5869, section 2.3): what is hashed before and after the label.
+_EXPANDED = b"asgi-sessions "
+_FIRST_BLOCK = b"\x01"
+
+# Published as examples, and so known to everybody. Compared without case and punctuation.
+_FAMOUS = (
+    "09d25e094faa6ca2556c818166b7a9563b93f7099f6f0f4caa6cf63b88e8d3e7",  # FastAPI's documentation
+    "thisismyscretkey",  # Superset's first default (CVE-2023-27524), spelled so
+    "thisisasecret1234",  # Superset's deployment template
+    "yourownrandomgeneratedsecretkey",  # Superset's documentation
+    "testnondevsecret",  # Superset's Docker Compose file
+    "djangoinsecure",  # what Django's startproject writes in front
+    "changeme",
+    "changethis",
+    "replaceme",
+)
+_PLAIN_FORM = str.maketrans("013457$@", "oleastsa")  # ch4ng3m3 is changeme
+
+
+class Secrets:
+    """The secrets of a deployment: the first one writes, all of them read, so that changing keys loses nobody."""
+
+    __slots__ = ("_by_id", "_roots", "_sealing", "are_given")
+
+    @forgets_arguments
+    def __init__(self, secret_keys: Sequence[str | bytes] = ()) -> None:
+        given = several("secret_keys", secret_keys, "newest first: secret_keys=[key]")
+        roots: list[bytes] = []
+        for number, secret in enumerate(given, start=1):
+            raw = _checked(secret, number)
+            # HKDF-Extract (RFC 5869, section 2.2), once per secret; every subkey is one HKDF-Expand block from here.
+            root = hmac.digest(b"asgi-sessions", raw, "sha256")
+            if root in roots:
+                raise ConfigurationError(f"secret_keys: number {number} is there twice")
+            roots.append(root)
+        self._roots = tuple(roots)
+        self.are_given: bool = bool(roots)
+        sealing = [(_expand(root, b"secret id")[:SECRET_ID_BYTES], _of_records(root)) for root in roots]
+        self._sealing = sealing[0] if sealing else None
+        self._by_id: dict[bytes, list[Hmac]] = {}
+        for secret_id, subkeys in sealing:
+            self._by_id.setdefault(secret_id, []).append(subkeys)
+
+    def __repr__(self) -> str:
+        return f"<Secrets: {len(self._roots)}>"
+
+    def agree_with(self, other: Secrets) -> bool:
+        """Whether both may be of one deployment: they have a secret in common, or neither has any.
+
+        While secrets are rotated, lists differ in order and length. A secret is in both of them all the same.
+        """
+        if not (self.are_given and other.are_given):
+            return self.are_given == other.are_given
+        return not set(self._roots).isdisjoint(other._roots)
+
+    def subkeys(self, label: str) -> tuple[bytes, ...]:
+        """32 bytes for one purpose from each secret, in their order."""
+        return tuple(_expand(root, label.encode("utf-8")) for root in self._roots)
+
+    def seal(self, plain: bytes, *, key: str, associated: bytes) -> bytes:
+        """Encrypt ``plain`` for the record under ``key``: id of the secret, nonce, ciphertext with tag."""
+        if self._sealing is None:
+            raise ConfigurationError("nothing to seal with: no secret_keys")
+        secret_id, subkeys = self._sealing
+        nonce = os.urandom(NONCE_BYTES)
+        return secret_id + nonce + _aes(subkeys, key).encrypt(nonce, plain, associated)
+
+    def is_by_first(self, sealed: bytes) -> bool:
+        """Whether the first secret sealed it, by the id in front."""
+        return self._sealing is not None and sealed[:SECRET_ID_BYTES] == self._sealing[0]
+
+    def has_sealed(self, sealed: bytes) -> bool:
+        """Whether one of the secrets sealed it, by the id in front."""
+        return sealed[:SECRET_ID_BYTES] in self._by_id
+
+    def open(self, sealed: bytes, *, key: str, associated: bytes) -> bytes | None:
+        """What was sealed for this very record, or ``None``; which of the many reasons it was, nobody is told."""
+        nonce = sealed[SECRET_ID_BYTES : SECRET_ID_BYTES + NONCE_BYTES]
+        if len(nonce) < NONCE_BYTES:
+            return None
+        for subkeys in self._by_id.get(sealed[:SECRET_ID_BYTES], ()):
+            try:
+                return _aes(subkeys, key).decrypt(nonce, sealed[SECRET_ID_BYTES + NONCE_BYTES :], associated)
+            except InvalidTag:
+                continue
+        return None
+
+
+def _of_records(root: bytes) -> Hmac:
+    """Makes the subkeys of single records, as :func:`_expand` would: one is made with every read."""
+    return Hmac(_expand(root, b"seal records"), _EXPANDED + b"record ")
+
+
+def _aes(subkeys: Hmac, key: str) -> AESGCM:
+    return AESGCM(subkeys.digest(key.encode("utf-8") + _FIRST_BLOCK))
+
+
+def _expand(root: bytes, info: bytes) -> bytes:
+    """HKDF-Expand to 32 bytes (RFC 5869, section 2.3)."""
+    return hmac.digest(root, _EXPANDED + info + _FIRST_BLOCK, "sha256")
+
+
+def _checked(secret: object, number: int) -> bytes:
+    advice = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+    if isinstance(secret, str):
+        try:
+            raw = secret.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ConfigurationError(f"secret_keys: number {number} is not valid text; {advice}") from None
+    elif isinstance(secret, bytes):
+        raw = secret
+    else:
+        raise ConfigurationError(f"secret_keys: number {number} is a {type(secret).__name__}; give str or bytes")
+    if len(raw) < MIN_SECRET_BYTES:
+        raise ConfigurationError(
+            f"secret_keys: number {number} has {len(raw)} bytes, at least {MIN_SECRET_BYTES} are needed; {advice}"
+        )
+    if len(set(raw)) < _MIN_DISTINCT_BYTES or any(_is_famous(text) for text in _readings(raw)):
+        raise ConfigurationError(f"secret_keys: number {number} is a well-known placeholder or a repetition; {advice}")
+    return raw
+
+
+def _readings(raw: bytes) -> list[str]:
+    """A secret as text, in the ways in which people dress up a placeholder."""
+    texts = [raw.decode("latin-1"), raw.hex(), unicodedata.normalize("NFKC", raw.decode("utf-8", "replace"))]
+    for decode in (bytes.fromhex, base64.b64decode, base64.urlsafe_b64decode):
+        try:
+            texts.append(decode(raw.decode("ascii")).decode("latin-1"))
+        except ValueError:
+            continue
+    return texts
+
+
+def _is_famous(text: str) -> bool:
+    folded = text.lower()
+    plain = "".join(c for c in folded if c.isascii() and c.isalnum())
+    dressed_down = "".join(c for c in folded.translate(_PLAIN_FORM) if c.isascii() and c.isalnum())
+    return any(famous in plain or famous in dressed_down for famous in _FAMOUS)

@@ -1,0 +1,138 @@
+"""History: one entry per event, in a capped list per user; and the rules by which a store keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import msgspec
+
+from asgi_sessions._core.token import ID_CHARS
+
+Reason = Literal[
+    "logged_out", "revoked", "revoked_all", "idle", "absolute", "limit", "replaced", "emptied", "refresh_reused"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a store must know to keep the sessions of a user within bounds."""
+
+    entries: int = 200
+    """How many lines of history a user has at most; 0: none is written."""
+    keep: float = 90 * 86400.0
+    """Seconds for which a line is kept."""
+    limit: int = 0
+    """How many sessions a user may have; 0: any number."""
+    refuses: bool = False
+    """Whether a log-in beyond the limit is refused, instead of ending the session idle for longest."""
+
+
+LOGGED_IN = "i"
+NEW_DEVICE = "n"
+"""Logged in, with a device of which the history knows no other log-in. A store makes it out of LOGGED_IN."""
+STEPPED_UP = "s"
+REGENERATED = "g"
+EXPIRED = "t"
+"""Ended by a limit of time, noticed by a store, which cannot tell which: idle or absolute."""
+_ENDED: Final[Mapping[Reason, str]] = {
+    "logged_out": "o",
+    "revoked": "r",
+    "revoked_all": "a",
+    "idle": "d",
+    "absolute": "x",
+    "limit": "l",
+    "replaced": "p",
+    "emptied": "e",
+    "refresh_reused": "u",
+}
+_REASONS: Final[Mapping[str, Reason]] = {letter: reason for reason, letter in _ENDED.items()}
+
+LIMIT_LETTER: Final = _ENDED["limit"]
+ENDED_BY_CLOCK: Final = (EXPIRED, _ENDED["idle"], _ENDED["absolute"])
+
+MINUTE = 60.0
+"""Seconds. The history says when something happened to the minute; no more is needed to recognise it."""
+
+MARK_CHARS = 11
+NO_MARK = "." * MARK_CHARS
+ENTRY_HEADER = 13 + 1 + ID_CHARS + MARK_CHARS
+
+
+class Note(msgspec.Struct, frozen=True):
+    """A line to be written into the history of a user, in the same step as what it tells of."""
+
+    what: str
+    """One letter."""
+    now: float
+    """By the app's clock."""
+    id: str
+    """Of the session."""
+    rules: Rules
+    marks: tuple[str, ...] = ()
+    """By which another log-in of the same device is recognised; the first one is written."""
+    facts: bytes = b""
+    """Opaque: sealed if there are secrets."""
+    at: float | None = None
+    """When it happened, if that was not now."""
+
+
+class Admission(msgspec.Struct, frozen=True):
+    """What a store says when it has kept the session of a log-in."""
+
+    new_device: bool = False
+    first: bool = False
+    """The history knows of no log-in at all."""
+    ended: tuple[str, ...] = ()
+    """The ids of the sessions that had to make room."""
+
+
+def line(what: str, at: float, id: str, mark: str = NO_MARK, facts: bytes = b"") -> bytes:
+    """A line of the history as bytes: milliseconds (13 digits, to the minute), one letter, id, mark, facts."""
+    time = min(max(int(at // MINUTE) * 60_000, 0), 10**13 - 1)
+    return f"{time:013d}{what}{id}{mark}".encode("ascii") + facts
+
+
+def line_of(note: Note) -> bytes:
+    at = note.now if note.at is None else note.at
+    return line(note.what, at, note.id, note.marks[0] if note.marks else NO_MARK, note.facts)
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A line of the history, taken apart."""
+
+    at: float
+    event: Literal["logged_in", "stepped_up", "regenerated", "ended"]
+    reason: Reason | Literal["expired"] | None
+    session_id: str
+    new_device: bool
+    facts: bytes
+
+
+def entry_of(data: bytes) -> Entry | None:
+    """What :func:`line` wrote; ``None`` for anything else."""
+    try:
+        header = data[:ENTRY_HEADER].decode("ascii")
+        at = int(header[:13]) / 1000
+    except (UnicodeDecodeError, ValueError):
+        return None
+    what, id = header[13:14], header[14 : 14 + ID_CHARS]
+    event: Literal["logged_in", "stepped_up", "regenerated", "ended"]
+    reason: Reason | Literal["expired"] | None = None
+    if what in (LOGGED_IN, NEW_DEVICE):
+        event = "logged_in"
+    elif what == STEPPED_UP:
+        event = "stepped_up"
+    elif what == REGENERATED:
+        event = "regenerated"
+    elif what == EXPIRED or what in _REASONS:
+        event, reason = "ended", _REASONS.get(what, "expired")
+    else:
+        return None
+    return Entry(at, event, reason, id, what == NEW_DEVICE, data[ENTRY_HEADER:])
+
+
+def ended(reason: Reason) -> str:
+    """The letter for the end of a session."""
+    return _ENDED[reason]

@@ -1,0 +1,561 @@
+"""Session: a dict that remembers what was asked of it.
+
+It does no I/O. Verbs are marks, carried out at the commit, so one mental model serves async handlers, sync handlers in a
+thread pool, streams and sockets.
+"""
+
+from __future__ import annotations
+
+import enum
+import warnings
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from copy import deepcopy
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Final, NoReturn, Protocol, Self
+
+from asgi_sessions._core.elsewhere import NAMES, Elsewhere
+from asgi_sessions._core.hidden import Hidden
+from asgi_sessions._core.record import Body, Record
+from asgi_sessions._core.timeouts import Timeouts, duration
+from asgi_sessions._core.token import new_id, user_id_in
+from asgi_sessions._core.types import Clock, instant
+from asgi_sessions.errors import ResponseStarted, SessionError, SessionWarning
+
+
+class Keeper(Protocol):
+    """What a session needs from the manager that keeps it."""
+
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def timeouts(self) -> Timeouts: ...
+    @property
+    def knows_users(self) -> bool: ...
+    @property
+    def shadowed(self) -> set[str]: ...
+    def is_modified(self, session: Session) -> bool: ...
+    async def save(self, session: Session) -> None: ...
+
+
+class Asked(enum.Enum):
+    """The strongest thing that was asked of a session in this request."""
+
+    __hash__ = object.__hash__  # by identity, in C: an Enum's own is Python, and the commit table is looked up by it
+
+    NOTHING = "–"
+    TOUCH = "touch due"
+    RENEWAL = "renewal due"
+    REGENERATE = "regenerate"
+    LOG_IN = "log in"
+    DESTROY = "destroy"
+
+
+OURS: Final = "asgi_sessions.session"
+"""The key of the scope that only we write. ``scope["session"]`` belongs to the innermost session middleware of any kind."""
+
+_NOTHING = Asked.NOTHING
+_MUTABLE = frozenset((dict, list))
+"""All that a decoded payload can hold and that can be changed in place."""
+
+
+class Session(dict[str, Any]):
+    """What ``scope["session"]`` holds: a ``dict`` with a few verbs.
+
+    Put in it what JSON can carry, ``bytes`` and aware ``datetime``s. Everything that is in it when the response starts is saved,
+    nested changes included; nothing else has to be called. Reading is noted, for ``Vary: Cookie``, and writes nothing.
+    """
+
+    scheme = "Cookie"
+    """What a challenge (RFC 9110, section 11.6.1) says that this session came with: ``Cookie``, or ``Bearer``."""
+
+    is_bearer: ClassVar[bool] = False
+    """Whether this session came with an access token: read-only, and no cookie counts beside it."""
+
+    # Slots, all of them set when a session is made: 0.1 µs for 24 of them, and a look at one costs a tenth of a look at a
+    # default on the class. Together 1.5 µs of the 12 of a read.
+    __slots__ = (
+        "_accessed",
+        "_active",
+        "_asked",
+        "_authenticated_at",
+        "_committing",
+        "_cookie",
+        "_created_at",
+        "_degraded",
+        "_epoch",
+        "_id",
+        "_keeper",
+        "_leaving",
+        "_leaving_payload",
+        "_leaving_user",
+        "_lent",
+        "_loaded",
+        "_marked",
+        "_next_turn",
+        "_now",
+        "_origin",
+        "_others",
+        "_over",
+        "_plan",
+        "_record",
+        "_remembered",
+        "_renewal_due",
+        "_renews",
+        "_started",
+        "_stored",
+        "_touch_due",
+        "_user_id",
+        "_written",
+    )
+
+    _accessed: bool  # was the app interested at all?
+    _active: bool  # does this request count as activity?
+    _asked: Asked  # NOTHING, REGENERATE, LOG_IN or DESTROY
+    _authenticated_at: float | None
+    _committing: bool  # is a commit under way? Two tasks of one request take turns
+    _cookie: (
+        tuple[Hidden[str], int | None] | bool
+    )  # what the response says: (token, max_age), True: delete, False: nothing
+    _created_at: float
+    _degraded: bool
+    _epoch: int  # one more whenever a verb makes this another session
+    _id: str  # empty until somebody asks
+    _keeper: Keeper
+    _leaving: Record | None  # the record that a verb of this request is to end
+    _leaving_payload: bytes | None  # what was loaded from it, if the data moved on to the new session
+    _leaving_user: str | None
+    _lent: set[str] | bool  # the keys put in, taken out, or handed out with a list or dict; True: any; False: none
+    _loaded: bytes  # the payload as it is in the store
+    _marked: bool  # was mark_modified() called since the data was last encoded?
+    _next_turn: Any  # an event for those who wait for the commit that is under way
+    _now: float  # the clock when the request came
+    _origin: Any  # where the request came from: opaque here, described when somebody logs in
+    _others: tuple[str, ...]  # the users whose other sessions are to end
+    _over: bool  # did someone else end it while this request was under way?
+    _plan: Any  # a commit that was interrupted, and how far it got
+    _record: Record | None  # the record as it is in the store
+    _remembered: bool
+    _renewal_due: bool  # is the token old enough to be replaced by itself?
+    _renews: bool  # may this request replace the token by itself? A handshake may not
+    _started: bool  # can the cookie no longer be sent?
+    _stored: Body | None
+    _touch_due: bool  # is this activity to be written down?
+    _user_id: str | None
+    _written: bool  # was anything put in by a method of the dict since it was last encoded?
+
+    @classmethod
+    def _empty(cls, keeper: Keeper, now: float) -> Self:
+        """An empty session; the manager fills it. Apps find theirs in the scope and never make one."""
+        self = cls()
+        self._keeper = keeper
+        self._now = self._created_at = now
+        self._accessed = self._lent = self._written = self._marked = self._started = self._over = self._degraded = False
+        self._remembered = self._renewal_due = self._touch_due = self._cookie = self._committing = False
+        self._active = self._renews = True
+        self._asked = _NOTHING
+        self._epoch = 0
+        self._id = ""
+        self._loaded = b""
+        self._others = ()
+        self._record = self._stored = self._user_id = self._authenticated_at = self._plan = self._next_turn = None
+        self._leaving = self._leaving_payload = self._leaving_user = self._origin = None
+        return self
+
+    def _begin(self, now: float) -> None:
+        """Become a session of which nothing is stored yet."""
+        self._epoch += 1
+        self._over = False
+        self._record = None
+        self._stored = None
+        self._loaded = b""
+        self._id = ""
+        self._user_id = None
+        self._created_at = now
+        self._authenticated_at = None
+        self._remembered = self._marked = False
+        self._renewal_due = self._touch_due = False
+
+    # ── Attributes ──
+
+    @property
+    def id(self) -> str:
+        """The public handle of this session: 16 URL-safe characters, safe in logs and URLs, useless for logging in.
+
+        Survives ``regenerate()``; a log-in begins a new session and so a new id.
+        """
+        self._accessed = True
+        return self._handle()
+
+    def _handle(self) -> str:
+        if not self._id:
+            self._id = new_id()
+        return self._id
+
+    @property
+    def user_id(self) -> str | None:
+        """Who is logged in; ``None``: nobody."""
+        self._accessed = True
+        return self._user_id
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this session began with this request and nothing of it is stored yet."""
+        self._accessed = True
+        return self._record is None
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether the store could not be asked and this is an empty stand-in (``on_store_failure="anonymous"``)."""
+        self._accessed = True
+        return self._degraded
+
+    @property
+    def accessed(self) -> bool:
+        """Whether the app has read this session in this request, as Starlette's ``Session`` says it. Setting it to ``True``
+        is :meth:`mark_accessed`.
+        """
+        return self._accessed
+
+    @accessed.setter
+    def accessed(self, value: bool) -> None:
+        if not value:
+            raise SessionError("session.accessed = False: the session has been read, and caches must be told of it")
+        self.mark_accessed()
+
+    @property
+    def modified(self) -> bool:
+        """Whether there is something to save: data, nested changes included, a verb, or :meth:`mark_modified`.
+
+        The data is compared with what is stored, so asking costs as much as a write does. Setting it to ``True`` is
+        :meth:`mark_modified`.
+        """
+        return self._marked or self._keeper.is_modified(self)
+
+    @modified.setter
+    def modified(self, value: bool) -> None:
+        if not value:
+            raise SessionError(
+                "session.modified = False: every change is saved; put back what you changed, or raise an error"
+            )
+        self.mark_modified()
+
+    @property
+    def created_at(self) -> datetime:
+        """When this session began; aware, UTC. The absolute timeout counts from here."""
+        self._accessed = True
+        return instant(self._created_at)
+
+    @property
+    def authenticated_at(self) -> datetime | None:
+        """When the user last proved who they are; aware, UTC; ``None`` for an anonymous session."""
+        self._accessed = True
+        return None if self._authenticated_at is None else instant(self._authenticated_at)
+
+    @property
+    def expires_at(self) -> datetime:
+        """When this session ends if nothing more is heard from it; aware, UTC."""
+        self._accessed = True
+        seen_at = self._now if self._record is None or self._touch_due else self._record.seen_at
+        return instant(
+            self._keeper.timeouts.expires_at(created_at=self._created_at, seen_at=seen_at, remembered=self._remembered)
+        )
+
+    def is_fresh(self, within: timedelta) -> bool:
+        """Whether the user proved who they are less than ``within`` ago; for asking again before something grave (step-up)."""
+        self._accessed = True
+        seconds = duration("is_fresh(within)", within).total_seconds()
+        return self._keeper.timeouts.fresh(
+            authenticated_at=self._authenticated_at, within=seconds, now=self._keeper.clock()
+        )
+
+    @property
+    def _is_of_a_user(self) -> bool:
+        """Whether a user is logged in, or was until this request."""
+        return (self._user_id or self._leaving_user) is not None
+
+    # ── Verbs ──
+
+    def log_in(self, user_id: str, *, remember: bool = False) -> None:
+        """Give the session a user: a new session with a new token and new clocks; the token before it is dead at once.
+
+        The data stays, so that a basket survives the log-in; unless somebody else was logged in: then it is dropped now, and
+        what is written after this call belongs to the new user. ``remember=True``: the longer timeouts, and a cookie that
+        survives the browser's restart.
+
+        Raises:
+            SessionDataError: ``user_id`` is not a non-empty ``str`` of valid Unicode, or has more than 16 kB.
+            ResponseStarted: the cookie can no longer be sent.
+        """
+        user_id = user_id_in("log_in()", user_id)
+        self._verb("log_in()")
+        kept = self._user_id is None or self._user_id == user_id
+        if not kept:
+            dict.clear(self)
+        self._leave(keep_data=kept)
+        if self._asked is not Asked.DESTROY:
+            self._asked = Asked.LOG_IN
+        now = self._keeper.clock()
+        self._begin(now)
+        self._user_id = user_id
+        self._authenticated_at = now
+        self._remembered = bool(remember)
+
+    def regenerate(self) -> None:
+        """A new token for the same session: same id, same data, same clocks. Call it whenever privileges change.
+
+        Raises:
+            ResponseStarted: the cookie can no longer be sent.
+        """
+        self._verb("regenerate()")
+        if self._asked is Asked.NOTHING:
+            self._asked = Asked.REGENERATE
+
+    def confirm(self) -> None:
+        """Note that the user has just proved again who they are: ``authenticated_at`` is now, and the token is new.
+
+        Raises:
+            SessionError: nobody is logged in.
+            ResponseStarted: the cookie can no longer be sent.
+        """
+        if self._user_id is None:
+            raise SessionError("confirm(): nobody is logged in; call log_in(user_id) after checking who it is")
+        self.regenerate()
+        self._authenticated_at = self._keeper.clock()
+
+    def end_others(self) -> None:
+        """End all other sessions of this user, and give this one a new token. Call it when the password was changed.
+
+        Carried out like every verb: when the response starts, or at :meth:`save`, and not if the request fails.
+
+        Raises:
+            SessionError: nobody is logged in, or the store does not know the sessions of a user.
+            ResponseStarted: the cookie can no longer be sent.
+        """
+        if self._user_id is None:
+            raise SessionError("end_others(): nobody is logged in; call log_in(user_id) first")
+        if not self._keeper.knows_users:
+            raise SessionError("end_others(): this store does not know which sessions belong to a user")
+        self.regenerate()
+        if self._user_id not in self._others:
+            self._others = (*self._others, self._user_id)
+
+    def destroy(self) -> None:
+        """End this session. It is gone from the store when the response starts, even if the handler crashes after this.
+
+        The dict is empty afterwards; what is written to it then begins a new anonymous session. Also works after the
+        response has started: then the session ends in the store when the app returns, and only the cookie stays behind.
+        """
+        self._accessed = True
+        dict.clear(self)
+        self._leave(keep_data=False)
+        self._asked = Asked.DESTROY if self._leaving is not None or self._degraded else Asked.NOTHING
+        self._begin(self._keeper.clock())
+
+    async def save(self) -> None:
+        """Save now instead of when the response starts; useful in streams, sockets and background tasks.
+
+        Raises:
+            SessionDataError: a value cannot be kept faithfully.
+            StoreError: the store failed; nothing is known to be saved.
+        """
+        await self._keeper.save(self)
+
+    def mark_accessed(self) -> None:
+        """Note that the session was read. Starlette calls this in ``request.session``; every reading method does it by itself."""
+        self._accessed = True
+
+    def mark_modified(self) -> None:
+        """Have all data compared with what is stored, and saved where it differs.
+
+        Changes are noticed without this call, nested ones included. It is for changes past the methods of the session: by code
+        in C, or by ``dict.__setitem__(session, …)``.
+        """
+        self._accessed = self._lent = self._written = self._marked = True
+
+    def _verb(self, name: str) -> None:
+        if self._started:
+            raise ResponseStarted(
+                f"{name}: the response has already started, so its cookie cannot reach the browser. "
+                "Call it before the first byte is sent or the WebSocket is accepted."
+            )
+        self._accessed = True
+
+    def _leave(self, *, keep_data: bool) -> None:
+        """The record at hand is to end. The first one of a request counts: what comes later in it was never stored."""
+        if self._leaving is None:
+            self._leaving = self._record
+            self._leaving_payload = self._loaded if keep_data else None
+            self._leaving_user = self._user_id
+        elif not keep_data:
+            self._leaving_payload = None
+
+    # ── The dict: every way of reading or writing is noted ──
+    #
+    # What was loaded can change without a word only where a list or a dict in it has been handed out. Who reads one str changes
+    # nothing, and nothing need be compared (1.4 µs of the 15 of a read); who writes one key cannot have put something that we
+    # refuse under another (3.5 of the 34 of a write).
+
+    def _lend(self, key: str) -> None:
+        lent = self._lent
+        if lent is False:
+            self._lent = {key}
+        elif lent is not True:
+            lent.add(key)
+
+    def __getitem__(self, key: str) -> Any:
+        self._accessed = True
+        value = dict.__getitem__(self, key)
+        if type(value) in _MUTABLE:
+            self._lend(key)
+        return value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._accessed = self._written = True
+        self._lend(key)
+        if key in ATTRIBUTES:
+            self._warn_of_shadowed(key)
+        dict.__setitem__(self, key, value)
+
+    def __delitem__(self, key: str) -> None:
+        self._accessed = True
+        self._lend(key)
+        dict.__delitem__(self, key)
+
+    def __contains__(self, key: object) -> bool:
+        self._accessed = True
+        return dict.__contains__(self, key)
+
+    def __len__(self) -> int:
+        self._accessed = True
+        return dict.__len__(self)
+
+    def __iter__(self) -> Iterator[str]:
+        self._accessed = True
+        return dict.__iter__(self)
+
+    def __reversed__(self) -> Iterator[str]:
+        self._accessed = True
+        return dict.__reversed__(self)
+
+    def __eq__(self, other: object) -> bool:
+        self._accessed = True
+        return dict.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        self._accessed = True
+        return dict.__ne__(self, other)
+
+    __hash__ = None
+
+    def __or__(self, other: Any) -> Any:
+        self._accessed = self._lent = True
+        return dict.copy(self) | other
+
+    def __ror__(self, other: Any) -> Any:
+        self._accessed = self._lent = True
+        return other | dict.copy(self)
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override]  # ours stays a session
+        self.update(other)
+        return self
+
+    def __repr__(self) -> str:
+        self._accessed = True
+        who = "anonymous" if self._user_id is None else "logged in"
+        return f"<Session {self._handle()}: {who}, {dict.__len__(self)} keys>"
+
+    __str__ = __repr__
+
+    def get(self, key: str, default: Any = None, /) -> Any:
+        """As of a dict; noted as a reading."""
+        self._accessed = True
+        value = dict.get(self, key, default)
+        if type(value) in _MUTABLE:
+            self._lend(key)
+        return value
+
+    def keys(self) -> KeysView[str]:  # type: ignore[override]  # dict's own view type cannot be named
+        """As of a dict; noted as a reading."""
+        self._accessed = True
+        return dict.keys(self)
+
+    def values(self) -> ValuesView[Any]:  # type: ignore[override]  # dict's own view type cannot be named
+        """As of a dict; noted as a reading, and what is nested may be changed through it."""
+        self._accessed = self._lent = True
+        return dict.values(self)
+
+    def items(self) -> ItemsView[str, Any]:  # type: ignore[override]  # dict's own view type cannot be named
+        """As of a dict; noted as a reading, and what is nested may be changed through it."""
+        self._accessed = self._lent = True
+        return dict.items(self)
+
+    def copy(self) -> dict[str, Any]:
+        """A plain dict with the same items; it is not a session and is not saved."""
+        self._accessed = self._lent = True
+        return dict.copy(self)
+
+    def clear(self) -> None:
+        """Remove all data. That ends an anonymous session; a logged-in one stays logged in (see :meth:`destroy`)."""
+        self._accessed = self._lent = True
+        dict.clear(self)
+
+    def pop(self, key: str, /, *default: Any) -> Any:
+        """As of a dict; noted as a change of this key."""
+        self._accessed = True
+        self._lend(key)
+        return dict.pop(self, key, *default)
+
+    def popitem(self) -> tuple[str, Any]:
+        """As of a dict; noted as a change."""
+        self._accessed = self._lent = True
+        return dict.popitem(self)
+
+    def setdefault(self, key: str, default: Any = None, /) -> Any:
+        """As of a dict; noted as a change of this key."""
+        self._accessed = self._written = True
+        self._lend(key)
+        if key in ATTRIBUTES:
+            self._warn_of_shadowed(key)
+        return dict.setdefault(self, key, default)
+
+    def update(  # type: ignore[override]  # five overloads in typeshed, one method here
+        self, other: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any
+    ) -> None:
+        """As of a dict; noted as a change."""
+        self._accessed = self._lent = self._written = True
+        dict.update(self, other, **more)
+        for name in ATTRIBUTES & dict.keys(self):
+            self._warn_of_shadowed(name)
+
+    def _warn_of_shadowed(self, name: str) -> None:
+        """Warn, once for each name and store, of data whose name is taken by an attribute."""
+        told = self._keeper.shadowed
+        if name in told:
+            return
+        way = "log the user in with session.log_in(user_id)" if name == "user_id" else "store it under another name"
+        warnings.warn(
+            f"session[{name!r}] is data, and session.{name} is an attribute of the session: a template that says "
+            f"{{{{ session.{name} }}}} shows the attribute, and not your data. Please {way}.",
+            SessionWarning,
+            stacklevel=3,
+        )
+        told.add(name)
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return deepcopy(self.copy(), memo)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a session cannot be pickled; use dict(session)")
+
+
+for _name in NAMES:
+    setattr(Session, _name, Elsewhere(_name))  # past the type checkers, which go on refusing these names
+
+ATTRIBUTES: Final = frozenset(
+    name
+    for name, value in vars(Session).items()
+    if not (name.startswith("_") or isinstance(value, Elsewhere) or hasattr(dict, name))
+)
+"""The names that templates find before data of the same name. Those of every dict are no news to anybody."""

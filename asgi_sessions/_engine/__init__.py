@@ -1,0 +1,1 @@
+"""Talks to the store. Knows no HTTP."""

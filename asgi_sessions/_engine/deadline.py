@@ -1,0 +1,177 @@
+"""A deadline for everything the store is asked.
+
+``asyncio.timeout`` and anyio's scopes set up a timer for every call, which costs more than the call (5 to 7 µs of the 12 that a
+read may take). All deadlines of an event loop have the same length here, so they end in the order in which they began (but for
+those few that somebody has spent a part of before), and one timer that looks at the next serves them all: 1 µs.
+
+A loop that stands still, because the machine is busy or a handler blocks, hears no answer, however fast the store was. So that
+time does not count: otherwise everybody who waits at that moment would be told 503, and the store be left alone, for nothing.
+
+A limit that has ended cancels its task until the task leaves the block: a driver may swallow one cancellation (``_loops.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Final
+
+import anyio
+
+from asgi_sessions._engine.loops import AGAIN, PerLoop, running_loop
+
+TICK: Final = 0.05
+"""Seconds between two looks at the clock while somebody waits. A look that comes later than this by as much again, or more, shows
+that the loop stood still."""
+
+
+class Deadlines:
+    """Makes limits of ``seconds``: ``with deadlines.limit(): …`` raises TimeoutError if it took longer."""
+
+    __slots__ = ("_latest", "_seconds", "_sweepers")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._sweepers = PerLoop(lambda: _Sweeper(asyncio.get_running_loop(), seconds))
+        self._latest: _Sweeper | None = None  # mostly there is one loop
+
+    def limit(self, spent: float = 0.0) -> AbstractContextManager[Any]:
+        """A limit for the block that follows, of which so many seconds are spent already; under trio it is a timer after all."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return anyio.fail_after(self._seconds - spent)
+        sweeper = self._latest
+        if sweeper is None or sweeper.loop is not loop:
+            sweeper = self._latest = self._sweepers.here()
+        return Limit(sweeper, spent)
+
+    def stood_since(self, then: float) -> float:
+        """For how many seconds the loop may have stood still after ``then``, of the monotonic clock.
+
+        It is only watched while somebody is within a limit; as long as nobody was, it may have. Under trio it never does.
+        """
+        if running_loop() is None:
+            return 0.0
+        sweeper = self._sweepers.found()
+        return time.monotonic() - then if sweeper is None else sweeper.stood_since(then)
+
+
+def limit_alone(seconds: float, *, again: float) -> Limit:
+    """A limit with a timer of its own, which may be hastened. For asyncio.
+
+    Args:
+        again: seconds between two cancellations; more than the block needs to clean up after the first one.
+    """
+    return Limit(_Sweeper(asyncio.get_running_loop(), seconds), 0.0, again)
+
+
+class _Sweeper:
+    """Strikes the limits of one event loop when they end, by a clock that stands still while the loop does."""
+
+    __slots__ = ("_due", "_since", "_stalls", "_stood", "_timer", "_until", "loop", "running", "seconds")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self.loop = loop
+        self.seconds = seconds
+        self.running: dict[Limit, None] = {}  # in the order of their ends
+        self._timer: asyncio.TimerHandle | None = None
+        self._since = self._until = 0.0  # when somebody began to look, the last time, and stopped, if nobody does now
+        self._due = 0.0  # when the timer should go off
+        self._stood = 0.0  # seconds that the loop stood still, all in all
+        self._stalls: deque[tuple[float, float]] = deque(maxlen=16)  # the latest: until when, for how long
+
+    def add(self, limit: Limit) -> None:
+        now = self._look()  # else it would be given what the loop stood still before it
+        limit.ends_at = now - self._stood + self.seconds - limit.spent
+        self.running[limit] = None
+        if limit.spent:  # seldom
+            self.running = dict.fromkeys(sorted(self.running, key=lambda one: one.ends_at))
+        if self._timer is None:
+            self._since = now
+            self._set(now)
+
+    def stood_since(self, then: float) -> float:
+        now = self._look()
+        seen_from, seen_to = max(self._since, then), self._until if self._timer is None else now
+        unseen = now - then - max(seen_to - seen_from, 0.0)
+        return unseen + sum(min(length, until - seen_from) for until, length in self._stalls if until > seen_from)
+
+    def _look(self) -> float:
+        """The time; and a note, if the loop has stood still."""
+        now = time.monotonic()
+        length = now - self._due
+        if self._timer is not None and length > TICK:
+            self._stood += length
+            self._stalls.append((now, length))
+            self._due = now
+        return now
+
+    def _set(self, now: float) -> None:
+        wait = min(TICK, next(iter(self.running)).ends_at - (now - self._stood))
+        self._due = now + wait
+        self._timer = self.loop.call_later(wait, self._tick)
+
+    def _tick(self) -> None:
+        now = self._look()
+        self._timer = None
+        while self.running:
+            limit = next(iter(self.running))
+            if limit.ends_at > now - self._stood:
+                self._set(now)
+                return
+            del self.running[limit]
+            limit.strike()
+        self._until = now
+
+
+class Limit:
+    """Like ``asyncio.timeout``, whose rules on cancellation it follows, but repeats the cancellation until the block is left."""
+
+    __slots__ = ("_again", "_before", "_next", "_strikes", "_sweeper", "_task", "ends_at", "spent")
+
+    ends_at: float
+    """By the sweeper's clock."""
+    _next: asyncio.TimerHandle
+
+    def __init__(self, sweeper: _Sweeper, spent: float, again: float = AGAIN) -> None:
+        self._sweeper = sweeper
+        self.spent = spent
+        self._again = again
+        self._strikes = 0
+
+    def __enter__(self) -> None:
+        loop = self._sweeper.loop
+        task = asyncio.current_task(loop)
+        if task is None:
+            raise RuntimeError("a deadline needs a task")
+        self._task = task
+        self._before = task.cancelling()
+        self._sweeper.add(self)
+
+    def hasten(self, seconds: float) -> None:
+        """End so much earlier; only for a limit that is alone."""
+        self.spent += seconds
+        if self in self._sweeper.running:
+            self.ends_at -= seconds
+
+    def strike(self) -> None:
+        self._strikes += 1
+        self._task.cancel()
+        self._next = self._sweeper.loop.call_later(self._again, self.strike)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._strikes:
+            del self._sweeper.running[self]
+            return
+        self._next.cancel()
+        for _ in range(self._strikes):
+            cancellations = self._task.uncancel()
+        if cancellations <= self._before and kind is not None and issubclass(kind, asyncio.CancelledError):
+            # Otherwise another caller has cancelled the task too, and that must go on.
+            raise TimeoutError from error

@@ -1,0 +1,231 @@
+"""Watch: tells those who serve a session for long, sockets and streams, that it has ended. Knows no HTTP.
+
+Where the store tells of ends, they are heard of at once. Ends by the clock are looked for when they are due. While the store
+cannot tell, everything that is watched is asked for every half minute. One task per event loop does it, and only while
+something is watched; what is watched costs an entry in a dict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from itertools import chain
+from typing import Final, Protocol
+
+from asgi_sessions._core.record import Record
+from asgi_sessions._core.token import place_of
+from asgi_sessions._core.types import Clock
+from asgi_sessions._engine.contract import Listening, Store
+from asgi_sessions._engine.loops import PerLoop, running_loop, stop
+from asgi_sessions.errors import StoreError
+
+logger = logging.getLogger("asgi_sessions")
+
+TICK: Final = 0.5
+"""Seconds between two looks at the clock."""
+
+RECHECK: Final = 30.0
+"""Seconds between two looks into a store that does not tell of ends, or cannot at the moment."""
+
+LINGER: Final = 10.0
+"""Seconds for which the store is listened to after the last one who watched is gone."""
+
+AT_ONCE: Final = 64
+"""How many sessions are asked for at the same time."""
+
+
+class Judge(Protocol):
+    """Knows the rules of an app: its manager."""
+
+    @property
+    def store(self) -> Store: ...
+    @property
+    def clock(self) -> Clock: ...
+    async def lives(self, record: Record) -> Record | None:
+        """The record of a session as it is now, wherever it is; ``None``: it has ended."""
+
+
+class _Watched:
+    """A session that sockets or streams of one app belong to."""
+
+    __slots__ = ("judge", "record", "watchers")
+
+    def __init__(self, judge: Judge, record: Record) -> None:
+        self.judge: Judge = judge
+        self.record: Record = record
+        self.watchers: set[Watcher] = set()
+
+
+class Watcher:
+    """One socket or stream."""
+
+    __slots__ = ("_circle", "_end", "_watched")
+
+    def __init__(self, circle: _Circle, watched: _Watched, end: Callable[[], None]) -> None:
+        self._circle = circle
+        self._watched = watched
+        self._end = end
+
+    def tell(self) -> None:
+        """End the socket or stream. A failure is logged, so that the others are told too."""
+        try:
+            self._end()
+        except Exception:
+            logger.exception("ending a socket or stream failed")
+
+    def leave(self) -> None:
+        """The socket or stream is over: stop watching it."""
+        self._circle.remove(self._watched, self)
+
+
+class Watch:
+    """Everything that is watched in this process, of one store. Listens to the store once in each event loop."""
+
+    def __init__(self) -> None:
+        self._circles: PerLoop[_Circle] = PerLoop(_Circle)
+
+    def add(self, judge: Judge, record: Record, end: Callable[[], None]) -> Watcher | None:
+        """Call ``end()`` when the session of this record ends, as ``judge`` sees it; ``None`` outside of asyncio: not watched."""
+        return None if running_loop() is None else self._circles.here().add(judge, record, end)
+
+    async def aclose(self) -> None:
+        """Stop listening in this event loop."""
+        circle = self._circles.taken()
+        if circle is not None:
+            await circle.aclose()
+
+
+class _Circle:
+    """What is watched in one event loop."""
+
+    def __init__(self) -> None:
+        self._watched: dict[str, list[_Watched]] = {}
+        """By the session's id; mostly of one app, so one each."""
+        self._unsure: set[_Watched] = set()
+        self._listening: Listening | None = None
+        self._closing: set[Listening] = set()
+        self._minder: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+
+    def add(self, judge: Judge, record: Record, end: Callable[[], None]) -> Watcher:
+        """As :meth:`Watch.add`, in this event loop."""
+        if self._minder is None or self._minder.done():
+            self._minder = asyncio.ensure_future(self._mind())
+        if self._listening is None and (listen := getattr(judge.store, "listen", None)) is not None:
+            self._listening = listen(self._heard, self._doubt)
+        of_session = self._watched.setdefault(record.id, [])
+        watched = next((each for each in of_session if each.judge is judge), None)
+        if watched is None:
+            watched = _Watched(judge, record)
+            of_session.append(watched)
+            if self._listening is not None:
+                self._listening.add(place_of(record.key))
+        elif record.rev > watched.record.rev:
+            watched.record = record  # regenerated since: of the same user or nobody, and so in the same place
+        watcher = Watcher(self, watched, end)
+        watched.watchers.add(watcher)
+        # It may have ended since it was loaded, which was a whole handshake ago.
+        self._unsure.add(watched)
+        self._wake.set()
+        return watcher
+
+    def remove(self, watched: _Watched, watcher: Watcher) -> None:
+        """Stop watching one socket or stream, and its session if it was the last one."""
+        watched.watchers.discard(watcher)
+        if not watched.watchers and self._is_watched(watched):
+            self._forget(watched)
+
+    def _is_watched(self, watched: _Watched) -> bool:
+        return watched in self._watched.get(watched.record.id, ())
+
+    def _forget(self, watched: _Watched) -> None:
+        of_session = self._watched[watched.record.id]
+        of_session.remove(watched)
+        if not of_session:
+            del self._watched[watched.record.id]
+        self._unsure.discard(watched)
+        if self._listening is not None:
+            self._listening.remove(place_of(watched.record.key))
+
+    def _heard(self, id: str) -> None:
+        """The session has ended."""
+        for watched in tuple(self._watched.get(id, ())):
+            self._ended(watched)
+
+    def _ended(self, watched: _Watched) -> None:
+        self._forget(watched)
+        for watcher in tuple(watched.watchers):
+            watcher.tell()
+
+    def _all(self) -> Iterator[_Watched]:
+        return chain.from_iterable(self._watched.values())
+
+    def _doubt(self, place: str | None = None) -> None:
+        """Ends in this place, or in all, may have been missed; from now on they are heard of."""
+        self._unsure.update(each for each in self._all() if place is None or place_of(each.record.key) == place)
+        self._wake.set()
+
+    async def _mind(self) -> None:
+        loop = asyncio.get_running_loop()
+        rechecked_at = busy_at = loop.time()
+        while self._watched or loop.time() - busy_at < LINGER:
+            try:
+                async with asyncio.timeout(TICK):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            if self._watched:
+                busy_at = loop.time()
+            if self._listening is not None and self._listening.is_live:
+                rechecked_at = loop.time()
+            elif loop.time() - rechecked_at >= RECHECK:
+                rechecked_at = loop.time()
+                self._unsure.update(self._all())
+            self._look_at_the_clock()
+            unanswered: list[_Watched] = []
+            while self._unsure:
+                some = [self._unsure.pop() for _ in range(min(len(self._unsure), AT_ONCE))]
+                answered = await asyncio.gather(*map(self._check, some))
+                unanswered += [each for each, is_answered in zip(some, answered, strict=True) if not is_answered]
+            # An outage ends nobody's session: those stay in doubt, and are asked for again.
+            self._unsure.update(filter(self._is_watched, unanswered))
+        listening, self._listening = self._listening, None
+        self._minder = None
+        if listening is not None:
+            self._closing.add(listening)
+            try:
+                await listening.aclose()
+            finally:
+                self._closing.discard(listening)
+
+    def _look_at_the_clock(self) -> None:
+        # All of them: 50 µs for a thousand, and nothing to keep in step with who comes and goes.
+        self._unsure.update(each for each in self._all() if each.record.expires_at <= each.judge.clock())
+
+    async def _check(self, watched: _Watched) -> bool:
+        """Whether the store could be asked."""
+        if not self._is_watched(watched):
+            return True
+        try:
+            record = await watched.judge.lives(watched.record)
+        except StoreError:
+            return False
+        if self._is_watched(watched):
+            if record is None:
+                self._ended(watched)
+            else:
+                watched.record = record
+        return True
+
+    async def aclose(self) -> None:
+        """Stop listening and looking; each part is closed, though another one fails."""
+        async with AsyncExitStack() as closing:  # each of them, though another one fails
+            for listening in (self._listening, *self._closing):
+                if listening is not None:
+                    closing.push_async_callback(listening.aclose)
+            self._listening = None
+            if self._minder is not None:
+                await stop(self._minder)
