@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-import asgi_sessions._asgi.middleware
+import asgi_sessions._asgi.exchange
 import asgi_sessions._engine.manager
 from asgi_sessions import CookieConfig, MemoryStore, Session
 from asgi_sessions._core.record import Record
@@ -115,7 +115,7 @@ def the_cookie_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def set_cookie_may_be_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi_sessions._asgi.middleware, "keep_out_of_caches", lambda headers, *, no_store: None)
+    monkeypatch.setattr(asgi_sessions._asgi.exchange, "keep_out_of_caches", lambda headers, *, no_store: None)
 
 
 def the_basket_is_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ def the_later_writer_wins_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reading_says_nothing_to_caches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi_sessions._asgi.middleware, "vary_on", lambda headers: None)
+    monkeypatch.setattr(asgi_sessions._asgi.exchange, "vary_on", lambda headers: None)
 
 
 def log_out_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

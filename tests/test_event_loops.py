@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from asgi_sessions import MemoryStore, RedisStore, SessionMiddleware, SQLStore, _breaker
+from asgi_sessions import MemoryStore, RedisStore, SessionMiddleware, SQLStore
+from asgi_sessions._engine import breaker as _breaker
 from asgi_sessions._engine.breaker import FAILURES_TO_OPEN, FIRST_PAUSE, Breaker, Breakers
 from asgi_sessions._engine.loops import PerLoop
 from asgi_sessions.stores import Store

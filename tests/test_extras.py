@@ -117,13 +117,13 @@ def test_a_file_of_the_app_that_hides_a_package_is_named(tmp_path: Path) -> None
 
 def test_an_old_ua_parser_leaves_devices_unknown_and_says_so(tmp_path: Path) -> None:
     """Version 0.18 has another interface; a log-in must not fail over it."""
-    code = "import asgi_sessions._devices as d; d.Devices().prepare(); print(d.device_of(b'Mozilla/5.0'))"
+    code = "import asgi_sessions._core.facts as d; d.Devices().prepare(); print(d.device_of(b'Mozilla/5.0'))"
 
     assert said(code, path=another(tmp_path, "ua_parser", "ua-parser")).splitlines()[0] == "unknown device"
 
 
 def test_without_ua_parser_devices_are_unknown() -> None:
-    code = "import asgi_sessions._devices as d; d.Devices().prepare(); print(d.device_of(b'Mozilla/5.0'))"
+    code = "import asgi_sessions._core.facts as d; d.Devices().prepare(); print(d.device_of(b'Mozilla/5.0'))"
 
     assert said(code, "ua_parser").splitlines()[0] == "unknown device"
 

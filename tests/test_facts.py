@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmdb_writer import MMDBWriter
 
-from asgi_sessions import ConfigurationError, Devices, MemoryStore, UserSessions, _devices
+from asgi_sessions import ConfigurationError, Devices, MemoryStore, UserSessions
+from asgi_sessions._core import user_agent as _devices
 from asgi_sessions._core.facts import Facts, Location, pack_facts, unpack_facts
 from asgi_sessions._core.history import entry_of
 from asgi_sessions._core.user_agent import MAX_FACT, Device, device_of

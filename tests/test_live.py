@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from asgi_sessions import Devices, RedisStore, SessionMiddleware, Timeouts, UserSessions, _watch
+from asgi_sessions import Devices, RedisStore, SessionMiddleware, Timeouts, UserSessions
+from asgi_sessions._engine import watch as _watch
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.conftest import Server

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from asgi_sessions import CookieConfig, MemoryStore, SessionMiddleware, _middleware
+from asgi_sessions import CookieConfig, MemoryStore, SessionMiddleware
+from asgi_sessions._asgi import exchange as _exchange
 from tests.support import Browser, Handler, Plan, app_with, destroy, log_in, put
 from tests.threats.hostile import CONNECT, exchange, http_scope
 
@@ -16,7 +17,7 @@ PUBLIC = (b"host", b"shop.example")
 
 @pytest.fixture(autouse=True)
 def _untold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_middleware, "_plain_http", _middleware._PlainHttp())
+    monkeypatch.setattr(_exchange, "_plain_http", _exchange._PlainHttp())
 
 
 async def answer(

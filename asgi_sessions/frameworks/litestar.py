@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 from asgi_sessions import ConfigurationError, CookieConfig, Session, SessionDataError, SessionMiddleware
-from asgi_sessions._asgi.middleware import foreign_class
+from asgi_sessions._asgi.foreign import foreign_class
 from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.extras import needs
 from asgi_sessions._core.timeouts import duration

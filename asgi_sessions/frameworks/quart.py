@@ -13,7 +13,7 @@ from functools import partial, wraps
 from typing import Any, Final, Self
 
 from asgi_sessions import Session, SessionMiddleware
-from asgi_sessions._asgi.middleware import refuse_foreign_around
+from asgi_sessions._asgi.foreign import refuse_foreign_around
 from asgi_sessions._core.arguments import expect
 from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.extras import needs

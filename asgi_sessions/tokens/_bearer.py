@@ -7,13 +7,10 @@ import warnings
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from asgi_sessions._asgi.middleware import (
-    WS_INTERNAL_ERROR,
-    WS_POLICY_VIOLATION,
-    refuse_foreign,
-    stems_from,
-    warn_of_late_read,
-)
+from asgi_sessions._asgi.exchange import stems_from
+from asgi_sessions._asgi.foreign import refuse_foreign
+from asgi_sessions._asgi.http import warn_of_late_read
+from asgi_sessions._asgi.responses import WS_INTERNAL_ERROR, WS_POLICY_VIOLATION
 from asgi_sessions._core.cookie import vary_on
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.payload import MessagePackCodec
