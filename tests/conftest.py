@@ -289,7 +289,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked is what is true, not how fast: a database on a busy machine and its disk may take their time."""
-    monkeypatch.setattr("asgi_sessions._engine.manager.DEADLINE", 20.0)
+    monkeypatch.setattr("asgi_sessions._engine.guard.DEADLINE", 20.0)
 
 
 @pytest.fixture(params=[*STORES, *SQL])

@@ -421,7 +421,7 @@ async def test_ends_that_were_missed_are_noticed_though_the_store_is_still_left_
         proxy.cut()
         await UserSessions(direct, clock=clock).revoke_all("alice")
         await asyncio.gather(*(each.do() for each in others))
-        assert app.manager._breaker.is_open
+        assert app.manager.guard.breaker.is_open
 
         proxy.refusing = False
 

@@ -23,7 +23,7 @@ from asgi_sessions import (
     Timeouts,
 )
 from asgi_sessions._core.token import owner_of
-from asgi_sessions._engine.manager import DEADLINE
+from asgi_sessions._engine.guard import DEADLINE
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock, a_record
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate

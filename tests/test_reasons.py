@@ -363,7 +363,7 @@ async def test_a_store_that_cannot_be_asked_is_reported_when_the_app_starts_and_
     trouble: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("asgi_sessions._engine.manager.DEADLINE", 0.03)
+    monkeypatch.setattr("asgi_sessions._engine.guard.DEADLINE", 0.03)
     store = Between(memory)
     store.instead["load"] = trouble
 

@@ -156,7 +156,7 @@ class Exchange:
         """Tell the client to come back later, in the app's place."""
         self._started = True
         manager = self._middleware.manager
-        await self._answer(503, b"Service Unavailable", manager.retry_after, self._owed_cookie())
+        await self._answer(503, b"Service Unavailable", manager.guard.retry_after, self._owed_cookie())
 
     def _owed_cookie(self) -> tuple[bytes, bytes] | None:
         """The cookie that the browser must hear of although the request failed."""

@@ -15,7 +15,7 @@ import random
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import replace as dataclass_replace
@@ -66,16 +66,13 @@ from asgi_sessions._core.session import ATTRIBUTES, Asked, Session
 from asgi_sessions._core.timeouts import RENEWAL_GRACE, Timeouts
 from asgi_sessions._core.token import TokenMint, is_id, key_of, owner_of_known, place_of
 from asgi_sessions._core.types import Clock, Event, EventHook, instant
-from asgi_sessions._engine.breaker import FAILURES_TO_OPEN, Breaker, Breakers
 from asgi_sessions._engine.contract import Store, SweepingStore, lacking_for_users
-from asgi_sessions._engine.deadline import Deadlines
-from asgi_sessions._engine.failures import FailureLog, reason_of
+from asgi_sessions._engine.failures import reason_of
+from asgi_sessions._engine.guard import TOUCH_SHARE, Guard, checked, of_store
 from asgi_sessions._engine.loops import heed_cancellation, running_loop
 from asgi_sessions._engine.processes import worker_processes
 from asgi_sessions.errors import (
     ConfigurationError,
-    EndUnconfirmed,
-    NotNow,
     RecordChanged,
     RecordDamaged,
     RecordExists,
@@ -87,9 +84,6 @@ from asgi_sessions.errors import (
 )
 
 logger = logging.getLogger("asgi_sessions")
-
-DEADLINE = 0.45
-"""Seconds that a load, or a whole commit, may take: one request does one of each and stays under a second."""
 
 MOST_SPENT = 0.75
 """Of the deadline of a commit, when somebody else was faster: so much counts as spent at most, however long ago it began."""
@@ -113,9 +107,6 @@ CROSS_SITE = (
 
 NO_KEY = "A" * 46
 """Where no record lies: its hash would have to be all zeros. Asked for when the app starts."""
-
-_READING = frozenset({"load", "index", "records", "history"})
-"""The methods of a store that only read. A store that refuses writes may answer them."""
 
 _STEPS_THAT_READ = frozenset({"load", "list", "history", "start-up", "token check", "watch"})
 
@@ -155,26 +146,15 @@ class Manager:
         self._namespace = str(getattr(store, "namespace", ""))
         self._on_event = on_event
         self._may_be_withheld = may_be_withheld
-        # Asked of the class: what wraps a store need not keep what the store promises.
-        self._needs_no_shield = getattr(type(store), "carries_out_what_it_was_asked", False) is True
-        self._keeps_time = hasattr(type(store), "keeps_time") and store.keeps_time is True  # type: ignore[attr-defined]  # just asked
         self._hooks: set[asyncio.Future[Any]] = set()
-        self._deadline = DEADLINE if deadline is None else deadline
-        self._deadlines = Deadlines(self._deadline)
-        self._touch_deadlines = Deadlines(self._deadline * 0.6)
-        if self._deadline < DEADLINE:
-            self._keeps_time = False  # it would take longer
+        self.guard = Guard(store, deadline=deadline, clock=clock)
         self._queues: WeakValueDictionary[tuple[str, int], anyio.Lock] = WeakValueDictionary()
         if is_app and hasattr(store, "notice"):
             store.notice = self.tell
-        self._breakers = _of_store(store, _breakers, Breakers)
-        self.shadowed: set[str] = _of_store(store, _shadowed, set)
-        self._breaker = self._breakers.whole
-        self._failures = _failures_of(store)
+        self.shadowed: set[str] = of_store(store, _shadowed, set)
         self.role = role
         if role:
             _refuse_other_secrets(store, self)
-        self._part_of: Callable[[str], Hashable] | None = getattr(store, "part_of", None)
         self.devices: Devices = devices if devices is not None else Devices()
         self.knows_users: bool = not lacking_for_users(store)
         self.rules: Rules | None = self.devices.rules if self.knows_users and _takes_notes(store) else None
@@ -208,7 +188,8 @@ class Manager:
         """
         session = Session._empty(self, self.clock())
         record: Record | None = None
-        if len(keys) == 1 and self._keeps_time and not (self._breaker.failures or self._failures.is_open):
+        guard = self.guard
+        if len(keys) == 1 and guard.keeps_time and not (guard.breaker.failures or guard.failures.is_open):
             # One question and a plain answer, mostly. The general way below comes to the same in four frames more: 2 µs.
             began = time.monotonic()
             try:
@@ -216,19 +197,19 @@ class Manager:
             except RecordDamaged:
                 pass  # it is asked for once more
             except BaseException as error:
-                self._blame(error, began, self._breaker)
+                guard.blame(error, began, guard.breaker)
                 raise
             else:
-                if record is None or self._take_plain(session, _checked(record, keys[0])):
+                if record is None or self._take_plain(session, checked(record, keys[0])):
                     return session
         events: list[Event] = []
         try:
-            with self._deadlines.limit():
+            with self.guard.limit():
                 for key in keys:
                     if await self._find(session, key, events, record):
                         break
         except TimeoutError as error:
-            raise self._too_slow() from error
+            raise self.guard.too_slow() from error
         finally:
             if events:
                 await self._tell(events)
@@ -266,7 +247,7 @@ class Manager:
                 body = unseal(record, self._secrets, self._namespace)
                 if body.kind == "alias":
                     if not self.timeouts.in_grace(renewed_at=body.minted_at, now=session._now):
-                        await self._ask(self.store.delete, key, **_noting(self._in_passing(record.id)))
+                        await self.guard.ask(self.store.delete, key, **_noting(self._in_passing(record.id)))
                         return False
                     key, record = _successor(body), None
                     continue
@@ -297,7 +278,7 @@ class Manager:
         """End a session whose time is over; what there is to tell."""
         at = min(record.expires_at, now)
         note = self._note(ended(reason), record.id, record.owner, body.about, at=at) or self._in_passing(record.id)
-        await self._ask(self.store.delete, record.key, **_noting(note))
+        await self.guard.ask(self.store.delete, record.key, **_noting(note))
         return self._event("session.ended", session_id=record.id, user_id=body.user_id, reason=reason)
 
     def _in_passing(self, id: str) -> Note | None:
@@ -306,15 +287,15 @@ class Manager:
 
     async def _load(self, key: str, events: list[Event]) -> Record | None:
         try:
-            record = await self._ask(self.store.load, key)
+            record = await self.guard.ask(self.store.load, key)
         except RecordDamaged:
             # Once more: a reply that strayed to us is different the second time, a damaged record is not.
             try:
-                record = await self._ask(self.store.load, key)
+                record = await self.guard.ask(self.store.load, key)
             except RecordDamaged as damage:
                 events.append(self._event("session.damaged", reason=reason_of(damage)))
                 return None
-        return None if record is None else _checked(record, key)
+        return None if record is None else checked(record, key)
 
     # ── Commit ──
 
@@ -351,7 +332,7 @@ class Manager:
         try:
             await self._commit_uncut(session, events, failed=failed, is_save=is_save)
         except TimeoutError as error:
-            raise self._too_slow() from error
+            raise self.guard.too_slow() from error
         finally:
             session._committing = False
             if session._next_turn is not None:
@@ -362,7 +343,7 @@ class Manager:
 
     async def _commit_uncut(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> None:
         """A commit that is cancelled goes on where the browser could not go on without it."""
-        limit: Callable[[], AbstractContextManager[Any]] = self._deadlines.limit
+        limit: Callable[[], AbstractContextManager[Any]] = self.guard.limit
         try:
             if self._is_one_question(session):
                 # The store keeps its time, and a deadline would cost 1 µs of 20.
@@ -371,7 +352,7 @@ class Manager:
                     return
                 # Someone else was faster. What is left of the time is left for trying again; and there is always some, since the
                 # store has answered, and if that took long it may have been the loop that stood still.
-                limit = partial(self._deadlines.limit, min(time.monotonic() - began, self._deadline * MOST_SPENT))
+                limit = partial(self.guard.limit, min(time.monotonic() - began, self.guard.deadline * MOST_SPENT))
             with limit():
                 await self._commit(session, events, failed=failed, is_save=is_save)
         except anyio.get_cancelled_exc_class():
@@ -383,7 +364,7 @@ class Manager:
 
     def _is_one_question(self, session: Session) -> bool:
         return (
-            self._keeps_time
+            self.guard.keeps_time
             and session._asked is Asked.NOTHING
             and session._plan is None
             and not (session._degraded or session._over or session._others)
@@ -550,7 +531,7 @@ class Manager:
 
     async def _rebase(self, session: Session, found: object, events: list[Event]) -> bool:
         try:
-            await self._absorb(session, _checked(found, found.key if isinstance(found, Record) else ""), events)
+            await self._absorb(session, checked(found), events)
         except RecordGone:
             self._lose(session, events)
             return True
@@ -564,13 +545,13 @@ class Manager:
             return
         if isinstance(call, Create):
             note = self._note(ended("logged_out"), call.record.id, call.record.owner, call.body.about)
-            await self._ask(self.store.delete, call.record.key, **_noting(note))
+            await self.guard.ask(self.store.delete, call.record.key, **_noting(note))
         elif isinstance(call, Rename):
             try:
                 if call.alias is not None:
-                    await self._ask(self.store.delete, call.alias.key, rev=ALIAS_REV)
+                    await self.guard.ask(self.store.delete, call.alias.key, rev=ALIAS_REV)
                 back = replace(call.old, rev=call.record.rev + 1)
-                await self._ask(self.store.rename, call.record.key, back, rev=call.record.rev)
+                await self.guard.ask(self.store.rename, call.record.key, back, rev=call.record.rev)
             except (RecordChanged, RecordGone, RecordExists):
                 pass  # it had not taken effect, or somebody has ended the session since
 
@@ -702,7 +683,7 @@ class Manager:
         told = await self._keep(call.record, call.body, call.note)
         if session._epoch != plan.epoch:
             # While this was under way, another task of the request destroyed the session or logged somebody in.
-            await self._ask(self.store.delete, call.record.key)
+            await self.guard.ask(self.store.delete, call.record.key)
             plan.token = None
             return
         self._adopt(session, call.record, call.body)
@@ -720,7 +701,7 @@ class Manager:
     async def _keep(self, record: Record, body: Body, note: Note | None) -> list[Event]:
         """Keep a new record; of a log-in, with its line in the history. What there is to tell."""
         id, user_id = record.id, body.user_id
-        admission: object = await self._ask(self.store.create, record, **_noting(note))
+        admission: object = await self.guard.ask(self.store.create, record, **_noting(note))
         if user_id is None:
             return [self._event("session.created", session_id=id)]
         details: dict[str, Any] = {"remembered": body.remembered}
@@ -744,14 +725,14 @@ class Manager:
         expires_at = self.timeouts.expires_at(session._created_at, seen_at, session._remembered)
         # To lose a touch shortens the idle time by a minute; not worth an error page.
         try:
-            with self._touch_deadlines.limit():
-                found = await self._ask(self.store.touch, record.key, seen_at=seen_at, expires_at=expires_at)
+            with self.guard.touch_deadlines.limit():
+                found = await self.guard.ask(self.store.touch, record.key, seen_at=seen_at, expires_at=expires_at)
                 current = None if found else await self._load(record.key, events)
                 if current is not None and current.rev == record.rev:
                     raise StoreError("the store would not touch a record that is there")
         except (StoreError, TimeoutError) as failure:
             if isinstance(failure, TimeoutError):
-                failure = self._too_slow(self._deadline * 0.6)
+                failure = self.guard.too_slow(TOUCH_SHARE)
             events.append(self._failure("touch", failure, record.id))
             return
         if not found:
@@ -762,15 +743,16 @@ class Manager:
             session._record = replace(record, seen_at=seen_at, expires_at=expires_at)
 
     async def _update(self, session: Session, plan: Plan, call: Update, events: list[Event], again: bool) -> None:
-        if self._breaker.failures or self._failures.is_open or self._part_of is not None:
-            await self._ask(self.store.update, call.record, rev=call.rev)
+        guard = self.guard
+        if guard.breaker.failures or guard.failures.is_open or guard.part_of is not None:
+            await guard.ask(self.store.update, call.record, rev=call.rev)
         else:
             # The same in one frame less, for what most writes are: 0.6 µs of 25.
             began = time.monotonic()
             try:
                 await self.store.update(call.record, rev=call.rev)
             except BaseException as error:
-                self._blame(error, began, self._breaker)
+                guard.blame(error, began, guard.breaker)
                 raise
         if session._epoch == plan.epoch:
             self._take(session, call.record, call.body)
@@ -778,7 +760,9 @@ class Manager:
     async def _rename(self, session: Session, plan: Plan, call: Rename, events: list[Event], again: bool) -> None:
         old, record, body = call.old, call.record, call.body
         try:
-            await self._ask(self.store.rename, old.key, record, rev=old.rev, alias=call.alias, **_noting(call.note))
+            await self.guard.ask(
+                self.store.rename, old.key, record, rev=old.rev, alias=call.alias, **_noting(call.note)
+            )
         except (RecordChanged, RecordGone):
             there = await self._load(record.key, events) if again else None
             if there is None or there.id != record.id:
@@ -828,7 +812,7 @@ class Manager:
         self, session: Session, plan: Plan, call: DeleteUnchanged, events: list[Event], again: bool
     ) -> None:
         record = call.record
-        gone = await self._ask(self.store.delete, record.key, rev=record.rev)
+        gone = await self.guard.ask(self.store.delete, record.key, rev=record.rev)
         if gone is None and not again:
             raise RecordGone("the session was ended by someone else meanwhile")
         if session._record is record:
@@ -998,10 +982,10 @@ class Manager:
         self, record: Record, key: str, *, rev: int | None = None, note: Note | None = None
     ) -> Record | None:
         """Delete what lies under ``key``; it must have been of the same session as ``record``."""
-        gone = await self._ask(self.store.delete, key, rev=rev, **_noting(note))
+        gone = await self.guard.ask(self.store.delete, key, rev=rev, **_noting(note))
         if gone is None:
             return None
-        if _checked(gone, key).id != record.id:
+        if checked(gone, key).id != record.id:
             raise StoreError("the store deleted something other than what it was told to")
         return gone
 
@@ -1125,11 +1109,11 @@ class Manager:
         Raises:
             RecordChanged, RecordGone: as of the store.
         """
-        await self._ask(self.store.update, record, rev=rev)
+        await self.guard.ask(self.store.update, record, rev=rev)
 
     async def index_of(self, owner: str) -> Mapping[str, str]:
         """Where the sessions of a user are: id → key."""
-        index = await self._ask(self.store.index, owner)
+        index = await self.guard.ask(self.store.index, owner)
         if not isinstance(index, Mapping):
             raise StoreError("the store answered with something other than an index")
         return index
@@ -1143,15 +1127,13 @@ class Manager:
     async def records_of(self, owner: str, now: float) -> list[tuple[Record, Body]]:
         """The sessions of a user that are within their limits and open."""
         store: Any = self.store
-        found = await self._ask(store.records, owner, now=now, rules=self.rules or Rules(0))
+        found = await self.guard.ask(store.records, owner, now=now, rules=self.rules or Rules(0))
         if not isinstance(found, list | tuple):
             raise StoreError("the store answered with something other than records")
         living = []
         for record in found:
             try:
-                body = unseal(
-                    _checked(record, record.key if isinstance(record, Record) else ""), self._secrets, self._namespace
-                )
+                body = unseal(checked(record), self._secrets, self._namespace)
             except RecordDamaged as damage:
                 await self._tell([self._event("session.damaged", reason=reason_of(damage))])
                 continue
@@ -1181,7 +1163,9 @@ class Manager:
     ) -> Sequence[str]:
         note = Note(ended(reason), now, "", self.rules or Rules(0))
         store: Any = self.store
-        return self._ended_ids(await self._ask(store.end, owner, note=note, id=id, keep=keep), user_id, reason, events)
+        return self._ended_ids(
+            await self.guard.ask(store.end, owner, note=note, id=id, keep=keep), user_id, reason, events
+        )
 
     def _ended_ids(self, found: object, user_id: str, reason: str, events: list[Event]) -> Sequence[str]:
         """The ids that a store says it has ended; an event for each."""
@@ -1194,7 +1178,7 @@ class Manager:
         """The lines of a user's history, the newest first, with their facts where they have some that open."""
         rules = self.rules or Rules(0)
         store: Any = self.store
-        lines = await self._ask(store.history, owner, now=now, rules=rules)
+        lines = await self.guard.ask(store.history, owner, now=now, rules=rules)
         if not isinstance(lines, list | tuple):
             raise StoreError("the store answered with something other than a history")
         found = []
@@ -1209,7 +1193,7 @@ class Manager:
         """Forget the history of a user, and with ``sessions`` everything."""
         store: Any = self.store
         events: list[Event] = []
-        ids = self._ended_ids(await self._ask(store.erase, owner, sessions=sessions), user_id, "erased", events)
+        ids = self._ended_ids(await self.guard.ask(store.erase, owner, sessions=sessions), user_id, "erased", events)
         await self._tell(events)
         return ids
 
@@ -1270,10 +1254,10 @@ class Manager:
         before = _held.set(held)
         try:
             try:
-                with self._deadlines.limit():
+                with self.guard.limit():
                     yield
             except TimeoutError as error:
-                raise self._too_slow() from error
+                raise self.guard.too_slow() from error
         except StoreError as failure:
             held.events.append(self._failure(step, failure, None))
             raise
@@ -1296,10 +1280,10 @@ class Manager:
             )
         try:
             try:
-                with self._deadlines.limit():
-                    await self._ask(self.store.load, NO_KEY)
+                with self.guard.limit():
+                    await self.guard.ask(self.store.load, NO_KEY)
             except TimeoutError as error:
-                raise self._too_slow() from error
+                raise self.guard.too_slow() from error
         except RecordDamaged:
             pass  # it answered
         except StoreError as failure:
@@ -1316,74 +1300,9 @@ class Manager:
             except Exception as error:
                 await self.failed("sweep", error)
             else:
-                if self._failures.is_open:
-                    self._answered("sweep")
+                if self.guard.failures.is_open:
+                    self.guard.answered("sweep")
                 logger.debug("store.swept removed=%s", removed)
-
-    # ── Asking the store ──
-
-    @property
-    def retry_after(self) -> int:
-        """Seconds after which asking again is worth it."""
-        return self._breakers.retry_after(time.monotonic())
-
-    async def _ask(self, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """One question to the store. Whatever goes wrong with it becomes one clear StoreError."""
-        began = time.monotonic()
-        breaker = self._breaker if self._part_of is None else self._breaker_for(args[0])
-        if not breaker.allows(began):
-            raise StoreError(
-                f"the store is left alone for a moment after {FAILURES_TO_OPEN} failures in a row, the last: {breaker.reason}"
-            )
-        try:
-            answer = await method(*args, **kwargs)
-        except BaseException as error:
-            if self._part_of is not None and isinstance(error, StoreError) and isinstance(name := _name(args[0]), str):
-                error.host = str(self._part_of(name))
-            self._blame(error, began, breaker)
-            raise
-        breaker.succeeded()
-        if self._failures.is_open:
-            self._answered("read" if getattr(method, "__name__", "") in _READING else "write")
-        return answer
-
-    def _breaker_for(self, about: object) -> Breaker:
-        """The breaker of the part of the store that is asked: about a record, a key or an owner, which all begin with a place."""
-        name = _name(about)
-        if self._part_of is None or not isinstance(name, str):
-            return self._breaker
-        return self._breakers.of(self._part_of(name))
-
-    def _blame(self, error: BaseException, began: float, breaker: Breaker) -> None:
-        """Note what an error of the store says about it.
-
-        Raises:
-            StoreError: in the place of an error that is none of the contract's.
-        """
-        if isinstance(error, RecordExists | RecordGone | RecordChanged | RecordDamaged | SessionLimitReached):
-            breaker.succeeded()
-        elif isinstance(error, EndUnconfirmed | NotNow):
-            breaker.abandoned()
-        elif isinstance(error, StoreError):
-            _note_failure(error, breaker)
-        elif isinstance(error, SessionDataError):
-            pass
-        elif isinstance(error, Exception):
-            wrapped = StoreError(f"the store failed: {reason_of(error)}")
-            _note_failure(wrapped, breaker)
-            raise wrapped from error
-        elif time.monotonic() - began - self._stood_since(began) > self._deadline / 2:
-            # Cancelled: by our deadline, or by a client that gave up. Only a long wait speaks against the store.
-            _note_failure(self._too_slow(), breaker)
-        else:
-            breaker.abandoned()
-
-    def _stood_since(self, began: float) -> float:
-        """For how long the loop may have stood still; whoever watched it knows better than who did not."""
-        return min(limits.stood_since(began) for limits in (self._deadlines, self._touch_deadlines))
-
-    def _too_slow(self, seconds: float | None = None) -> StoreError:
-        return StoreError(f"the store did not answer within {self._deadline if seconds is None else seconds:.2f} s")
 
     # ── Events ──
 
@@ -1416,22 +1335,17 @@ class Manager:
         if event.name == "store.failed":
             step, host, reason = (str(event.details[name]) for name in ("step", "host", "reason"))
             way = "sweep" if step == "sweep" else "read" if step in _STEPS_THAT_READ else "write"
-            left_out = self._failures.failed(way, (step, host, reason), event.at.timestamp())
+            left_out = self.guard.failures.failed(way, (step, host, reason), event.at.timestamp())
             words, values = "%s step=%s host=%s", [event.name, step, host]
             level = logging.WARNING if step == "start-up" else level
         else:
-            left_out = self._failures.count((event.name, str(event.details["reason"])), event.at.timestamp())
+            left_out = self.guard.failures.count((event.name, str(event.details["reason"])), event.at.timestamp())
         if left_out is None:
             return
         words, values = f"{words} session=%s", [*values, event.session_id]
         if left_out:
             words, values = f"{words} left_out=%d", [*values, left_out]
         logger.log(level, f"{words} reason=%s", *values, event.details["reason"])
-
-    def _answered(self, way: str) -> None:
-        """The store answered again, for reading or for writing."""
-        if (outage := self._failures.answered(way, self.clock())) is not None:
-            logger.warning("store.recovered: it can be asked again (%s) after=%.1fs failures=%d", way, *outage)
 
     async def _tell(self, events: list[Event]) -> None:
         if (held := _held.get()) is not None and held.is_open:
@@ -1495,30 +1409,6 @@ _LEVELS = {
 def _refill(session: Session, data: Mapping[str, Any]) -> None:
     dict.clear(session)
     dict.update(session, data)
-
-
-def _name(about: object) -> object:
-    """Of what a store is asked: a key or an owner, or the record's key."""
-    return about.key if isinstance(about, Record) else about
-
-
-_NUMBER = (float, int)
-
-
-def _checked(record: object, key: str) -> Record:
-    """``record``, if it is one, has the fields of one and lies where it was asked for."""
-    if (
-        type(record) is Record
-        and record.key == key
-        and type(record.rev) is int
-        and isinstance(record.seen_at, _NUMBER)
-        and isinstance(record.expires_at, _NUMBER)
-        and type(record.id) is str
-        and type(record.body) is bytes
-        and (record.owner is None or type(record.owner) is str)
-    ):
-        return record
-    raise StoreError("the store answered with something other than the record that was asked for")
 
 
 def _owner(user_id: str | None) -> str | None:
@@ -1600,28 +1490,4 @@ def _refuse_other_secrets(store: Store, manager: Manager) -> None:
     others.add(manager)
 
 
-def _note_failure(failure: StoreError, breaker: Breaker) -> None:
-    breaker.failed(time.monotonic(), reason_of(failure))
-
-
-_failures: WeakKeyDictionary[Store, FailureLog] = WeakKeyDictionary()
-
-
-def _failures_of(store: Store) -> FailureLog:
-    """The same for all who use a store: what one of them logged, the others need not say again."""
-    try:
-        return _failures.setdefault(store, FailureLog())
-    except TypeError:  # a store that cannot be hashed or weakly referenced
-        return FailureLog()
-
-
-_breakers: WeakKeyDictionary[Store, Breakers] = WeakKeyDictionary()
 _shadowed: WeakKeyDictionary[Store, set[str]] = WeakKeyDictionary()
-
-
-def _of_store(store: Store, table: WeakKeyDictionary[Store, T], make: Callable[[], T]) -> T:
-    """The same for all who use a store: some frameworks build the middleware once per route."""
-    try:
-        return table.setdefault(store, make())
-    except TypeError:  # a store that cannot be hashed or weakly referenced
-        return make()

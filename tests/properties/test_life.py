@@ -629,7 +629,7 @@ async def test_after_a_5xx_only_a_log_out_counts_however_late(store: Store, cloc
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked here is what is true, not how fast: a busy machine may take its time."""
-    monkeypatch.setattr("asgi_sessions._engine.manager.DEADLINE", 30.0)
+    monkeypatch.setattr("asgi_sessions._engine.guard.DEADLINE", 30.0)
     for name in ("TICKS_TO_ANSWER", "TICKS_TO_STALL"):
         monkeypatch.setattr(f"asgi_sessions.stores.redis._link.{name}", 300, raising=False)
 

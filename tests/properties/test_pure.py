@@ -37,7 +37,7 @@ from asgi_sessions._core.timeouts import RENEWAL_GRACE
 from asgi_sessions._core.token import BARE_CHARS, SIGNED_CHARS, TokenMint, key_of, owner_of, place_of
 from asgi_sessions._core.types import Headers, instant
 from asgi_sessions._engine.breaker import FAILURES_TO_OPEN, LONGEST_PAUSE, Breaker
-from asgi_sessions._engine.manager import DEADLINE
+from asgi_sessions._engine.guard import DEADLINE
 from asgi_sessions.errors import RecordDamaged
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

@@ -133,7 +133,7 @@ async def disk(
 ) -> AsyncIterator[Disk]:
     """Of each store in turn."""
     if request.param in SQL:
-        monkeypatch.setattr("asgi_sessions._engine.manager.DEADLINE", 20.0)
+        monkeypatch.setattr("asgi_sessions._engine.guard.DEADLINE", 20.0)
     if request.param == "sqlite":  # a file of its own: in that of the suite lies what other tests have deleted
         own = SQLStore.from_url(f"sqlite+aiosqlite:///{tmp_path}/sessions.db")
         await own.create_tables()

@@ -155,12 +155,12 @@ async def test_tokens_keys_and_payloads_are_in_no_log_event_warning_error_or_rep
     for method in ("load", "update", "touch", "rename", "create", "delete", "index"):
         for handler in (dict, put(d=PAYLOAD), regenerate, log_in(USER), destroy):
             watched.instead[method] = raising(OSError(5, "input/output error"))
-            app.manager._breaker.succeeded()
+            app.manager.guard.breaker.succeeded()
             clock.advance(61)
             await do(handler)
             watched.instead.clear()
     # and the end.
-    app.manager._breaker.succeeded()
+    app.manager.guard.breaker.succeeded()
     await do(log_in(USER))
     clock.advance(40 * 86_400)
     await do(dict)

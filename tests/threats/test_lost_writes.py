@@ -86,7 +86,7 @@ async def test_one_visitor_who_writes_a_lot_does_not_take_the_sessions_of_all_ot
     watched = Between(store)
     alice = Browser(app_with(watched, **options))
     monkeypatch.setattr(
-        "asgi_sessions._engine.manager.DEADLINE", 0.2
+        "asgi_sessions._engine.guard.DEADLINE", 0.2
     )  # only so that Mallory's need not be waited for so long
     mallory = Browser(app_with(watched, **options))
     await alice.do(log_in("alice"))

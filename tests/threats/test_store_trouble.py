@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from asgi_sessions import MemoryStore, RedisStore, Session, StoreError
 from asgi_sessions._core.record import Record
-from asgi_sessions._engine import manager as manager_module
+from asgi_sessions._engine import guard as guard_module
 from asgi_sessions._engine.breaker import FAILURES_TO_OPEN, FIRST_PAUSE, Breaker
 from asgi_sessions.errors import RecordChanged, RecordDamaged, RecordExists, RecordGone
 from asgi_sessions.stores import Store
@@ -48,7 +48,7 @@ ASKED = [(verb, method) for verb, (_, methods) in VERBS.items() for method in so
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A deadline that need not be waited for."""
-    monkeypatch.setattr(manager_module, "DEADLINE", 0.03)
+    monkeypatch.setattr(guard_module, "DEADLINE", 0.03)
 
 
 async def a_visit(store: Store, options: dict[str, Any], user: str = "alice") -> Browser:
@@ -80,7 +80,7 @@ def is_unavailable(response: Response, *, log_out: bool = False, is_half_done: b
 
 async def test_a_load_and_a_commit_together_stay_under_a_second() -> None:
     """alkem-io/server #6332: requests waited for the store until the proxy gave up. The figure, where it is set."""
-    assert 2 * manager_module.DEADLINE < 1
+    assert 2 * guard_module.DEADLINE < 1
 
 
 @pytest.mark.parametrize(
@@ -694,7 +694,7 @@ async def test_touches_that_hang_are_held_against_a_store_that_keeps_the_time(
     answers = await asyncio.gather(*(browser.do() for browser in browsers))
 
     assert {answer.status for answer in answers} == {200}
-    assert app.manager._breakers.whole.is_open
+    assert app.manager.guard.breakers.whole.is_open
     await store.aclose()
 
 
@@ -716,7 +716,7 @@ async def test_what_hangs_when_it_is_tried_again_is_held_against_the_store() -> 
     await alice.do(put(a=1))
 
     assert (await alice.do(put(a=2))).status == 503
-    assert app.manager._breakers.whole.failures == 1
+    assert app.manager.guard.breakers.whole.failures == 1
 
 
 @pytest.mark.parametrize("keeps_the_time", [False, True])
