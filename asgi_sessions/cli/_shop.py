@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Mount, Route
 
 from asgi_sessions import CookieConfig, Event, Session, SessionMiddleware, UserSessions
-from asgi_sessions._asgi.forms import FORM, NeverArrived, TooLong, body_of, form_in, kind_of
+from asgi_sessions._forms import FORM, NeverArrived, TooLong, body_of, form_in, kind_of
 from asgi_sessions.page import SessionsPage
 from asgi_sessions.stores import Store
 

@@ -1,4 +1,4 @@
-"""What a client sends in a body, read with bounds. For the rooms that answer requests themselves."""
+"""Reads the body of a request within bounds. For the page, the token endpoints and the demo."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class TooLong(Exception):
 
 
 class NeverArrived(Exception):
-    """The client left before its body was there."""
+    """The client disconnected before it had sent the whole body."""
 
 
 async def body_of(request: Request, limit: int) -> bytes:
-    """The body, of ``limit`` bytes at most; no more than that and one chunk is ever held.
+    """The body, of ``limit`` bytes at most. Memory holds no more than that and one chunk.
 
     Raises:
-        TooLong, NeverArrived: there is none to be had.
+        TooLong, NeverArrived: see there.
     """
     body = b""
     try:
@@ -38,9 +38,9 @@ async def body_of(request: Request, limit: int) -> bytes:
 
 
 def kind_of(request: Request) -> str:
-    """The media type of the body, without its parameters, in small letters; empty if the header is missing or there twice.
+    """The media type of the body in small letters, without parameters (RFC 9110, section 8.3.1).
 
-    No parameter matters here, so nothing after the type is read (RFC 9110, section 8.3.1).
+    Empty if the header is missing or comes twice.
     """
     said = request.headers.getlist("content-type")
     return said[0].partition(";")[0].strip(" \t").lower() if len(said) == 1 else ""
@@ -50,7 +50,7 @@ def form_in(body: bytes, *, max_fields: int, keep_blank: bool = True) -> dict[st
     """The fields of a form.
 
     Raises:
-        ValueError: it is none, has more fields, or has one of them twice: two readers would believe different ones.
+        ValueError: it is not a form, has too many fields, or has a field twice. Two readers would take different ones.
     """
     fields = parse_qsl(
         body.decode("ascii"),
@@ -66,7 +66,7 @@ def json_in(body: bytes) -> dict[str, Any]:
     """The members of a JSON object in UTF-8 (RFC 8259, section 8.1).
 
     Raises:
-        ValueError: it is none, nests too deep, or has a name twice (RFC 8259, section 4: readers differ in which one they take).
+        ValueError: it is not an object, nests too deep, or has a name twice. Readers take different ones (RFC 8259, section 4).
     """
     try:
         found = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
