@@ -18,9 +18,10 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from asgi_sessions._asgi.responses import answer
 from asgi_sessions._core.arguments import several
 from asgi_sessions._core.origin import SAFE_METHODS, authority, parsed, values_of
-from asgi_sessions._core.types import Message, Scope, Send
+from asgi_sessions._core.types import Scope
 from asgi_sessions.errors import ConfigurationError
 
 _logger = logging.getLogger("asgi_sessions")
@@ -73,7 +74,7 @@ class CrossOriginProtection:
             await self.app(scope, receive, send)
             return
         _logger.info("cross-origin %s refused: %s", "handshake" if kind == "websocket" else "request", reason)
-        await _refuse(scope, send)
+        await answer(scope, send, 403, b"Forbidden: the request comes from another origin")
 
     def _reason_against(self, scope: Scope) -> str | None:
         """Why the request is refused, if it is."""
@@ -105,20 +106,3 @@ def _trusted(origin: object) -> tuple[str, str, str]:
             "path, a slash at the end, a user or a wildcard; 'null' is anybody's"
         )
     return found
-
-
-async def _refuse(scope: Scope, send: Send) -> None:
-    websocket = scope["type"] == "websocket"
-    if websocket and "websocket.http.response" not in (scope.get("extensions") or {}):
-        await send({"type": "websocket.close", "code": 1008, "reason": ""})  # before accept: servers answer 403
-        return
-    text = b"Forbidden: the request comes from another origin"
-    kind = "websocket.http.response" if websocket else "http.response"
-    headers = [
-        (b"content-type", b"text/plain; charset=utf-8"),
-        (b"content-length", b"%d" % len(text)),
-        (b"cache-control", b"no-store"),
-    ]
-    start: Message = {"type": f"{kind}.start", "status": 403, "headers": headers}
-    await send(start)
-    await send({"type": f"{kind}.body", "body": text})

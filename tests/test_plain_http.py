@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from asgi_sessions import CookieConfig, MemoryStore, SessionMiddleware
-from asgi_sessions._asgi import exchange as _exchange
+from asgi_sessions._asgi.exchange import dropped
 from tests.support import Browser, Handler, Plan, app_with, destroy, log_in, put
 from tests.threats.hostile import CONNECT, exchange, http_scope
 
@@ -16,8 +16,8 @@ PUBLIC = (b"host", b"shop.example")
 
 
 @pytest.fixture(autouse=True)
-def _untold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_exchange, "_plain_http", _exchange._PlainHttp())
+def _untold() -> None:
+    dropped.clear()
 
 
 async def answer(

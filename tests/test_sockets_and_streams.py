@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from asgi_sessions import StoreError, Timeouts, UserSessions
-from asgi_sessions._asgi import exchange as _exchange
+from asgi_sessions._asgi import live as _live
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with, destroy, log_in, put, read
@@ -168,7 +168,7 @@ async def sends_twice_at_once(scope: Any, receive: Any, send: Any) -> None:
 async def test_a_client_that_stops_reading_keeps_nothing_open_past_the_end(
     alice: Browser, store: Store, clock: FakeClock, kind: str, play: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_exchange, "SEND_GRACE", 0.02)
+    monkeypatch.setattr(_live, "SEND_GRACE", 0.02)
     line = Stalled(alice, kind, play)
     await line.stalled.wait()
 

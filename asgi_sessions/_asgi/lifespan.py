@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import NoReturn
 
 from asgi_sessions._asgi.foreign import refuse_foreign_app
+from asgi_sessions._asgi.responses import fail_to_start
 from asgi_sessions._core.types import Message, Receive, Scope, Send
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.upkeep import Upkeep, require_event_loop
@@ -31,6 +31,7 @@ class Lifespan:
             require_event_loop(self._manager.store)
         except ConfigurationError as error:
             await fail_to_start(error, self._receive, self._send)
+            raise
         try:
             await app(scope, self._receive, self.send)
         except GeneratorExit:
@@ -50,10 +51,3 @@ class Lifespan:
 
     async def _end(self) -> None:
         await self._upkeep.end(self, self._manager)
-
-
-async def fail_to_start(error: ConfigurationError, receive: Receive, send: Send) -> NoReturn:
-    """Tell the server: it takes an exception alone for an app without lifespan, and goes on."""
-    await receive()  # lifespan.startup
-    await send({"type": "lifespan.startup.failed", "message": str(error)})
-    raise error

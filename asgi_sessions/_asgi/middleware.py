@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
@@ -15,7 +16,7 @@ from datetime import timedelta
 from typing import Any, get_args
 from weakref import WeakSet
 
-from asgi_sessions._asgi.exchange import Exchange, OnStoreFailure, is_activity
+from asgi_sessions._asgi.exchange import Exchange, OnStoreFailure
 from asgi_sessions._asgi.foreign import TWICE, refuse_foreign, refuse_twin, report_foreign
 from asgi_sessions._asgi.http import HttpExchange
 from asgi_sessions._asgi.lifespan import Lifespan
@@ -187,7 +188,7 @@ class SessionMiddleware:
         try:
             if keys:
                 session = await self.manager.load(keys)
-                if not is_activity(scope):
+                if not _is_activity(scope):
                     session._touch_due = session._renewal_due = session._active = False
                 if kind == "websocket":
                     # Some servers drop the headers of `websocket.accept`. The new token would be lost with them, and the
@@ -216,8 +217,8 @@ class SessionMiddleware:
             if not await exchange.crashed(error):
                 raise
         else:
-            if exchange.watcher is not None:
-                await exchange.closed()
+            if exchange.live is not None:
+                await exchange.live.closed()
             if not exchange.is_complete():
                 await exchange.finish()
         finally:
@@ -226,8 +227,25 @@ class SessionMiddleware:
             # open it reads the session of its own middleware there.
             if outer is not None:
                 scope["session"] = scope[OURS] = outer
-            if exchange.watcher is not None:
+            if exchange.live is not None:
                 exchange.stop_watching()
+
+
+_PREFETCH = re.compile(rb"[ \t]*prefetch[ \t]*(?:;|\Z)")
+
+
+def _is_activity(scope: Scope) -> bool:
+    """Whether a user sent this request. Browsers send preflights and speculative loads by themselves.
+
+    ``Sec-Purpose: prefetch`` is from the Fetch standard's prefetch extension and W3C's Speculation Rules. It is a token that may
+    have parameters (RFC 9651, sections 3.1.2 and 3.3.4).
+    """
+    if scope.get("method") == "OPTIONS":
+        return False
+    for name, value in scope.get("headers", ()):
+        if name == b"sec-purpose":
+            return _PREFETCH.match(value) is None
+    return True
 
 
 _seen_insecure: WeakSet[Any] = WeakSet()

@@ -1,32 +1,80 @@
-"""Answers in place of the app."""
+"""Every answer that we give in place of the app."""
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Final
 
-from asgi_sessions._core.types import Message
+from asgi_sessions._core.types import Message, Receive, Scope, Send
 
-WS_INTERNAL_ERROR: Final = 1011
+# IANA WebSocket close code registry (RFC 6455, section 11.7)
 WS_POLICY_VIOLATION: Final = 1008
-WS_TRY_AGAIN_LATER: Final = 1013  # IANA WebSocket close code registry (RFC 6455, section 11.7)
+WS_INTERNAL_ERROR: Final = 1011
+WS_TRY_AGAIN_LATER: Final = 1013
 WS_SESSION_ENDED: Final = 4401
 """From the range for private use (RFC 6455, section 7.4.2), after HTTP's 401."""
 
 
-async def nothing() -> None:
-    """To be awaited in the place of a message that is dropped."""
+async def answer(
+    scope: Scope,
+    send: Send,
+    status: int,
+    text: bytes = b"",
+    *headers: tuple[bytes, bytes],
+    code: int = WS_POLICY_VIOLATION,
+    reason: str = "",
+) -> None:
+    """Answer a request, or deny a WebSocket handshake, with a short text.
 
-
-def response(
-    kind: str, status: int, text: bytes, retry_after: int | None, cookie: tuple[bytes, bytes] | None
-) -> tuple[Message, Message]:
-    headers = [
+    Args:
+        text: the name of the status if empty.
+        headers: more headers than those of the text. No cache may keep the answer.
+        code, reason: for a server without the extension "Websocket Denial Response": the socket is closed before it was accepted,
+            and the server answers 403.
+    """
+    kind = "http.response"
+    if scope["type"] == "websocket":
+        kind = "websocket.http.response"
+        if kind not in (scope.get("extensions") or {}):
+            await close(send, code, reason)
+            return
+    content = text or HTTPStatus(status).phrase.encode()
+    own = (
         (b"content-type", b"text/plain; charset=utf-8"),
-        (b"content-length", b"%d" % len(text)),
+        (b"content-length", b"%d" % len(content)),
         (b"cache-control", b"no-store"),
-    ]
-    if retry_after is not None:
-        headers.append((b"retry-after", b"%d" % retry_after))
-    if cookie is not None:
-        headers.append(cookie)
-    return {"type": f"{kind}.start", "status": status, "headers": headers}, {"type": f"{kind}.body", "body": text}
+    )
+    await send({"type": f"{kind}.start", "status": status, "headers": [*own, *headers]})
+    # A response to HEAD has the headers of GET and no content (RFC 9110, section 9.3.2).
+    await send({"type": f"{kind}.body", "body": b"" if scope.get("method") == "HEAD" else content})
+
+
+async def unavailable(scope: Scope, send: Send, retry_after: int, *headers: tuple[bytes, bytes]) -> None:
+    """Answer 503: the store failed. ``retry_after``: seconds."""
+    retry = (b"retry-after", b"%d" % retry_after)
+    await answer(scope, send, 503, b"", retry, *headers, code=WS_TRY_AGAIN_LATER, reason="session store unavailable")
+
+
+async def close(send: Send, code: int, reason: str) -> None:
+    """Close a socket."""
+    await send({"type": "websocket.close", "code": code, "reason": reason})
+
+
+async def end(scope: Scope, send: Send, start: Message) -> None:
+    """Close a socket or stream whose session has ended. ``start``: the message that began the answer."""
+    if scope["type"] == "websocket":
+        await close(send, WS_SESSION_ENDED, "session ended")
+        return
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    if start.get("trailers"):  # the server waits for them (ASGI, HTTP Trailers extension)
+        await send({"type": "http.response.trailers", "headers": [], "more_trailers": False})
+
+
+async def fail_to_start(error: Exception, receive: Receive, send: Send) -> None:
+    """Report an error as the failure of a start-up. A server would take the exception alone for an app without lifespan."""
+    await receive()  # lifespan.startup
+    await send({"type": "lifespan.startup.failed", "message": str(error)})
+
+
+async def nothing() -> None:
+    """Awaited in place of sending a message that is dropped."""

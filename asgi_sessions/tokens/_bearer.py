@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from asgi_sessions._asgi.exchange import stems_from
 from asgi_sessions._asgi.foreign import refuse_foreign
 from asgi_sessions._asgi.http import warn_of_late_read
-from asgi_sessions._asgi.responses import WS_INTERNAL_ERROR, WS_POLICY_VIOLATION
+from asgi_sessions._asgi.responses import WS_INTERNAL_ERROR, WS_POLICY_VIOLATION, answer, close, unavailable
 from asgi_sessions._core.cookie import vary_on
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.payload import MessagePackCodec
@@ -162,12 +162,12 @@ class BearerMiddleware:
         refuse_foreign(scope)
         token, problem = _presented(scope)
         if problem is not None:
-            await _refuse(scope, send, 400, problem)
+            await _challenge(scope, send, 400, problem)
             return
         if token is None:
             if self._required:
                 # RFC 6750, section 3.1: who brought nothing is told of no error.
-                await _refuse(scope, send, 401, b"Bearer")
+                await _challenge(scope, send, 401, b"Bearer")
             else:
                 await self.app(scope, receive, _Answer(scope, send).send)
             return
@@ -175,10 +175,10 @@ class BearerMiddleware:
             session = await self._session(token)
         except TokenError as error:
             text = str(error).encode("ascii", "replace")
-            await _refuse(scope, send, 401, b'Bearer error="invalid_token", error_description="' + text + b'"')
+            await _challenge(scope, send, 401, b'Bearer error="invalid_token", error_description="' + text + b'"')
             return
         except StoreError:
-            await _refuse(scope, send, 503)
+            await unavailable(scope, send, self._tokens._manager.guard.retry_after)
             return
         outer = scope.get("session")
         scope["session"] = scope[OURS] = session
@@ -316,29 +316,10 @@ class _Exchange:
         self._is_answered = True
         logger.warning("session.read_only: %s", refusal)
         if self._scope["type"] == "websocket" and self._started:
-            close = {"type": "websocket.close", "code": WS_POLICY_VIOLATION, "reason": "the session is read-only"}
-            await self._send(close)
-            return
-        await _refuse(self._scope, self._send, 403, text=str(refusal).encode())
+            await close(self._send, WS_POLICY_VIOLATION, "the session is read-only")
+        else:
+            await answer(self._scope, self._send, 403, str(refusal).encode())
 
 
-async def _refuse(scope: Scope, send: Send, status: int, challenge: bytes | None = None, *, text: bytes = b"") -> None:
-    """Answer in the app's place."""
-    headers = [(b"content-length", b"%d" % len(text)), (b"cache-control", b"no-store")]
-    if text:
-        headers.append((b"content-type", b"text/plain; charset=utf-8"))
-    if challenge is not None:
-        headers.append((b"www-authenticate", challenge))
-    if status == 503:
-        headers.append((b"retry-after", b"1"))
-    if scope["type"] == "websocket":
-        if "websocket.http.response" not in (scope.get("extensions") or {}):
-            # Before it is accepted: the server answers 403.
-            await send({"type": "websocket.close", "code": WS_POLICY_VIOLATION})
-            return
-        kind = "websocket.http.response"
-    else:
-        kind = "http.response"
-    start: Message = {"type": f"{kind}.start", "status": status, "headers": headers}
-    await send(start)
-    await send({"type": f"{kind}.body", "body": b"" if scope.get("method") == "HEAD" else text})
+async def _challenge(scope: Scope, send: Send, status: int, challenge: bytes) -> None:
+    await answer(scope, send, status, b"", (b"www-authenticate", challenge))

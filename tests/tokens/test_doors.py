@@ -203,7 +203,7 @@ async def test_a_websocket_with_a_bad_token_is_refused(tokens: Tokens) -> None:
     await middleware(dict(scope), None, send)
     await middleware({**scope, "extensions": {"websocket.http.response": {}}}, None, send)
 
-    assert sent[0] == {"type": "websocket.close", "code": 1008}
+    assert sent[0] == {"type": "websocket.close", "code": 1008, "reason": ""}
     assert (sent[1]["type"], sent[1]["status"]) == ("websocket.http.response.start", 401)
 
 
