@@ -17,9 +17,9 @@ from typing import Any, get_args
 from weakref import WeakSet
 
 from asgi_sessions._asgi.exchange import Exchange, OnStoreFailure
-from asgi_sessions._asgi.foreign import TWICE, refuse_foreign, refuse_twin, report_foreign
+from asgi_sessions._asgi.foreign import refuse_foreign, refuse_twin, report_foreign, twin
 from asgi_sessions._asgi.http import HttpExchange
-from asgi_sessions._asgi.lifespan import Lifespan
+from asgi_sessions._asgi.lifespan import lifespan
 from asgi_sessions._asgi.websocket import WebSocketExchange
 from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.cookie import MOST_DAYS, CookieConfig
@@ -165,7 +165,7 @@ class SessionMiddleware:
         kind = scope["type"]
         if (kind != "http" and kind != "websocket") or (self._skip is not None and self._skip(scope)):
             if kind == "lifespan":
-                await Lifespan(self.upkeep, self.manager, receive, send).run(self.app, scope)
+                await lifespan(self.app, scope, receive, send, self.upkeep, self.manager)
             else:
                 await self.app(scope, receive, send)
             return
@@ -177,7 +177,7 @@ class SessionMiddleware:
                 await self.app(scope, receive, send)
                 return
             if getattr(outer._keeper, "cookie_name", None) == self.cookie.name:
-                raise ConfigurationError(TWICE.format(name=self.cookie.name))
+                raise twin(self.cookie.name)
         # From here to the app in one frame: every await that passes through another one costs 0.15 µs, of 2 in all.
         exchange: Exchange = (HttpExchange if kind == "http" else WebSocketExchange)(self, scope, send)
         values = self.cookie.read(scope.get("headers", ()))

@@ -13,7 +13,7 @@ from functools import partial, wraps
 from typing import Any, Final, Self
 
 from asgi_sessions import Session, SessionMiddleware
-from asgi_sessions._asgi.foreign import refuse_foreign_around
+from asgi_sessions._asgi.foreign import refuse_foreign_outside
 from asgi_sessions._core.arguments import expect
 from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.extras import needs
@@ -48,7 +48,7 @@ def init_app(app: Quart, store: Store, **options: Any) -> None:
 
     @app.before_serving
     async def refuse_foreign() -> None:
-        refuse_foreign_around(quart.asgi_app)
+        refuse_foreign_outside(quart.asgi_app)
 
 
 def current_session() -> Session:
