@@ -11,7 +11,7 @@ from asgi_sessions._asgi.live import Live
 from asgi_sessions._asgi.responses import answer, end, unavailable
 from asgi_sessions._core.cookie import CookieConfig, keep_out_of_caches, vary_on
 from asgi_sessions._core.origin import is_plain_http
-from asgi_sessions._core.session import Asked, Session
+from asgi_sessions._core.session import Session
 from asgi_sessions._core.types import Headers, Message, Receive, Scope, Send
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.watch import Watch
@@ -144,17 +144,10 @@ class Exchange:
         session: Session | None = getattr(self, "session", None)  # none yet, if it could not be loaded
         if session is None:
             return []
-        cookie, plan = self._middleware.cookie, session._plan
-        due, session._cookie = session._cookie, False
-        if plan is not None and plan.cookie:
-            due = plan.cookie
-        elif session._asked is Asked.DESTROY:
-            # The user who wanted to log out is told that it failed. The session may go on, but not in this browser.
-            due = not self._middleware.manager.is_cookie_withheld(session)
-        if isinstance(due, tuple):
-            # Of what was committed: the token that the browser has is dead, or about to be.
-            return [cookie.set(due[0].value, due[1])]
-        return [cookie.delete()] if due else []
+        cookie, due = self._middleware.cookie, self._middleware.manager.owed_cookie(session)
+        if due is False:
+            return []
+        return [cookie.delete() if due is True else cookie.set(due[0].value, due[1])]
 
     # ── The app has returned ──
 
@@ -170,7 +163,7 @@ class Exchange:
     async def finish(self) -> None:
         """Save what the app did to the session after the answer had begun."""
         if self._failure is not None:
-            await self._settle()
+            await self._middleware.manager.settle(self.session)
             return
         # An app that returned without an answer has failed. No cookie leaves.
         self._failed = self._failed or not self._started
@@ -181,7 +174,7 @@ class Exchange:
         """The app raised. Returns whether the client has its answer and the error may be swallowed."""
         manager = self._middleware.manager
         if self._failure is not None:
-            await self._settle()
+            await manager.settle(self.session)
             return stems_from(error, self._failure)
         if self.live is not None and self.live.ended is not None:
             await self.live.closed()
@@ -204,16 +197,6 @@ class Exchange:
             # A session was saved under a new token before the crash. The server's error page would not carry its cookie.
             await self._answer(500)
         return False
-
-    async def _settle(self) -> None:
-        """We answered in the app's place: undo the commit that failed, or finish it if the browser was told of its token."""
-        manager = self._middleware.manager
-        if self.session._plan is not None:
-            self.session._touch_due = False  # the store has just failed: activity is not worth another call
-            try:
-                await manager.commit(self.session, failed=True)
-            except StoreError as failure:
-                logger.debug("a commit that failed could not be undone either (%s)", type(failure).__name__)
 
     async def _commit_late(self) -> None:
         """Save what changed after the answer had left. The client cannot be told any more, so failures are logged."""

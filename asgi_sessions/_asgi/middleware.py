@@ -187,13 +187,9 @@ class SessionMiddleware:
         del values  # error collectors record the local variables of every function that an exception leaves
         try:
             if keys:
-                session = await self.manager.load(keys)
-                if not _is_activity(scope):
-                    session._touch_due = session._renewal_due = session._active = False
-                if kind == "websocket":
-                    # Some servers drop the headers of `websocket.accept`. The new token would be lost with them, and the
-                    # old one dies after the grace. The next HTTP response renews the token.
-                    session._renews = session._renewal_due = False
+                # A handshake renews no token: some servers drop the headers of `websocket.accept`, and with them the new
+                # token. The next HTTP response renews it.
+                session = await self.manager.load(keys, active=_is_activity(scope), renews=kind == "http")
             else:
                 if duplicated:
                     await self.manager.tell("cookie.duplicated", count=duplicated)

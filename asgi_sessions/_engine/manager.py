@@ -180,13 +180,17 @@ class Manager:
                     break
         return keys
 
-    async def load(self, keys: Sequence[str]) -> Session:
+    async def load(self, keys: Sequence[str], *, active: bool = True, renews: bool = True) -> Session:
         """The session of the first key that has one; else an empty one.
 
+        Args:
+            active: whether this request counts as activity of the user.
+            renews: whether its response may replace the token by itself.
         Raises:
             StoreError: the store failed, was too slow, or answered another question.
         """
         session = Session._empty(self, self.clock())
+        session._active, session._renews = active, renews
         record: Record | None = None
         guard = self.guard
         if len(keys) == 1 and guard.keeps_time and not (guard.breaker.failures or guard.failures.is_open):
@@ -370,6 +374,26 @@ class Manager:
             and not (session._degraded or session._over or session._others)
             and self._lives(session)
         )
+
+    async def settle(self, session: Session) -> None:
+        """After a commit that failed: undo it, or finish it if the browser was told of its token."""
+        if session._plan is not None:
+            session._touch_due = False  # the store has just failed: activity is not worth another call
+            try:
+                await self.commit(session, failed=True)
+            except StoreError as failure:
+                logger.debug("a commit that failed could not be undone either (%s)", type(failure).__name__)
+
+    def owed_cookie(self, session: Session) -> tuple[Hidden[str], int | None] | bool:
+        """What a response to a failed request says of the cookie, in the form of ``session._cookie``."""
+        plan: Plan | None = session._plan
+        due, session._cookie = session._cookie, False
+        if plan is not None and plan.cookie:
+            return plan.cookie  # of what was committed: the token that the browser has is dead, or about to be
+        if session._asked is _DESTROY:
+            # The user is told that the log-out failed. The session may live on, but not in this browser.
+            return not self.is_cookie_withheld(session)
+        return due
 
     def is_modified(self, session: Session) -> bool:
         """Whether a commit would write more than that there was activity. Changes nothing."""

@@ -581,17 +581,19 @@ async def test_a_known_one_outside_of_ours_fails_the_start(
     assert f"{cls.__module__}.{cls.__qualname__} is installed outside" in answer["message"]
 
 
+OUR_OWN = Middleware(SessionMiddleware, store=MemoryStore())
+
+
 @pytest.mark.parametrize(
     "middleware",
     [
-        pytest.param([Middleware(OfTheApp)], id="an unknown one outside"),
-        pytest.param([], id="none"),
+        pytest.param([Middleware(OfTheApp), OUR_OWN], id="an unknown one outside"),
+        pytest.param([OUR_OWN, Middleware(SignedCookie, secret_key=KEY)], id="a known one inside"),
+        pytest.param([OUR_OWN], id="none"),
     ],
 )
-async def test_an_app_with_nothing_known_outside_of_ours_starts(
-    memory: MemoryStore, middleware: list[Middleware]
-) -> None:
-    app = Starlette(middleware=[*middleware, Middleware(SessionMiddleware, store=memory)])
+async def test_an_app_with_nothing_known_outside_of_ours_starts(middleware: list[Middleware]) -> None:
+    app = Starlette(middleware=middleware)
 
     assert [answer["type"] for answer in await start(app)] == [
         "lifespan.startup.complete",
