@@ -1,8 +1,8 @@
 """Plan: what one commit does, as data. Pure.
 
-A commit looks up its row in :data:`COMMIT_TABLE` and turns it into a :class:`Plan`: store calls in their order, the new token,
-and what the browser is told. A plan notes how far it got. Each of its steps can be repeated with the same record: the second
-time it has no further effect. So a plan that was interrupted is simply gone on with.
+A commit looks up its row in :data:`COMMIT_TABLE`. The planner (``planner.py``) turns the row into a :class:`Plan`: store calls in
+their order, the new token, and what the browser is told. A plan notes how far it got. Each of its calls can be repeated with the
+same record: the second time it has no further effect. So a commit that was interrupted goes on with its plan.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.history import Note, Reason
+from asgi_sessions._core.intent import Asked, Leaving
 from asgi_sessions._core.record import Body, Record
-from asgi_sessions._core.session import Asked
 
 # ── The commit table ──
 
@@ -37,6 +37,24 @@ class Data(enum.Enum):
     """Was not empty and now is, and nobody is logged in: no reason to keep a record."""
 
 
+class Phase(enum.Enum):
+    """How far the request is, and what can still be done in it."""
+
+    __hash__ = object.__hash__
+
+    OPEN = "open"
+    WITHHELD = "cookie withheld"
+    """Open, but the browser may hold a cookie that it did not send: see ``CookieConfig.may_be_withheld``."""
+    STARTED = "started"
+    """The response has left: no cookie can be sent any more."""
+    FAILED = "failed"
+    """The request crashed or was answered with 5xx: only a log-out counts, and that there was activity."""
+    DEGRADED = "degraded"
+    """The store could not be asked for the session; the app was given an empty stand-in."""
+    ENDED = "ended elsewhere"
+    """Another request ended the session meanwhile."""
+
+
 class Step(enum.Enum):
     __hash__ = object.__hash__
 
@@ -50,6 +68,9 @@ class Step(enum.Enum):
     DELETE = "delete"
     DELETE_UNCHANGED = "delete if the revision still matches; else merge and retry"
     DELETE_CREATE = "create, then delete the old"
+    DELETE_ONLY = "delete; event and warning for what was written after it"
+    NOT_SAVED = "nothing; event and warning"
+    REFUSE = "nothing; StoreError"
 
 
 class Cookie(enum.Enum):
@@ -60,36 +81,65 @@ class Cookie(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    was: Was
+    was: tuple[Was, ...]
     data: tuple[Data, ...]
     asked: tuple[Asked, ...]
+    phase: tuple[Phase, ...]
     store: Step
     cookie: Cookie
 
 
-_FRESH = (Data.EMPTY, Data.SOME)
-_KNOWN = (Data.SAME, Data.CHANGED)
-_QUIET = (Asked.NOTHING, Asked.TOUCH, Asked.RENEWAL)
+_NONE, _FOUND, _EITHER = (Was.NONE,), (Was.FOUND,), (Was.NONE, Was.FOUND)
+_EMPTY, _SOME, _FRESH = (Data.EMPTY,), (Data.SOME,), (Data.EMPTY, Data.SOME)
+_SAME, _CHANGED, _EMPTIED, _KNOWN = (Data.SAME,), (Data.CHANGED,), (Data.EMPTIED,), (Data.SAME, Data.CHANGED)
+_NOTHING, _TOUCH, _RENEWAL, _REGENERATE = (Asked.NOTHING,), (Asked.TOUCH,), (Asked.RENEWAL,), (Asked.REGENERATE,)
+_LOG_IN, _DESTROY = (Asked.LOG_IN,), (Asked.DESTROY,)
+_IDLE = (Asked.NOTHING, Asked.TOUCH)
+_OPEN, _STARTED, _FAILED, _DEGRADED = (Phase.OPEN,), (Phase.STARTED,), (Phase.FAILED,), (Phase.DEGRADED,)
+_UNTIL_END = (Phase.OPEN, Phase.STARTED)
 
 COMMIT_TABLE: tuple[Row, ...] = (
-    #   record was  data now               asked                       store                   cookie
-    Row(Was.NONE, (Data.EMPTY,), (*_QUIET, Asked.REGENERATE), Step.NOTHING, Cookie.NOTHING),
-    Row(Was.NONE, (Data.SOME,), (*_QUIET, Asked.REGENERATE), Step.CREATE, Cookie.SET),
-    Row(Was.FOUND, (Data.SAME,), (Asked.NOTHING,), Step.NOTHING, Cookie.NOTHING),
-    Row(Was.FOUND, (Data.SAME,), (Asked.TOUCH,), Step.TOUCH, Cookie.NOTHING),
-    Row(Was.FOUND, (Data.CHANGED,), (Asked.NOTHING, Asked.TOUCH), Step.UPDATE, Cookie.NOTHING),
-    Row(Was.FOUND, (Data.EMPTIED,), (*_QUIET, Asked.REGENERATE), Step.DELETE_UNCHANGED, Cookie.DELETE),
-    Row(Was.FOUND, _KNOWN, (Asked.REGENERATE,), Step.RENAME, Cookie.SET),
-    Row(Was.FOUND, _KNOWN, (Asked.RENEWAL,), Step.RENEW, Cookie.SET),
-    Row(Was.NONE, _FRESH, (Asked.LOG_IN,), Step.LOG_IN, Cookie.SET),
-    Row(Was.FOUND, _FRESH, (Asked.LOG_IN,), Step.LOG_IN, Cookie.SET),
-    Row(Was.FOUND, (Data.EMPTY,), (Asked.DESTROY,), Step.DELETE, Cookie.DELETE),
-    Row(Was.FOUND, (Data.SOME,), (Asked.DESTROY,), Step.DELETE_CREATE, Cookie.SET),
+    #   record was  data now   asked                     phase       store                  cookie
+    Row(_NONE, _EMPTY, (*_NOTHING, *_REGENERATE), _UNTIL_END, Step.NOTHING, Cookie.NOTHING),
+    Row(_NONE, _SOME, (*_NOTHING, *_REGENERATE), _OPEN, Step.CREATE, Cookie.SET),
+    Row(_NONE, _SOME, (*_NOTHING, *_REGENERATE), (Phase.WITHHELD, *_STARTED), Step.NOT_SAVED, Cookie.NOTHING),
+    Row(_FOUND, _SAME, _NOTHING, _UNTIL_END, Step.NOTHING, Cookie.NOTHING),
+    Row(_FOUND, _SAME, _TOUCH, _UNTIL_END, Step.TOUCH, Cookie.NOTHING),
+    Row(_FOUND, _CHANGED, _IDLE, _UNTIL_END, Step.UPDATE, Cookie.NOTHING),
+    Row(_FOUND, _EMPTIED, (*_IDLE, *_REGENERATE), _UNTIL_END, Step.DELETE_UNCHANGED, Cookie.DELETE),
+    Row(_FOUND, _EMPTIED, _RENEWAL, _OPEN, Step.DELETE_UNCHANGED, Cookie.DELETE),
+    Row(_FOUND, _KNOWN, _REGENERATE, _OPEN, Step.RENAME, Cookie.SET),
+    Row(_FOUND, _SAME, _REGENERATE, _STARTED, Step.NOTHING, Cookie.NOTHING),
+    Row(_FOUND, _CHANGED, _REGENERATE, _STARTED, Step.UPDATE, Cookie.NOTHING),
+    Row(_FOUND, _KNOWN, _RENEWAL, _OPEN, Step.RENEW, Cookie.SET),
+    Row(_EITHER, _FRESH, _LOG_IN, _OPEN, Step.LOG_IN, Cookie.SET),
+    Row(_EITHER, _FRESH, _LOG_IN, _STARTED, Step.NOT_SAVED, Cookie.NOTHING),
+    Row(_FOUND, _EMPTY, _DESTROY, _UNTIL_END, Step.DELETE, Cookie.DELETE),
+    Row(_FOUND, _SOME, _DESTROY, _OPEN, Step.DELETE_CREATE, Cookie.SET),
+    Row(_FOUND, _SOME, _DESTROY, (Phase.WITHHELD, *_STARTED), Step.DELETE_ONLY, Cookie.NOTHING),
+    # A failed request: its data is not looked at.
+    Row(_NONE, _EMPTY, _NOTHING, _FAILED, Step.NOTHING, Cookie.NOTHING),
+    Row(_FOUND, _SAME, _NOTHING, _FAILED, Step.NOTHING, Cookie.NOTHING),
+    Row(_FOUND, _SAME, _TOUCH, _FAILED, Step.TOUCH, Cookie.NOTHING),
+    Row(_FOUND, _EMPTY, _DESTROY, _FAILED, Step.DELETE, Cookie.DELETE),
+    # Without the store nobody is told that they are logged in, or out.
+    Row(_NONE, _EMPTY, (*_NOTHING, *_REGENERATE), _DEGRADED, Step.NOTHING, Cookie.NOTHING),
+    Row(_NONE, _SOME, (*_NOTHING, *_REGENERATE), _DEGRADED, Step.NOT_SAVED, Cookie.NOTHING),
+    Row(_NONE, _FRESH, _LOG_IN, _DEGRADED, Step.REFUSE, Cookie.NOTHING),
+    Row(_NONE, _FRESH, _DESTROY, (*_FAILED, *_DEGRADED), Step.REFUSE, Cookie.NOTHING),
+    Row(_EITHER, (*_FRESH, *_SAME), tuple(Asked), (Phase.ENDED,), Step.NOTHING, Cookie.NOTHING),
 )
 """A session found by its alias is *found*: every step then goes to the successor. A row whose record turns out to be gone
 ends with nothing stored and nothing said to the browser; that is logged at info."""
 
-ROWS = {(row.was, data, asked): row for row in COMMIT_TABLE for data in row.data for asked in row.asked}
+ROWS = {
+    (was, data, asked, phase): row
+    for row in COMMIT_TABLE
+    for was in row.was
+    for data in row.data
+    for asked in row.asked
+    for phase in row.phase
+}
 
 
 # ── The steps of a plan ──
@@ -137,11 +187,8 @@ class DeleteUnchanged:
 class End:
     """End the session that the request began with, wherever its record is now."""
 
-    record: Record
-    user_id: str | None
+    leaving: Leaving
     reason: Reason
-    loaded: bytes | None
-    """The payload that was loaded from it, if its data moved on to the new session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +207,7 @@ class Plan:
     """The steps of one commit, and how far it got."""
 
     row: Row
+    phase: Phase
     calls: list[Call]
     epoch: int
     """Of the session when the plan was made. A verb of another task makes it another one."""

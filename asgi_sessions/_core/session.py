@@ -1,23 +1,22 @@
 """Session: a dict that remembers what was asked of it.
 
-It does no I/O. Verbs are marks, carried out at the commit, so one mental model serves async handlers, sync handlers in a
+It does no I/O. Verbs extend the intent, which a commit carries out. So one mental model serves async handlers, sync handlers in a
 thread pool, streams and sockets.
 """
 
 from __future__ import annotations
 
-import enum
 import warnings
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
-from copy import deepcopy
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Final, NoReturn, Protocol, Self
+from typing import Any, ClassVar, Final, Protocol, Self
 
 from asgi_sessions._core.elsewhere import NAMES, Elsewhere
 from asgi_sessions._core.hidden import Hidden
+from asgi_sessions._core.intent import NO_INTENT, Intent, Leaving
 from asgi_sessions._core.record import Body, Record
 from asgi_sessions._core.timeouts import Timeouts, duration
 from asgi_sessions._core.token import new_id, user_id_in
+from asgi_sessions._core.tracked import TrackedDict
 from asgi_sessions._core.types import Clock, instant
 from asgi_sessions.errors import ResponseStarted, SessionError, SessionWarning
 
@@ -37,28 +36,11 @@ class Keeper(Protocol):
     async def save(self, session: Session) -> None: ...
 
 
-class Asked(enum.Enum):
-    """The strongest thing that was asked of a session in this request."""
-
-    __hash__ = object.__hash__  # by identity, in C: an Enum's own is Python, and the commit table is looked up by it
-
-    NOTHING = "–"
-    TOUCH = "touch due"
-    RENEWAL = "renewal due"
-    REGENERATE = "regenerate"
-    LOG_IN = "log in"
-    DESTROY = "destroy"
-
-
 OURS: Final = "asgi_sessions.session"
 """The key of the scope that only we write. ``scope["session"]`` belongs to the innermost session middleware of any kind."""
 
-_NOTHING = Asked.NOTHING
-_MUTABLE = frozenset((dict, list))
-"""All that a decoded payload can hold and that can be changed in place."""
 
-
-class Session(dict[str, Any]):
+class Session(TrackedDict):
     """What ``scope["session"]`` holds: a ``dict`` with a few verbs.
 
     Put in it what JSON can carry, ``bytes`` and aware ``datetime``s. Everything that is in it when the response starts is saved,
@@ -74,9 +56,7 @@ class Session(dict[str, Any]):
     # Slots, all of them set when a session is made: 0.1 µs for 24 of them, and a look at one costs a tenth of a look at a
     # default on the class. Together 1.5 µs of the 12 of a read.
     __slots__ = (
-        "_accessed",
         "_active",
-        "_asked",
         "_authenticated_at",
         "_committing",
         "_cookie",
@@ -84,17 +64,13 @@ class Session(dict[str, Any]):
         "_degraded",
         "_epoch",
         "_id",
+        "_intent",
         "_keeper",
-        "_leaving",
-        "_leaving_payload",
-        "_leaving_user",
-        "_lent",
         "_loaded",
         "_marked",
         "_next_turn",
         "_now",
         "_origin",
-        "_others",
         "_over",
         "_plan",
         "_record",
@@ -105,32 +81,23 @@ class Session(dict[str, Any]):
         "_stored",
         "_touch_due",
         "_user_id",
-        "_written",
     )
 
-    _accessed: bool  # was the app interested at all?
     _active: bool  # does this request count as activity?
-    _asked: Asked  # NOTHING, REGENERATE, LOG_IN or DESTROY
     _authenticated_at: float | None
     _committing: bool  # is a commit under way? Two tasks of one request take turns
-    _cookie: (
-        tuple[Hidden[str], int | None] | bool
-    )  # what the response says: (token, max_age), True: delete, False: nothing
+    _cookie: tuple[Hidden[str], int | None] | bool  # for the response: (token, max_age); True: delete; False: nothing
     _created_at: float
     _degraded: bool
     _epoch: int  # one more whenever a verb makes this another session
     _id: str  # empty until somebody asks
+    _intent: Intent
     _keeper: Keeper
-    _leaving: Record | None  # the record that a verb of this request is to end
-    _leaving_payload: bytes | None  # what was loaded from it, if the data moved on to the new session
-    _leaving_user: str | None
-    _lent: set[str] | bool  # the keys put in, taken out, or handed out with a list or dict; True: any; False: none
     _loaded: bytes  # the payload as it is in the store
     _marked: bool  # was mark_modified() called since the data was last encoded?
     _next_turn: Any  # an event for those who wait for the commit that is under way
     _now: float  # the clock when the request came
     _origin: Any  # where the request came from: opaque here, described when somebody logs in
-    _others: tuple[str, ...]  # the users whose other sessions are to end
     _over: bool  # did someone else end it while this request was under way?
     _plan: Any  # a commit that was interrupted, and how far it got
     _record: Record | None  # the record as it is in the store
@@ -141,25 +108,47 @@ class Session(dict[str, Any]):
     _stored: Body | None
     _touch_due: bool  # is this activity to be written down?
     _user_id: str | None
-    _written: bool  # was anything put in by a method of the dict since it was last encoded?
 
     @classmethod
     def _empty(cls, keeper: Keeper, now: float) -> Self:
-        """An empty session; the manager fills it. Apps find theirs in the scope and never make one."""
+        """An empty session; the engine fills it. Apps find theirs in the scope and never make one."""
         self = cls()
         self._keeper = keeper
         self._now = self._created_at = now
-        self._accessed = self._lent = self._written = self._marked = self._started = self._over = self._degraded = False
+        self._accessed = self._maybe_changed = self._written = self._marked = False
+        self._started = self._over = self._degraded = False
         self._remembered = self._renewal_due = self._touch_due = self._cookie = self._committing = False
         self._active = self._renews = True
-        self._asked = _NOTHING
+        self._intent = NO_INTENT
         self._epoch = 0
         self._id = ""
         self._loaded = b""
-        self._others = ()
         self._record = self._stored = self._user_id = self._authenticated_at = self._plan = self._next_turn = None
-        self._leaving = self._leaving_payload = self._leaving_user = self._origin = None
+        self._origin = None
         return self
+
+    # ── What the engine does to it ──
+
+    def _adopt(self, record: Record, body: Body) -> None:
+        """This record is in the store: the session is that one."""
+        self._record = record
+        self._stored = body
+        self._loaded = body.payload
+        self._id = record.id
+        self._user_id = body.user_id
+        self._created_at = body.created_at
+        self._authenticated_at = body.authenticated_at
+        self._remembered = body.remembered
+        if self._active and not self._started:
+            timeouts = self._keeper.timeouts
+            self._touch_due = timeouts.touch_due(record.seen_at, body.remembered, self._now)
+            self._renewal_due = self._renews and timeouts.renewal_due(body.minted_at, self._now)
+        else:
+            self._touch_due = self._renewal_due = False
+
+    def _refill(self, data: dict[str, Any]) -> None:
+        dict.clear(self)
+        dict.update(self, data)
 
     def _begin(self, now: float) -> None:
         """Become a session of which nothing is stored yet."""
@@ -174,6 +163,18 @@ class Session(dict[str, Any]):
         self._authenticated_at = None
         self._remembered = self._marked = False
         self._renewal_due = self._touch_due = False
+
+    def _end(self) -> None:
+        """Nothing more is kept of it, and no verb is carried out."""
+        self._over = True
+        self._intent = NO_INTENT
+        self._cookie = False
+
+    def _drop_verb(self) -> None:
+        """The session at hand keeps its token, and what goes with that."""
+        self._intent = self._intent.settled()
+        if self._stored is not None:
+            self._authenticated_at = self._stored.authenticated_at
 
     # ── Attributes ──
 
@@ -271,7 +272,8 @@ class Session(dict[str, Any]):
     @property
     def _is_of_a_user(self) -> bool:
         """Whether a user is logged in, or was until this request."""
-        return (self._user_id or self._leaving_user) is not None
+        leaving = self._intent.leaving
+        return (self._user_id or (leaving and leaving.user_id)) is not None
 
     # ── Verbs ──
 
@@ -291,9 +293,7 @@ class Session(dict[str, Any]):
         kept = self._user_id is None or self._user_id == user_id
         if not kept:
             dict.clear(self)
-        self._leave(keep_data=kept)
-        if self._asked is not Asked.DESTROY:
-            self._asked = Asked.LOG_IN
+        self._intent = self._intent.log_in(self._as_stored(), keep_data=kept)
         now = self._keeper.clock()
         self._begin(now)
         self._user_id = user_id
@@ -307,8 +307,7 @@ class Session(dict[str, Any]):
             ResponseStarted: the cookie can no longer be sent.
         """
         self._verb("regenerate()")
-        if self._asked is Asked.NOTHING:
-            self._asked = Asked.REGENERATE
+        self._intent = self._intent.regenerate()
 
     def confirm(self) -> None:
         """Note that the user has just proved again who they are: ``authenticated_at`` is now, and the token is new.
@@ -335,9 +334,8 @@ class Session(dict[str, Any]):
             raise SessionError("end_others(): nobody is logged in; call log_in(user_id) first")
         if not self._keeper.knows_users:
             raise SessionError("end_others(): this store does not know which sessions belong to a user")
-        self.regenerate()
-        if self._user_id not in self._others:
-            self._others = (*self._others, self._user_id)
+        self._verb("end_others()")
+        self._intent = self._intent.end_others(self._user_id)
 
     def destroy(self) -> None:
         """End this session. It is gone from the store when the response starts, even if the handler crashes after this.
@@ -347,8 +345,7 @@ class Session(dict[str, Any]):
         """
         self._accessed = True
         dict.clear(self)
-        self._leave(keep_data=False)
-        self._asked = Asked.DESTROY if self._leaving is not None or self._degraded else Asked.NOTHING
+        self._intent = self._intent.destroy(self._as_stored(), is_unknown=self._degraded)
         self._begin(self._keeper.clock())
 
     async def save(self) -> None:
@@ -370,7 +367,7 @@ class Session(dict[str, Any]):
         Changes are noticed without this call, nested ones included. It is for changes past the methods of the session: by code
         in C, or by ``dict.__setitem__(session, …)``.
         """
-        self._accessed = self._lent = self._written = self._marked = True
+        self._accessed = self._maybe_changed = self._written = self._marked = True
 
     def _verb(self, name: str) -> None:
         if self._started:
@@ -380,84 +377,9 @@ class Session(dict[str, Any]):
             )
         self._accessed = True
 
-    def _leave(self, *, keep_data: bool) -> None:
-        """The record at hand is to end. The first one of a request counts: what comes later in it was never stored."""
-        if self._leaving is None:
-            self._leaving = self._record
-            self._leaving_payload = self._loaded if keep_data else None
-            self._leaving_user = self._user_id
-        elif not keep_data:
-            self._leaving_payload = None
-
-    # ── The dict: every way of reading or writing is noted ──
-    #
-    # What was loaded can change without a word only where a list or a dict in it has been handed out. Who reads one str changes
-    # nothing, and nothing need be compared (1.4 µs of the 15 of a read); who writes one key cannot have put something that we
-    # refuse under another (3.5 of the 34 of a write).
-
-    def _lend(self, key: str) -> None:
-        lent = self._lent
-        if lent is False:
-            self._lent = {key}
-        elif lent is not True:
-            lent.add(key)
-
-    def __getitem__(self, key: str) -> Any:
-        self._accessed = True
-        value = dict.__getitem__(self, key)
-        if type(value) in _MUTABLE:
-            self._lend(key)
-        return value
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._accessed = self._written = True
-        self._lend(key)
-        if key in ATTRIBUTES:
-            self._warn_of_shadowed(key)
-        dict.__setitem__(self, key, value)
-
-    def __delitem__(self, key: str) -> None:
-        self._accessed = True
-        self._lend(key)
-        dict.__delitem__(self, key)
-
-    def __contains__(self, key: object) -> bool:
-        self._accessed = True
-        return dict.__contains__(self, key)
-
-    def __len__(self) -> int:
-        self._accessed = True
-        return dict.__len__(self)
-
-    def __iter__(self) -> Iterator[str]:
-        self._accessed = True
-        return dict.__iter__(self)
-
-    def __reversed__(self) -> Iterator[str]:
-        self._accessed = True
-        return dict.__reversed__(self)
-
-    def __eq__(self, other: object) -> bool:
-        self._accessed = True
-        return dict.__eq__(self, other)
-
-    def __ne__(self, other: object) -> bool:
-        self._accessed = True
-        return dict.__ne__(self, other)
-
-    __hash__ = None
-
-    def __or__(self, other: Any) -> Any:
-        self._accessed = self._lent = True
-        return dict.copy(self) | other
-
-    def __ror__(self, other: Any) -> Any:
-        self._accessed = self._lent = True
-        return other | dict.copy(self)
-
-    def __ior__(self, other: Any) -> Self:  # type: ignore[override]  # ours stays a session
-        self.update(other)
-        return self
+    def _as_stored(self) -> Leaving | None:
+        """The session at hand as a request finds it that is to end it."""
+        return None if self._record is None else Leaving(self._record, self._user_id, self._loaded)
 
     def __repr__(self) -> str:
         self._accessed = True
@@ -466,68 +388,7 @@ class Session(dict[str, Any]):
 
     __str__ = __repr__
 
-    def get(self, key: str, default: Any = None, /) -> Any:
-        """As of a dict; noted as a reading."""
-        self._accessed = True
-        value = dict.get(self, key, default)
-        if type(value) in _MUTABLE:
-            self._lend(key)
-        return value
-
-    def keys(self) -> KeysView[str]:  # type: ignore[override]  # dict's own view type cannot be named
-        """As of a dict; noted as a reading."""
-        self._accessed = True
-        return dict.keys(self)
-
-    def values(self) -> ValuesView[Any]:  # type: ignore[override]  # dict's own view type cannot be named
-        """As of a dict; noted as a reading, and what is nested may be changed through it."""
-        self._accessed = self._lent = True
-        return dict.values(self)
-
-    def items(self) -> ItemsView[str, Any]:  # type: ignore[override]  # dict's own view type cannot be named
-        """As of a dict; noted as a reading, and what is nested may be changed through it."""
-        self._accessed = self._lent = True
-        return dict.items(self)
-
-    def copy(self) -> dict[str, Any]:
-        """A plain dict with the same items; it is not a session and is not saved."""
-        self._accessed = self._lent = True
-        return dict.copy(self)
-
-    def clear(self) -> None:
-        """Remove all data. That ends an anonymous session; a logged-in one stays logged in (see :meth:`destroy`)."""
-        self._accessed = self._lent = True
-        dict.clear(self)
-
-    def pop(self, key: str, /, *default: Any) -> Any:
-        """As of a dict; noted as a change of this key."""
-        self._accessed = True
-        self._lend(key)
-        return dict.pop(self, key, *default)
-
-    def popitem(self) -> tuple[str, Any]:
-        """As of a dict; noted as a change."""
-        self._accessed = self._lent = True
-        return dict.popitem(self)
-
-    def setdefault(self, key: str, default: Any = None, /) -> Any:
-        """As of a dict; noted as a change of this key."""
-        self._accessed = self._written = True
-        self._lend(key)
-        if key in ATTRIBUTES:
-            self._warn_of_shadowed(key)
-        return dict.setdefault(self, key, default)
-
-    def update(  # type: ignore[override]  # five overloads in typeshed, one method here
-        self, other: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any
-    ) -> None:
-        """As of a dict; noted as a change."""
-        self._accessed = self._lent = self._written = True
-        dict.update(self, other, **more)
-        for name in ATTRIBUTES & dict.keys(self):
-            self._warn_of_shadowed(name)
-
-    def _warn_of_shadowed(self, name: str) -> None:
+    def _warn_of_taken_name(self, name: str) -> None:
         """Warn, once for each name and store, of data whose name is taken by an attribute."""
         told = self._keeper.shadowed
         if name in told:
@@ -541,14 +402,6 @@ class Session(dict[str, Any]):
         )
         told.add(name)
 
-    __copy__ = copy
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
-        return deepcopy(self.copy(), memo)
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a session cannot be pickled; use dict(session)")
-
 
 for _name in NAMES:
     setattr(Session, _name, Elsewhere(_name))  # past the type checkers, which go on refusing these names
@@ -559,3 +412,5 @@ ATTRIBUTES: Final = frozenset(
     if not (name.startswith("_") or isinstance(value, Elsewhere) or hasattr(dict, name))
 )
 """The names that templates find before data of the same name. Those of every dict are no news to anybody."""
+
+Session._taken_names = ATTRIBUTES

@@ -1,0 +1,354 @@
+"""Planner: (loaded record, data, intent, phase, what is due) → Plan. It reads the session and asks nobody."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import replace as with_fields
+from typing import Any, Literal
+
+from msgspec.structs import replace
+
+from asgi_sessions._core.cipher import Secrets
+from asgi_sessions._core.facts import Devices, Facts, marks_of, pack_facts, seal_facts, unpack_facts
+from asgi_sessions._core.hidden import Hidden
+from asgi_sessions._core.history import LOGGED_IN, REGENERATED, STEPPED_UP, Note, Reason, Rules
+from asgi_sessions._core.intent import NO_INTENT, Asked
+from asgi_sessions._core.payload import MessagePackCodec
+from asgi_sessions._core.plan import (
+    ROWS,
+    Call,
+    Create,
+    Data,
+    DeleteUnchanged,
+    End,
+    EndOthers,
+    Phase,
+    Plan,
+    Rename,
+    Row,
+    Step,
+    Touch,
+    Update,
+    Was,
+)
+from asgi_sessions._core.record import ALIAS_REV, Body, Record, seal, unseal
+from asgi_sessions._core.session import Session
+from asgi_sessions._core.timeouts import RENEWAL_GRACE, Timeouts
+from asgi_sessions._core.token import TokenMint, key_of, owner_of_known, place_of
+from asgi_sessions._core.types import Clock
+from asgi_sessions.errors import SessionDataError
+
+_DESTROY = Asked.DESTROY
+_NO_TOKEN = Hidden("")
+
+
+@dataclass(frozen=True)
+class RecordRules:
+    """How the sessions of one store are kept: what is needed to read and to make a record."""
+
+    timeouts: Timeouts
+    secrets: Secrets
+    namespace: str
+    devices: Devices
+    rules: Rules | None
+    """``None``: the store keeps no history."""
+    clock: Clock
+
+    def open(self, record: Record) -> Body:
+        """The body of a record.
+
+        Raises:
+            RecordDamaged: it does not open.
+        """
+        return unseal(record, self.secrets, self.namespace)
+
+    def over(self, record: Record, body: Body, now: float) -> Literal["idle", "absolute"] | None:
+        """The limit that has ended a session; ``None``: it lives."""
+        if body.kind == "token":
+            # Its limits are those of its refresh tokens, and were put down when the last one was issued: the absolute one
+            # within the seal, where nobody who writes to the store moves it.
+            if now >= unpack_facts(body.about).ends_at:
+                return "absolute"
+            return "idle" if now >= record.expires_at else None
+        return self.timeouts.over(body.created_at, record.seen_at, record.expires_at, body.remembered, now)
+
+    def sealed(self, record: Record, body: Body) -> Record:
+        """The record with this body."""
+        return replace(record, body=seal(record.key, record.id, record.owner, body, self.secrets, self.namespace))
+
+    def note(
+        self, what: str, id: str, owner: str | None, about: bytes = b"", *, at: float | None = None
+    ) -> Note | None:
+        """An entry for the history of a user; ``None`` where there is no user or no history."""
+        if self.rules is None or owner is None:
+            return None
+        facts = seal_facts(unpack_facts(about), owner, id, self.secrets, self.namespace) if about else b""
+        return Note(what, self.clock(), id, self.rules, (), facts, at)
+
+    def note_of_log_in(self, record: Record, body: Body, rules: Rules | None) -> Note | None:
+        """The entry that the history gets with a log-in; ``None`` for an anonymous session."""
+        if record.owner is None or rules is None:
+            return None
+        facts = unpack_facts(body.about) if body.about else Facts()
+        marks = marks_of(facts.device, record.owner, self.secrets)
+        sealed = seal_facts(facts, record.owner, record.id, self.secrets, self.namespace)
+        return Note(LOGGED_IN, self.clock(), record.id, rules, marks, sealed)
+
+
+class Planner:
+    """Makes the plans of the sessions that one cookie leads to."""
+
+    def __init__(self, rules: RecordRules, mint: TokenMint, may_be_withheld: Callable[[Any], bool] | None) -> None:
+        self.rules = rules
+        self.codec = MessagePackCodec()
+        self._mint = mint
+        self._may_be_withheld = may_be_withheld
+
+    # ── Whether there is anything to do ──
+
+    def is_settled(self, session: Session, failed: bool) -> bool:
+        """Whether there is nothing to ask the store: most requests end here, so it comes before anything costly."""
+        intent = session._intent
+        if session._plan is not None or session._committing or intent.asked is _DESTROY:
+            return False
+        if session._record is None:
+            return failed or (intent is NO_INTENT and dict.__len__(session) == 0 and session._user_id is None)
+        if failed:
+            return not session._touch_due
+        if intent is not NO_INTENT:
+            return False
+        if session._written:
+            return False  # other bytes, most likely; the table will tell, and they need be encoded only once
+        changed = session._maybe_changed
+        if changed and not self.codec.is_same(session, session._loaded, changed):
+            return False
+        return not (session._touch_due or session._renewal_due)
+
+    def is_modified(self, session: Session) -> bool:
+        """Whether a commit would write more than that there was activity. Changes nothing."""
+        if session._record is None or session._intent is not NO_INTENT:
+            return not self.is_settled(session, failed=False)
+        if not session._maybe_changed:
+            return False
+        try:
+            return self.codec.encode(dict.copy(session), session._maybe_changed) != session._loaded
+        except SessionDataError:
+            return True
+
+    def is_cookie_withheld(self, session: Session) -> bool:
+        """Whether the browser may have a cookie that it did not send with the request of this session.
+
+        A new one would take its place, and log the user out. Only a log-in may do that.
+        """
+        withheld = self._may_be_withheld
+        return withheld is not None and session._origin is not None and withheld(session._origin)
+
+    # ── The row ──
+
+    def row(self, session: Session, *, failed: bool, is_save: bool) -> tuple[Row, Phase, bytes]:
+        """The row of the commit table for this session now, its phase, and the payload where the row writes one.
+
+        Raises:
+            SessionDataError: a value cannot be kept faithfully.
+        """
+        phase = _phase_of(session, failed)
+        was = Was.NONE if session._record is None and session._intent.leaving is None else Was.FOUND
+        asked = session._intent.asked
+        payload = b""
+        if phase is Phase.FAILED or phase is Phase.ENDED:
+            data = Data.EMPTY if session._record is None else Data.SAME
+            if asked is not _DESTROY:
+                # Its log-in, its regeneration and its data do not count. That somebody was here does.
+                was = Was.NONE if session._record is None else Was.FOUND
+                asked = Asked.TOUCH if session._touch_due else Asked.NOTHING
+            return ROWS[was, data, asked, phase], phase, payload
+        if session._record is None:
+            data = Data.EMPTY
+            if dict.__len__(session) or session._user_id is not None:
+                data, payload = Data.SOME, self._encoded(session)
+                if phase is Phase.OPEN and session._user_id is None and self.is_cookie_withheld(session):
+                    phase = Phase.WITHHELD
+            return ROWS[was, data, asked, phase], phase, payload
+        data, payload = self._compare(session)
+        if data is Data.SAME and phase is Phase.OPEN and _is_confirmed(session):
+            data = Data.CHANGED  # on top of a token that another request has just replaced
+        if asked is Asked.NOTHING:
+            if session._renewal_due and not is_save and phase is Phase.OPEN:
+                asked = Asked.RENEWAL
+            elif session._touch_due:
+                asked = Asked.TOUCH
+        return ROWS[was, data, asked, phase], phase, payload
+
+    def _compare(self, session: Session) -> tuple[Data, bytes]:
+        if not session._maybe_changed:
+            return Data.SAME, session._loaded
+        if dict.__len__(session) == 0 and session._user_id is None:
+            return Data.EMPTIED, b""
+        payload = self._encoded(session)
+        return (Data.SAME if payload == session._loaded else Data.CHANGED), payload
+
+    def _encoded(self, session: Session) -> bytes:
+        payload = self.codec.encode(session, True if session._record is None else session._maybe_changed)
+        session._written = session._marked = False
+        return payload
+
+    # ── The plan ──
+
+    def plan(self, session: Session, *, failed: bool, is_save: bool) -> Plan:
+        """What a commit of this session does now.
+
+        The token that the browser has stays good until the first call has taken effect. After that it is told of the new one.
+
+        Raises:
+            SessionDataError: a value cannot be kept faithfully.
+        """
+        row, phase, payload = self.row(session, failed=failed, is_save=is_save)
+        calls: list[Call] = []
+        plan, step = Plan(row, phase, calls, session._epoch), row.store
+        if step is Step.UPDATE:
+            if phase is Phase.STARTED:
+                session._drop_verb()
+            self._update(session, payload, plan)
+        elif step is Step.TOUCH:
+            calls.append(Touch(_known(session)))
+        elif step is Step.RENAME or step is Step.RENEW:
+            self._rename(session, payload, plan, is_renewal=step is Step.RENEW)
+        elif step is Step.DELETE_UNCHANGED:
+            calls.append(DeleteUnchanged(_known(session)))
+        elif step is Step.CREATE or step is Step.LOG_IN or step is Step.DELETE_CREATE:
+            self._create(session, payload, plan)
+        elif step is Step.NOT_SAVED or step is Step.REFUSE:
+            return plan
+        elif step is Step.NOTHING and phase is Phase.STARTED:
+            session._drop_verb()
+        intent = session._intent
+        if intent is not NO_INTENT and phase is not Phase.ENDED:
+            if intent.leaving is not None and not (phase is Phase.FAILED and intent.asked is not _DESTROY):
+                reason: Reason = "logged_out" if intent.asked is _DESTROY else "replaced"
+                calls.append(End(intent.leaving, reason))
+            if phase is not Phase.FAILED:
+                user_id, id = session._user_id, session._id
+                calls += [EndOthers(other, id if other == user_id else None) for other in intent.others]
+        return plan
+
+    def update(self, session: Session, payload: bytes) -> Update:
+        """The call that stores this payload."""
+        _, record, body = self._next(session, payload)
+        return Update(record, body, _known(session).rev)
+
+    def _update(self, session: Session, payload: bytes, plan: Plan) -> None:
+        plan.calls.append(self.update(session, payload))
+
+    def _create(self, session: Session, payload: bytes, plan: Plan) -> None:
+        plan.token, record, body = self._next(session, payload, fresh_token=True)
+        plan.max_age = self._max_age(session)
+        rules, intent = self.rules.rules, session._intent
+        if rules is not None and rules.limit and record.owner is not None:
+            # What this very log-in ends does not count.
+            if session._user_id in intent.others:
+                rules = with_fields(rules, limit=0)
+            elif intent.leaving is not None and intent.leaving.record.owner == record.owner:
+                rules = with_fields(rules, limit=rules.limit + 1)
+        plan.calls.append(Create(record, body, self.rules.note_of_log_in(record, body, rules)))
+
+    def _rename(self, session: Session, payload: bytes, plan: Plan, *, is_renewal: bool) -> None:
+        old, is_confirmed = _known(session), _is_confirmed(session)
+        plan.token, record, body = self._next(session, payload, fresh_token=True)
+        plan.max_age = self._max_age(session)
+        alias = None
+        if is_renewal:
+            alias = self._alias("alias", old, record.key, body.minted_at, until=body.minted_at + RENEWAL_GRACE)
+        elif old.owner is None:
+            # No index knows where it went. Requests that are under way find it by this; cookies do not.
+            alias = self._alias("forward", old, record.key, body.minted_at, until=record.expires_at)
+        note = None  # a renewal tells the user nothing
+        if not is_renewal:
+            note = self.rules.note(STEPPED_UP if is_confirmed else REGENERATED, old.id, old.owner, body.about)
+        name = "session.confirmed" if is_confirmed else "session.renewed" if is_renewal else "session.regenerated"
+        plan.calls.append(Rename(old, record, body, alias, note, name))
+
+    def _next(self, session: Session, payload: bytes, *, fresh_token: bool = False) -> tuple[Hidden[str], Record, Body]:
+        """The record as it shall be; under a fresh token or where it is."""
+        rules, old, stored = self.rules, session._record, session._stored
+        now = rules.clock()
+        # Nothing but a log-in changes it, and that begins without a record.
+        user_id = session._user_id
+        owner = old.owner if old is not None else user_id and owner_of_known(user_id)
+        token = _NO_TOKEN
+        if fresh_token:
+            # Renaming keeps the shard, so that it is one atomic step in one slot; a log-in moves to the user's.
+            near = old.key if old is not None else owner
+            token = Hidden(self._mint.mint(None if near is None else place_of(near)))
+            key, minted_at = key_of(token.value), now
+        else:
+            key = _known(session).key
+            minted_at = stored.minted_at if stored is not None else now
+        # By position, both: names cost half as much again.
+        body = Body(
+            "session",
+            session._user_id,
+            session._created_at,
+            session._authenticated_at,
+            minted_at,
+            session._remembered,
+            payload,
+            self._about(session, owner) if stored is None else stored.about,
+        )
+        seen_at = now
+        if old is not None:
+            # Activity is written down once per touch interval, whatever is written besides.
+            due = session._active and rules.timeouts.touch_due(old.seen_at, session._remembered, now)
+            seen_at = now if due else old.seen_at
+        id = session._handle()
+        record = Record(
+            key,
+            1 if old is None else old.rev + 1,
+            seen_at,
+            rules.timeouts.expires_at(body.created_at, seen_at, body.remembered),
+            id,
+            owner,
+            seal(key, id, owner, body, rules.secrets, rules.namespace),
+        )
+        return token, record, body
+
+    def _about(self, session: Session, owner: str | None) -> bytes:
+        """What is kept of where a log-in came from; nothing of anonymous sessions."""
+        if owner is None or self.rules.rules is None:
+            return b""
+        facts = self.rules.devices.describe(session._origin)
+        ends_at = self.rules.timeouts.ends_at(created_at=session._created_at, remembered=session._remembered)
+        return pack_facts(replace(facts, ends_at=ends_at))
+
+    def _alias(self, kind: str, old: Record, successor: str, now: float, *, until: float) -> Record:
+        body = Body(kind, None, now, None, now, False, successor.encode("ascii"))
+        return self.rules.sealed(Record(old.key, ALIAS_REV, now, until, old.id, None, b""), body)
+
+    def _max_age(self, session: Session) -> int | None:
+        """Seconds the cookie shall live: only a remembered one outlives the browser (OWASP: prefer non-persistent ones)."""
+        if not session._remembered:
+            return None
+        ends_at = self.rules.timeouts.ends_at(created_at=session._created_at, remembered=True)
+        return max(1, math.ceil(ends_at - self.rules.clock()))
+
+
+def _phase_of(session: Session, failed: bool) -> Phase:
+    if session._over:
+        return Phase.ENDED
+    if failed:
+        return Phase.FAILED
+    if session._degraded:
+        return Phase.DEGRADED
+    return Phase.STARTED if session._started else Phase.OPEN
+
+
+def _is_confirmed(session: Session) -> bool:
+    """Whether the user has proved again who they are in this request."""
+    return session._stored is not None and session._stored.authenticated_at != session._authenticated_at
+
+
+def _known(session: Session) -> Record:
+    if session._record is None:
+        raise ValueError("a plan that needs a record was made for a session without one")
+    return session._record

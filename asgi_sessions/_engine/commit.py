@@ -1,0 +1,486 @@
+"""Commit: carries out a plan, call by call. Each call may be repeated, so a commit that was interrupted goes on with its plan.
+
+What can happen meanwhile is one of two answers of the store: the record has changed (rebase on it, and make another plan), or it is
+gone (another request moved the session: go on there; or ended it: write nothing, and say nothing to the browser).
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import warnings
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+from weakref import WeakValueDictionary
+
+import anyio
+from msgspec.structs import replace
+
+from asgi_sessions._core.facts import Facts, unpack_facts
+from asgi_sessions._core.history import Admission, Note, Rules, ended
+from asgi_sessions._core.intent import NO_INTENT, Asked
+from asgi_sessions._core.payload import merge
+from asgi_sessions._core.plan import (
+    Call,
+    Cookie,
+    Create,
+    DeleteUnchanged,
+    End,
+    EndOthers,
+    Phase,
+    Plan,
+    Rename,
+    Step,
+    Touch,
+    Update,
+)
+from asgi_sessions._core.planner import Planner
+from asgi_sessions._core.record import ALIAS_REV, Body, Record
+from asgi_sessions._core.session import ATTRIBUTES, Session
+from asgi_sessions._core.token import owner_of_known
+from asgi_sessions._core.types import Event
+from asgi_sessions._engine.contract import Store
+from asgi_sessions._engine.events import Events
+from asgi_sessions._engine.guard import TOUCH_SHARE, Guard, checked
+from asgi_sessions._engine.resolve import Resolver, noting
+from asgi_sessions.errors import (
+    RecordChanged,
+    RecordDamaged,
+    RecordExists,
+    RecordGone,
+    SessionDataError,
+    SessionLimitReached,
+    SessionWarning,
+    StoreError,
+)
+
+MOST_SPENT = 0.75
+"""Of the deadline of a commit, when somebody else was faster: so much counts as spent at most, however long ago it began."""
+
+MAX_ATTEMPTS = 24
+"""How often a commit is tried again because someone else was faster; each time somebody did get through."""
+
+WITHHELD = (
+    "it came from another site, so the browser may hold a cookie that it did not send; only log_in() replaces that"
+)
+"""Why a new anonymous session is not kept: see ``CookieConfig.may_be_withheld``."""
+
+_NOT_SAVED = {
+    Phase.DEGRADED: "the store could not be asked",
+    Phase.STARTED: "its cookie can no longer reach the browser",
+    Phase.WITHHELD: WITHHELD,
+}
+
+
+class Committer:
+    """Commits the sessions that one cookie leads to."""
+
+    def __init__(self, store: Store, guard: Guard, planner: Planner, resolver: Resolver, events: Events) -> None:
+        self._calls = Calls(store, guard, planner, resolver, events)
+        self._guard = guard
+        self._planner = planner
+        self._resolver = resolver
+        self._events = events
+        self._queues: WeakValueDictionary[tuple[str, int], anyio.Lock] = WeakValueDictionary()
+
+    async def commit(self, session: Session, *, failed: bool = False, is_save: bool = False) -> None:
+        """Carry out what was asked of the session and save what changed, by the commit table.
+
+        What the browser is to be told stands in ``session._cookie`` afterwards. The next commit goes on with one that was
+        interrupted.
+
+        Args:
+            failed: the request crashed or was answered with 5xx: only ``destroy()`` counts, and, unless a log-in was asked for,
+                that there was activity.
+            is_save: the app saves in the middle of a request. The token is not renewed: no response may come to carry it.
+        Raises:
+            SessionDataError: a value cannot be kept faithfully; nothing was written.
+            StoreError: the store failed, or was too slow; what was written is not known.
+        """
+        if self._planner.is_settled(session, failed):
+            return
+        while session._committing:  # another task of this request
+            if session._next_turn is None:
+                session._next_turn = anyio.Event()
+            await session._next_turn.wait()
+        told: list[Event] = []
+        session._committing = True
+        try:
+            await self._commit_uncut(session, told, failed=failed, is_save=is_save)
+        except TimeoutError as error:
+            raise self._guard.too_slow() from error
+        finally:
+            session._committing = False
+            if session._next_turn is not None:
+                session._next_turn.set()
+                session._next_turn = None
+            if told:
+                await self._events.emit(*told)
+
+    async def _commit_uncut(self, session: Session, told: list[Event], *, failed: bool, is_save: bool) -> None:
+        """A commit that is cancelled goes on where the browser could not go on without it."""
+        limit: Callable[[], AbstractContextManager[Any]] = self._guard.limit
+        try:
+            if self._is_one_call(session):
+                # The store keeps its own deadline, and one of ours would cost 1 µs of 20.
+                began = time.monotonic()
+                if await self._attempt(session, told, failed=failed, is_save=is_save):
+                    return
+                # Someone else was faster. What is left of the time is left for trying again; and there is always some, since the
+                # store has answered, and if that took long it may have been the loop that stood still.
+                limit = partial(self._guard.limit, min(time.monotonic() - began, self._guard.deadline * MOST_SPENT))
+            with limit():
+                await self._commit(session, told, failed=failed, is_save=is_save)
+        except anyio.get_cancelled_exc_class():
+            plan: Plan | None = session._plan
+            if session._record is not None or failed or (plan is not None and not plan.can_be_undone):
+                with anyio.CancelScope(shield=True), limit():
+                    await self._commit(session, told, failed=failed, is_save=is_save)
+            raise
+
+    def _is_one_call(self, session: Session) -> bool:
+        return (
+            self._guard.keeps_time
+            and session._intent is NO_INTENT
+            and session._plan is None
+            and not (session._degraded or session._over)
+            and self._lives(session)
+        )
+
+    async def _commit(self, session: Session, told: list[Event], *, failed: bool, is_save: bool) -> None:
+        plan: Plan | None = session._plan
+        if plan is not None:
+            if plan.can_be_undone and (failed or (session._started and plan.token is not None)):
+                await self._calls.undo(session, plan)
+            else:
+                await self._carry_out(session, plan, told)
+        if not self._lives(session) and not await self._still_lives(session, told):
+            self._mark_ended(session, told)
+            return
+        if await self._attempt(session, told, failed=failed, is_save=is_save):
+            return
+        # Someone else was faster. Queue up with the others of this process, or everybody meets again at every attempt.
+        async with self._queue(session._id):
+            for attempt in range(MAX_ATTEMPTS):
+                if await self._attempt(session, told, failed=failed, is_save=is_save):
+                    return
+                await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
+        raise StoreError(f"the session was changed by others {MAX_ATTEMPTS} times while it was being saved")
+
+    def _queue(self, session_id: str) -> anyio.Lock:
+        # A lock belongs to one event loop, and a loop to one thread.
+        return self._queues.setdefault((session_id, threading.get_ident()), anyio.Lock())
+
+    def _lives(self, session: Session) -> bool:
+        """Whether the session is still within its limits, as far as this request knows."""
+        record, stored, rules = session._record, session._stored, self._planner.rules
+        return record is None or stored is None or rules.over(record, stored, rules.clock()) is None
+
+    async def _still_lives(self, session: Session, told: list[Event]) -> bool:
+        """Whether others have been heard from, where this request knows of nobody: a socket may be open for hours."""
+        record, stored = session._record, session._stored
+        if record is None or stored is None:
+            return True
+        current = await self._resolver.load(record.key, told)
+        if current is None or current.rev == ALIAS_REV:
+            return current is not None
+        if await self._resolver.is_over(current, stored, self._planner.rules.clock(), told):
+            return False
+        session._record = replace(record, seen_at=current.seen_at, expires_at=current.expires_at)
+        return True
+
+    # ── One attempt ──
+
+    async def _attempt(self, session: Session, told: list[Event], *, failed: bool, is_save: bool) -> bool:
+        """Make a plan and carry it out; ``False``: someone else was faster, the session is rebased, try again."""
+        try:
+            plan = self._planner.plan(session, failed=failed, is_save=is_save)
+        except SessionDataError:
+            # What was written after destroy() cannot be kept. That must not undo the destroy().
+            if session._intent.asked is Asked.DESTROY:
+                await self._attempt(session, told, failed=True, is_save=is_save)
+            raise
+        for name in ATTRIBUTES & dict.keys(session):
+            session._warn_of_taken_name(name)  # from before this session had that attribute, or put in past its methods
+        step = plan.row.store
+        if step is Step.REFUSE:
+            # Promise 6: nobody is told "logged out" by a stand-in.
+            verb = "log out" if session._intent.asked is Asked.DESTROY else "log in"
+            raise StoreError(f"nobody can {verb} while the store cannot be asked")
+        if step is Step.NOT_SAVED or step is Step.DELETE_ONLY:
+            self._warn_not_saved(session, plan.phase, told)
+        if not plan.calls:
+            return True
+        session._plan = plan
+        return await self._carry_out(session, plan, told)
+
+    async def _carry_out(self, session: Session, plan: Plan, told: list[Event]) -> bool:
+        """Make the calls of a plan that are left; ``False``: someone else was faster, and the session is rebased."""
+        try:
+            while plan.done < len(plan.calls):
+                call = plan.calls[plan.done]
+                is_repeated, plan.is_unsure = plan.is_unsure, True
+                await CALLERS[type(call)](self._calls, session, plan, call, told, is_repeated)
+                plan.done, plan.is_unsure = plan.done + 1, False
+        except (RecordChanged, RecordGone) as conflict:
+            session._plan = None
+            if session._record is not None and await self._rebase(session, conflict, told):
+                return False
+            self._mark_ended(session, told)
+            return True
+        except SessionLimitReached:
+            # The log-in did not happen. The session before it is as it was, and the browser has its cookie.
+            session._plan = None
+            told.append(self._events.event("session.refused", user_id=session._user_id, reason="limit"))
+            session._end()
+            session._user_id = session._authenticated_at = None
+            raise
+        except (RecordExists, SessionDataError):
+            session._plan = None
+            raise
+        session._plan = None
+        if plan.token is not None:
+            session._cookie = plan.cookie
+        elif plan.row.cookie is Cookie.DELETE:
+            # Of what was begun in this very request the browser has not heard. What it has, it may not have sent.
+            session._cookie = session._cookie is False or not self._planner.is_cookie_withheld(session)
+        return True
+
+    async def _rebase(self, session: Session, conflict: RecordChanged | RecordGone, told: list[Event]) -> bool:
+        """Someone else was faster: what they wrote is the ground now, and what this request changed comes on top.
+
+        ``False``: the session has ended.
+        """
+        known, epoch = session._record, session._epoch
+        if known is None:
+            return False
+        current = None
+        if isinstance(conflict, RecordChanged):
+            current = checked(conflict.current)
+            if current.id != known.id:
+                raise StoreError("the store answered with something other than the record that was asked for")
+        found = await self._resolver.locate(known, current, told)
+        if session._epoch != epoch:
+            return True
+        if found is None:
+            return False
+        codec = self._planner.codec
+        try:
+            theirs = codec.decode(found.body.payload)
+        except RecordDamaged as damage:
+            told.append(self._events.event("session.damaged", session_id=known.id, reason=str(damage)))
+            return False
+        if session._maybe_changed:
+            loaded = codec.decode(session._loaded) if session._loaded else {}
+            theirs = merge(loaded, dict.copy(session), theirs, codec)
+        session._refill(theirs)
+        stored, authenticated_at = session._stored, session._authenticated_at
+        session._adopt(found.record, found.body)
+        if stored is not None and stored.authenticated_at != authenticated_at:
+            session._authenticated_at = authenticated_at  # confirmed in this request
+        is_moved = found.record.key != known.key and not found.is_renewed
+        if is_moved and session._intent.asked is Asked.REGENERATE:
+            # Another request has regenerated the session. Two cookies could reach the browser in the wrong order.
+            session._intent = session._intent.settled()
+        return True
+
+    def _mark_ended(self, session: Session, told: list[Event]) -> None:
+        """Another request ended the session meanwhile. That is nobody's fault: a normal response, no cookie."""
+        told.append(
+            self._events.event("session.lost", session_id=session._id or None, user_id=session._user_id)
+        )
+        is_other = session._record is None  # after destroy() the session at hand is another one already
+        session._end()
+        session._over = not is_other
+
+    def _warn_not_saved(self, session: Session, phase: Phase, told: list[Event]) -> None:
+        why = _NOT_SAVED[phase]
+        told.append(self._events.event("session.not_saved", session_id=session._handle(), reason=why))
+        session._cookie, session._over = False, True
+        if phase is not Phase.WITHHELD:
+            warnings.warn(
+                f"a new session was written to and cannot be saved: {why}. Write to it before the response starts.",
+                SessionWarning,
+                stacklevel=2,
+            )
+
+
+class Calls:
+    """The calls of a plan. Each may be made again with the same records; ``again``: an earlier one may have taken effect."""
+
+    def __init__(self, store: Store, guard: Guard, planner: Planner, resolver: Resolver, events: Events) -> None:
+        self._store = store
+        self._guard = guard
+        self._planner = planner
+        self._resolver = resolver
+        self._events = events
+
+    async def create(self, session: Session, plan: Plan, call: Create, told: list[Event], again: bool) -> None:
+        events = await self.admit(call.record, call.body, call.note)
+        if session._epoch != plan.epoch:
+            # While this was under way, another task of the request destroyed the session or logged somebody in.
+            await self._guard.ask(self._store.delete, call.record.key)
+            plan.token = None
+            return
+        session._adopt(call.record, call.body)
+        session._intent = session._intent.settled()
+        told.extend(events)
+
+    async def admit(self, record: Record, body: Body, note: Note | None) -> list[Event]:
+        """Store a new record; of a log-in, with its history entry. What there is to tell."""
+        id, user_id = record.id, body.user_id
+        admission: object = await self._guard.ask(self._store.create, record, **noting(note))
+        if user_id is None:
+            return [self._events.event("session.created", session_id=id)]
+        details: dict[str, Any] = {"remembered": body.remembered}
+        told: list[Event] = []
+        if isinstance(admission, Admission):
+            facts = unpack_facts(body.about) if body.about else Facts()
+            details |= {
+                "new_device": admission.new_device,
+                "first": admission.first,
+                "device": str(facts.device),
+                "location": str(facts.location),
+            }
+            told = self._events.ended(admission.ended, user_id, "limit")
+        return [*told, self._events.event("session.logged_in", session_id=id, user_id=user_id, **details)]
+
+    async def touch(self, session: Session, plan: Plan, call: Touch, told: list[Event], again: bool) -> None:
+        record, guard, seen_at = call.record, self._guard, session._now
+        session._touch_due = False  # once is enough, whatever comes of it
+        timeouts = self._planner.rules.timeouts
+        expires_at = timeouts.expires_at(session._created_at, seen_at, session._remembered)
+        # To lose a touch shortens the idle time by a minute; not worth an error page.
+        try:
+            with guard.touch_deadlines.limit():
+                found = await guard.ask(self._store.touch, record.key, seen_at=seen_at, expires_at=expires_at)
+                current = None if found else await self._resolver.load(record.key, told)
+                if current is not None and current.rev == record.rev:
+                    raise StoreError("the store would not touch a record that is there")
+        except (StoreError, TimeoutError) as failure:
+            if isinstance(failure, TimeoutError):
+                failure = guard.too_slow(TOUCH_SHARE)
+            told.append(self._events.failure("touch", failure, record.id))
+            return
+        if not found:
+            if current is not None:
+                raise RecordChanged(current)  # an alias: the token was renewed meanwhile
+            raise RecordGone("the session was ended by someone else meanwhile")
+        if session._record is record:
+            session._record = replace(record, seen_at=seen_at, expires_at=expires_at)
+
+    async def update(self, session: Session, plan: Plan, call: Update, told: list[Event], again: bool) -> None:
+        guard = self._guard
+        if guard.breaker.failures or guard.failures.is_open or guard.part_of is not None:
+            await guard.ask(self._store.update, call.record, rev=call.rev)
+        else:
+            # The same in one frame less, for what most writes are: 0.6 µs of 25.
+            began = time.monotonic()
+            try:
+                await self._store.update(call.record, rev=call.rev)
+            except BaseException as error:
+                guard.blame(error, began, guard.breaker)
+                raise
+        if session._epoch == plan.epoch:
+            session._adopt(call.record, call.body)
+
+    async def rename(self, session: Session, plan: Plan, call: Rename, told: list[Event], again: bool) -> None:
+        old, record, body = call.old, call.record, call.body
+        rename = self._store.rename
+        try:
+            await self._guard.ask(rename, old.key, record, rev=old.rev, alias=call.alias, **noting(call.note))
+        except (RecordChanged, RecordGone):
+            there = await self._resolver.load(record.key, told) if again else None
+            if there is None or there.id != record.id:
+                raise
+        if session._epoch != plan.epoch:
+            session._intent = session._intent.moved(old, record)
+            plan.token = None
+            return
+        session._adopt(record, body)
+        session._intent = session._intent.settled()
+        told.append(self._events.event(call.event, session_id=record.id, user_id=body.user_id))
+
+    async def end(self, session: Session, plan: Plan, call: End, told: list[Event], again: bool) -> None:
+        leaving = call.leaving
+        gone = await self._resolver.end(leaving.record, call.reason, told)
+        if session._intent.leaving is leaving:
+            session._intent = session._intent.settled()
+        if gone is None and not again:
+            if plan.row.store is Step.DELETE:
+                raise RecordGone("the session was ended by someone else meanwhile")
+            return
+        if call.reason == "logged_out":
+            reason = "destroyed" if leaving.user_id is None else "logged_out"
+            told += self._events.ended([leaving.record.id], leaving.user_id, reason)
+        is_changed = gone is not None and gone.rev != leaving.record.rev
+        if gone is not None and is_changed and leaving.payload is not None and session._epoch == plan.epoch:
+            self._bring_along(session, plan, gone, leaving.payload, told)
+
+    def _bring_along(self, session: Session, plan: Plan, gone: Record, loaded: bytes, told: list[Event]) -> None:
+        """Another request changed the old session while this one was logging in: its keys come along."""
+        codec = self._planner.codec
+        try:
+            theirs = codec.decode(self._planner.rules.open(gone).payload)
+        except RecordDamaged as damage:
+            told.append(self._events.event("session.damaged", session_id=gone.id, reason=str(damage)))
+            return
+        merged = merge(codec.decode(loaded) if loaded else {}, dict.copy(session), theirs, codec)
+        payload = codec.encode(merged)
+        if payload != session._loaded:
+            session._refill(merged)
+            plan.calls.insert(plan.done + 1, self._planner.update(session, payload))
+
+    async def delete_unchanged(
+        self, session: Session, plan: Plan, call: DeleteUnchanged, told: list[Event], again: bool
+    ) -> None:
+        record = call.record
+        gone = await self._guard.ask(self._store.delete, record.key, rev=record.rev)
+        if gone is None and not again:
+            raise RecordGone("the session was ended by someone else meanwhile")
+        if session._record is record:
+            session._intent = session._intent.settled()
+            session._begin(session._now)
+        told += self._events.ended([record.id], None, "emptied")
+
+    async def end_others(
+        self, session: Session, plan: Plan, call: EndOthers, told: list[Event], again: bool
+    ) -> None:
+        rules, store = self._planner.rules, as_user_store(self._store)
+        note = Note(ended("revoked_all"), rules.clock(), "", rules.rules or Rules(0))
+        found = await self._guard.ask(store.end, owner_of_known(call.user_id), note=note, keep=call.keep)
+        told += self._events.ended(checked_ids(found), call.user_id, "revoked_all")
+        session._intent = session._intent.without_other(call.user_id)
+
+    async def undo(self, session: Session, plan: Plan) -> None:
+        """Take back the first call of a plan, if it took effect. The browser was not told of its token."""
+        session._plan = None
+        call = plan.calls[0]
+        if not plan.is_unsure:
+            return
+        rules, store, ask = self._planner.rules, self._store, self._guard.ask
+        if isinstance(call, Create):
+            note = rules.note(ended("logged_out"), call.record.id, call.record.owner, call.body.about)
+            await ask(store.delete, call.record.key, **noting(note))
+        elif isinstance(call, Rename):
+            try:
+                if call.alias is not None:
+                    await ask(store.delete, call.alias.key, rev=ALIAS_REV)
+                back = replace(call.old, rev=call.record.rev + 1)
+                await ask(store.rename, call.record.key, back, rev=call.record.rev)
+            except (RecordChanged, RecordGone, RecordExists):
+                pass  # it had not taken effect, or somebody has ended the session since
+
+
+CALLERS: Mapping[type[Call], Callable[..., Awaitable[None]]] = {
+    Create: Calls.create,
+    Update: Calls.update,
+    Rename: Calls.rename,
+    Touch: Calls.touch,
+    DeleteUnchanged: Calls.delete_unchanged,
+    End: Calls.end,
+    EndOthers: Calls.end_others,
+}

@@ -1,0 +1,143 @@
+"""Events: what happened to sessions, for the log and for the app's hook."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import anyio
+
+from asgi_sessions._core.types import Clock, Event, EventHook, instant
+from asgi_sessions._engine.failures import FailureLog, reason_of
+from asgi_sessions._engine.loops import running_loop
+
+logger = logging.getLogger("asgi_sessions")
+
+HOOK_GRACE = 0.1
+"""Seconds for which a request waits for a coroutine that was given as ``on_event``."""
+
+_STEPS_THAT_READ = frozenset({"load", "list", "history", "start-up", "token check", "watch"})
+
+_EXPLAINED = frozenset({"store.failed", "session.damaged", "session.not_saved"})
+"""Events whose line in the log says why."""
+
+_LEVELS = {
+    "session.created": logging.DEBUG,
+    "session.damaged": logging.WARNING,
+    "session.not_saved": logging.WARNING,
+    "session.refresh_reused": logging.WARNING,
+    "cookie.duplicated": logging.WARNING,
+    "store.failed": logging.ERROR,
+}
+
+
+class Events:
+    """Logs what happened and calls the app's hook."""
+
+    def __init__(self, host: str, hook: EventHook | None, failures: FailureLog, clock: Clock) -> None:
+        self._host = host
+        self._hook = hook
+        self._failures = failures
+        self._clock = clock
+        self._running: set[asyncio.Future[Any]] = set()
+
+    def event(
+        self, name: str, *, session_id: str | None = None, user_id: str | None = None, **details: object
+    ) -> Event:
+        """An event of this moment."""
+        return Event(name, instant(self._clock()), session_id, user_id, details)
+
+    def failure(self, step: str, failure: BaseException, session_id: str | None = None) -> Event:
+        """The event that says at which step of a request, or of ours, the store failed, and why."""
+        host = getattr(failure, "host", None) or self._host
+        return self.event("store.failed", session_id=session_id, step=step, host=host, reason=reason_of(failure))
+
+    def ended(self, ids: Iterable[str], user_id: str | None, reason: str) -> list[Event]:
+        """An event for each of these sessions."""
+        return [self.event("session.ended", session_id=id, user_id=user_id, reason=reason) for id in ids]
+
+    async def emit(self, *events: Event) -> None:
+        """Log events and hand them to the app's hook. Never raises."""
+        if (held := _held.get()) is not None and held.is_open:
+            held.events += events
+            return
+        for event in events:
+            self._log(event)
+            if self._hook is None:
+                continue
+            try:
+                result = self._hook(event)
+                if inspect.isawaitable(result):
+                    await self._wait_for_hook(result, event.name)
+            except Exception:
+                logger.exception("the on_event hook failed on %s", event.name)
+
+    @contextmanager
+    def held_back(self) -> Iterator[list[Event]]:
+        """Keep back what is emitted in the block: a hook takes its own time, and not that of the store. The caller emits it."""
+        held = _Held()
+        token = _held.set(held)
+        try:
+            yield held.events
+        finally:
+            _held.reset(token)
+            held.is_open = False
+
+    def _log(self, event: Event) -> None:
+        """One line for the log. Ids only: a user's id may be an address, and other details are for the hook.
+
+        Of a failure with step, host and reason, and only if it was not said a moment ago.
+        """
+        level = _LEVELS.get(event.name, logging.INFO)
+        if event.name not in _EXPLAINED:
+            logger.log(level, "%s session=%s", event.name, event.session_id)
+            return
+        words, values = "%s", list[object]([event.name])
+        left_out: int | None = 0
+        if event.name == "store.failed":
+            step, host, reason = (str(event.details[name]) for name in ("step", "host", "reason"))
+            way = "sweep" if step == "sweep" else "read" if step in _STEPS_THAT_READ else "write"
+            left_out = self._failures.failed(way, (step, host, reason), event.at.timestamp())
+            words, values = f"{words} step=%s host=%s", [*values, step, host]
+            level = logging.WARNING if step == "start-up" else level
+        else:
+            left_out = self._failures.count((event.name, str(event.details["reason"])), event.at.timestamp())
+        if left_out is None:
+            return
+        words, values = f"{words} session=%s", [*values, event.session_id]
+        if left_out:
+            words, values = f"{words} left_out=%d", [*values, left_out]
+        logger.log(level, f"{words} reason=%s", *values, event.details["reason"])
+
+    async def _wait_for_hook(self, result: Awaitable[Any], name: str) -> None:
+        """A quick hook is waited for; a slow one goes on by itself and holds up nobody (under trio it is cancelled)."""
+        if running_loop() is None:
+            with anyio.move_on_after(HOOK_GRACE):
+                await result
+            return
+        task = asyncio.ensure_future(result)
+        self._running.add(task)
+
+        def done(task: asyncio.Future[Any]) -> None:
+            self._running.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error("the on_event hook failed on %s", name, exc_info=error)
+
+        task.add_done_callback(done)
+        await asyncio.wait({task}, timeout=HOOK_GRACE)
+
+
+class _Held:
+    """Events that wait until the store has answered all that it is asked."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.is_open = True
+
+
+_held: ContextVar[_Held | None] = ContextVar("asgi_sessions held events", default=None)
