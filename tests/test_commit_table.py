@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import product
@@ -9,14 +10,16 @@ from typing import Any, get_args
 
 import pytest
 
-from asgi_sessions import MemoryStore, Session, Timeouts
-from asgi_sessions._core.plan import COMMIT_TABLE, Call, Cookie, Data, Row, Step, Was
-from asgi_sessions._core.session import Asked
+from asgi_sessions import CookieConfig, MemoryStore, Session, StoreError, Timeouts
+from asgi_sessions._core.intent import Asked
+from asgi_sessions._core.plan import COMMIT_TABLE, Call, Cookie, Data, Phase, Row, Step, Was
+from asgi_sessions._engine.commit import CALLERS
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with
 from tests.wrapped import Wrapped
 
-CASES = [(row, data, asked) for row in COMMIT_TABLE for data, asked in product(row.data, row.asked)]
+Case = tuple[Row, Was, Data, Asked, Phase]
+CASES: list[Case] = [(row, *case) for row in COMMIT_TABLE for case in product(row.was, row.data, row.asked, row.phase)]
 
 # What each step asks of the store, when nobody interferes.
 QUESTIONS = {
@@ -29,6 +32,9 @@ QUESTIONS = {
     Step.DELETE: ["delete"],
     Step.DELETE_UNCHANGED: ["delete"],
     Step.DELETE_CREATE: ["create", "delete"],
+    Step.DELETE_ONLY: ["delete"],
+    Step.NOT_SAVED: [],
+    Step.REFUSE: [],
 }
 
 CHANGES: dict[Data, Callable[[Session], Any]] = {
@@ -39,22 +45,75 @@ CHANGES: dict[Data, Callable[[Session], Any]] = {
     Data.EMPTIED: lambda s: s.clear(),
 }
 
+VERBS: dict[Asked, Callable[[Session], Any]] = {
+    Asked.LOG_IN: lambda s: s.log_in("alice"),
+    Asked.REGENERATE: lambda s: s.regenerate(),
+    Asked.DESTROY: lambda s: s.destroy(),
+}
+
 
 def verb_of(asked: Asked) -> Callable[[Session], Any]:
-    verbs: dict[Asked, Callable[[Session], Any]] = {
-        Asked.LOG_IN: lambda s: s.log_in("alice"),
-        Asked.REGENERATE: lambda s: s.regenerate(),
-        Asked.DESTROY: lambda s: s.destroy(),
-    }
-    return verbs.get(asked, lambda s: None)
+    return VERBS.get(asked, Session.mark_accessed)
 
 
-@pytest.mark.parametrize(("row", "data", "asked"), CASES, ids=lambda v: getattr(v, "name", "row"))
-async def test_a_row_of_the_table(row: Row, data: Data, asked: Asked, clock: FakeClock) -> None:
+CROSS_SITE = {"type": "http", "method": "POST", "headers": [(b"sec-fetch-site", b"cross-site")]}
+
+
+@pytest.mark.parametrize(("row", "was", "data", "asked", "phase"), CASES, ids=lambda v: getattr(v, "name", "row"))
+async def test_a_row_of_the_table(row: Row, was: Was, data: Data, asked: Asked, phase: Phase, clock: FakeClock) -> None:
+    store = Wrapped(MemoryStore())
+    renewing = Timeouts(renew=timedelta(minutes=5)) if asked is Asked.RENEWAL else Timeouts()
+    browser = Browser(app_with(store, clock=clock, timeouts=renewing, cookie=CookieConfig(samesite="lax")))
+    manager = browser.app.manager
+    if was is Was.FOUND:
+        await browser.do(lambda s: s.update(a=1))
+    if asked in (Asked.TOUCH, Asked.RENEWAL):
+        clock.advance(timedelta(minutes=6))
+    session = await manager.load([browser.key]) if was is Was.FOUND else manager.begin()
+    if phase is Phase.DEGRADED or (row.store is Step.REFUSE):
+        session = manager.degraded()
+    store.calls.clear()
+
+    if phase is Phase.ENDED:
+        session._end()
+    if phase is Phase.WITHHELD:
+        session._origin = CROSS_SITE
+    verb_of(asked)(session)
+    CHANGES[data](session)
+    if phase is Phase.ENDED:
+        session._over = True  # a verb may have begun another session
+    session._started = phase is Phase.STARTED
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            await manager.commit(session, failed=phase is Phase.FAILED)
+        except StoreError:
+            assert row.store is Step.REFUSE
+        else:
+            assert row.store is not Step.REFUSE
+
+    if row.store is Step.LOG_IN:
+        assert store.calls == (["create", "delete"] if was is Was.FOUND else ["create"])
+    else:
+        assert store.calls == QUESTIONS[row.store]
+    told = {Cookie.NOTHING: False, Cookie.DELETE: True}.get(row.cookie)
+    assert session._cookie is told or (told is None and isinstance(session._cookie, tuple))
+    is_not_saved = row.store in (Step.NOT_SAVED, Step.DELETE_ONLY)
+    assert bool(warned) == (is_not_saved and phase is not Phase.WITHHELD)
+
+
+@pytest.mark.parametrize(
+    ("row", "was", "data", "asked", "phase"),
+    [case for case in CASES if case[-1] is Phase.OPEN],
+    ids=lambda v: getattr(v, "name", "row"),
+)
+async def test_a_row_of_the_table_as_a_browser_sees_it(
+    row: Row, was: Was, data: Data, asked: Asked, phase: Phase, clock: FakeClock
+) -> None:
     store = Wrapped(MemoryStore())
     renewing = Timeouts(renew=timedelta(minutes=5)) if asked is Asked.RENEWAL else Timeouts()
     browser = Browser(app_with(store, clock=clock, timeouts=renewing))
-    if row.was is Was.FOUND:
+    if was is Was.FOUND:
         await browser.do(lambda s: s.update(a=1))
     if asked in (Asked.TOUCH, Asked.RENEWAL):
         clock.advance(timedelta(minutes=6))
@@ -63,9 +122,9 @@ async def test_a_row_of_the_table(row: Row, data: Data, asked: Asked, clock: Fak
 
     response = await browser.do(lambda s: (verb_of(asked)(s), CHANGES[data](s)))
 
-    asked_of_store = store.calls[1:] if row.was is Was.FOUND else store.calls
+    asked_of_store = store.calls[1:] if was is Was.FOUND else store.calls
     if row.store is Step.LOG_IN:
-        assert asked_of_store == (["create", "delete"] if row.was is Was.FOUND else ["create"])
+        assert asked_of_store == (["create", "delete"] if was is Was.FOUND else ["create"])
     else:
         assert asked_of_store == QUESTIONS[row.store]
     told = response.set_cookie or ""
@@ -79,26 +138,37 @@ async def test_a_row_of_the_table(row: Row, data: Data, asked: Asked, clock: Fak
 
 
 def test_every_case_stands_in_one_row_only() -> None:
-    keys = [(row.was, data, asked) for row, data, asked in CASES]
+    keys = [case for _, *case in map(list, CASES)]
 
-    assert len(keys) == len(set(keys))
+    assert len(keys) == len({tuple(key) for key in keys})
 
 
 def test_every_case_that_can_arise_has_a_row() -> None:
-    there = {(row.was, data, asked) for row, data, asked in CASES}
+    there = {case[1:] for case in CASES}
     fresh, known = (Data.EMPTY, Data.SOME), (Data.SAME, Data.CHANGED, Data.EMPTIED)
-    can_arise: set[tuple[Was, Data, Asked]] = {
-        (Was.NONE, data, asked) for data in fresh for asked in Asked if asked is not Asked.DESTROY
-    }
-    can_arise |= {
-        (Was.FOUND, data, asked) for data in known for asked in Asked if asked not in (Asked.LOG_IN, Asked.DESTROY)
-    }
-    can_arise |= {(Was.FOUND, data, asked) for data in fresh for asked in (Asked.LOG_IN, Asked.DESTROY)}
+    can_arise: set[tuple[Was, Data, Asked, Phase]] = set()
+    for phase in (Phase.OPEN, Phase.STARTED, Phase.DEGRADED):
+        # The clocks make nothing due where there is no record, and no token is renewed when its cookie cannot leave.
+        by_clock = (Asked.TOUCH, Asked.RENEWAL) if phase is Phase.OPEN else (Asked.TOUCH,)
+        quiet = (Asked.NOTHING, Asked.REGENERATE)
+        can_arise |= set(product([Was.NONE], fresh, (*quiet, Asked.LOG_IN), [phase]))
+        if phase is Phase.DEGRADED:
+            can_arise |= set(product([Was.NONE], fresh, [Asked.DESTROY], [phase]))
+        else:
+            can_arise |= set(product([Was.FOUND], known, (*quiet, *by_clock), [phase]))
+            can_arise |= set(product([Was.FOUND], fresh, (Asked.LOG_IN, Asked.DESTROY), [phase]))
+    # Only what would begin an anonymous session finds that a cookie may have been withheld.
+    can_arise |= {(Was.NONE, Data.SOME, asked, Phase.WITHHELD) for asked in quiet}
+    can_arise |= {(Was.FOUND, Data.SOME, Asked.DESTROY, Phase.WITHHELD)}
+    # Of a failed request neither data nor any other verb counts.
+    can_arise |= {(Was.NONE, Data.EMPTY, asked, Phase.FAILED) for asked in (Asked.NOTHING, Asked.DESTROY)}
+    can_arise |= {(Was.FOUND, Data.SAME, asked, Phase.FAILED) for asked in (Asked.NOTHING, Asked.TOUCH)}
+    can_arise |= {(Was.FOUND, Data.EMPTY, Asked.DESTROY, Phase.FAILED)}
+    can_arise |= {(Was.NONE, Data.EMPTY, Asked.NOTHING, Phase.ENDED)}
+    can_arise |= {(Was.FOUND, Data.SAME, asked, Phase.ENDED) for asked in (Asked.NOTHING, Asked.TOUCH)}
 
     assert there == can_arise
 
 
-def test_every_call_of_a_plan_is_carried_out_by_the_manager() -> None:
-    from asgi_sessions._engine.manager import Manager
-
-    assert set(Manager._carriers) == set(get_args(Call))
+def test_every_call_of_a_plan_is_carried_out() -> None:
+    assert set(CALLERS) == set(get_args(Call))

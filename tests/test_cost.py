@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from asgi_sessions import Session
-from asgi_sessions._engine.manager import Manager
+from asgi_sessions._core.planner import Planner
 from tests.cost import VERSION, baseline, count
 
 TOLERANCE = 1.02
@@ -50,11 +50,11 @@ def test_no_hot_path_does_more_work_than_recorded(valkey_url: str, recorded: dic
 def test_a_few_calls_more_are_noticed(
     valkey_url: str, recorded: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settled = Manager.is_settled
+    settled = Planner.is_settled
 
-    def twice(self: Manager, session: Session, failed: bool) -> bool:
+    def twice(self: Planner, session: Session, failed: bool) -> bool:
         return settled(self, session, failed) and settled(self, session, failed)
 
-    monkeypatch.setattr(Manager, "is_settled", twice)
+    monkeypatch.setattr(Planner, "is_settled", twice)
 
     assert "memory: read" in excess(asyncio.run(count(valkey_url)), recorded)

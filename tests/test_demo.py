@@ -27,7 +27,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 import asgi_sessions._asgi.exchange
-import asgi_sessions._engine.manager
+import asgi_sessions._engine.commit
+import asgi_sessions._engine.resolve
 from asgi_sessions import CookieConfig, MemoryStore, Session
 from asgi_sessions._core.record import Record
 from asgi_sessions.cli import _serve, _shop, _tour, main
@@ -135,10 +136,10 @@ def log_in_keeps_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def log_in_leaves_the_old_session_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def end(self: object, record: Record, reason: str) -> Record | None:
-        return record
+    async def end(self: object, known: Record, reason: str, told: object) -> Record | None:
+        return known
 
-    monkeypatch.setattr(asgi_sessions._engine.manager.Manager, "_end", end)
+    monkeypatch.setattr(asgi_sessions._engine.resolve.Resolver, "end", end)
 
 
 def the_store_deletes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +167,7 @@ def the_slow_request_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def the_later_writer_wins_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi_sessions._engine.manager, "merge", lambda loaded, mine, theirs, codec: mine)
+    monkeypatch.setattr(asgi_sessions._engine.commit, "merge", lambda loaded, mine, theirs, codec: mine)
 
 
 def reading_says_nothing_to_caches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,9 +224,10 @@ def test_commands_that_are_shown_exist(page: Path) -> None:
 def test_the_commit_table_of_the_design_is_that_of_the_code() -> None:
     expected = [
         [
-            row.was.value,
+            ", ".join(was.value for was in row.was),
             ", ".join(data.value for data in row.data),
             ", ".join(asked.value for asked in row.asked),
+            ", ".join(phase.value for phase in row.phase),
             row.store.value,
             row.cookie.value,
         ]

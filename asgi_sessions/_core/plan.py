@@ -126,8 +126,11 @@ COMMIT_TABLE: tuple[Row, ...] = (
     Row(_NONE, _EMPTY, (*_NOTHING, *_REGENERATE), _DEGRADED, Step.NOTHING, Cookie.NOTHING),
     Row(_NONE, _SOME, (*_NOTHING, *_REGENERATE), _DEGRADED, Step.NOT_SAVED, Cookie.NOTHING),
     Row(_NONE, _FRESH, _LOG_IN, _DEGRADED, Step.REFUSE, Cookie.NOTHING),
-    Row(_NONE, _FRESH, _DESTROY, (*_FAILED, *_DEGRADED), Step.REFUSE, Cookie.NOTHING),
-    Row(_EITHER, (*_FRESH, *_SAME), tuple(Asked), (Phase.ENDED,), Step.NOTHING, Cookie.NOTHING),
+    Row(_NONE, _EMPTY, _DESTROY, (*_FAILED, *_DEGRADED), Step.REFUSE, Cookie.NOTHING),
+    Row(_NONE, _SOME, _DESTROY, _DEGRADED, Step.REFUSE, Cookie.NOTHING),
+    # Nothing of it is kept, and its data is not looked at.
+    Row(_NONE, _EMPTY, _NOTHING, (Phase.ENDED,), Step.NOTHING, Cookie.NOTHING),
+    Row(_FOUND, _SAME, _IDLE, (Phase.ENDED,), Step.NOTHING, Cookie.NOTHING),
 )
 """A session found by its alias is *found*: every step then goes to the successor. A row whose record turns out to be gone
 ends with nothing stored and nothing said to the browser; that is logged at info."""

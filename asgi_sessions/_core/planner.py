@@ -153,7 +153,9 @@ class Planner:
         Raises:
             SessionDataError: a value cannot be kept faithfully.
         """
-        phase = _phase_of(session, failed)
+        phase = Phase.STARTED if session._started else Phase.OPEN
+        if session._over or failed or session._degraded:
+            phase = Phase.ENDED if session._over else Phase.FAILED if failed else Phase.DEGRADED
         was = Was.NONE if session._record is None and session._intent.leaving is None else Was.FOUND
         asked = session._intent.asked
         payload = b""
@@ -167,7 +169,8 @@ class Planner:
         if session._record is None:
             data = Data.EMPTY
             if dict.__len__(session) or session._user_id is not None:
-                data, payload = Data.SOME, self._encoded(session)
+                data, payload = Data.SOME, self.codec.encode(session)
+                session._written = session._marked = False
                 if phase is Phase.OPEN and session._user_id is None and self.is_cookie_withheld(session):
                     phase = Phase.WITHHELD
             return ROWS[was, data, asked, phase], phase, payload
@@ -186,13 +189,9 @@ class Planner:
             return Data.SAME, session._loaded
         if dict.__len__(session) == 0 and session._user_id is None:
             return Data.EMPTIED, b""
-        payload = self._encoded(session)
-        return (Data.SAME if payload == session._loaded else Data.CHANGED), payload
-
-    def _encoded(self, session: Session) -> bytes:
-        payload = self.codec.encode(session, True if session._record is None else session._maybe_changed)
+        payload = self.codec.encode(session, session._maybe_changed)
         session._written = session._marked = False
-        return payload
+        return (Data.SAME if payload == session._loaded else Data.CHANGED), payload
 
     # ── The plan ──
 
@@ -210,7 +209,8 @@ class Planner:
         if step is Step.UPDATE:
             if phase is Phase.STARTED:
                 session._drop_verb()
-            self._update(session, payload, plan)
+            _, record, body = self._next(session, payload)
+            calls.append(Update(record, body, _known(session).rev))
         elif step is Step.TOUCH:
             calls.append(Touch(_known(session)))
         elif step is Step.RENAME or step is Step.RENEW:
@@ -237,9 +237,6 @@ class Planner:
         """The call that stores this payload."""
         _, record, body = self._next(session, payload)
         return Update(record, body, _known(session).rev)
-
-    def _update(self, session: Session, payload: bytes, plan: Plan) -> None:
-        plan.calls.append(self.update(session, payload))
 
     def _create(self, session: Session, payload: bytes, plan: Plan) -> None:
         plan.token, record, body = self._next(session, payload, fresh_token=True)
@@ -331,16 +328,6 @@ class Planner:
             return None
         ends_at = self.rules.timeouts.ends_at(created_at=session._created_at, remembered=True)
         return max(1, math.ceil(ends_at - self.rules.clock()))
-
-
-def _phase_of(session: Session, failed: bool) -> Phase:
-    if session._over:
-        return Phase.ENDED
-    if failed:
-        return Phase.FAILED
-    if session._degraded:
-        return Phase.DEGRADED
-    return Phase.STARTED if session._started else Phase.OPEN
 
 
 def _is_confirmed(session: Session) -> bool:

@@ -1,11 +1,12 @@
 """Commit: carries out a plan, call by call. Each call may be repeated, so a commit that was interrupted goes on with its plan.
 
-What can happen meanwhile is one of two answers of the store: the record has changed (rebase on it, and make another plan), or it is
-gone (another request moved the session: go on there; or ended it: write nothing, and say nothing to the browser).
+Two answers of the store tell that another request was faster. The record has changed: rebase on it, and make another plan. Or it
+is gone: go on where the other request has moved the session; if it has ended it, write nothing, and say nothing to the browser.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -20,6 +21,7 @@ import anyio
 from msgspec.structs import replace
 
 from asgi_sessions._core.facts import Facts, unpack_facts
+from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.history import Admission, Note, Rules, ended
 from asgi_sessions._core.intent import NO_INTENT, Asked
 from asgi_sessions._core.payload import merge
@@ -44,7 +46,7 @@ from asgi_sessions._core.token import owner_of_known
 from asgi_sessions._core.types import Event
 from asgi_sessions._engine.contract import Store
 from asgi_sessions._engine.events import Events
-from asgi_sessions._engine.guard import TOUCH_SHARE, Guard, checked
+from asgi_sessions._engine.guard import TOUCH_SHARE, Guard, checked, checked_ids
 from asgi_sessions._engine.resolve import Resolver, noting
 from asgi_sessions.errors import (
     RecordChanged,
@@ -56,6 +58,8 @@ from asgi_sessions.errors import (
     SessionWarning,
     StoreError,
 )
+
+logger = logging.getLogger("asgi_sessions")
 
 MOST_SPENT = 0.75
 """Of the deadline of a commit, when somebody else was faster: so much counts as spent at most, however long ago it began."""
@@ -79,7 +83,7 @@ class Committer:
     """Commits the sessions that one cookie leads to."""
 
     def __init__(self, store: Store, guard: Guard, planner: Planner, resolver: Resolver, events: Events) -> None:
-        self._calls = Calls(store, guard, planner, resolver, events)
+        self.calls = Calls(store, guard, planner, resolver, events)
         self._guard = guard
         self._planner = planner
         self._resolver = resolver
@@ -120,6 +124,26 @@ class Committer:
             if told:
                 await self._events.emit(*told)
 
+    async def settle(self, session: Session) -> None:
+        """After a commit that failed: undo it, or finish it if the browser was told of its token."""
+        if session._plan is not None:
+            session._touch_due = False  # the store has just failed: activity is not worth another call
+            try:
+                await self.commit(session, failed=True)
+            except StoreError as failure:
+                logger.debug("a commit that failed could not be undone either (%s)", type(failure).__name__)
+
+    def owed_cookie(self, session: Session) -> tuple[Hidden[str], int | None] | bool:
+        """What a response to a failed request says of the cookie, in the form of ``session._cookie``."""
+        plan: Plan | None = session._plan
+        due, session._cookie = session._cookie, False
+        if plan is not None and plan.cookie:
+            return plan.cookie  # of what was committed: the token that the browser has is dead, or about to be
+        if session._intent.asked is Asked.DESTROY:
+            # The user is told that the log-out failed. The session may live on, but not in this browser.
+            return not self._planner.is_cookie_withheld(session)
+        return due
+
     async def _commit_uncut(self, session: Session, told: list[Event], *, failed: bool, is_save: bool) -> None:
         """A commit that is cancelled goes on where the browser could not go on without it."""
         limit: Callable[[], AbstractContextManager[Any]] = self._guard.limit
@@ -154,7 +178,7 @@ class Committer:
         plan: Plan | None = session._plan
         if plan is not None:
             if plan.can_be_undone and (failed or (session._started and plan.token is not None)):
-                await self._calls.undo(session, plan)
+                await self.calls.undo(session, plan)
             else:
                 await self._carry_out(session, plan, told)
         if not self._lives(session) and not await self._still_lives(session, told):
@@ -223,7 +247,7 @@ class Committer:
             while plan.done < len(plan.calls):
                 call = plan.calls[plan.done]
                 is_repeated, plan.is_unsure = plan.is_unsure, True
-                await CALLERS[type(call)](self._calls, session, plan, call, told, is_repeated)
+                await CALLERS[type(call)](self.calls, session, plan, call, told, is_repeated)
                 plan.done, plan.is_unsure = plan.done + 1, False
         except (RecordChanged, RecordGone) as conflict:
             session._plan = None
@@ -289,9 +313,7 @@ class Committer:
 
     def _mark_ended(self, session: Session, told: list[Event]) -> None:
         """Another request ended the session meanwhile. That is nobody's fault: a normal response, no cookie."""
-        told.append(
-            self._events.event("session.lost", session_id=session._id or None, user_id=session._user_id)
-        )
+        told.append(self._events.event("session.lost", session_id=session._id or None, user_id=session._user_id))
         is_other = session._record is None  # after destroy() the session at hand is another one already
         session._end()
         session._over = not is_other
@@ -446,10 +468,9 @@ class Calls:
             session._begin(session._now)
         told += self._events.ended([record.id], None, "emptied")
 
-    async def end_others(
-        self, session: Session, plan: Plan, call: EndOthers, told: list[Event], again: bool
-    ) -> None:
-        rules, store = self._planner.rules, as_user_store(self._store)
+    async def end_others(self, session: Session, plan: Plan, call: EndOthers, told: list[Event], again: bool) -> None:
+        store: Any = self._store
+        rules = self._planner.rules
         note = Note(ended("revoked_all"), rules.clock(), "", rules.rules or Rules(0))
         found = await self._guard.ask(store.end, owner_of_known(call.user_id), note=note, keep=call.keep)
         told += self._events.ended(checked_ids(found), call.user_id, "revoked_all")

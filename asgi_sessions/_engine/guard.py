@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -158,6 +158,17 @@ def checked(record: object, key: str | None = None) -> Record:
     ):
         return record
     raise StoreError("the store answered with something other than the record that was asked for")
+
+
+def checked_ids(found: object) -> Sequence[str]:
+    """The ids of sessions that a store says it has ended.
+
+    Raises:
+        StoreError: it says something else.
+    """
+    if isinstance(found, list | tuple) and all(isinstance(id, str) for id in found):
+        return found
+    raise StoreError("the store answered with something other than ids")
 
 
 def _name(about: object) -> object:

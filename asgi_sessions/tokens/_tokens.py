@@ -51,9 +51,10 @@ from asgi_sessions._core.token import (
     user_id_in,
 )
 from asgi_sessions._core.types import Clock, Event, EventHook, Scope, instant
+from asgi_sessions._engine.commit import MAX_ATTEMPTS
 from asgi_sessions._engine.contract import Store, lacking_for_users
 from asgi_sessions._engine.loops import PerLoop, retrieve
-from asgi_sessions._engine.manager import MAX_ATTEMPTS, Manager, manager_of
+from asgi_sessions._engine.manager import Manager, manager_of
 from asgi_sessions.errors import (
     ConfigurationError,
     RecordChanged,

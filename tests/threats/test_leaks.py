@@ -169,7 +169,7 @@ async def test_tokens_keys_and_payloads_are_in_no_log_event_warning_error_or_rep
 
     for event in events:
         listener.note(event, event.details, *event.details.values())
-    listener.note(app, app.cookie, app.manager, store, watched, app.manager._secrets, app.manager._mint, browser.app)
+    listener.note(app, app.cookie, app.manager, store, watched, app.manager.secrets, app.manager._mint, browser.app)
     gc.collect()
 
     assert len(listener.tokens) > 10
