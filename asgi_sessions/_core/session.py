@@ -63,6 +63,7 @@ class Session(TrackedDict):
         "_created_at",
         "_degraded",
         "_epoch",
+        "_had_user",
         "_id",
         "_intent",
         "_keeper",
@@ -90,6 +91,7 @@ class Session(TrackedDict):
     _created_at: float
     _degraded: bool
     _epoch: int  # one more whenever a verb makes this another session
+    _had_user: bool  # was a user logged in until a verb of this request?
     _id: str  # empty until somebody asks
     _intent: Intent
     _keeper: Keeper
@@ -116,7 +118,7 @@ class Session(TrackedDict):
         self._keeper = keeper
         self._now = self._created_at = now
         self._accessed = self._maybe_changed = self._written = self._marked = False
-        self._started = self._over = self._degraded = False
+        self._started = self._over = self._degraded = self._had_user = False
         self._remembered = self._renewal_due = self._touch_due = self._cookie = self._committing = False
         self._active = self._renews = True
         self._intent = NO_INTENT
@@ -153,6 +155,7 @@ class Session(TrackedDict):
     def _begin(self, now: float) -> None:
         """Become a session of which nothing is stored yet."""
         self._epoch += 1
+        self._had_user = self._had_user or self._user_id is not None
         self._over = False
         self._record = None
         self._stored = None
@@ -272,8 +275,7 @@ class Session(TrackedDict):
     @property
     def _is_of_a_user(self) -> bool:
         """Whether a user is logged in, or was until this request."""
-        leaving = self._intent.leaving
-        return (self._user_id or (leaving and leaving.user_id)) is not None
+        return self._had_user or self._user_id is not None
 
     # ── Verbs ──
 

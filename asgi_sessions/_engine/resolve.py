@@ -125,15 +125,14 @@ class Resolver:
             found: what lies under its key now.
         """
         key, is_renewed = known.key, False
-        for _ in range(2 * MAX_HOPS):
+        for _ in range(3 * MAX_HOPS):
             if found is None or found.id != known.id or (found.rev != ALIAS_REV and found.owner != known.owner):
                 # The index stands in the clear, so what it leads to is looked at before it is believed.
                 moved_to: object = None if known.owner is None else (await self.index_of(known.owner)).get(known.id)
                 if not isinstance(moved_to, str) or moved_to == key:
                     return None
                 key, found = moved_to, await self.load(moved_to, told)
-                if found is None:
-                    continue  # moved once more
+                continue
             try:
                 body = self._rules.open(found)
                 if body.kind not in ALIASES:
