@@ -175,6 +175,15 @@ async def test_a_closed_output(words: list[str], shell: str, tmp_path: Path) -> 
     assert ended.stderr.startswith(("asgi-sessions: ", '{"crv"'))
 
 
+@pytest.mark.parametrize("words", [["--help"], ["sweep", "--help"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_help_that_cannot_be_written_is_a_failure(words: list[str], unbuffered: str, tmp_path: Path) -> None:
+    """By itself, argparse ignores a write that fails."""
+    ended = command(*words, folder=tmp_path, shell=">/dev/full", PYTHONUNBUFFERED=unbuffered)
+
+    assert (ended.returncode, ended.stderr) == (1, "asgi-sessions: cannot write: No space left on device\n")
+
+
 @pytest.mark.parametrize("name", ["rekey", "sweep"])
 def test_ctrl_c(name: str, tmp_path: Path) -> None:
     """While it waits for a server that says nothing."""

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import asgi_sessions
 from asgi_sessions._core.arguments import whole
@@ -103,8 +104,18 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help fails if it cannot be written. argparse ignores that."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="asgi-sessions", description="Server-side sessions for ASGI.")
+    parser = _Parser(prog="asgi-sessions", description="Server-side sessions for ASGI.")
     parser.add_argument("--version", action="version", version=f"asgi-server-sessions {asgi_sessions.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
     demo = commands.add_parser(
