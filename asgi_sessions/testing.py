@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from inspect import signature
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -86,12 +87,12 @@ async def session_cookie(
 async def _begun(
     store: Store,
     user_id: str | None,
-    data: Mapping[str, Any] | None = None,
-    remember: bool = False,
-    cookie: CookieConfig = CookieConfig(),  # noqa: B008 - frozen
-    timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
-    secret_keys: Sequence[str | bytes] = (),
-    clock: Clock = time.time,
+    data: Mapping[str, Any] | None,
+    remember: bool,
+    cookie: CookieConfig,
+    timeouts: Timeouts,
+    secret_keys: Sequence[str | bytes],
+    clock: Clock,
 ) -> tuple[Manager, str]:
     """The manager that began a session, and the value of its cookie."""
     expect("session_cookie(store)", store, Store)
@@ -143,7 +144,9 @@ async def log_in(client: _HasCookies, store: Store, user_id: str, **options: Any
         ConfigurationError: the app's SessionMiddleware has other ``secret_keys``. Where the app is not built yet, its first
             request raises it.
     """
-    manager, value = await _begun(store, user_id, **options)
+    given = signature(session_cookie).bind(store, user_id, **options)
+    given.apply_defaults()
+    manager, value = await _begun(*given.args, **given.kwargs)
     try:
         _began.setdefault(client, []).append(manager)
     except TypeError:
