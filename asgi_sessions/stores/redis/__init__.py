@@ -31,6 +31,7 @@ from asgi_sessions._core.token import PLACE_CHARS, place_of
 from asgi_sessions._engine.contract import Listening
 from asgi_sessions.errors import (
     ConfigurationError,
+    NotNow,
     RecordChanged,
     RecordDamaged,
     RecordExists,
@@ -40,6 +41,7 @@ from asgi_sessions.errors import (
     StoreError,
 )
 from asgi_sessions.stores.redis._client import (
+    PATIENCE,
     UNANSWERED,
     Client,
     GivenClient,
@@ -66,6 +68,7 @@ from asgi_sessions.stores.redis._scripts import (
     INDEX,
     RECORDS,
     RENAME,
+    SEARCH,
     TOUCH,
     UPDATE,
     Script,
@@ -85,6 +88,9 @@ RUN_CHARS = 12
 
 SLOTS_AT_ONCE = 256
 """Of a cluster that are walked through before somebody hears how far it has come."""
+
+UNSURE = b"UNSURE"
+"""What a script answers that needs all sessions of a user, where their index may have been evicted."""
 
 _LAST_SMALL = str(LARGE - 1)
 
@@ -296,16 +302,9 @@ class RedisStore:
             script = ADMIT
             limit, refuses = note.rules.limit, int(note.rules.refuses)
             more = (_rules(note.now, note.rules), line_of(note), "".join(note.marks), limit, refuses)
-        done = await run(
-            self._for(value),
-            script,
-            (self._name(key),),
-            value,
-            _ttl(record.seen_at, record.expires_at),
-            self._stem(key),
-            _suffix(key),
-            *more,
-        )
+        ttl, stem = _ttl(record.seen_at, record.expires_at), self._stem(key)
+        args = (value, ttl, stem, _suffix(key), *more)
+        done = await self._when_whole(record.owner, run, self._for(value), script, (self._name(key),), *args)
         if done == 0:
             raise RecordExists("there is a record under this key already")
         if not isinstance(done, list):
@@ -368,7 +367,8 @@ class RedisStore:
     async def index(self, owner: str) -> Mapping[str, str]:
         """See :meth:`asgi_sessions.stores.Store.index`."""
         place = place_of(owner)
-        texts = _texts(await run(self._client, INDEX, (self._index(owner),), self._stem(owner)))
+        keys = (self._index(owner),)
+        texts = _texts(await self._when_whole(owner, run, self._client, INDEX, keys, self._stem(owner)))
         return {id: place + suffix for id, suffix in zip(texts[::2], texts[1::2], strict=True)}
 
     # ── The sessions of one user ──
@@ -376,7 +376,8 @@ class RedisStore:
     async def records(self, owner: str, *, now: float, rules: Rules) -> Sequence[Record]:
         """See :meth:`asgi_sessions.stores.UserStore.records`."""
         place = place_of(owner)
-        flat = await run(self._bulk, RECORDS, (self._index(owner),), self._stem(owner), _rules(now, rules))
+        args = (self._stem(owner), _rules(now, rules))
+        flat = await self._when_whole(owner, run, self._bulk, RECORDS, (self._index(owner),), *args)
         found: list[Record] = []
         for suffix, data in zip(_texts(flat[::2]), flat[1::2], strict=True):
             try:
@@ -389,7 +390,7 @@ class RedisStore:
         """See :meth:`asgi_sessions.stores.UserStore.end`."""
         rules = _rules(note.now, note.rules)
         args = (self._stem(owner), rules, note.what, id or "", keep or "")
-        return _texts(await self._end(owner, END, self._index(owner), *args))
+        return _texts(await self._when_whole(owner, self._end, owner, END, self._index(owner), *args))
 
     async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
         """See :meth:`asgi_sessions.stores.UserStore.history`."""
@@ -398,7 +399,25 @@ class RedisStore:
 
     async def erase(self, owner: str, *, sessions: bool) -> Sequence[str]:
         """See :meth:`asgi_sessions.stores.UserStore.erase`."""
-        return _texts(await self._end(owner, ERASE, self._index(owner), self._stem(owner), int(sessions)))
+        args = (self._index(owner), self._stem(owner), int(sessions))
+        return _texts(await self._when_whole(owner, self._end, owner, ERASE, *args))
+
+    async def _when_whole(self, owner: str | None, ask: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        """Ask about all sessions of a user. Where the server may have evicted their index, first search the server for them.
+
+        Raises:
+            NotNow: the search takes longer. The next call goes on with it.
+        """
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + PATIENCE
+        while (answer := await ask(*args)) == UNSURE and owner is not None:
+            while not await run(self._bulk, SEARCH, (self._index(owner),), self._stem(owner)):
+                if loop.time() > give_up:
+                    raise NotNow(
+                        "Redis may have evicted the index of this user, and the search for their sessions takes longer; "
+                        "try again, and set maxmemory-policy noeviction"
+                    )
+        return answer
 
     async def scan(self, cursor: str, some: int) -> tuple[Sequence[str], str]:
         """See :class:`asgi_sessions.rekey.ScannableStore`.

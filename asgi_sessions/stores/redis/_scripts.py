@@ -3,7 +3,8 @@
 Positions are those of ``asgi_sessions._core.record.pack``, counted from 1 as Lua does: version 1, seen_at 2–14, expires_at 15–27,
 rev 28–35, id 36–51, owner 52–73. ``stem`` is ``prefix:{place}:``; every key that a script touches begins with it and so lies
 in one slot, also the index and the history, whose names the script reads out of the record itself. A value in the index is the
-end of a key (43 characters) and the record's ``expires_at`` (13 digits).
+end of a key (43 characters) and the record's ``expires_at`` (13 digits). Where a server evicts, its field ``.``
+says how far SEARCH has come: ``whole``, or the run of the server and the cursor.
 
 ``rules`` is what is to be written into the history and how: now, entries, keep, horizon (milliseconds; see ``_rules``).
 
@@ -44,6 +45,29 @@ local function keep(index, ttl)
   if redis.call('PTTL', index) < tonumber(ttl) then redis.call('PEXPIRE', index, ttl) end
 end
 local function enter(index, id, suffix, expires) redis.call('HSET', index, id, suffix .. expires) end
+-- The entries of an index, without what SEARCH notes there; or some of them.
+local function entries_of(index, some)
+  local entries = some and redis.call('HRANDFIELD', index, 64, 'WITHVALUES') or redis.call('HGETALL', index)
+  for i = 1, #entries, 2 do
+    if entries[i] == '.' then
+      table.remove(entries, i)
+      table.remove(entries, i)
+      break
+    end
+  end
+  return entries
+end
+local function evicts()
+  local memory, stats = redis.pcall('INFO', 'memory'), redis.pcall('INFO', 'stats')
+  return type(memory) ~= 'string' or not string.find(memory, 'maxmemory_policy:noeviction', 1, true)
+    or type(stats) ~= 'string' or not string.find(stats, 'evicted_keys:0', 1, true)
+end
+-- Whether the index names every session of its user. The server may have evicted it, and a log-in may have begun another one.
+local function is_whole(index)
+  local found = redis.call('HGET', index, '.')
+  if found then return found == 'whole' end
+  return not evicts()
+end
 -- How many of these are there; an error where the slot is on its way to another node. Give more than one key.
 local function all_here(...)
   local there = redis.pcall('EXISTS', ...)
@@ -113,7 +137,7 @@ end
 local function prune(index, stem, rules, some)
   local alive = {}
   all_here(index, history_of(index))
-  local entries = some and redis.call('HRANDFIELD', index, 64, 'WITHVALUES') or redis.call('HGETALL', index)
+  local entries = entries_of(index, some)
   all_of_it_here(entries, index, stem)
   for i = 1, #entries, 2 do
     local id, suffix = entries[i], string.sub(entries[i + 1], 1, 43)
@@ -152,7 +176,7 @@ if there then return there == ARGV[1] and 1 or 0 end
 local index = index_of(ARGV[1], ARGV[3])
 if index then
   all_here(KEYS[1], index)
-  living(redis.call('HRANDFIELD', index, 64, 'WITHVALUES'), index, ARGV[3])
+  living(entries_of(index, true), index, ARGV[3])
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 if index then
@@ -167,7 +191,7 @@ ADMIT = Script(
     """
 -- KEYS: record.  ARGV: value, ttl, stem, suffix, rules, line, marks, limit, refuses.
 -- 0: another one is there;  a number below 0: refused, so many sessions are there;
--- a list: is the device new, is the history without any log-in, and the ids of those who had to make room.
+-- a list: is the device new, is the history without any log-in, and the ids of those who had to make room; or UNSURE.
 local there = redis.call('GET', KEYS[1])
 if there and there ~= ARGV[1] then return 0 end
 local index, rules, limit = index_of(ARGV[1], ARGV[3]), rules_in(ARGV[5]), tonumber(ARGV[8])
@@ -182,6 +206,7 @@ for _, each in ipairs(redis.call('LRANGE', history_of(index), 0, -1)) do
   end
 end
 if there then return {0, 0} end
+if limit > 0 and not is_whole(index) then return 'UNSURE' end
 local alive, out = prune(index, ARGV[3], rules, limit == 0), {}
 if limit > 0 and #alive >= limit then
   if ARGV[9] == '1' then return -#alive end
@@ -196,7 +221,7 @@ enter(index, id, ARGV[4], string.sub(ARGV[1], 15, 27))
 keep(index, math.max(tonumber(ARGV[2]), rules.entries > 0 and tonumber(rules.keep) or 0))
 local new = rules.entries > 0 and not known and string.sub(ARGV[6], 14, 14) == 'i'
 note(index, new and string.sub(ARGV[6], 1, 13) .. 'n' .. string.sub(ARGV[6], 15) or ARGV[6], rules)
-return {new and 1 or 0, log_ins == 0 and 1 or 0, unpack(out)}
+return {new and 1 or 0, log_ins == 0 and not (new and evicts()) and 1 or 0, unpack(out)}
 """
 )
 
@@ -287,14 +312,16 @@ return there
 
 INDEX = Script(
     """
--- KEYS: index.  ARGV: stem.  ids and suffixes in turn, of records that are there.
-return living(redis.call('HGETALL', KEYS[1]), KEYS[1], ARGV[1])
+-- KEYS: index.  ARGV: stem.  ids and suffixes in turn, of records that are there; or UNSURE.
+if not is_whole(KEYS[1]) then return 'UNSURE' end
+return living(entries_of(KEYS[1]), KEYS[1], ARGV[1])
 """
 )
 
 RECORDS = Script(
     """
--- KEYS: index.  ARGV: stem, rules.  suffixes and records in turn.
+-- KEYS: index.  ARGV: stem, rules.  suffixes and records in turn; or UNSURE.
+if not is_whole(KEYS[1]) then return 'UNSURE' end
 local found = {}
 for _, one in ipairs(prune(KEYS[1], ARGV[1], rules_in(ARGV[2]))) do
   found[#found + 1] = one[3]
@@ -306,7 +333,8 @@ return found
 
 END = Script(
     """
--- KEYS: index.  ARGV: stem, rules, letter, id or '', id to keep or ''.  the ids that ended.
+-- KEYS: index.  ARGV: stem, rules, letter, id or '', id to keep or ''.  the ids that ended; or UNSURE.
+if not is_whole(KEYS[1]) then return 'UNSURE' end
 local rules, out = rules_in(ARGV[2]), {}
 for _, one in ipairs(prune(KEYS[1], ARGV[1], rules)) do
   if (ARGV[4] == '' or ARGV[4] == one[2]) and ARGV[5] ~= one[2] then
@@ -328,8 +356,9 @@ return redis.call('LRANGE', history_of(KEYS[1]), 0, -1)
 
 ERASE = Script(
     """
--- KEYS: index.  ARGV: stem, '1' to end the sessions as well.  the ids that ended.
-local out, entries = {}, redis.call('HGETALL', KEYS[1])
+-- KEYS: index.  ARGV: stem, '1' to end the sessions as well.  the ids that ended; or UNSURE.
+if ARGV[2] == '1' and not is_whole(KEYS[1]) then return 'UNSURE' end
+local out, entries = {}, entries_of(KEYS[1])
 all_here(KEYS[1], history_of(KEYS[1]))
 all_of_it_here(entries, KEYS[1], ARGV[1])
 redis.call('DEL', history_of(KEYS[1]))
@@ -345,5 +374,31 @@ for i = 1, #entries, 2 do
 end
 redis.call('DEL', KEYS[1])
 return out
+"""
+)
+
+SEARCH = Script(
+    """
+-- KEYS: index.  ARGV: stem.  1: the index is whole;  0: call again.
+-- Walk through some of the server and enter the records of this user that are found. How far the walk has come lies in the
+-- index, so any process goes on with it. It begins anew where the index was evicted meanwhile, and in another run of a server:
+-- a cursor means nothing there.
+local index, stem = KEYS[1], ARGV[1]
+local found = redis.call('HGET', index, '.') or ''
+if found == 'whole' then return 1 end
+local begun_in, cursor = string.match(found, '^(%x+):(%d+)$')
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+all_here(index, stem .. '-')
+local step = redis.call('SCAN', begun_in == run and cursor or '0', 'MATCH', stem .. 's:*', 'COUNT', 1000)
+for _, name in ipairs(step[2]) do
+  local head = head_of(name)
+  if index_of(head, stem) == index then
+    enter(index, string.sub(head, 36, 51), string.sub(name, -43), string.sub(head, 15, 27))
+    keep(index, redis.call('PTTL', name))
+  end
+end
+redis.call('HSET', index, '.', step[1] == '0' and 'whole' or run .. ':' .. step[1])
+keep(index, 86400000)
+return step[1] == '0' and 1 or 0
 """
 )
