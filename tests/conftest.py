@@ -261,10 +261,12 @@ ON_EVERY_DATABASE = {
     "test_races",
     "test_devices",
     "test_refresh",
+    "test_separate_requests",
     "test_sql_store",
     "test_rekey",
     "test_live",
     "test_doors",
+    "test_interrupted_commit",
     "test_page",
     "test_text_from_outside",
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asgi_sessions import Session, SessionError, SessionMiddleware
-from asgi_sessions._core.record import ALIAS_REV
+from asgi_sessions._core.record import ALIAS_REV, Record
 from asgi_sessions._core.token import key_of, owner_of
 from asgi_sessions.errors import ResponseStarted
 from asgi_sessions.testing import FakeClock
@@ -96,8 +96,21 @@ class World:
         lost = set(await self.keys()) - indexed - set(led_to)
         return Seen(browsers, sessions, len(lost), old)
 
+    async def clear(self) -> None:
+        """End all sessions as users and browsers do, and look that nothing is left but what only leads to another key."""
+        for user in USERS:
+            await self.erase(user)
+        await self.browser.do(lambda session: session.destroy())
+        assert not await self.keys(), "erase() and a log-out leave something"
+        for record in await self.records():
+            await self.store.delete(record.key)
+
     async def keys(self) -> list[str]:
         """The keys of all records in the store, without those that only lead to another key."""
+        return [record.key for record in await self.records() if record.rev != ALIAS_REV]
+
+    async def records(self) -> list[Record]:
+        """All records in the store."""
         keys: set[str] = set()
         cursor = ""
         while True:
@@ -105,7 +118,7 @@ class World:
             keys.update(some)
             if cursor == "":
                 records = [await self.store.load(key) for key in keys]
-                return [record.key for record in records if record is not None and record.rev != ALIAS_REV]
+                return [record for record in records if record is not None]
 
 
 async def look(browser: Browser) -> tuple[str | None, dict[str, Any]]:
