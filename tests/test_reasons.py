@@ -224,6 +224,9 @@ async def test_a_failed_save_that_the_app_catches_is_told_too(
     assert [line.partition(" host")[0] for line in lines("store.failed")] == ["store.failed step=save"]
 
 
+AN_ID = "k7Q2v9Zr4Wc8Ty1N"
+
+
 @pytest.mark.parametrize("step", ["list", "revoke", "history", "name", "erase"])
 async def test_what_is_asked_for_a_user_is_told_by_its_step(clock: FakeClock, lines: Lines, step: str) -> None:
     class Broken(MemoryStore):
@@ -236,7 +239,7 @@ async def test_what_is_asked_for_a_user_is_told_by_its_step(clock: FakeClock, li
     call = getattr(sessions, step)
 
     with pytest.raises(StoreError):
-        await call(*{"revoke": ("alice", "x"), "name": ("alice", "x", "y")}.get(step, ("alice",)))
+        await call(*{"revoke": ("alice", AN_ID), "name": ("alice", AN_ID, "y")}.get(step, ("alice",)))
 
     (line,) = lines("store.failed")
     assert line.startswith(
@@ -423,7 +426,7 @@ async def test_a_store_knows_its_address_and_keeps_the_password_for_itself(store
 
 def test_the_steps_are_those_of_the_docs() -> None:
     code = "".join(path.read_text() for path in Path("asgi_sessions").rglob("*.py"))
-    used = set(re.findall(r'(?:\.failed|\.asking|_failure)\(\s*"([^"]+)"', code))
+    used = set(re.findall(r'(?:\.failed\(|\.failure\(|\.asking\(|\bstep(?:: str)? ?=)\s*"([^"]+)"', code))
     section = Path("docs/errors.md").read_text().partition("- `step` says")[2].partition("\n- `host`")[0]
 
     assert set(re.findall(r"`([a-z -]+)`", section)) == used

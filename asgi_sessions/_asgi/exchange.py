@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable
+from contextlib import suppress
 from functools import partial
 from typing import Final, Literal, Protocol
 
@@ -12,7 +13,7 @@ from asgi_sessions._asgi.responses import answer, end, unavailable
 from asgi_sessions._core.cookie import CookieConfig, keep_out_of_caches, vary_on
 from asgi_sessions._core.origin import is_plain_http
 from asgi_sessions._core.session import Session
-from asgi_sessions._core.types import Headers, Message, Receive, Scope, Send
+from asgi_sessions._core.types import Headers, Message, Scope, Send
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.watch import Watch
 from asgi_sessions.errors import SessionError, SessionLimitReached, StoreError
@@ -63,10 +64,6 @@ class Exchange:
         self._told_caches = False  # does the answer say that it depends on the cookie?
         self.live: Live | None = None  # of a socket or stream that is closed when its session ends
 
-    def receiver(self, receive: Receive) -> Receive:
-        """What the app receives by."""
-        return receive
-
     def send(self, message: Message) -> Awaitable[None]:
         """What the app sends by. No coroutine of ours where only the server is waited for: that costs 0.2 µs per message."""
         raise NotImplementedError
@@ -84,18 +81,10 @@ class Exchange:
         Raises:
             StoreError, SessionLimitReached: in the app's ``await send(…)``, so that the app does not go on as if all were well.
         """
-        manager = self._middleware.manager
         try:
-            await manager.commit(self.session, failed=self._failed)
-        except StoreError as failure:
-            await manager.failed("commit", failure, self.session)
-            if self._middleware.on_store_failure != "raise":
-                self._failure = failure
-                await self.unavailable()
-            raise
-        except SessionLimitReached as failure:
-            self._failure = failure
-            await self._refuse()
+            await self._middleware.manager.commit(self.session, failed=self._failed)
+        except (StoreError, SessionLimitReached) as failure:
+            await self._answer_for(failure)
             raise
         await self._send(self._with_headers(message, cacheable=cacheable))
 
@@ -127,24 +116,23 @@ class Exchange:
 
     # ── Answers in place of the app ──
 
-    async def unavailable(self) -> None:
-        """Tell the client to come back later."""
-        self._started = True
-        await unavailable(self._scope, self._send, self._middleware.manager.guard.retry_after, *self._owed_cookie())
-
-    async def _refuse(self) -> None:
-        await self._answer(403, b"Too many sessions: log out somewhere else first", "too many sessions")
-
-    async def _answer(self, status: int, text: bytes = b"", reason: str = "") -> None:
-        self._started = True
-        await answer(self._scope, self._send, status, text, *self._owed_cookie(), reason=reason)
+    async def _answer_for(self, error: BaseException) -> bool:
+        """Answer if the store failed or a limit of sessions was reached. Returns whether that was done."""
+        scope, send, manager = self._scope, self._send, self._middleware.manager
+        if isinstance(error, SessionLimitReached):
+            self._started, self._failure = True, error
+            text = b"Too many sessions: log out somewhere else first"
+            await answer(scope, send, 403, text, *self._owed_cookie(), reason="too many sessions")
+        elif isinstance(error, StoreError) and self._middleware.on_store_failure != "raise":
+            self._started, self._failure = True, error
+            await unavailable(scope, send, manager.guard.retry_after, *self._owed_cookie())
+        else:
+            return False
+        return True
 
     def _owed_cookie(self) -> Headers:
         """The Set-Cookie header that the browser needs although the request failed, if any."""
-        session: Session | None = getattr(self, "session", None)  # none yet, if it could not be loaded
-        if session is None:
-            return []
-        cookie, due = self._middleware.cookie, self._middleware.manager.owed_cookie(session)
+        cookie, due = self._middleware.cookie, self._middleware.manager.owed_cookie(self.session)
         if due is False:
             return []
         return [cookie.delete() if due is True else cookie.set(due[0].value, due[1])]
@@ -180,31 +168,23 @@ class Exchange:
             await self.live.closed()
             await self._commit_late()
             return stems_from(error, self.live.ended)
-        try:
+        with suppress(StoreError):
             await manager.commit(self.session, failed=True)
-        except StoreError as failure:
-            await manager.failed("commit", failure, self.session)
         if self._started:
             return False
-        # For example out of the app's own session.save().
-        if isinstance(error, SessionLimitReached):
-            await self._refuse()
-            return True
-        if isinstance(error, StoreError) and self._middleware.on_store_failure != "raise":
-            await self.unavailable()
+        if await self._answer_for(error):  # for example out of the app's own session.save()
             return True
         if isinstance(self.session._cookie, tuple) and self._scope["type"] == "http":
             # A session was saved under a new token before the crash. The server's error page would not carry its cookie.
-            await self._answer(500)
+            self._started = True
+            await answer(self._scope, self._send, 500, b"", *self._owed_cookie())
         return False
 
     async def _commit_late(self) -> None:
         """Save what changed after the answer had left. The client cannot be told any more, so failures are logged."""
-        manager = self._middleware.manager
         try:
-            await manager.commit(self.session, failed=self._failed)
-        except StoreError as failure:
-            await manager.failed("late commit", failure, self.session)
+            await self._middleware.manager.commit(self.session, failed=self._failed, step="late commit")
+        except StoreError:
             if self._middleware.on_store_failure == "raise":
                 raise
 

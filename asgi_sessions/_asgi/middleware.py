@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
@@ -16,16 +15,18 @@ from datetime import timedelta
 from typing import Any, get_args
 from weakref import WeakSet
 
-from asgi_sessions._asgi.exchange import Exchange, OnStoreFailure
+from asgi_sessions._asgi.exchange import OnStoreFailure
 from asgi_sessions._asgi.foreign import refuse_foreign, refuse_twin, report_foreign, twin
 from asgi_sessions._asgi.http import HttpExchange
 from asgi_sessions._asgi.lifespan import lifespan
+from asgi_sessions._asgi.responses import unavailable
 from asgi_sessions._asgi.websocket import WebSocketExchange
 from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.cookie import MOST_DAYS, CookieConfig
 from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.facts import Devices
 from asgi_sessions._core.hidden import forgets_arguments
+from asgi_sessions._core.origin import is_activity
 from asgi_sessions._core.session import OURS
 from asgi_sessions._core.timeouts import Timeouts, duration
 from asgi_sessions._core.types import Clock, EventHook, Scope
@@ -179,7 +180,12 @@ class SessionMiddleware:
             if getattr(outer._keeper, "cookie_name", None) == self.cookie.name:
                 raise twin(self.cookie.name)
         # From here to the app in one frame: every await that passes through another one costs 0.15 µs, of 2 in all.
-        exchange: Exchange = (HttpExchange if kind == "http" else WebSocketExchange)(self, scope, send)
+        exchange: HttpExchange | WebSocketExchange
+        if kind == "http":
+            exchange = HttpExchange(self, scope, send)
+        else:
+            exchange = WebSocketExchange(self, scope, receive, send)
+            receive = exchange.receive
         values = self.cookie.read(scope.get("headers", ()))
         # Browsers keep one cookie under a __Host- name. A second one was smuggled in, and nobody can say which is which.
         duplicated = len(values) if values and len(values) > 1 and self.cookie.is_host_bound else 0
@@ -189,7 +195,7 @@ class SessionMiddleware:
             if keys:
                 # A handshake renews no token: some servers drop the headers of `websocket.accept`, and with them the new
                 # token. The next HTTP response renews it.
-                session = await self.manager.load(keys, active=_is_activity(scope), renews=kind == "http")
+                session = await self.manager.load(keys, active=is_activity(scope), renews=kind == "http")
             else:
                 if duplicated:
                     await self.manager.tell("cookie.duplicated", count=duplicated)
@@ -199,13 +205,13 @@ class SessionMiddleware:
             if self.on_store_failure == "raise":
                 raise
             if self.on_store_failure == "unavailable":
-                await exchange.unavailable()
+                await unavailable(scope, send, self.manager.guard.retry_after)
                 return
             session = self.manager.degraded()
         session._origin = scope
         exchange.session = scope["session"] = scope[OURS] = session
         try:
-            await self.app(scope, receive if kind == "http" else exchange.receiver(receive), exchange.send)
+            await self.app(scope, receive, exchange.send)
         except GeneratorExit:
             raise  # the loop is shutting down and closes what is left; nothing can be waited for any more
         except BaseException as error:
@@ -225,23 +231,6 @@ class SessionMiddleware:
                 scope["session"] = scope[OURS] = outer
             if exchange.live is not None:
                 exchange.stop_watching()
-
-
-_PREFETCH = re.compile(rb"[ \t]*prefetch[ \t]*(?:;|\Z)")
-
-
-def _is_activity(scope: Scope) -> bool:
-    """Whether a user sent this request. Browsers send preflights and speculative loads by themselves.
-
-    ``Sec-Purpose: prefetch`` is from the Fetch standard's prefetch extension and W3C's Speculation Rules. It is a token that may
-    have parameters (RFC 9651, sections 3.1.2 and 3.3.4).
-    """
-    if scope.get("method") == "OPTIONS":
-        return False
-    for name, value in scope.get("headers", ()):
-        if name == b"sec-purpose":
-            return _PREFETCH.match(value) is None
-    return True
 
 
 _seen_insecure: WeakSet[Any] = WeakSet()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
-from asgi_sessions._asgi.exchange import Exchange
+from asgi_sessions._asgi.exchange import Configured, Exchange
 from asgi_sessions._asgi.responses import WS_INTERNAL_ERROR, WS_SESSION_ENDED, nothing
-from asgi_sessions._core.types import Message, Receive
+from asgi_sessions._core.types import Message, Receive, Scope, Send
 from asgi_sessions.errors import StoreError
 
 
@@ -15,12 +15,13 @@ class WebSocketExchange(Exchange):
 
     __slots__ = ("_accepted", "_receive")
 
-    def receiver(self, receive: Receive) -> Receive:
-        self._accepted = False
+    def __init__(self, middleware: Configured, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(middleware, scope, send)
         self._receive = receive
-        return self.receive
+        self._accepted = False
 
     async def receive(self) -> Message:
+        """What the app receives by."""
         if self.live is None:
             message = await self._receive()
         else:
@@ -64,10 +65,8 @@ class WebSocketExchange(Exchange):
     async def _close(self, message: Message) -> None:
         # The server answers a refused handshake by itself, without our cookie.
         self._started = self.session._started = True
-        manager = self._middleware.manager
         try:
-            await manager.commit(self.session)
-        except StoreError as failure:
-            await manager.failed("commit at close", failure, self.session)
+            await self._middleware.manager.commit(self.session, step="commit at close")
+        except StoreError:
             message = {**message, "code": WS_INTERNAL_ERROR}
         await self._send(message)

@@ -87,6 +87,23 @@ _FROM_PROXIES: Final = frozenset(
 )
 
 
+_PREFETCH = re.compile(rb"[ \t]*prefetch[ \t]*(?:;|\Z)")
+
+
+def is_activity(scope: Mapping[str, Any]) -> bool:
+    """Whether a user sent this request. Browsers send preflights and speculative loads by themselves.
+
+    ``Sec-Purpose: prefetch`` is from the Fetch standard's prefetch extension and W3C's Speculation Rules. It is a token that may
+    have parameters (RFC 9651, sections 3.1.2 and 3.3.4).
+    """
+    if scope.get("method") == "OPTIONS":
+        return False
+    for name, value in scope.get("headers", ()):
+        if name == b"sec-purpose":
+            return _PREFETCH.match(value) is None
+    return True
+
+
 def is_plain_http(scope: Mapping[str, Any]) -> bool:
     """Whether the browser sent this request over plain http to a host that is not loopback, as far as anything says.
 

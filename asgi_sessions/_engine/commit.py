@@ -90,16 +90,17 @@ class Committer:
         self._events = events
         self._queues: WeakValueDictionary[tuple[str, int], anyio.Lock] = WeakValueDictionary()
 
-    async def commit(self, session: Session, *, failed: bool = False, is_save: bool = False) -> None:
+    async def commit(
+        self, session: Session, *, failed: bool = False, is_save: bool = False, step: str = "commit"
+    ) -> None:
         """Carry out what was asked of the session and save what changed, by the commit table.
 
-        What the browser is to be told stands in ``session._cookie`` afterwards. The next commit goes on with one that was
-        interrupted.
+        Afterwards ``session._cookie`` is what the response says. The next commit goes on with one that was interrupted.
 
         Args:
-            failed: the request crashed or was answered with 5xx: only ``destroy()`` counts, and, unless a log-in was asked for,
-                that there was activity.
+            failed: the request crashed or was answered with 5xx. Only ``destroy()`` counts, and activity unless it logs in.
             is_save: the app saves in the middle of a request. The token is not renewed: no response may come to carry it.
+            step: the name under which a failure of the store is reported; empty: it is not.
         Raises:
             SessionDataError: a value cannot be kept faithfully; nothing was written.
             StoreError: the store failed, or was too slow; what was written is not known.
@@ -113,9 +114,14 @@ class Committer:
         told: list[Event] = []
         session._committing = True
         try:
-            await self._commit_uncut(session, told, failed=failed, is_save=is_save)
-        except TimeoutError as error:
-            raise self._guard.too_slow() from error
+            try:
+                await self._commit_uncut(session, told, failed=failed, is_save=is_save)
+            except TimeoutError as error:
+                raise self._guard.too_slow() from error
+        except StoreError as failure:
+            if step:
+                told.append(self._events.failure(step, failure, session._id or None))
+            raise
         finally:
             session._committing = False
             if session._next_turn is not None:
@@ -129,7 +135,7 @@ class Committer:
         if session._plan is not None:
             session._touch_due = False  # the store has just failed: activity is not worth another call
             try:
-                await self.commit(session, failed=True)
+                await self.commit(session, failed=True, step="")
             except StoreError as failure:
                 logger.debug("a commit that failed could not be undone either (%s)", type(failure).__name__)
 

@@ -199,11 +199,7 @@ class Manager:
 
     async def save(self, session: Session) -> None:
         """Commit in the middle of a request; what the browser must be told is kept for the response."""
-        try:
-            await self.commit(session, is_save=True)
-        except StoreError as failure:
-            await self.failed("save", failure, session)
-            raise
+        await self.commit(session, is_save=True, step="save")
 
     # ── Sessions that live by refresh tokens, for the room ``tokens`` ──
 
@@ -388,9 +384,9 @@ class Manager:
         """Log an event and hand it to the app's hook."""
         await self.events.emit(Event(name, instant(self.clock()), None, None, details))
 
-    async def failed(self, step: str, failure: BaseException, session: Session | None = None) -> None:
-        """Tell that the store failed at a step of a request, or of ours. Never raises."""
-        await self.events.emit(self.events.failure(step, failure, None if session is None else session._id or None))
+    async def failed(self, step: str, failure: BaseException) -> None:
+        """Report a failure of the store at a step of a request, or of ours. Never raises."""
+        await self.events.emit(self.events.failure(step, failure))
 
 
 def _takes_notes(store: object) -> bool:
