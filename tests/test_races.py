@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from asgi_sessions import RedisStore, Session, StoreError, Timeouts
+from asgi_sessions import Devices, RedisStore, Session, SessionWarning, StoreError, Timeouts, UserSessions
 from asgi_sessions._core.record import Record
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
@@ -408,3 +408,208 @@ async def test_a_handshake_that_is_refused_after_a_lost_reply_leaves_the_old_tok
 
     assert (await read(browser))["user_id"] == "alice"
     assert len(await store.index(owner_of("alice"))) == 1
+
+
+# ── A session that another request moves again and again, or ends ──
+
+MOVING = Timeouts(
+    idle=timedelta(minutes=10), absolute=timedelta(hours=1), touch=timedelta(minutes=1), renew=timedelta(minutes=2)
+)
+
+
+@pytest.fixture
+def moving(store: Store, clock: FakeClock) -> Browser:
+    """A browser whose token is renewed every two minutes. Its sockets stay open when their session ends."""
+    return Browser(app_with(store, clock=clock, timeouts=MOVING, devices=Devices(live=False)))
+
+
+@pytest.mark.parametrize("who", [log_in("alice"), put(a=1)], ids=["alice", "anonymous"])
+@pytest.mark.parametrize("verb", [put(slow=1), destroy], ids=["write", "log out"])
+async def test_a_request_finds_a_session_that_was_renewed_and_then_regenerated(
+    moving: Browser, clock: FakeClock, who: Handler, verb: Handler
+) -> None:
+    """The alias of the renewal leads to a key that the regeneration has left."""
+    await moving.do(who)
+    clock.advance(121)
+    slow = moving.another()
+
+    async with slow.paused(verb, method="OPTIONS"):
+        await moving.do()
+        await moving.do(regenerate)
+
+    found = await read(moving)
+    assert found["is_new"] if verb is destroy else found["data"]["slow"] == 1
+
+
+@pytest.mark.parametrize("who", [log_in("alice"), put(a=1)], ids=["alice", "anonymous"])
+async def test_an_open_socket_saves_to_its_session_after_any_number_of_renewals(
+    moving: Browser, clock: FakeClock, who: Handler
+) -> None:
+    """By then the idle time that the socket knows of is over, and so is the grace of each old token."""
+    await moving.do(who)
+    clock.advance(121)
+
+    async with Socket(moving.another()) as socket:
+        await socket.accept()
+        for number in range(8):
+            await moving.do(put(number=number))
+            clock.advance(121)
+            await Browser(moving.app).do(put(other=1))  # MemoryStore sweeps
+        socket.session["late"] = 1
+        await socket.session.save()
+
+    found = (await read(moving))["data"]
+    assert (found["number"], found["late"]) == (7, 1)
+
+
+async def test_a_socket_does_not_revive_a_session_that_expired_after_it_had_moved(
+    moving: Browser, clock: FakeClock
+) -> None:
+    await moving.do(log_in("alice"))
+    clock.advance(121)
+
+    async with Socket(moving.another()) as socket:
+        await socket.accept()
+        await moving.do()
+        clock.advance(MOVING.idle)
+        socket.session["late"] = 1
+        await socket.session.save()
+
+    assert (await read(moving))["user_id"] is None
+
+
+async def test_a_log_out_that_was_interrupted_on_its_way_to_a_regenerated_session_is_repeated(
+    store: Store, clock: FakeClock
+) -> None:
+    """What leads there is still there the second time."""
+    wrapped = Wrapped(store)
+    browser = Browser(app_with(wrapped, clock=clock))
+    await browser.do(put(a=1))
+    slow = browser.another()
+
+    async def come_between() -> None:
+        if wrapped.calls.count("delete") == 2:
+            raise StoreError("not now")
+
+    async def log_out_twice(session: Session) -> None:
+        session.destroy()
+        wrapped.calls.clear()
+        with pytest.raises(StoreError, match="not now"):
+            await session.save()
+        await session.save()
+
+    wrapped.before["delete"] = come_between
+    async with slow.paused(log_out_twice):
+        await browser.do(regenerate)
+
+    assert (await read(browser))["is_new"]
+
+
+async def test_a_regeneration_is_undone_though_another_request_has_followed_it(store: Store, clock: FakeClock) -> None:
+    """The crashed request told nobody of the new token, and the other one has saved under it."""
+    wrapped = Wrapped(store)
+    browser = Browser(app_with(wrapped, clock=clock))
+    await browser.do(put(a=1))
+    await browser.do(log_in("alice"))
+    slow = browser.another()
+
+    followed = anyio.Event()
+
+    async with slow.paused(put(slow=1), after=lambda session: followed.set()) as request:
+
+        async def regenerate_and_crash(session: Session) -> None:
+            session["lost"] = 1
+            session.regenerate()
+            wrapped.fail_after["rename"] = StoreError("the reply was lost")
+            with pytest.raises(StoreError):
+                await session.save()
+            wrapped.fail_after.clear()
+            request.go_on.set()
+            await followed.wait()
+            raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            await browser.do(regenerate_and_crash)
+
+    found = await read(browser)
+    assert (found["user_id"], found["data"]["slow"]) == ("alice", 1)
+    assert await store.index(owner_of("alice")) == {found["id"]: browser.key}
+
+
+async def test_a_log_in_whose_last_write_meets_a_conflict_still_gives_its_cookie(
+    store: Store, clock: FakeClock
+) -> None:
+    """The old session has ended by then. That last write brings along what another request had put into it."""
+    wrapped = Wrapped(store)
+    browser = Browser(app_with(wrapped, clock=clock))
+    users = UserSessions(wrapped)
+    await browser.do(put(a=1))
+    slow = browser.another()
+
+    async def name_the_device() -> None:
+        wrapped.before.clear()
+        (id,) = await store.index(owner_of("alice"))
+        assert await users.name("alice", id, "laptop")
+
+    async with slow.paused(log_in("alice")):
+        await browser.another().do(put(b=2))
+        wrapped.before["update"] = name_the_device
+
+    assert (await read(slow))["data"] == {"a": 1, "b": 2}
+
+
+async def test_a_log_out_counts_though_the_log_in_after_it_is_refused(store: Store, clock: FakeClock) -> None:
+    app = app_with(store, clock=clock, devices=Devices(max_sessions=1, at_limit="refuse"))
+    browser = Browser(app)
+    await Browser(app).do(log_in("bob"))
+    await browser.do(log_in("alice"))
+
+    response = await browser.do(lambda session: (session.destroy(), session.log_in("bob")))
+
+    assert (response.status, browser.token) == (403, None)
+    assert await store.index(owner_of("alice")) == {}
+
+
+async def test_what_a_session_wanted_of_the_others_of_its_user_ends_with_it(store: Store, clock: FakeClock) -> None:
+    browser = Browser(app_with(store, clock=clock))
+    await browser.do(log_in("alice"))
+    slow = browser.another()
+
+    async with slow.paused(lambda session: (session.end_others(), session.destroy())):
+        await browser.do(destroy)
+        await browser.do(log_in("alice"))
+
+    assert (await read(browser))["user_id"] == "alice"
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "after the loss was noticed"])
+async def test_a_change_to_an_anonymous_session_that_another_request_logs_in_over_warns_the_app(
+    browser: Browser, clock: FakeClock, late: bool
+) -> None:
+    """It does not follow: what was begun before the log-in must not write into the session of a user."""
+    await browser.do(put(a=1))
+    clock.advance(61)
+    slow = browser.another()
+
+    async def write(session: Session) -> None:
+        if late:
+            await session.save()  # notes the activity, and so that the session is gone
+        session["b"] = 2
+
+    with pytest.warns(SessionWarning, match="not saved") as caught:
+        async with slow.paused(write) as request:
+            await browser.do(log_in("alice"))
+
+    assert (len(caught), request.response.status) == (1, 200)
+    assert (await read(browser))["data"] == {"a": 1}
+
+
+async def test_a_request_that_changes_nothing_is_not_warned_of_a_log_in(browser: Browser, clock: FakeClock) -> None:
+    await browser.do(put(list=[1]))
+    clock.advance(61)
+    slow = browser.another()
+
+    async with slow.paused(lambda session: session["list"]) as request:
+        await browser.do(log_in("alice"))
+
+    assert request.response.status == 200

@@ -255,11 +255,8 @@ class Planner:
         plan.token, record, body = self._next(session, payload, fresh_token=True)
         plan.max_age = self._max_age(session)
         alias = None
-        if is_renewal:
-            alias = self._alias("alias", old, record.key, body.minted_at, until=body.minted_at + RENEWAL_GRACE)
-        elif old.owner is None:
-            # No index knows where it went. Requests that are under way find it by this; cookies do not.
-            alias = self._alias("forward", old, record.key, body.minted_at, until=record.expires_at)
+        if is_renewal or old.owner is None:  # no index leads requests that are under way to an anonymous session
+            alias = self._alias("alias" if is_renewal else "forward", old, record.key, body)
         note = None  # a renewal tells the user nothing
         if not is_renewal:
             note = self.rules.note(STEPPED_UP if is_confirmed else REGENERATED, old.id, old.owner, body.about)
@@ -318,7 +315,10 @@ class Planner:
         ends_at = self.rules.timeouts.ends_at(created_at=session._created_at, remembered=session._remembered)
         return pack_facts(replace(facts, ends_at=ends_at))
 
-    def _alias(self, kind: str, old: Record, successor: str, now: float, *, until: float) -> Record:
+    def _alias(self, kind: str, old: Record, successor: str, moved: Body) -> Record:
+        now = moved.minted_at
+        ends_at = self.rules.timeouts.ends_at(created_at=moved.created_at, remembered=moved.remembered)
+        until = ends_at if old.owner is None else now + RENEWAL_GRACE
         body = Body(kind, None, now, None, now, False, successor.encode("ascii"))
         return self.rules.sealed(Record(old.key, ALIAS_REV, now, until, old.id, None, b""), body)
 

@@ -118,6 +118,7 @@ class Committer:
                 await self._commit_uncut(session, told, failed=failed, is_save=is_save)
             except TimeoutError as error:
                 raise self._guard.too_slow() from error
+            self._warn_of_lost_changes(session, failed=failed)
         except StoreError as failure:
             if step:
                 told.append(self._events.failure(step, failure, session._id or None))
@@ -193,16 +194,13 @@ class Committer:
         if await self._attempt(session, told, failed=failed, is_save=is_save):
             return
         # Someone else was faster. Queue up with the others of this process, or everybody meets again at every attempt.
-        async with self._queue(session._id):
+        # A lock belongs to one event loop, and a loop to one thread.
+        async with self._queues.setdefault((session._id, threading.get_ident()), anyio.Lock()):
             for attempt in range(MAX_ATTEMPTS):
                 if await self._attempt(session, told, failed=failed, is_save=is_save):
                     return
                 await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
         raise StoreError(f"the session was changed by others {MAX_ATTEMPTS} times while it was being saved")
-
-    def _queue(self, session_id: str) -> anyio.Lock:
-        # A lock belongs to one event loop, and a loop to one thread.
-        return self._queues.setdefault((session_id, threading.get_ident()), anyio.Lock())
 
     def _lives(self, session: Session) -> bool:
         """Whether the session is still within its limits, as far as this request knows."""
@@ -211,16 +209,11 @@ class Committer:
 
     async def _still_lives(self, session: Session, told: list[Event]) -> bool:
         """Whether others have been heard from, where this request knows of nobody: a socket may be open for hours."""
-        record, stored = session._record, session._stored
-        if record is None or stored is None:
-            return True
-        current = await self._resolver.load(record.key, told)
-        if current is None or current.rev == ALIAS_REV:
-            return current is not None
-        if await self._resolver.is_over(current, stored, self._planner.rules.clock(), told):
+        known = session._record
+        if known is None or not await self._rebase(session, await self._resolver.load(known.key, told), told):
             return False
-        session._record = replace(record, seen_at=current.seen_at, expires_at=current.expires_at)
-        return True
+        record, stored, now = session._record, session._stored, self._planner.rules.clock()
+        return record is None or stored is None or not await self._resolver.is_over(record, stored, now, told)
 
     # ── One attempt ──
 
@@ -255,9 +248,11 @@ class Committer:
                 is_repeated, plan.is_unsure = plan.is_unsure, True
                 await CALLERS[type(call)](self.calls, session, plan, call, told, is_repeated)
                 plan.done, plan.is_unsure = plan.done + 1, False
+                session._cookie = plan.cookie or session._cookie
         except (RecordChanged, RecordGone) as conflict:
             session._plan = None
-            if session._record is not None and await self._rebase(session, conflict, told):
+            current = checked(conflict.current) if isinstance(conflict, RecordChanged) else None
+            if session._record is not None and await self._rebase(session, current, told):
                 return False
             self._mark_ended(session, told)
             return True
@@ -265,33 +260,31 @@ class Committer:
             # The log-in did not happen. The session before it is as it was, and the browser has its cookie.
             session._plan = None
             told.append(self._events.event("session.refused", user_id=session._user_id, reason="limit"))
-            session._end()
-            session._user_id = session._authenticated_at = None
+            session._user_id, session._authenticated_at, session._cookie = None, None, False
+            if session._intent.asked is Asked.DESTROY:
+                # It came before the log-in, and counts without it.
+                await self._attempt(session, told, failed=True, is_save=True)
+            session._intent, session._over = NO_INTENT, True
             raise
         except (RecordExists, SessionDataError):
             session._plan = None
             raise
         session._plan = None
-        if plan.token is not None:
-            session._cookie = plan.cookie
-        elif plan.row.cookie is Cookie.DELETE:
+        if plan.token is None and plan.row.cookie is Cookie.DELETE:
             # Of what was begun in this very request the browser has not heard. What it has, it may not have sent.
             session._cookie = session._cookie is False or not self._planner.is_cookie_withheld(session)
         return True
 
-    async def _rebase(self, session: Session, conflict: RecordChanged | RecordGone, told: list[Event]) -> bool:
+    async def _rebase(self, session: Session, current: Record | None, told: list[Event]) -> bool:
         """Someone else was faster: what they wrote is the ground now, and what this request changed comes on top.
 
-        ``False``: the session has ended.
+        ``current``: what lies under its key now. ``False``: the session has ended.
         """
         known, epoch = session._record, session._epoch
         if known is None:
             return False
-        current = None
-        if isinstance(conflict, RecordChanged):
-            current = checked(conflict.current)
-            if current.id != known.id:
-                raise StoreError("the store answered with something other than the record that was asked for")
+        if current is not None and current.id != known.id:
+            raise StoreError("the store answered with something other than the record that was asked for")
         found = await self._resolver.locate(known, current, told)
         if session._epoch != epoch:
             return True
@@ -323,6 +316,19 @@ class Committer:
         is_other = session._record is None  # after destroy() the session at hand is another one already
         session._end()
         session._over = not is_other
+
+    def _warn_of_lost_changes(self, session: Session, *, failed: bool) -> None:
+        """Warn of changes that are not saved because another request has logged in over this session; of each change once.
+
+        The browser has another session by then. A session of a user that is gone was ended, and the user knows that.
+        """
+        record, changed, before = session._record, session._maybe_changed, session._loaded
+        if failed or not session._over or record is None or record.owner is not None or not changed:
+            return
+        session._loaded, session._maybe_changed = self._planner.codec.encode(session, changed), False
+        if session._loaded != before:
+            why = "another request had logged in or out"
+            warnings.warn(f"an anonymous session was changed after {why}: not saved", SessionWarning, stacklevel=2)
 
     def _warn_not_saved(self, session: Session, phase: Phase, told: list[Event]) -> None:
         why = _NOT_SAVED[phase]
@@ -460,6 +466,7 @@ class Calls:
         payload = codec.encode(merged)
         if payload != session._loaded:
             session._refill(merged)
+            session._maybe_changed = True
             plan.calls.insert(plan.done + 1, self._planner.update(session, payload))
 
     async def delete_unchanged(
@@ -493,13 +500,24 @@ class Calls:
             note = rules.note(ended("logged_out"), call.record.id, call.record.owner, call.body.about)
             await ask(store.delete, call.record.key, **noting(note))
         elif isinstance(call, Rename):
-            try:
-                if call.alias is not None:
-                    await ask(store.delete, call.alias.key, rev=ALIAS_REV)
-                back = replace(call.old, rev=call.record.rev + 1)
-                await ask(store.rename, call.record.key, back, rev=call.record.rev)
-            except (RecordChanged, RecordGone, RecordExists):
-                pass  # it had not taken effect, or somebody has ended the session since
+            await self._rename_back(session, call)
+
+    async def _rename_back(self, session: Session, call: Rename) -> None:
+        """Give a session the key of the old token again. A request that was under way may have saved to the new one."""
+        old, stored, store, rules, ask = call.old, session._stored, self._store, self._planner.rules, self._guard.ask
+        there = await self._resolver.load(call.record.key, [])
+        if there is None or there.id != old.id or stored is None:
+            return  # the rename had not taken effect, or the session has ended since
+        back = replace(old, rev=there.rev + 1)
+        if there.rev != call.record.rev:
+            body = replace(rules.open(there), minted_at=stored.minted_at, authenticated_at=stored.authenticated_at)
+            back = rules.sealed(replace(there, key=old.key, rev=back.rev), body)
+        try:
+            if call.alias is not None:
+                await ask(store.delete, old.key, rev=ALIAS_REV)
+            await ask(store.rename, there.key, back, rev=there.rev)
+        except (RecordChanged, RecordGone):
+            await self._rename_back(session, call)
 
 
 CALLERS: Mapping[type[Call], Callable[..., Awaitable[None]]] = {

@@ -215,7 +215,7 @@ class Manager:
     async def opened(self, key: str) -> tuple[Record, Body] | None:
         """The living session of any kind under a key; one whose time is over is ended."""
         told: list[Event] = []
-        found = await self.resolver.by_key(key, self.clock(), told)
+        found = await self.resolver.by_token(key, self.clock(), told, kinds=("session", "token"))
         await self.events.emit(*told)
         return None if found is None else (found.record, found.body)
 

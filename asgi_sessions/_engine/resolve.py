@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 from asgi_sessions._core.history import EXPIRED, Note, Reason, ended
@@ -13,10 +13,13 @@ from asgi_sessions._engine.contract import Store
 from asgi_sessions._engine.events import Events
 from asgi_sessions._engine.failures import reason_of
 from asgi_sessions._engine.guard import Guard, checked
-from asgi_sessions.errors import RecordDamaged, StoreError
+from asgi_sessions.errors import RecordChanged, RecordDamaged, StoreError
 
 MAX_HOPS = 3
-"""How many aliases in a row are followed. Timeouts allow a renewal every 30 s and an alias lives 30 s, so two is the most."""
+"""How many aliases in a row a cookie follows. Timeouts allow a renewal every 30 s and its grace is 30 s, so two is the most."""
+
+MAX_MOVES = 24
+"""How many moves of a session a commit follows. An anonymous session leaves an alias at each of its former keys."""
 
 
 class Found(NamedTuple):
@@ -24,8 +27,8 @@ class Found(NamedTuple):
 
     record: Record
     body: Body
-    is_renewed: bool = False
-    """Whether an alias led to it, as a renewal leaves one."""
+    is_renewed: bool = True
+    """Whether aliases of renewals alone led to it."""
 
 
 class Resolver:
@@ -62,7 +65,15 @@ class Resolver:
 
     # ── By a cookie ──
 
-    async def by_token(self, key: str, now: float, told: list[Event], record: Record | None = None) -> Found | None:
+    async def by_token(
+        self,
+        key: str,
+        now: float,
+        told: list[Event],
+        record: Record | None = None,
+        *,
+        kinds: Container[str] = ("session",),
+    ) -> Found | None:
         """The living session that a token leads to; one whose time is over is ended. ``record``: what lies there, if known."""
         for _ in range(MAX_HOPS + 1):
             if record is None:
@@ -73,31 +84,15 @@ class Resolver:
                 body = self._rules.open(record)
                 if body.kind == "alias":
                     if not self._rules.timeouts.in_grace(renewed_at=body.minted_at, now=now):
-                        await self._guard.ask(self._store.delete, key, **noting(self.in_passing(record.id)))
                         return None
                     key, record = _successor(body), None
                     continue
             except RecordDamaged as damage:
                 told.append(self._damaged(damage))  # without its id: nothing in it is to be believed
                 return None
-            if body.kind != "session":
-                return None  # no cookie leads to it
-            return None if await self.is_over(record, body, now, told) else Found(record, body)
+            is_found = body.kind in kinds and not await self.is_over(record, body, now, told)
+            return Found(record, body) if is_found else None
         return None
-
-    async def by_key(self, key: str, now: float, told: list[Event]) -> Found | None:
-        """The living session of any kind under this key; one whose time is over is ended. No alias is followed."""
-        record = await self.load(key, told)
-        if record is None:
-            return None
-        try:
-            body = self._rules.open(record)
-        except RecordDamaged as damage:
-            told.append(self._damaged(damage))
-            return None
-        if body.kind in ALIASES or await self.is_over(record, body, now, told):
-            return None
-        return Found(record, body)
 
     async def is_over(self, record: Record, body: Body, now: float, told: list[Event]) -> bool:
         """Whether the time of a session is over. It is ended at once, so that setting the clock back does not revive it."""
@@ -124,20 +119,20 @@ class Resolver:
             known: the session as the request knows it.
             found: what lies under its key now.
         """
-        key, is_renewed = known.key, False
-        for _ in range(3 * MAX_HOPS):
+        key, is_renewed = known.key, True
+        for _ in range(MAX_MOVES):
             if found is None or found.id != known.id or (found.rev != ALIAS_REV and found.owner != known.owner):
                 # The index stands in the clear, so what it leads to is looked at before it is believed.
                 moved_to: object = None if known.owner is None else (await self.index_of(known.owner)).get(known.id)
                 if not isinstance(moved_to, str) or moved_to == key:
                     return None
-                key, found = moved_to, await self.load(moved_to, told)
+                key, found, is_renewed = moved_to, await self.load(moved_to, told), False
                 continue
             try:
                 body = self._rules.open(found)
                 if body.kind not in ALIASES:
                     return Found(found, body, is_renewed)
-                is_renewed = is_renewed or body.kind == "alias"
+                is_renewed = is_renewed and body.kind == "alias"
                 key = _successor(body)
             except RecordDamaged as damage:
                 told.append(self._damaged(damage, known.id))
@@ -160,24 +155,26 @@ class Resolver:
             except RecordDamaged:
                 about = b""
             note = self._rules.note(ended(reason), known.id, known.owner, about)
-        gone = await self._delete(known, known.key, note)
-        for _ in range(MAX_HOPS):
-            if gone is not None and gone.rev != ALIAS_REV:
-                return gone
-            found = await self.locate(known, gone, told)
+        key, rev = known.key, known.rev
+        for _ in range(MAX_MOVES):
+            lies_there: Record | None = None
+            try:
+                gone: Record | None = await self._guard.ask(self._store.delete, key, rev=rev, **noting(note))
+            except RecordChanged as conflict:
+                # Another request has saved to it, or an alias lies there. That stays: an end that is interrupted needs it again.
+                lies_there = checked(conflict.current, key)
+            except RecordDamaged as damage:
+                told.append(self._damaged(damage, known.id))
+            else:
+                if gone is not None and checked(gone, key).id != known.id:
+                    raise StoreError("the store deleted something other than what it was told to")
+                if gone is not None:
+                    return gone
+            found = await self.locate(known, lies_there, told)
             if found is None:
                 return None
-            gone = await self._delete(known, found.record.key, note)
+            key, rev = found.record.key, found.record.rev
         raise StoreError("other requests moved the session each time it was to be ended")
-
-    async def _delete(self, known: Record, key: str, note: Note | None) -> Record | None:
-        """Delete what lies under ``key``; it must have been of this session."""
-        gone = await self._guard.ask(self._store.delete, key, **noting(note))
-        if gone is None:
-            return None
-        if checked(gone, key).id != known.id:
-            raise StoreError("the store deleted something other than what it was told to")
-        return gone
 
 
 def _successor(alias: Body) -> str:
