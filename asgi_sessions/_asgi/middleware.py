@@ -12,8 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
 from datetime import timedelta
+from functools import cache
 from typing import Any, get_args
-from weakref import WeakSet
 
 from asgi_sessions._asgi.exchange import OnStoreFailure
 from asgi_sessions._asgi.foreign import refuse_foreign, refuse_twin, report_foreign, twin
@@ -132,8 +132,8 @@ class SessionMiddleware:
                 )
         refuse_twin(app, cookie.name)
         report_foreign(app)
-        if not cookie.secure and _first_time(store):
-            logger.warning("the session cookie %s is sent over plain http too: for development only", cookie.name)
+        if not cookie.secure:
+            _warn_of_insecure(cookie.name)
         self.app = app
         self.cookie = cookie
         self.on_store_failure = on_store_failure
@@ -233,17 +233,9 @@ class SessionMiddleware:
                 exchange.stop_watching()
 
 
-_seen_insecure: WeakSet[Any] = WeakSet()
-
-
-def _first_time(store: Any) -> bool:
-    """Whether a store is met for the first time: some frameworks build the middleware once per route."""
-    try:
-        met = store in _seen_insecure
-        _seen_insecure.add(store)
-    except TypeError:  # a store that cannot be hashed or weakly referenced
-        return True
-    return not met
+@cache  # some frameworks build the middleware once per route
+def _warn_of_insecure(cookie_name: str) -> None:
+    logger.warning("the session cookie %s is sent over plain http too: for development only", cookie_name)
 
 
 def _refuse_no_app(app: object) -> None:

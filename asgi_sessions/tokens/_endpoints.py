@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
+from asgi_sessions._asgi.responses import unavailable
 from asgi_sessions._core.cookie import CookieConfig, keep_out_of_caches
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.types import Receive, Scope, Send
@@ -29,7 +30,8 @@ class TokenEndpoints:
     """``POST /token/refresh``, ``POST /token/revoke``, ``GET /.well-known/jwks.json``.
 
     The refresh token comes in the body (``{"refresh_token": …}`` or a form), or in a cookie for browsers, never in both; the
-    next one goes back the way it came. Answers have the shape of OAuth 2.0 (RFC 6749, sections 5.1 and 5.2; RFC 7009).
+    next one goes back the way it came. Answers have the shape of OAuth 2.0 (RFC 6749, sections 5.1 and 5.2; RFC 7009). If the
+    store fails, the answer is 503 with ``Retry-After``.
 
     Args:
         tokens: whose.
@@ -58,7 +60,10 @@ class TokenEndpoints:
         self._app = CrossOriginProtection(router, trusted_origins=trusted_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
+        try:
+            await self._app(scope, receive, send)
+        except StoreError:
+            await unavailable(scope, send, self._tokens._manager.guard.retry_after)
 
     def set_cookie(self, response: Response, pair: TokenPair) -> None:
         """Give a browser its refresh token with the response to its log-in; the body then holds the access token only."""
@@ -80,8 +85,6 @@ class TokenEndpoints:
         except TokenError as error:
             # The cookie is left alone: the browser may hold its successor by now, from another tab.
             return _error("invalid_grant", str(error))
-        except StoreError:
-            return _unavailable()
         more = {} if by_cookie else {"refresh_token": pair.refresh_token}
         response = JSONResponse(
             {"access_token": pair.access_token, "token_type": "Bearer", "expires_in": pair.expires_in, **more},
@@ -101,8 +104,6 @@ class TokenEndpoints:
                 await self._revoke_access(token)
         except _Bad as bad:
             return _error(bad.code, str(bad), bad.status)
-        except StoreError:
-            return _unavailable()
         response = Response(status_code=200, headers=_NO_STORE)  # also for what is unknown: RFC 7009, section 2.2
         if by_cookie and self._cookie is not None:
             response.raw_headers.append(self._cookie.delete())
@@ -170,7 +171,3 @@ def _field(fields: dict[str, Any], name: str) -> str:
 
 def _error(code: str, text: str, status: int = 400) -> Response:
     return JSONResponse({"error": code, "error_description": text}, status, headers=_NO_STORE)
-
-
-def _unavailable() -> Response:
-    return JSONResponse({"error": "temporarily_unavailable"}, 503, headers={**_NO_STORE, "retry-after": "1"})
