@@ -28,10 +28,31 @@ class SessionLimitReached(SessionError):
 
 
 class StoreError(SessionError):
-    """The store could not do what it was asked; the driver's error, if there was one, is the cause."""
+    """The store did not do what it was asked. The driver's error, if there was one, is the cause.
+
+    A store raises a subclass, which says who caused the failure. A plain StoreError counts as :class:`StoreUnreachable`.
+    """
 
     host: str | None = None
     """The server that failed, where a store has several; without a password."""
+
+
+class StoreUnreachable(StoreError):
+    """The store cannot be asked: no connection, no reply in time, or a reply that makes no sense.
+
+    It counts against the store. After several in a row the store is left alone for a moment.
+    """
+
+
+class StoreRefused(StoreError):
+    """The store refused this call. Other calls may succeed, so this does not count against the store.
+
+    For example: out of memory, read-only, no permission, no free connection, a value that is too large or cannot be encoded.
+    """
+
+
+class TemporarilyUnavailable(StoreRefused):
+    """Temporarily refused. Nothing changed, and other commands still work."""
 
 
 class RecordExists(StoreError):
@@ -58,16 +79,9 @@ class RecordDamaged(StoreError):
 
 
 class EndUnconfirmed(StoreError):
-    """A session was ended, as far as the server that was asked is concerned; so many others have not heard of it in time.
+    """The server that was asked has ended the session. Too few replicas acknowledged in time.
 
-    Says nothing against that server: it is asked as before.
-    """
-
-
-class NotNow(StoreError):
-    """It cannot be done for a moment, and was not; what else the server is asked, it does.
-
-    Says nothing against that server: it is asked as before.
+    It does not count against the store.
     """
 
 

@@ -374,13 +374,13 @@ async def test_a_node_that_hangs_is_left_alone_and_the_others_are_asked(cluster:
         await browser.do(log_in(next(names)))
     await elsewhere.do(log_in(next(users_at(0))))
 
-    assert store.part_of is not None
+    assert store.server_of is not None
     with cluster.patient():
         cluster.nodes[1].signal(signal.SIGSTOP)
         try:
             answers = await asyncio.gather(*(browser.do(put(a=1)) for browser in there))
             others = await elsewhere.do(put(a=1))
-            is_left_alone = app.manager.guard.breakers.of(store.part_of(there[0].key)).is_open
+            is_left_alone = app.manager.guard.breakers.of(store.server_of(there[0].key)).is_open
         finally:
             cluster.nodes[1].signal(signal.SIGCONT)
 

@@ -200,7 +200,6 @@ def in_threads(count: int, work: Callable[[int], None]) -> None:
 
 
 class Hanging(MemoryStore):
-    keeps_time = carries_out_what_it_was_asked = False
     asked = 0
     hangs = False
 

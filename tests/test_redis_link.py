@@ -14,6 +14,7 @@ import pytest
 from redis.asyncio import ConnectionPool
 
 from asgi_sessions import RedisStore, StoreError
+from asgi_sessions.errors import StoreUnreachable
 from asgi_sessions.stores.redis import _link
 from asgi_sessions.stores.redis._client import Line, OwnClient, Refused, new_connection, pool_from_url
 from asgi_sessions.stores.redis._link import ConnectionLost, Link, open_link
@@ -204,7 +205,7 @@ async def test_those_who_wait_for_room_hear_of_a_loss(monkeypatch: pytest.Monkey
         outcomes = await asyncio.gather(*(client.call(("PING",)) for _ in range(10)), return_exceptions=True)
         await client.aclose()
 
-    assert {type(outcome) for outcome in outcomes} == {StoreError}
+    assert {type(outcome) for outcome in outcomes} == {StoreUnreachable}
 
 
 async def test_who_waits_for_room_on_a_line_that_is_closed_opens_no_other(valkey_url: str) -> None:
@@ -227,7 +228,7 @@ async def test_a_server_that_is_not_there_is_tried_by_one_and_left_alone_for_a_m
 
     outcomes = await asyncio.gather(*(client.call(("PING",)) for _ in range(100)), return_exceptions=True)
 
-    assert {type(outcome) for outcome in outcomes} == {StoreError}
+    assert {type(outcome) for outcome in outcomes} == {StoreUnreachable}
     await client.aclose()
 
 

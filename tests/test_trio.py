@@ -176,7 +176,6 @@ async def test_sockets_and_streams_work_in_memory(memory: MemoryStore, kind: str
 
 async def test_a_store_that_hangs_is_given_up_and_left_alone() -> None:
     class Hanging(MemoryStore):
-        keeps_time = carries_out_what_it_was_asked = False
         asked = 0
 
         async def load(self, key: str) -> Any:

@@ -12,18 +12,20 @@ LONGEST_PAUSE = 5.0
 
 
 class Breaker:
-    """Closed: everybody may ask. Open: nobody. Half open: one may, and its answer decides.
+    """Closed: every caller may ask. Open: no caller may. Half open: one caller may, and its answer decides.
 
     Counts failures in a row. Times are seconds of a monotonic clock, given by the caller. Several threads may use it, each with
     an event loop of its own; a lock is only taken where the state may change.
     """
 
-    __slots__ = ("_lock", "_pause", "_probing_since", "_retry_at", "failures", "reason")
+    __slots__ = ("_lock", "_pause", "_probing_since", "_retry_at", "failures", "is_doubted", "reason")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.failures = 0
         """In a row; while there are none, another good answer is no news."""
+        self.is_doubted = False
+        """Whether a failure in this row is a guess. Then the breaker is half open one failure early, and a probe decides."""
         self.reason = ""
         """Of the last failure, for the log."""
         self._pause = FIRST_PAUSE
@@ -32,11 +34,11 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        return self.failures >= FAILURES_TO_OPEN
+        return self.failures + self.is_doubted >= FAILURES_TO_OPEN
 
     def allows(self, now: float) -> bool:
         """Whether to ask the store. A ``True`` while open makes the caller the one that probes."""
-        if self.failures < FAILURES_TO_OPEN:
+        if not self.is_open:
             return True
         with self._lock:
             if now < self._retry_at:
@@ -54,29 +56,37 @@ class Breaker:
         with self._lock:
             was_open = self.is_open
             self.failures = 0
+            self.is_doubted = False
             self._pause = FIRST_PAUSE
             self._probing_since = None
             return was_open
 
     def abandoned(self) -> None:
-        """Note that a caller was cancelled before there was an answer: if it was the probe, somebody else may try."""
+        """Note that a call says nothing about the store: if it was the probe, another caller may try."""
         self._probing_since = None
 
-    def failed(self, now: float, reason: str = "") -> bool:
-        """Note a failure; whether it opened the breaker."""
+    def failed(self, now: float, reason: str = "", *, is_sure: bool = True) -> bool:
+        """Note a failure; whether it opened the breaker.
+
+        Args:
+            is_sure: the store cannot be asked. Otherwise it is a guess: a slow call may wait for a row or carry a large record.
+        """
         with self._lock:
             self.reason = reason
-            if self.is_open:
-                if self._probing_since is None:
-                    return False  # one more of those that were under way when it opened
-                self._pause = min(self._pause * 2, LONGEST_PAUSE)
+            was_open = self.is_open
+            if was_open:
+                if self._probing_since is None or not is_sure:
+                    return False  # it was under way when the breaker opened
+                self._pause = FIRST_PAUSE if self.is_doubted else min(self._pause * 2, LONGEST_PAUSE)
             self._probing_since = None
             self.failures += 1
-            if self.failures < FAILURES_TO_OPEN:
+            self.is_doubted = not is_sure or (self.is_doubted and not was_open)
+            if not self.is_open:
                 return False
             # Jitter, so that many processes do not probe a recovering server in step.
-            self._retry_at = now + self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
-            return self.failures == FAILURES_TO_OPEN
+            pause = self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
+            self._retry_at = now if self.is_doubted else now + pause
+            return not was_open
 
     def retry_after(self, now: float) -> int:
         """Whole seconds until asking again is worth it, at least 1; for the Retry-After header."""

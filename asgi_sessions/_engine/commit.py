@@ -57,6 +57,7 @@ from asgi_sessions.errors import (
     SessionLimitReached,
     SessionWarning,
     StoreError,
+    StoreUnreachable,
 )
 
 logger = logging.getLogger("asgi_sessions")
@@ -232,7 +233,7 @@ class Committer:
         if step is Step.REFUSE:
             # Promise 6: nobody is told "logged out" by a stand-in.
             verb = "log out" if session._intent.asked is Asked.DESTROY else "log in"
-            raise StoreError(f"nobody can {verb} while the store cannot be asked")
+            raise StoreUnreachable(f"nobody can {verb} while the store cannot be asked")
         if step is Step.NOT_SAVED or step is Step.DELETE_ONLY:
             self._warn_not_saved(session, plan.phase, told)
         if not plan.calls:
@@ -284,7 +285,7 @@ class Committer:
         if known is None:
             return False
         if current is not None and current.id != known.id:
-            raise StoreError("the store answered with something other than the record that was asked for")
+            raise StoreUnreachable("the store answered with something other than the record that was asked for")
         found = await self._resolver.locate(known, current, told)
         if session._epoch != epoch:
             return True
@@ -393,7 +394,7 @@ class Calls:
                 found = await guard.ask(self._store.touch, record.key, seen_at=seen_at, expires_at=expires_at)
                 current = None if found else await self._resolver.load(record.key, told)
                 if current is not None and current.rev == record.rev:
-                    raise StoreError("the store would not touch a record that is there")
+                    raise StoreUnreachable("the store would not touch a record that is there")
         except (StoreError, TimeoutError) as failure:
             if isinstance(failure, TimeoutError):
                 failure = guard.too_slow(TOUCH_SHARE)
@@ -408,7 +409,7 @@ class Calls:
 
     async def update(self, session: Session, plan: Plan, call: Update, told: list[Event], again: bool) -> None:
         guard = self._guard
-        if guard.breaker.failures or guard.failures.is_open or guard.part_of is not None:
+        if guard.breaker.failures or guard.failures.is_open or guard.server_of is not None:
             await guard.ask(self._store.update, call.record, rev=call.rev)
         else:
             # The same in one frame less, for what most writes are: 0.6 µs of 25.

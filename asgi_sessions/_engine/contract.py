@@ -9,14 +9,16 @@ Four rules hold for all of it:
 * **Each method is one atomic step**, also among processes: two callers at the same time see one order of events.
 * **A repeated call is harmless.** A driver may send a command twice after a lost connection; the second time must not fail
   and must not do more.
-* **Only trouble raises.** A record that is not there is an answer, not an error, save where the contract says so. Whatever
-  else goes wrong is a :class:`StoreError` with the driver's error as its cause.
+* **Only trouble raises.** A record that is not there is an answer, not an error, save where the contract says so. Everything
+  else that goes wrong is a :class:`StoreUnreachable` or a :class:`StoreRefused` with the driver's error as its cause.
+
+What a store says of itself is in :class:`Traits`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from asgi_sessions._core.history import Admission, Note, Rules
 from asgi_sessions._core.record import Record
@@ -29,8 +31,8 @@ class Store(Protocol):
     ``namespace`` names this store's corner of a server that it shares; sealed records are bound to it. Not tied to an event
     loop: a store may be used from several, one after the other or at the same time.
 
-    A store that works in asyncio's event loops only has the attribute ``needs_asyncio = True``. Under trio the lifespan of its
-    app then fails with an error that says so.
+    Every method may raise :class:`StoreUnreachable`, which counts against the store, and :class:`StoreRefused`, which concerns
+    this call only. Any other error counts against the store.
     """
 
     @property
@@ -189,6 +191,51 @@ class SweepingStore(Store, Protocol):
 
     async def sweep(self, *, now: float, rules: Rules) -> int | None:
         """Remove what is over by ``now``; how many records that were, or ``None`` where somebody else is at it."""
+
+
+class Traits:
+    """What a store may say of itself, as attributes, with what holds where it says nothing.
+
+    :attr:`keeps_its_own_deadline` and :attr:`server_of` describe the methods of a store, so :func:`trait` believes the class that
+    defines these methods. A class that overrides one of them loses both traits unless it declares them again.
+    """
+
+    keeps_its_own_deadline: bool = False
+    """Every method answers or raises within half a second. No timer is set for a call that does."""
+
+    server_of: Callable[[str], Hashable] | None = None
+    """For a store of several servers: which of them has what lies under a key or an owner. Each has a breaker of its own."""
+
+    needs_asyncio: bool = False
+    """Works in asyncio's event loops only. Under trio the lifespan of its app fails with an error that says so."""
+
+    is_of_one_process: bool = False
+    """Other processes do not see the records. The middleware warns under several worker processes."""
+
+    address: str | None = None
+    """Where the server is, for the log; without user and password."""
+
+    notice: Callable[..., Awaitable[None]] | None = None
+    """For a store that has this attribute: the middleware puts a function here, to report what is no error."""
+
+
+_METHODS = frozenset(
+    {"load", "create", "update", "touch", "rename", "delete", "index", "records", "end", "history", "erase"}
+)
+_OF_METHODS = frozenset({"keeps_its_own_deadline", "server_of"})
+
+
+def trait(store: object, name: str) -> Any:
+    """What a store says of itself under this name of :class:`Traits`."""
+    silent = getattr(Traits, name)
+    if name not in _OF_METHODS:
+        return getattr(store, name, silent)
+    for space in (getattr(store, "__dict__", {}), *map(vars, type(store).__mro__)):
+        if name in space:
+            return getattr(store, name)
+        if not _METHODS.isdisjoint(space):
+            break
+    return silent
 
 
 _USER_METHODS = ("records", "end", "history", "erase")

@@ -8,18 +8,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
+import anyio
+
 from asgi_sessions._core.record import Record
+from asgi_sessions._core.token import PLACE_CHARS, place_of
 from asgi_sessions._core.types import Clock
 from asgi_sessions._engine.breaker import FAILURES_TO_OPEN, Breaker, Breakers
-from asgi_sessions._engine.contract import Store
+from asgi_sessions._engine.contract import Store, trait
 from asgi_sessions._engine.deadline import Deadlines
 from asgi_sessions._engine.failures import FailureLog, reason_of
 from asgi_sessions.errors import (
     EndUnconfirmed,
-    NotNow,
     RecordChanged,
     RecordDamaged,
     RecordExists,
@@ -27,6 +29,8 @@ from asgi_sessions.errors import (
     SessionDataError,
     SessionLimitReached,
     StoreError,
+    StoreRefused,
+    StoreUnreachable,
 )
 
 logger = logging.getLogger("asgi_sessions")
@@ -36,6 +40,16 @@ DEADLINE = 0.45
 
 TOUCH_SHARE = 0.6
 """Of the deadline: so much a touch may take at most. A commit with one has time left for an answer to the browser."""
+
+NO_KEY = "A" * 46
+"""Where no record lies: its hash would have to be all zeros. To find out whether the store can be asked."""
+
+HOLD = 0.01
+"""Seconds between two looks whether another caller has found out."""
+
+_ANSWERS: Final = (RecordExists, RecordGone, RecordChanged, RecordDamaged, SessionLimitReached)
+_SAY_NOTHING: Final = (StoreRefused, EndUnconfirmed, SessionDataError)
+"""Errors that say nothing about the next call."""
 
 _READING = frozenset({"load", "index", "records", "history"})
 """The methods of a store that only read. A store that refuses writes may answer them."""
@@ -54,13 +68,12 @@ class Guard:
         self.limit = self.deadlines.limit
         """For the block that follows; it raises TimeoutError."""
         self.touch_deadlines = Deadlines(self.deadline * TOUCH_SHARE)
-        # Asked of the class: what wraps a store need not keep what the store promises.
-        keeps_time = hasattr(type(store), "keeps_time") and store.keeps_time is True  # type: ignore[attr-defined]  # just asked
-        self.keeps_time = keeps_time and self.deadline >= DEADLINE  # else it would take longer
+        # A shorter deadline is ours to keep.
+        self.keeps_time = trait(store, "keeps_its_own_deadline") is True and self.deadline >= DEADLINE
         self.breakers = of_store(store, _breakers, Breakers)
         self.breaker = self.breakers.whole
         self.failures = of_store(store, _failures, FailureLog)
-        self.part_of: Callable[[str], Hashable] | None = getattr(store, "part_of", None)
+        self.server_of: Callable[[str], Hashable] | None = trait(store, "server_of")
         self._clock = clock
 
     @property
@@ -72,19 +85,20 @@ class Guard:
         """Call one method of the store.
 
         Raises:
-            StoreError: for every error that is not one of the contract's, and while the breaker is open.
+            StoreUnreachable: for every error that is not one of the contract's, and while the breaker is open.
         """
-        began = time.monotonic()
-        breaker = self.breaker if self.part_of is None else self._breaker_for(args[0])
-        if not breaker.allows(began):
-            raise StoreError(
-                f"the store is left alone for a moment after {FAILURES_TO_OPEN} failures in a row, the last: {breaker.reason}"
-            )
+        began, breaker, server = time.monotonic(), self.breaker, None
+        if self.server_of is not None:
+            server = self.server_of(_name(args[0]))
+            breaker = self.breakers.of(server)
+        if breaker.failures and breaker.is_open:
+            await self._find_out(breaker, _name(args[0]))
+            began = time.monotonic()
         try:
             answer = await method(*args, **kwargs)
         except BaseException as error:
-            if self.part_of is not None and isinstance(error, StoreError) and isinstance(name := _name(args[0]), str):
-                error.host = str(self.part_of(name))
+            if server is not None and isinstance(error, StoreError):
+                error.host = str(server)
             self.blame(error, began, breaker)
             raise
         breaker.succeeded()
@@ -92,34 +106,56 @@ class Guard:
             self.answered("read" if getattr(method, "__name__", "") in _READING else "write")
         return answer
 
-    def _breaker_for(self, about: object) -> Breaker:
-        """The breaker of the part of the store that is asked: about a record, a key or an owner, which all begin with a place."""
-        name = _name(about)
-        if self.part_of is None or not isinstance(name, str):
-            return self.breaker
-        return self.breakers.of(self.part_of(name))
+    async def _find_out(self, breaker: Breaker, name: str) -> None:
+        """Probe the server of this name, for every caller: an answer closes the breaker, no answer opens it.
 
-    def blame(self, error: BaseException, began: float, breaker: Breaker) -> None:
+        The caller's own call must not decide: it may wait for a row that another transaction holds.
+        """
+        while not breaker.allows(time.monotonic()):
+            if not breaker.is_doubted:
+                raise StoreUnreachable(
+                    f"the store is left alone for a moment after {FAILURES_TO_OPEN} failures in a row, "
+                    f"the last: {breaker.reason}"
+                )
+            await anyio.sleep(HOLD)
+        if not breaker.is_open:
+            return  # another caller has found out
+        began = time.monotonic()
+        try:
+            try:
+                with self.limit():
+                    await self.store.load(place_of(name) + NO_KEY[PLACE_CHARS:])
+            except TimeoutError as error:
+                raise self.too_slow() from error
+        except _ANSWERS:
+            pass
+        except BaseException as error:
+            self.blame(error, began, breaker, is_sure=True)
+            raise
+        breaker.succeeded()
+
+    def blame(self, error: BaseException, began: float, breaker: Breaker, *, is_sure: bool = False) -> None:
         """Note what an error of the store says about it.
 
+        Args:
+            is_sure: a long wait speaks against the store; otherwise it may be the fault of this call.
         Raises:
-            StoreError: in the place of an error that is none of the contract's.
+            StoreUnreachable: in the place of an error that is none of the contract's.
         """
-        if isinstance(error, RecordExists | RecordGone | RecordChanged | RecordDamaged | SessionLimitReached):
+        now = time.monotonic()
+        if isinstance(error, _ANSWERS):
             breaker.succeeded()
-        elif isinstance(error, EndUnconfirmed | NotNow):
+        elif isinstance(error, _SAY_NOTHING):
             breaker.abandoned()
         elif isinstance(error, StoreError):
-            _note_failure(error, breaker)
-        elif isinstance(error, SessionDataError):
-            pass
+            breaker.failed(now, reason_of(error), is_sure=is_sure or not isinstance(error.__cause__, TimeoutError))
         elif isinstance(error, Exception):
-            wrapped = StoreError(f"the store failed: {reason_of(error)}")
-            _note_failure(wrapped, breaker)
+            wrapped = StoreUnreachable(f"the store failed: {reason_of(error)}")
+            breaker.failed(now, reason_of(wrapped), is_sure=is_sure or not isinstance(error, TimeoutError))
             raise wrapped from error
-        elif time.monotonic() - began - self._stood_since(began) > self.deadline / 2:
-            # Cancelled: by our deadline, or by a client that gave up. Only a long wait speaks against the store.
-            _note_failure(self.too_slow(), breaker)
+        elif now - began - self._stood_since(began) > self.deadline / 2:
+            # Cancelled: by our deadline, or by a client that gave up.
+            breaker.failed(now, reason_of(self.too_slow()), is_sure=is_sure)
         else:
             breaker.abandoned()
 
@@ -127,9 +163,9 @@ class Guard:
         """For how long the loop may have stood still; whoever watched it knows better than who did not."""
         return min(limits.stood_since(began) for limits in (self.deadlines, self.touch_deadlines))
 
-    def too_slow(self, share: float = 1.0) -> StoreError:
+    def too_slow(self, share: float = 1.0) -> StoreUnreachable:
         """The error for a call that took longer than the deadline, or than this share of it."""
-        return StoreError(f"the store did not answer within {self.deadline * share:.2f} s")
+        return StoreUnreachable(f"the store did not answer within {self.deadline * share:.2f} s")
 
     def answered(self, way: str) -> None:
         """Note that the store answered again, for reading or for writing."""
@@ -144,7 +180,7 @@ def checked(record: object, key: str | None = None) -> Record:
     """``record``, if it is one, has the fields of one and lies under the key that was asked for.
 
     Raises:
-        StoreError: it is something else.
+        StoreUnreachable: it is something else.
     """
     if (
         type(record) is Record
@@ -157,27 +193,23 @@ def checked(record: object, key: str | None = None) -> Record:
         and (record.owner is None or type(record.owner) is str)
     ):
         return record
-    raise StoreError("the store answered with something other than the record that was asked for")
+    raise StoreUnreachable("the store answered with something other than the record that was asked for")
 
 
 def checked_ids(found: object) -> Sequence[str]:
     """The ids of sessions that a store says it has ended.
 
     Raises:
-        StoreError: it says something else.
+        StoreUnreachable: it says something else.
     """
     if isinstance(found, list | tuple) and all(isinstance(id, str) for id in found):
         return found
-    raise StoreError("the store answered with something other than ids")
+    raise StoreUnreachable("the store answered with something other than ids")
 
 
-def _name(about: object) -> object:
-    """Of what a store is asked: a key or an owner, or the record's key."""
+def _name(about: Any) -> str:
+    """The key or the owner that a call is about: its first argument, or the key of that record."""
     return about.key if isinstance(about, Record) else about
-
-
-def _note_failure(failure: StoreError, breaker: Breaker) -> None:
-    breaker.failed(time.monotonic(), reason_of(failure))
 
 
 _breakers: WeakKeyDictionary[Store, Breakers] = WeakKeyDictionary()

@@ -33,10 +33,10 @@ from asgi_sessions._core.timeouts import Timeouts
 from asgi_sessions._core.token import TokenMint, is_id
 from asgi_sessions._core.types import Clock, Event, EventHook, instant
 from asgi_sessions._engine.commit import MAX_ATTEMPTS, Committer
-from asgi_sessions._engine.contract import Store, SweepingStore, lacking_for_users
+from asgi_sessions._engine.contract import Store, SweepingStore, lacking_for_users, trait
 from asgi_sessions._engine.events import Events
 from asgi_sessions._engine.failures import reason_of
-from asgi_sessions._engine.guard import Guard, checked, checked_ids, of_store
+from asgi_sessions._engine.guard import NO_KEY, Guard, checked, checked_ids, of_store
 from asgi_sessions._engine.loops import heed_cancellation
 from asgi_sessions._engine.processes import worker_processes
 from asgi_sessions._engine.resolve import Resolver
@@ -46,6 +46,7 @@ from asgi_sessions.errors import (
     RecordDamaged,
     RecordGone,
     StoreError,
+    StoreUnreachable,
 )
 
 logger = logging.getLogger("asgi_sessions")
@@ -53,10 +54,6 @@ logger = logging.getLogger("asgi_sessions")
 
 MAX_CANDIDATES = 4
 """How many tokens of one request are tried; every one may cost a question to the store."""
-
-
-NO_KEY = "A" * 46
-"""Where no record lies: its hash would have to be all zeros. Asked for when the app starts."""
 
 
 T = TypeVar("T")
@@ -102,7 +99,7 @@ class Manager:
             self.devices.prepare()
         namespace = str(getattr(store, "namespace", ""))
         kept = RecordRules(self.timeouts, self.secrets, namespace, self.devices, self.rules, clock)
-        host = getattr(store, "address", None) or type(store).__name__
+        host = trait(store, "address") or type(store).__name__
         self.events = Events(host, on_event, self.guard.failures, clock)
         self.resolver = Resolver(store, self.guard, kept, self.events)
         self.planner = Planner(kept, self._mint, may_be_withheld)
@@ -242,7 +239,7 @@ class Manager:
         store: Any = self.store
         found = await self.guard.ask(store.records, owner, now=now, rules=self.rules or Rules(0))
         if not isinstance(found, list | tuple):
-            raise StoreError("the store answered with something other than records")
+            raise StoreUnreachable("the store answered with something other than records")
         living = []
         for record in found:
             try:
@@ -270,7 +267,7 @@ class Manager:
         store: Any = self.store
         lines = await self.guard.ask(store.history, owner, now=now, rules=rules)
         if not isinstance(lines, list | tuple):
-            raise StoreError("the store answered with something other than a history")
+            raise StoreUnreachable("the store answered with something other than a history")
         found = []
         for line in lines:
             entry = entry_of(line) if isinstance(line, bytes) else None
@@ -345,7 +342,7 @@ class Manager:
 
         Never raises, and takes no longer than a load may take.
         """
-        if getattr(self.store, "is_of_one_process", False) and (number := worker_processes()) > 1:
+        if trait(self.store, "is_of_one_process") and (number := worker_processes()) > 1:
             logger.warning(
                 "store.not_shared: %s keeps sessions in one process, and %d worker processes serve this app. Most requests would "
                 "find no session. Use RedisStore or SQLStore, or one worker.",

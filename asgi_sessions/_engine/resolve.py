@@ -13,7 +13,7 @@ from asgi_sessions._engine.contract import Store
 from asgi_sessions._engine.events import Events
 from asgi_sessions._engine.failures import reason_of
 from asgi_sessions._engine.guard import Guard, checked
-from asgi_sessions.errors import RecordChanged, RecordDamaged, StoreError
+from asgi_sessions.errors import RecordChanged, RecordDamaged, StoreError, StoreUnreachable
 
 MAX_HOPS = 3
 """How many aliases in a row a cookie follows. Timeouts allow a renewal every 30 s and its grace is 30 s, so two is the most."""
@@ -57,7 +57,7 @@ class Resolver:
         """Where the sessions of a user are: id → key."""
         index = await self._guard.ask(self._store.index, owner)
         if not isinstance(index, Mapping):
-            raise StoreError("the store answered with something other than an index")
+            raise StoreUnreachable("the store answered with something other than an index")
         return index
 
     def _damaged(self, damage: RecordDamaged, id: str | None = None) -> Event:
@@ -167,7 +167,7 @@ class Resolver:
                 told.append(self._damaged(damage, known.id))
             else:
                 if gone is not None and checked(gone, key).id != known.id:
-                    raise StoreError("the store deleted something other than what it was told to")
+                    raise StoreUnreachable("the store deleted something other than what it was told to")
                 if gone is not None:
                     return gone
             found = await self.locate(known, lies_there, told)

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
-from asgi_sessions._engine.contract import Store, SweepingStore
+from asgi_sessions._engine.contract import Store, SweepingStore, trait
 from asgi_sessions._engine.loops import PerLoop, running_loop, stop
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.watch import Watch
@@ -86,7 +86,7 @@ def require_event_loop(store: Any) -> None:
     Raises:
         ConfigurationError: the store needs asyncio, and this is trio.
     """
-    if getattr(store, "needs_asyncio", False) is True and running_loop() is None:
+    if trait(store, "needs_asyncio") is True and running_loop() is None:
         raise ConfigurationError(
             f"{type(store).__name__} needs asyncio, and this server runs another event loop (trio): start the server with its "
             "asyncio worker, or use MemoryStore()"

@@ -4,27 +4,28 @@
 sockets and streams close when their session ends. :class:`SweepingStore` is one that has to be asked to forget.
 
 What a store of your own raises is here too: :class:`RecordExists`, :class:`RecordGone`, :class:`RecordChanged` and
-:class:`RecordDamaged` where the contract says so, :class:`StoreError` for everything else.
+:class:`RecordDamaged` where the contract says so; :class:`StoreUnreachable` and :class:`StoreRefused` for everything else.
 """
 
 from asgi_sessions._core.history import Admission, Note, Rules
 from asgi_sessions._core.record import Record
-from asgi_sessions._engine.contract import Listening, Store, SweepingStore, TellingStore, UserStore
+from asgi_sessions._engine.contract import Listening, Store, SweepingStore, TellingStore, Traits, UserStore
 from asgi_sessions.errors import (
     EndUnconfirmed,
-    NotNow,
     RecordChanged,
     RecordDamaged,
     RecordExists,
     RecordGone,
     StoreError,
+    StoreRefused,
+    StoreUnreachable,
+    TemporarilyUnavailable,
 )
 
 __all__ = [
     "Admission",
     "EndUnconfirmed",
     "Listening",
-    "NotNow",
     "Note",
     "Record",
     "RecordChanged",
@@ -34,7 +35,11 @@ __all__ = [
     "Rules",
     "Store",
     "StoreError",
+    "StoreRefused",
+    "StoreUnreachable",
     "SweepingStore",
     "TellingStore",
+    "TemporarilyUnavailable",
+    "Traits",
     "UserStore",
 ]

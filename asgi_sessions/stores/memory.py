@@ -39,10 +39,8 @@ class MemoryStore:
     """
 
     namespace = "memory"
-    carries_out_what_it_was_asked = True
-    keeps_time = True
+    keeps_its_own_deadline = True
     is_of_one_process = True
-    """Other processes do not see the records: under several workers the middleware warns when the app starts."""
 
     def __init__(self, max_records: int = 100_000) -> None:
         if not isinstance(max_records, int) or max_records < 1:

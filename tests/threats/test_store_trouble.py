@@ -726,7 +726,7 @@ async def test_a_loop_that_stood_still_until_somebody_else_was_faster_leaves_tim
     """Whoever is told of a conflict has been answered; how long that took says nothing of the store."""
 
     class OvertakenWhileTheLoopStoodStill(MemoryStore):
-        carries_out_what_it_was_asked, keeps_time = True, keeps_the_time
+        keeps_its_own_deadline = keeps_the_time
         asked = 0
 
         async def update(self, record: Record, *, rev: int) -> None:

@@ -31,7 +31,6 @@ from asgi_sessions._core.token import PLACE_CHARS, place_of
 from asgi_sessions._engine.contract import Listening
 from asgi_sessions.errors import (
     ConfigurationError,
-    NotNow,
     RecordChanged,
     RecordDamaged,
     RecordExists,
@@ -39,6 +38,9 @@ from asgi_sessions.errors import (
     SessionLimitReached,
     SessionWarning,
     StoreError,
+    StoreRefused,
+    StoreUnreachable,
+    TemporarilyUnavailable,
 )
 from asgi_sessions.stores.redis._client import (
     PATIENCE,
@@ -106,23 +108,19 @@ class RedisStore:
     """
 
     needs_asyncio = True
-    """redis-py runs in asyncio's event loops only."""
-
-    carries_out_what_it_was_asked = True
-    """A command that was asked is sent, though the caller be cancelled while it waits."""
-
-    @property
-    def keeps_time(self) -> bool:
-        """Whether every question is answered, or given up, within half a second: on our own connections it is."""
-        return isinstance(self._client, OwnClient)
-
     notice: Callable[..., Awaitable[None]] | None = None
-    """Where to report what is no error; the middleware puts its event hook here."""
-
+    _server_of: Callable[[str], Hashable] | None = None
     _address: Callable[[], str]
 
-    part_of: Callable[[str], Hashable] | None = None
-    """Which of several servers has what lies under a key: each may fail by itself, and the others are asked all the same."""
+    @property
+    def keeps_its_own_deadline(self) -> bool:
+        """See :class:`asgi_sessions.stores.Traits`. Our own connections do."""
+        return isinstance(self._client, OwnClient)
+
+    @property
+    def server_of(self) -> Callable[[str], Hashable] | None:
+        """See :class:`asgi_sessions.stores.Traits`. On a cluster it is the node."""
+        return self._server_of
 
     def __init__(self, client: Any, *, prefix: str = "asgi-sessions") -> None:
         execute = getattr(client, "execute_command", None)
@@ -212,7 +210,7 @@ class RedisStore:
         """
         cluster = Cluster([url] if isinstance(url, str) else _several(url), options)
         store = cls._own(lambda lane: ClusterClient(cluster, lane), prefix, durable_ends)
-        store.part_of = cluster.part_of
+        store._server_of = cluster.server_of
         store._address = lambda: cluster.address
         return store
 
@@ -406,14 +404,14 @@ class RedisStore:
         """Ask about all sessions of a user. Where the server may have evicted their index, first search the server for them.
 
         Raises:
-            NotNow: the search takes longer. The next call goes on with it.
+            TemporarilyUnavailable: the search takes longer. The next call goes on with it.
         """
         loop = asyncio.get_running_loop()
         give_up = loop.time() + PATIENCE
         while (answer := await ask(*args)) == UNSURE and owner is not None:
             while not await run(self._bulk, SEARCH, (self._index(owner),), self._stem(owner)):
                 if loop.time() > give_up:
-                    raise NotNow(
+                    raise TemporarilyUnavailable(
                         "Redis may have evicted the index of this user, and the search for their sessions takes longer; "
                         "try again, and set maxmemory-policy noeviction"
                     )
@@ -445,7 +443,7 @@ class RedisStore:
         pattern = f"{self._prefix}:{{*}}:s:*"
         answer = await self._bulk.call(("SCAN", number, "MATCH", pattern, "COUNT", some))
         if not isinstance(answer, list | tuple) or len(answer) != 2:
-            raise StoreError(f"Redis answered with a {type(answer).__name__} where a list was due")
+            raise StoreUnreachable(f"Redis answered with a {type(answer).__name__} where a list was due")
         following = answer[0] if isinstance(answer[0], int) else _bytes(answer[0]).decode("ascii", "replace")
         return [_key_in(name) for name in _texts(list(answer[1]))], str(following)
 
@@ -453,7 +451,7 @@ class RedisStore:
         """A name for this run of this server: another one after each restart."""
         run_id = _said_in(await self._bulk.call(("INFO", "server")), "run_id")
         if not run_id:
-            raise StoreError(
+            raise StoreRefused(
                 "Redis does not say which run of the server this is (INFO server), so none can be walked through"
             )
         return run_id[:RUN_CHARS]
@@ -593,13 +591,13 @@ def _noted(note: Note | None) -> tuple[str | bytes, str | bytes]:
 
 def _texts(answer: Any) -> list[str]:
     if not isinstance(answer, list):
-        raise StoreError(f"Redis answered with a {type(answer).__name__} where a list was due")
+        raise StoreUnreachable(f"Redis answered with a {type(answer).__name__} where a list was due")
     return [_bytes(item).decode("ascii", "replace") for item in answer]
 
 
 def _bytes(answer: Any) -> bytes:
     if not isinstance(answer, bytes):
-        raise StoreError(f"Redis answered with a {type(answer).__name__} where a string was due")
+        raise StoreUnreachable(f"Redis answered with a {type(answer).__name__} where a string was due")
     return answer
 
 

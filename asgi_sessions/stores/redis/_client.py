@@ -26,7 +26,9 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterCrossSlotError,
     ClusterDownError,
+    DataError,
     MasterDownError,
+    MaxConnectionsError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
@@ -40,7 +42,14 @@ from asgi_sessions._engine.contract import Listening
 from asgi_sessions._engine.deadline import Deadlines
 from asgi_sessions._engine.failures import cleaned, reason_of
 from asgi_sessions._engine.loops import PerLoop, retrieve, stop
-from asgi_sessions.errors import ConfigurationError, EndUnconfirmed, NotNow, StoreError
+from asgi_sessions.errors import (
+    ConfigurationError,
+    EndUnconfirmed,
+    StoreError,
+    StoreRefused,
+    StoreUnreachable,
+    TemporarilyUnavailable,
+)
 from asgi_sessions.stores.redis._ear import Deaf, Ear
 from asgi_sessions.stores.redis._link import ConnectionLost, Link, NotSent, open_link
 from asgi_sessions.stores.redis._scripts import MOVING, Script
@@ -81,12 +90,17 @@ TIME_TO_CONFIRM = 0.4
 MARK_TTL = 1000
 """Milliseconds for which the key stays that is written so that there is something to wait for."""
 
-
 WRONG_SERVER = ("READONLY", "LOADING", "MASTERDOWN", "UNBLOCKED")
 """What a server says that is no primary now: after a failover it is the connection that leads to the wrong place."""
 
+UNREACHABLE = frozenset({"LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "NOAUTH", "WRONGPASS"})
+"""What a server says that carries out no command for now. Every other error reply concerns one command."""
+
 TRUST_AGAIN = 1.0
 """Seconds in which a new connection that says so as well is kept: to open another one would not help."""
+
+_NO_CONNECTION_LEFT = ("Too many connections", "No connection available", "max number of clients")
+"""Of redis-py's pools, and of a server."""
 
 _CODES = {
     NoScriptError: "NOSCRIPT",
@@ -115,11 +129,13 @@ class Refused(Exception):
         return words[0] if words and words[0].isupper() else "ERR"
 
     def as_store_error(self) -> StoreError:
-        text = cleaned(str(self))
-        if self.code != TRY_AGAIN:
-            return StoreError(f"Redis refused: {text}")
-        # An error of our own scripts has no code of the server in front.
-        return NotNow(f"Redis refused: {text if text.startswith(TRY_AGAIN) else f'{TRY_AGAIN} {text}'}")
+        text, code = cleaned(str(self)), self.code
+        if code == TRY_AGAIN:
+            # An error of our own scripts has no code of the server in front.
+            return TemporarilyUnavailable(
+                f"Redis refused: {text if text.startswith(TRY_AGAIN) else f'{TRY_AGAIN} {text}'}"
+            )
+        return (StoreUnreachable if code in UNREACHABLE else StoreRefused)(f"Redis refused: {text}")
 
 
 UNANSWERED = (RedisError, OSError, TimeoutError)
@@ -127,7 +143,8 @@ UNANSWERED = (RedisError, OSError, TimeoutError)
 
 
 def unanswered(error: BaseException) -> StoreError:
-    return StoreError(f"Redis cannot be asked: {reason_of(error)}")
+    is_full = isinstance(error, MaxConnectionsError) or any(each in str(error) for each in _NO_CONNECTION_LEFT)
+    return (StoreRefused if is_full else StoreUnreachable)(f"Redis cannot be asked: {reason_of(error)}")
 
 
 def address_of(client: Any) -> str:
@@ -277,20 +294,18 @@ async def ask_durably(
                 marked = ask(("SET", mark(), "", "PX", MARK_TTL))
                 waited = link.share(("WAIT", replicas, WAIT_FOR_REPLICAS))
                 reply, noted, reached = await asyncio.gather(asked, marked, waited)
-                checked(reply)
-                try:
-                    checked(noted)
+                checked(reply)  # after this the session has ended, so no error may say that it has not
+                if not (isinstance(noted, hiredis.ReplyError) and Refused(str(noted)).code in ("MOVED", "ASK")):
                     break
-                except Refused as refused:
-                    # Not the command, which is done: asked again elsewhere, it would say that there was nothing to end.
-                    if refused.code not in ("MOVED", "ASK"):
-                        raise
                 await asyncio.sleep(PAUSE)
     except TimeoutError as error:
         if is_first and asked.cancelled():
             raise  # it is the server that does not answer, and whether anything ended is not known
         raise EndUnconfirmed(f"it is not known in time whether {replicas} replicas heard of an end") from error
-    if checked(reached) < replicas:
+    for answer in (noted, reached):
+        if isinstance(answer, hiredis.ReplyError):
+            raise EndUnconfirmed(f"replicas did not acknowledge an end: Redis refused: {cleaned(str(answer))}")
+    if reached < replicas:
         raise EndUnconfirmed(f"the end of a session reached {reached} of {replicas} replicas")
     return reply
 
@@ -489,10 +504,10 @@ class GivenClient:
         except (ResponseError, BusyLoadingError) as error:
             code = _CODES.get(type(error))
             raise Refused(str(error) if code is None else f"{code} {error}") from error
+        except (UnicodeEncodeError, DataError):
+            raise NotSent from None
         except UNANSWERED as error:
             raise unanswered(error) from error
-        except UnicodeEncodeError:
-            raise NotSent from None
         except AttributeError as error:
             # A connection that redis-py took away under a command; whether it was carried out is not known.
             raise unanswered(error) from error

@@ -36,7 +36,7 @@ from redis.exceptions import RedisError
 from asgi_sessions._core.token import ALPHABET, PLACE_CHARS
 from asgi_sessions._engine.deadline import Deadlines
 from asgi_sessions._engine.loops import PerLoop, retrieve, stop
-from asgi_sessions.errors import ConfigurationError, StoreError
+from asgi_sessions.errors import ConfigurationError, StoreUnreachable, TemporarilyUnavailable
 from asgi_sessions.stores.redis._client import (
     PAUSE,
     TIME_TO_OPEN,
@@ -131,7 +131,7 @@ class Cluster:
         """What is known in the running event loop."""
         return self._maps.here()
 
-    def part_of(self, key: str) -> Address | None:
+    def server_of(self, key: str) -> Address | None:
         """The node that has what lies under a key of ours, as far as is known: each node may fail by itself."""
         return self.map().at[slot_of_place(key[:PLACE_CHARS])]
 
@@ -343,7 +343,7 @@ def _redirected(refused: Refused, asked: Address) -> tuple[int, Address]:
         host, _, port = where.rpartition(":")
         return int(slot) % SLOTS, Address(asked.host if host in ("", "?") else host, int(port))
     except ValueError:
-        raise StoreError("a node of the cluster sends on to nowhere") from refused
+        raise StoreUnreachable("a node of the cluster sends on to nowhere") from refused
 
 
 class ClusterClient:
@@ -420,7 +420,9 @@ class ClusterClient:
 
         async def ask(link: Link, at: Address, /, *, is_asking: bool) -> Any:
             if is_asking:
-                raise StoreError("slots of the cluster are on their way to another node; go on when they are there")
+                raise TemporarilyUnavailable(
+                    "slots of the cluster are on their way to another node; go on when they are there"
+                )
             reply, there = await asyncio.gather(link.ask(command), link.ask(("EXISTS", nobody)))
             checked(there)
             return checked(reply)

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from asgi_sessions._engine.loops import at_the_end
-from asgi_sessions.errors import StoreError
+from asgi_sessions.errors import StoreRefused
 
 MAX_IN_FLIGHT: Final = 4096
 """Commands without a reply, per connection. Whoever comes then waits until half of them are answered."""
@@ -46,8 +46,12 @@ class ConnectionLost(RedisConnectionError):
     """The connection broke while a command was under way; whether the server has carried it out is not known."""
 
 
-class NotSent(StoreError):
-    """A command holds text that is not valid Unicode. It says nothing against the server."""
+class ReplyTimeoutError(RedisTimeoutError, TimeoutError):
+    """The server did not answer in time."""
+
+
+class NotSent(StoreRefused):
+    """A command holds text that is not valid Unicode."""
 
     def __init__(self) -> None:
         super().__init__("what is asked is not valid Unicode: it holds a lone surrogate")
@@ -202,7 +206,7 @@ class Link(asyncio.Protocol):
             overdue = self._marks[0][0] - answered
             for future in islice(self._waiting, max(overdue, 0)):
                 if not future.done():
-                    future.set_exception(RedisTimeoutError("no reply in time"))
+                    future.set_exception(ReplyTimeoutError("no reply in time"))
         self._silent = self._silent + 1 if self._marks and self._marks[-1][1] == answered else 0
         if self._silent >= TICKS_TO_STALL:
             self.abort(ConnectionLost("no reply for a long time"))
