@@ -90,6 +90,10 @@ TIME_TO_CONFIRM = 0.4
 MARK_TTL = 1000
 """Milliseconds for which the key stays that is written so that there is something to wait for."""
 
+_MARK = "redis.call('DEL', KEYS[1]) return redis.call('SET', KEYS[1], '', 'PX', ARGV[1])"
+"""A full server refuses SET, but lets a script go on that has written something. DEL counts, and is never refused."""
+
+
 WRONG_SERVER = ("READONLY", "LOADING", "MASTERDOWN", "UNBLOCKED")
 """What a server says that is no primary now: after a failover it is the connection that leads to the wrong place."""
 
@@ -291,7 +295,7 @@ async def ask_durably(
     try:
         async with asyncio.timeout(TIME_TO_CONFIRM):
             while True:
-                marked = ask(("SET", mark(), "", "PX", MARK_TTL))
+                marked = ask(("EVAL", _MARK, 1, mark(), MARK_TTL))
                 waited = link.share(("WAIT", replicas, WAIT_FOR_REPLICAS))
                 reply, noted, reached = await asyncio.gather(asked, marked, waited)
                 checked(reply)  # after this the session has ended, so no error may say that it has not
