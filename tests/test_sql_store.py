@@ -158,7 +158,7 @@ async def test_a_body_of_a_megabyte_is_kept(store: SQLStore) -> None:
 async def test_a_row_of_nonsense_is_a_damaged_record(store: SQLStore) -> None:
     record = a_record()
     await store.create(record)
-    async with store._lane().writing() as connection:
+    async with store._lane().statement() as connection:
         if connection.dialect.name != "sqlite":
             pytest.skip("this database looks at types")
         await connection.execute(text(f"UPDATE {TABLE} SET rev = 'nonsense', body = 7"))
@@ -208,11 +208,11 @@ async def test_what_is_touched_between_two_statements_of_a_sweep_stays(store: SQ
     record = a_record()
     await store.create(record)
     cut = round((record.expires_at + 1) * 1000)
-    async with store._lane().writing() as connection:
+    async with store._lane().statement() as connection:
         rows = (await connection.execute(store._say.keys_over, {"now_": cut, "some": 10})).all()
     await store.touch(record.key, seen_at=record.seen_at + 99, expires_at=record.expires_at + 99)
 
-    async with store._lane().writing() as connection:
+    async with store._lane().statement() as connection:
         await connection.execute(store._say.delete_over, {"keys_": [row.key for row in rows], "now_": cut})
 
     assert [row.key for row in rows] == [record.key]
@@ -434,7 +434,7 @@ async def test_no_error_quotes_what_was_kept(store: SQLStore, request: pytest.Fi
     engine = create_async_engine(store._first.url)
     theirs = SQLStore(engine, table=TABLE)
     records = store.metadata.tables[TABLE]
-    async with store._lane().writing() as connection:
+    async with store._lane().statement() as connection:
         await connection.execute(text(f"DROP TABLE {TABLE}"))
     record = a_record(body=b"a secret body")
     try:
@@ -619,7 +619,7 @@ async def test_a_commit_that_fails_keeps_nobody_else_from_writing(
     await store.create(record, note=a_note(record))
     refusing = SQLStore.from_url(store._first.url.render_as_string(), table=TABLE)
     event.listen(refusing._first.sync_engine, "connect", lambda new, _: new.execute("PRAGMA foreign_keys=ON"))
-    async with refusing._lane().writing() as connection:
+    async with refusing._lane().statement() as connection:
         await connection.execute(
             text(f'CREATE TABLE theirs (s REFERENCES {TABLE} ("key") DEFERRABLE INITIALLY DEFERRED)')
         )
@@ -632,7 +632,7 @@ async def test_a_commit_that_fails_keeps_nobody_else_from_writing(
             await store.create(other)
         assert await refusing.load(record.key) == record
     finally:
-        async with refusing._lane().writing() as connection:
+        async with refusing._lane().statement() as connection:
             await connection.execute(text("DROP TABLE theirs"))
         await refusing.aclose()
 

@@ -91,7 +91,6 @@ class SQLStore:
     """
 
     needs_asyncio = True
-    """SQLAlchemy runs in asyncio's event loops only."""
 
     sweep_every: float = 60.0
     """Seconds between two sweeps while an app is up."""
@@ -174,7 +173,7 @@ class SQLStore:
                         raise
                     await asyncio.sleep(0.05)  # another process made them at the same time: look again
 
-        await self._lane().run(work)
+        await self._lane().run(work, writes=SWEEPER)
 
     # ── The contract of a store ──
 
@@ -191,7 +190,7 @@ class SQLStore:
         """See :meth:`asgi_sessions.stores.UserStore.create`."""
 
         async def work(lane: Lane) -> None:
-            async with lane.writing() as connection:
+            async with lane.statement() as connection:
                 try:
                     await connection.execute(self._say.create, _row(record))
                 except IntegrityError:
@@ -199,9 +198,9 @@ class SQLStore:
                         raise RecordExists("there is a record under this key already") from None
 
         if note is None or record.owner is None:
-            await self._lane().run(work)
+            await self._lane().run(work, writes=record.key)
             return None
-        admission, ended = await self._lane().run(self._admitting(record, record.owner, note))
+        admission, ended = await self._lane().run(self._admitting(record, record.owner, note), writes=record.key)
         self._listeners.tell(ended)
         return admission
 
@@ -214,7 +213,7 @@ class SQLStore:
         }  # fmt: skip
 
         async def work(lane: Lane) -> None:
-            async with lane.writing() as connection:
+            async with lane.statement() as connection:
                 done = await connection.execute(self._say.update, values)
                 if done.rowcount == 1:
                     return
@@ -225,17 +224,17 @@ class SQLStore:
             if not _same(record, there):
                 raise RecordChanged(there)
 
-        await self._lane().run(work)
+        await self._lane().run(work, writes=record.key)
 
     async def touch(self, key: str, *, seen_at: float, expires_at: float) -> bool:
         """See :meth:`asgi_sessions.stores.Store.touch`."""
         values = {"key_": key, "seen_": _ms(seen_at), "expires_": _ms(expires_at)}
 
         async def work(lane: Lane) -> bool:
-            async with lane.writing() as connection:
+            async with lane.statement() as connection:
                 return (await connection.execute(self._say.touch, values)).rowcount == 1
 
-        return await self._lane().run(work)
+        return await self._lane().run(work, writes=key)
 
     async def rename(
         self, key: str, record: Record, *, rev: int, alias: Record | None = None, note: Note | None = None
@@ -265,7 +264,7 @@ class SQLStore:
                 if note is not None and record.owner is not None:
                     await self._note(connection, record.owner, [line_of(note)], note.now, note.rules)
 
-        await self._lane().run(work)
+        await self._lane().run(work, writes=key)
 
     async def delete(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
         """See :meth:`asgi_sessions.stores.Store.delete`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
@@ -291,7 +290,7 @@ class SQLStore:
                     await self._note(connection, there.owner, [line_of(note)], note.now, note.rules)
                 return there
 
-        gone = await self._lane().run(work)
+        gone = await self._lane().run(work, writes=key)
         if gone is not None and gone.rev != ALIAS_REV:
             self._listeners.tell((gone.id,))
         return gone
@@ -312,7 +311,6 @@ class SQLStore:
         """See :meth:`asgi_sessions.stores.UserStore.records`."""
 
         async def work(lane: Lane) -> Sequence[Record]:
-            await self._prune_if_due(lane, owner, now, rules)
             async with lane.statement() as connection:
                 rows = await connection.execute(self._say.of_owner, {"owner_": owner})
                 found = []
@@ -325,6 +323,7 @@ class SQLStore:
                         continue  # cannot be shown, but ended
                 return found
 
+        await self._prune_if_due(owner, now, rules)
         return await self._lane().run(work)
 
     async def end(self, owner: str, *, note: Note, id: str | None = None, keep: str | None = None) -> Sequence[str]:
@@ -340,7 +339,7 @@ class SQLStore:
                 await self._note(connection, owner, lines, note.now, note.rules)
                 return [one.id for one in out], [one.id for one in (*over, *out)]
 
-        ids, gone = await self._lane().run(work)
+        ids, gone = await self._lane().run(work, writes=owner)
         self._listeners.tell(gone)
         return ids
 
@@ -348,11 +347,11 @@ class SQLStore:
         """See :meth:`asgi_sessions.stores.UserStore.history`."""
 
         async def work(lane: Lane) -> Sequence[bytes]:
-            await self._prune_if_due(lane, owner, now, rules)
             async with lane.statement() as connection:
                 rows = await connection.execute(self._say.lines, {"owner_": owner})
                 return [f"{row.at:013d}{row.what}{row.id}{row.mark}".encode() + bytes(row.facts) for row in rows]
 
+        await self._prune_if_due(owner, now, rules)
         return await self._lane().run(work)
 
     async def erase(self, owner: str, *, sessions: bool) -> Sequence[str]:
@@ -369,7 +368,7 @@ class SQLStore:
                 await connection.execute(self._say.forget, {"owner_": owner})
                 return ids
 
-        ids = await self._lane().run(work)
+        ids = await self._lane().run(work, writes=owner)
         self._listeners.tell(ids)
         return ids
 
@@ -397,16 +396,16 @@ class SQLStore:
         async def keep_turn() -> None:
             await self._keep_turn(lane, now + time.monotonic() - began)
 
-        if not await lane.run(lambda lane: self._take_turn(lane, now)):
+        if not await lane.run(lambda lane: self._take_turn(lane, now), writes=SWEEPER):
             return None
-        while batch := await lane.run(lambda lane: self._sweep_users(lane, cut, now, rules)):
+        while batch := await self._sweep_users(lane, cut, now, rules):
             removed += batch
             await keep_turn()
-        while batch := await lane.run(lambda lane: self._sweep_anonymous(lane, cut)):
+        while batch := await lane.run(lambda lane: self._sweep_anonymous(lane, cut), writes=SWEEPER):
             removed += batch
             await keep_turn()
         horizon = _ms(now - rules.keep)
-        while await lane.run(lambda lane: self._sweep_lines(lane, horizon)):
+        while await lane.run(lambda lane: self._sweep_lines(lane, horizon), writes=SWEEPER):
             await keep_turn()
         return removed
 
@@ -437,7 +436,7 @@ class SQLStore:
 
     async def _take_turn(self, lane: Lane, now: float) -> bool:
         values = {"now_": _ms(now), "until_": _ms(now + TURN)}
-        async with lane.writing() as connection:
+        async with lane.statement() as connection:
             if (await connection.execute(self._say.take_turn, values)).rowcount:
                 return True
             try:
@@ -448,23 +447,25 @@ class SQLStore:
 
     async def _keep_turn(self, lane: Lane, now: float) -> None:
         async def work(lane: Lane) -> None:
-            async with lane.writing() as connection:
+            async with lane.statement() as connection:
                 # Its own turn, so whatever stands there; a turn that ended long ago does no harm.
                 await connection.execute(self._say.lock, {"owner_": SWEEPER, "now_": _ms(now + TURN)})
 
-        await lane.run(work)
+        await lane.run(work, writes=SWEEPER)
 
     async def _sweep_users(self, lane: Lane, cut: float, now: float, rules: Rules) -> int:
-        async with lane.statement() as connection:
-            rows = await connection.execute(self._say.owners_over, {"now_": _ms(cut), "some": BATCH // 10})
-            owners = [row.owner for row in rows]
+        async def work(lane: Lane) -> list[str]:
+            async with lane.statement() as connection:
+                rows = await connection.execute(self._say.owners_over, {"now_": _ms(cut), "some": BATCH // 10})
+                return [row.owner for row in rows]
+
         removed = 0
-        for owner in owners:
+        for owner in await lane.run(work):
             removed += await self._prune(lane, owner, cut, rules, now)
         return removed
 
     async def _sweep_anonymous(self, lane: Lane, cut: float) -> int:
-        async with lane.writing() as connection:
+        async with lane.statement() as connection:
             rows = await connection.execute(self._say.keys_over, {"now_": _ms(cut), "some": BATCH})
             keys = [row.key for row in rows]
             if keys:
@@ -577,18 +578,26 @@ class SQLStore:
         if any(row["seq"] <= far_end or row["at"] < horizon for row in (*(one._mapping for one in past), *rows)):
             await connection.execute(self._say.trim, {"owner_": owner, "far_end": far_end, "horizon": horizon})
 
-    async def _prune_if_due(self, lane: Lane, owner: str, now: float, rules: Rules) -> None:
-        async with lane.statement() as connection:
-            due = (await connection.execute(self._say.any_over, {"owner_": owner, "now_": _ms(now)})).first()
-        if due is not None:
+    async def _prune_if_due(self, owner: str, now: float, rules: Rules) -> None:
+        async def work(lane: Lane) -> bool:
+            async with lane.statement() as connection:
+                found = await connection.execute(self._say.any_over, {"owner_": owner, "now_": _ms(now)})
+                return found.first() is not None
+
+        lane = self._lane()
+        if await lane.run(work):
             await self._prune(lane, owner, now, rules, now)
 
     async def _prune(self, lane: Lane, owner: str, cut: float, rules: Rules, now: float) -> int:
-        async with lane.transaction() as connection:
-            await self._lock(connection, owner, now)
-            _, lines, over = await self._alive(connection, owner, cut)
-            await self._remove(connection, [one.key for one in over])
-            await self._note(connection, owner, lines, now, rules)
+        async def work(lane: Lane) -> list[Any]:
+            async with lane.transaction() as connection:
+                await self._lock(connection, owner, now)
+                _, lines, over = await self._alive(connection, owner, cut)
+                await self._remove(connection, [one.key for one in over])
+                await self._note(connection, owner, lines, now, rules)
+                return over
+
+        over = await lane.run(work, writes=owner)
         self._listeners.tell(one.id for one in over)
         return len(over)
 

@@ -3,6 +3,9 @@
 What was begun is carried out, though the caller be cancelled: SQLAlchemy throws the connection of a cancelled task away, and a
 browser that hangs up should not cost a new one. But not for long: what waits for a dead server, or for a lock that somebody
 keeps, holds a connection that others could use. A caller that still waits for its turn has begun nothing.
+
+The writes of one user wait for each other here, before they take a connection. In the database they would wait for that user's
+lock, and with a connection each: one user who logs in ten times at once would keep out all others.
 """
 
 from __future__ import annotations
@@ -13,26 +16,37 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from inspect import signature
 from traceback import clear_frames
 from typing import Any, Final, TypeVar
+from weakref import WeakValueDictionary
 
 from sqlalchemy import CursorResult, Executable, Select, UpdateBase, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.default import DefaultDialect
-from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
-from asgi_sessions._engine.deadline import Limit, limit_alone
+from asgi_sessions._core.token import place_of
+from asgi_sessions._engine.deadline import Deadlines, Limit, limit_alone
 from asgi_sessions._engine.failures import reason_of
 from asgi_sessions._engine.loops import at_the_end, retrieve
-from asgi_sessions.errors import ConfigurationError, MissingExtra, SessionError, StoreError
+from asgi_sessions.errors import (
+    ConfigurationError,
+    MissingExtra,
+    SessionError,
+    StoreError,
+    StoreRefused,
+    StoreUnreachable,
+)
 
 T = TypeVar("T")
 
 LONGEST: Final = 5.0
-"""Seconds that one operation may take, its waits and repetitions included; a request gives up long before."""
+"""Seconds that one operation may wait for its turn, and then take, its repetitions included; a request gives up long before."""
 
 LONGEST_ALONE: Final = 2.0
 """Seconds that it may take once nobody waits for it any more."""
@@ -58,16 +72,23 @@ UNLIMITED: Final = 32
 TRUST_AGAIN: Final = 1.0
 """Seconds in which a new connection that leads to the wrong server as well is kept: to open another one would not help."""
 
-WRONG_SERVER: Final = frozenset(
-    {
-        # PostgreSQL, appendix A: read_only_sql_transaction; admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped
-        *("25006", "57P01", "57P02", "57P03", "57P04"),
-        # MySQL and MariaDB, error reference: 1290 --read-only (or another option), 1792 read-only transaction, 1836 read-only;
-        # 1053, 1077, 1079, 1152 and 1927 the server, or this connection, is shutting down; 1047 WSREP: not in its cluster
-        *(1290, 1792, 1836, 1053, 1077, 1079, 1152, 1927, 1047),
-    }
-)
+READ_ONLY: Final = frozenset({"25006", 1290, 1792, 1836})
+"""PostgreSQL, appendix A: read_only_sql_transaction. MySQL and MariaDB, error reference: --read-only (or another option), a
+read-only transaction, read-only."""
+
+LEAVING: Final = frozenset({"57P01", "57P02", "57P03", "57P04", 1053, 1077, 1079, 1152, 1927, 1047})
+"""PostgreSQL: admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped. MySQL and MariaDB: the server, or this
+connection, is shutting down; 1047 WSREP: it is not in its cluster."""
+
+WRONG_SERVER: Final = READ_ONLY | LEAVING
 """What a server says that is no primary now: after a failover it is the connection that leads to the wrong place."""
+
+NOT_LET_IN: Final = frozenset({"3D000", 1044, 1045, 1049, 1129, 1130})
+"""PostgreSQL: invalid_catalog_name. MySQL and MariaDB: access denied, to the database too; unknown database; host is blocked, or
+not allowed. PostgreSQL's classes 08 and 28 say that there is no connection, and that there is none for this user."""
+
+SQLITE_UNREADABLE: Final = frozenset({10, 11, 14, 26})
+"""The primary result codes of a file that cannot be used: I/O error, corrupt, cannot be opened, no database."""
 
 SQLITE_READONLY: Final = 8
 """The primary result code; of a file that was moved or replaced, too (SQLITE_READONLY_DBMOVED)."""
@@ -230,32 +251,54 @@ class Lane:
         """Connections that were opened before this lead to a server that is no primary now."""
         # As many as the pool gives connections: who waits here can be cancelled and leaves nothing behind.
         self._seats = asyncio.Semaphore(_places(engine.pool))
-        # SQLite has one writer at a time. Others would wait in steps of up to 0.1 s; here they wait in turn.
-        self._writing = asyncio.Lock()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._patience = Deadlines(LONGEST)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._farewell: AsyncGenerator[None, None] | None = None
 
-    async def run(self, work: Callable[[Lane], Awaitable[T]]) -> T:
+    async def run(self, work: Callable[[Lane], Awaitable[T]], *, writes: str | None = None) -> T:
         """Carry out one operation, again where others were faster or a connection broke: all of ours are harmless to repeat.
 
+        Args:
+            writes: a key or the owner of what it writes. The writes of one user are carried out one after the other. SQLite has
+                one writer at a time, and others would wait in steps of up to 0.1 s: there it holds for all writes.
         Raises:
-            StoreError: the database failed, or took too long; the driver's error is the cause.
+            StoreUnreachable, StoreRefused: the driver's error is the cause.
         """
         if self._is_own and self._farewell is None:
             self._farewell = await at_the_end(self._close)
-        await self._seats.acquire()
+        turn = None if writes is None else "" if self._is_sqlite else place_of(writes)
+        lock = None if turn is None else self._turns.setdefault(turn, asyncio.Lock())
+        await self._wait_for_turn(lock)
         limit = limit_alone(LONGEST, again=TIME_TO_CLEAN_UP)
         task = asyncio.ensure_future(self._carry_out(work, limit))
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(partial(self._done, lock))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             limit.hasten(max(LONGEST - LONGEST_ALONE, 0.0))
             raise
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
+    async def _wait_for_turn(self, lock: asyncio.Lock | None) -> None:
+        waited_for = "an earlier write of the same user"
+        try:
+            with self._patience.limit():
+                if lock is not None:
+                    await lock.acquire()
+                waited_for = "a free connection"
+                await self._seats.acquire()
+        except BaseException as error:
+            if lock is not None and waited_for == "a free connection":
+                lock.release()
+            if isinstance(error, TimeoutError):
+                raise StoreRefused(f"it would have to wait for {waited_for}") from error
+            raise
+
+    def _done(self, lock: asyncio.Lock | None, task: asyncio.Task[Any]) -> None:
         self._seats.release()
+        if lock is not None:
+            lock.release()
         self._tasks.discard(task)
         retrieve(task)
 
@@ -274,14 +317,12 @@ class Lane:
                         again = breaks == 1 if broken else _others_were_faster(error)
                         if not again or attempt == MAX_ATTEMPTS:
                             # Of the driver's error: SQLAlchemy's quotes the statement and what was in it.
-                            raise StoreError(_reason(error)) from (
-                                error.orig if isinstance(error, DBAPIError) else error
-                            )
+                            raise _store_error(error) from (error.orig if isinstance(error, DBAPIError) else error)
                     pause = 0.001 * min(2**attempt, 64)
                     await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing
         except TimeoutError as error:
-            raise StoreError(f"the database did not answer within {LONGEST:.0f} s") from error
-        raise StoreError("others were faster each time")
+            raise StoreUnreachable(f"the database did not answer within {LONGEST:.0f} s") from error
+        raise StoreRefused("others were faster each time")
 
     @asynccontextmanager
     async def statement(self) -> AsyncIterator[AsyncConnection]:
@@ -333,16 +374,6 @@ class Lane:
         self._distrusted_at = now
         return True
 
-    @asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """:meth:`statement`, for one that writes."""
-        if not self._is_sqlite:
-            async with self.statement() as connection:
-                yield connection
-            return
-        async with self._writing, self.statement() as connection:
-            yield connection
-
     async def _give_back(self, connection: AsyncConnection) -> None:
         """To the pool, and soon.
 
@@ -384,7 +415,7 @@ class Lane:
         Begun and ended in words, on a connection that SQLAlchemy need not switch to and fro: on MariaDB that were four questions
         more; and SQLite's driver begins by itself, but too late, when what was read before the first write may have changed.
         """
-        async with self.writing() as connection:
+        async with self.statement() as connection:
             for words in self._begin:
                 await connection.exec_driver_sql(words)
             try:
@@ -459,11 +490,11 @@ def _let_go_of_cursors(error: BaseException) -> None:
         cause = cause.__context__
 
 
-def _codes_of(error: DBAPIError) -> tuple[object, object]:
+def _codes_of(error: Exception) -> tuple[object, object]:
     """What the driver says in figures: the SQLSTATE, and the number in front of the message; ``None`` where there is none."""
-    cause: Any = error.orig
+    cause: Any = error.orig if isinstance(error, DBAPIError) else error
     state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
-    number = cause.args[0] if getattr(cause, "args", ()) else None
+    number = cause.args[0] if isinstance(error, DBAPIError) and cause.args else None
     return state, number if isinstance(number, int) else None
 
 
@@ -495,6 +526,25 @@ def _others_were_faster(error: Exception) -> bool:
     # PostgreSQL: serialization failure, deadlock. MySQL and MariaDB: lock wait, deadlock, record has changed since last read.
     faster = {"40001", "40P01", 1205, 1213, 1020}.intersection(_codes_of(error))
     return bool(faster) or _sqlite_code_of(error) in (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED
+
+
+def _store_error(error: Exception) -> StoreError:
+    """The error to raise. A server that answers with an error of its own can be asked, and refuses this."""
+    state, number = _codes_of(error)
+    if isinstance(error, DBAPIError) and (READ_ONLY.intersection((state, number)) or _sqlite_code_of(error)):
+        is_refusal = _sqlite_code_of(error) not in SQLITE_UNREADABLE
+    elif not isinstance(error, DBAPIError):
+        is_refusal = isinstance(error, PoolTimeoutError | StatementError | UnicodeError) or _is_refusal(state, None)
+    else:
+        is_refusal = not error.connection_invalidated and _is_refusal(state, number)
+    return (StoreRefused if is_refusal else StoreUnreachable)(_reason(error))
+
+
+def _is_refusal(state: object, number: object) -> bool:
+    if state is None and number is None:
+        return False
+    is_connection = str(state)[:2] in ("08", "28") or (isinstance(number, int) and 2000 <= number < 3000)
+    return not (is_connection or (LEAVING | NOT_LET_IN).intersection((state, number)))
 
 
 _NO_TABLE = frozenset({"42P01", "42S02", 1146})
