@@ -273,6 +273,10 @@ ON_EVERY_DATABASE = {
 """Modules that run on databases too. What the others ask of a store, these ask as well."""
 
 
+COVERED_BY_OTHERS = {"redis", "postgresql", "mariadb"}
+"""Stores that take the same way through our code as Valkey and SQLite do. The tracer doubles what a test costs."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def wanted(item: pytest.Item) -> bool:
         params = getattr(getattr(item, "callspec", None), "params", {})
@@ -284,6 +288,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
 
     items[:] = [item for item in items if wanted(item)]
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {}).values()
+        if any(isinstance(value, str) and value in COVERED_BY_OTHERS for value in params):
+            item.add_marker(pytest.mark.no_cover)
     if nameless := [item.nodeid for item in items if " at 0x" in item.nodeid]:
         raise pytest.UsageError(f"{nameless[0]} has another name in each process: give its cases ids=[…]")
 
