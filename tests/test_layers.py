@@ -34,7 +34,11 @@ LONG_FUNCTIONS = {
 }
 """Functions of more than ``MAX_FUNCTION`` lines, and why."""
 
-SIZES = {"_core": (3671, 2000), "_engine": (2820, 1300), "_asgi": (965, 750)}
+SIZES = {
+    "_core": (3671, 2000),
+    "_engine": (2820, 1300),
+    "_asgi": (963, 750),
+}
 """Lines of each private package: the bound, which only ever gets smaller, and the target."""
 
 

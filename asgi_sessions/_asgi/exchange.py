@@ -1,4 +1,4 @@
-"""Exchange: what an HTTP request and a WebSocket have in common."""
+"""Exchange: the common part of an HTTP request and a WebSocket."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OnStoreFailure = Literal["unavailable", "raise", "anonymous"]
 
 
 class Configured(Protocol):
-    """What an exchange reads of the middleware that made it."""
+    """The part of a middleware read by its exchanges."""
 
     manager: Manager
     watch: Watch | None
@@ -51,26 +51,28 @@ class Exchange:
     )
 
     session: Session
-    _start: Message  # the message that began the answer
+    _start: Message  # the start message of the answer
 
     def __init__(self, middleware: Configured, scope: Scope, send: Send) -> None:
         self._middleware = middleware
         self._scope = scope
         self._send = send
-        self._started = False  # has the answer, and with it the cookie, left?
-        self._failed = False  # did the app answer 5xx? Then nothing it did to the session counts, then or later
-        self._failure: SessionError | None = None  # we answered in the app's place; what it still sends is dropped
+        self._started = False  # has the answer left, and the cookie with it?
+        self._failed = (
+            False  # did the app answer 5xx? Then its changes to the session do not count, later ones included
+        )
+        self._failure: SessionError | None = None  # we answered in place of the app: its messages are dropped
         self._may_last = True  # may the body turn out to be a stream?
-        self._told_caches = False  # does the answer say that it depends on the cookie?
-        self.live: Live | None = None  # of a socket or stream that is closed when its session ends
+        self._told_caches = False  # does the answer say ``Vary: Cookie``?
+        self.live: Live | None = None  # of a socket, or of a stream
 
     def send(self, message: Message) -> Awaitable[None]:
-        """What the app sends by. No coroutine of ours where only the server is waited for: that costs 0.2 µs per message."""
+        """The app calls this to send. It is no coroutine function: one more frame costs 0.2 µs per message."""
         raise NotImplementedError
 
     # ── The answer begins ──
 
-    def _is_settled(self, status: object = None) -> bool:
+    def _is_settled(self, status: object) -> bool:
         """Whether the answer may leave without a call to the store. Most may."""
         self._failed = is_failure(status)
         return self._middleware.manager.is_settled(self.session, self._failed)
@@ -89,7 +91,7 @@ class Exchange:
         await self._send(self._with_headers(message, cacheable=cacheable))
 
     def _with_headers(self, message: Message, *, cacheable: bool = True) -> Message:
-        """A copy of the message that begins the answer, with the headers of the session; or the message itself."""
+        """A copy of the start message with the headers of the session, or the message itself if there are none."""
         session = self.session
         self._start = message
         self._started = session._started = True
@@ -111,13 +113,13 @@ class Exchange:
                 if due is not True and cookie.secure and cookie.name not in dropped and is_plain_http(self._scope):
                     _warn_of_plain_http(cookie.name)
         except (AttributeError, TypeError, ValueError):
-            return message  # the app's headers are malformed; the server reports that
+            return message  # the app's headers are malformed: the server reports it
         return {**message, "headers": headers}
 
     # ── Answers in place of the app ──
 
     async def _answer_for(self, error: BaseException) -> bool:
-        """Answer if the store failed or a limit of sessions was reached. Returns whether that was done."""
+        """Answer for a store failure or a reached limit of sessions. Returns ``False`` for other errors."""
         scope, send, manager = self._scope, self._send, self._middleware.manager
         if isinstance(error, SessionLimitReached):
             self._started, self._failure = True, error
@@ -131,7 +133,7 @@ class Exchange:
         return True
 
     def _owed_cookie(self) -> Headers:
-        """The Set-Cookie header that the browser needs although the request failed, if any."""
+        """The Set-Cookie header of a failed request, if the browser needs one."""
         cookie, due = self._middleware.cookie, self._middleware.manager.owed_cookie(self.session)
         if due is False:
             return []
@@ -140,7 +142,7 @@ class Exchange:
     # ── The app has returned ──
 
     def is_complete(self) -> bool:
-        """Whether all is done: the answer has begun, and nothing happened to the session since."""
+        """Whether the answer has begun and the session has no changes since."""
         session = self.session
         if not self._started or self._failure is not None:
             return False
@@ -149,17 +151,17 @@ class Exchange:
         return self._middleware.manager.is_settled(session, self._failed)
 
     async def finish(self) -> None:
-        """Save what the app did to the session after the answer had begun."""
+        """Save the changes since the answer began."""
         if self._failure is not None:
             await self._middleware.manager.settle(self.session)
             return
-        # An app that returned without an answer has failed. No cookie leaves.
+        # The app failed if it returned without an answer. No cookie leaves.
         self._failed = self._failed or not self._started
         self.session._started = True
         await self._commit_late()
 
     async def crashed(self, error: BaseException) -> bool:
-        """The app raised. Returns whether the client has its answer and the error may be swallowed."""
+        """The app raised an error. Returns whether the client has its answer, so the error need not go on."""
         manager = self._middleware.manager
         if self._failure is not None:
             await manager.settle(self.session)
@@ -181,14 +183,14 @@ class Exchange:
         return False
 
     async def _commit_late(self) -> None:
-        """Save what changed after the answer had left. The client cannot be told any more, so failures are logged."""
+        """Save changes after the answer has left. A failure cannot reach the client any more: it is logged."""
         try:
             await self._middleware.manager.commit(self.session, failed=self._failed, step="late commit")
         except StoreError:
             if self._middleware.on_store_failure == "raise":
                 raise
 
-    # ── Sockets and streams that outlive their session ──
+    # ── Sockets and streams ──
 
     def _begin_watching(self) -> None:
         """This may take long: close it when the session ends."""
@@ -200,7 +202,7 @@ class Exchange:
                 self.live = live
 
     def stop_watching(self) -> None:
-        """The end of the session closes nothing any more."""
+        """From now on the end of the session does not close this."""
         if self.live is not None and self.live.watcher is not None:
             self.live.watcher.leave()
             self.live = None
@@ -211,18 +213,18 @@ def is_failure(status: object) -> bool:
 
 
 def stems_from(error: BaseException | None, origin: BaseException) -> bool:
-    """Whether ``error`` is ``origin`` or was raised because of it. Frameworks wrap the errors that pass through them."""
+    """Whether ``error`` is ``origin`` or was raised because of it. Frameworks wrap errors."""
     for _ in range(20):
         if error is None or error is origin:
             return error is origin
-        if isinstance(error, BaseExceptionGroup):  # for example of several tasks that sent at the same time
+        if isinstance(error, BaseExceptionGroup):  # for example from several sending tasks
             return all(stems_from(each, origin) for each in error.exceptions)
         error = error.__cause__ or error.__context__
     return False
 
 
 dropped: Final[set[str]] = set()
-"""The names of our cookies that browsers drop, as far as this process has warned of it."""
+"""Names of cookies dropped by browsers. The log has a warning for each."""
 
 
 def _warn_of_plain_http(name: str) -> None:

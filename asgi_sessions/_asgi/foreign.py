@@ -22,7 +22,7 @@ _FOREIGN: Final = frozenset(
         "starsessions.middleware.SessionMiddleware",
     }
 )
-"""Middlewares that write ``scope["session"]``. Only a start-up check needs their names: a request shows what they wrote."""
+"""Middlewares known to write ``scope["session"]``. Only the check at start-up needs names: a request has their session."""
 
 
 def refuse_foreign(scope: Scope) -> None:
@@ -86,7 +86,7 @@ def _foreign_outside(app: Any) -> list[str]:
 
 
 def _chain(app: Any) -> Iterator[tuple[type, Any]]:
-    """The class of each app that is wrapped, outermost first, and its cookie if it is ours."""
+    """The class of each wrapped app, outermost first, and its cookie if it is ours."""
     for _ in range(100):
         if app is None:
             return

@@ -29,7 +29,7 @@ class HttpExchange(Exchange):
             if self.live is not None:
                 if self.live.ended is not None or message.get("more_body"):
                     return self.live.send(message)
-                self.stop_watching()  # the last part: nothing is left to close
+                self.stop_watching()  # this is the last part
         elif message["type"] == "http.response.start":
             session = self.session
             if session._record is None and not session._accessed:
@@ -48,7 +48,7 @@ class HttpExchange(Exchange):
         """The app read the session after the response had started, and before its body was complete."""
         session = self.session
         if session._written:
-            return  # a change that is saved does not make the page depend on the cookie
+            return  # a saved change does not make the page depend on the cookie
         self._told_caches = True  # warn once
         if session._record is not None and self._scope.get("method") in ("GET", "HEAD"):
             warn_of_late_read(self._start, b"Cookie")
@@ -60,7 +60,7 @@ class HttpExchange(Exchange):
 
 
 def warn_of_late_read(start: Message, name: bytes) -> None:
-    """Warn unless ``start``, the message that began the answer, forbids shared caches. ``name``: the header it depends on."""
+    """Warn unless the start message forbids shared caches. ``name``: the request header on which the answer depends."""
     if not is_not_shared([*(start.get("headers") or ())], name):
         warnings.warn(
             f"the session was first read after the response had started, too late for 'Vary: {name.decode('ascii')}': a shared "

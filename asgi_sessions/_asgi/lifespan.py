@@ -39,7 +39,7 @@ async def lifespan(
     try:
         await app(scope, receive, send_on)
     except GeneratorExit:
-        raise  # the loop is shutting down: nothing can be awaited any more
+        raise  # the loop is shutting down: no await would finish
     except BaseException:  # the app will not report its shutdown
         await upkeep.end(this, manager)
         raise

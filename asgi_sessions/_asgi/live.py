@@ -15,20 +15,20 @@ from asgi_sessions._engine.watch import Watcher
 logger = logging.getLogger("asgi_sessions")
 
 SEND_GRACE: Final = 5.0
-"""Seconds that a message may still take after the session has ended. A client that stopped reading blocks it for ever:
-the server waits until its buffer drains.
+"""Seconds for a message already on its way when the session ends. It would never finish if the client stopped reading: the
+server waits until its buffer drains.
 """
 
 
 class SessionEnded(ConnectionResetError):
-    """Raised where the app goes on sending to a socket or stream whose session has ended.
+    """Raised if the app sends to a socket or stream after the end of its session.
 
     An ``OSError``, as servers raise it for a closed connection (ASGI, HTTP & WebSocket message format 2.4).
     """
 
 
 class Live:
-    """One socket or stream that is closed when its session ends. ``close`` sends the closing messages."""
+    """One socket or stream, closed when its session ends. ``close`` sends the closing messages."""
 
     __slots__ = ("_close", "_closing", "_receiving", "_send", "_sending", "ended", "watcher")
 
@@ -67,7 +67,7 @@ class Live:
         self._raise_if_ended()
 
     async def receive(self, receive: Receive) -> Message | None:
-        """The next message of the client; ``None`` when the session has ended and the closing messages were sent."""
+        """The next message of the client, or ``None`` after the end of the session."""
         message: Message | None = None
         if self.ended is None:
             with anyio.CancelScope() as self._receiving:
@@ -79,7 +79,7 @@ class Live:
         return None
 
     async def closed(self) -> None:
-        """Wait for the closing messages, if any. A server takes an app that returns before them for one that failed."""
+        """Wait for the closing messages, if any. Servers report a failure if the app returns before them."""
         if self._closing is not None:
             await asyncio.wait({self._closing})
 
@@ -90,7 +90,7 @@ class Live:
             raise self.ended
 
     def _abandon(self) -> None:
-        """Give up the messages that the client does not read. The server drops the connection when the app returns."""
+        """Give up messages not read by the client. The server drops the connection when the app returns."""
         for sending in tuple(self._sending):
             sending.cancel()
 

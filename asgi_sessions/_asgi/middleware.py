@@ -1,7 +1,7 @@
 """SessionMiddleware: its options, and the way of a request from the cookie to the app.
 
-Pure ASGI: one object per request stands between the server and the app, reads the cookie before the app runs, and commits
-when the first byte is about to leave, since afterwards no cookie can be sent.
+The middleware reads the cookie before the app runs. It commits when the first byte is about to leave: after that, no cookie
+can be sent.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class SessionMiddleware:
         self.watch: Watch | None = self.upkeep.watch if self.manager.devices.live else None
 
     def around(self, app: Callable[..., Awaitable[None]]) -> SessionMiddleware:
-        """The same middleware, around another app; for frameworks that build one per route. All of them share one manager."""
+        """The same middleware around another app, for frameworks with one per route. All of them share one manager."""
         _refuse_no_app(app)
         refuse_twin(app, self.cookie.name)
         other = copy(self)
@@ -162,7 +162,7 @@ class SessionMiddleware:
         return other
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """ASGI 3; typed loosely, since frameworks type their scopes differently."""
+        """ASGI 3. Frameworks type their scopes differently, so the types are loose."""
         kind = scope["type"]
         if (kind != "http" and kind != "websocket") or (self._skip is not None and self._skip(scope)):
             if kind == "lifespan":
@@ -174,12 +174,12 @@ class SessionMiddleware:
         if outer is not None:
             refuse_foreign(scope)
             if outer.is_bearer:
-                # Somebody is known by an access token: a cookie beside it counts nothing.
+                # The request has an access token: its cookie is ignored.
                 await self.app(scope, receive, send)
                 return
             if getattr(outer._keeper, "cookie_name", None) == self.cookie.name:
                 raise twin(self.cookie.name)
-        # From here to the app in one frame: every await that passes through another one costs 0.15 µs, of 2 in all.
+        # From here to the app in one frame: another one costs each await 0.15 µs, of 2 in all.
         exchange: HttpExchange | WebSocketExchange
         if kind == "http":
             exchange = HttpExchange(self, scope, send)
@@ -187,10 +187,10 @@ class SessionMiddleware:
             exchange = WebSocketExchange(self, scope, receive, send)
             receive = exchange.receive
         values = self.cookie.read(scope.get("headers", ()))
-        # Browsers keep one cookie under a __Host- name. A second one was smuggled in, and nobody can say which is which.
+        # Browsers keep one cookie under a __Host- name. A second one is an attack, and either may be the false one.
         duplicated = len(values) if values and len(values) > 1 and self.cookie.is_host_bound else 0
         keys = self.manager.recognise(values) if values and not duplicated else None
-        del values  # error collectors record the local variables of every function that an exception leaves
+        del values  # error collectors record the local variables of each frame in a traceback
         try:
             if keys:
                 # A handshake renews no token: some servers drop the headers of `websocket.accept`, and with them the new
@@ -213,9 +213,9 @@ class SessionMiddleware:
         try:
             await self.app(scope, receive, exchange.send)
         except GeneratorExit:
-            raise  # the loop is shutting down and closes what is left; nothing can be waited for any more
+            raise  # the loop is shutting down: no await would finish
         except BaseException as error:
-            scope["session"] = session  # for error pages further out; an inner middleware may have left its own here
+            scope["session"] = session  # for error pages further out: an inner middleware may have put its own there
             if not await exchange.crashed(error):
                 raise
         else:

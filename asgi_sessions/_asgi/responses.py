@@ -1,4 +1,4 @@
-"""Every answer that we give in place of the app."""
+"""Every answer given in place of the app."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def close(send: Send, code: int, reason: str) -> None:
 
 
 async def end(scope: Scope, send: Send, start: Message) -> None:
-    """Close a socket or stream whose session has ended. ``start``: the message that began the answer."""
+    """Close a socket or stream after the end of its session. ``start``: the start message of the answer."""
     if scope["type"] == "websocket":
         await close(send, WS_SESSION_ENDED, "session ended")
         return
@@ -77,4 +77,4 @@ async def fail_to_start(error: Exception, receive: Receive, send: Send) -> None:
 
 
 async def nothing() -> None:
-    """Awaited in place of sending a message that is dropped."""
+    """Awaited in place of sending a dropped message."""

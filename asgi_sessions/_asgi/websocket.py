@@ -21,7 +21,7 @@ class WebSocketExchange(Exchange):
         self._accepted = False
 
     async def receive(self) -> Message:
-        """What the app receives by."""
+        """The app calls this to receive."""
         if self.live is None:
             message = await self._receive()
         else:
@@ -46,20 +46,16 @@ class WebSocketExchange(Exchange):
             return self.live.send(message)
         accepts = kind == "websocket.accept"
         if not self._started and (accepts or kind == "websocket.http.response.start"):
-            settled = self._is_settled(message.get("status"))
             self._accepted = accepts
             if accepts and self._middleware.watch is not None:
-                return self._accept(message, settled=settled)
-            if not settled:
+                return self._accept(message)
+            if not self._is_settled(message.get("status")):
                 return self._commit_and_start(message, cacheable=not accepts)
             message = self._with_headers(message, cacheable=not accepts)
         return self._send(message)
 
-    async def _accept(self, message: Message, *, settled: bool) -> None:
-        if settled:
-            await self._send(self._with_headers(message, cacheable=False))
-        else:
-            await self._commit_and_start(message, cacheable=False)
+    async def _accept(self, message: Message) -> None:
+        await self._commit_and_start(message, cacheable=False)
         self._begin_watching()
 
     async def _close(self, message: Message) -> None:
