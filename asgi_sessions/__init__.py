@@ -10,7 +10,6 @@ from asgi_sessions._core.facts import Devices
 from asgi_sessions._core.session import Session
 from asgi_sessions._core.timeouts import Timeouts
 from asgi_sessions._core.types import Event
-from asgi_sessions.devices import UserSessions
 from asgi_sessions.errors import (
     ConfigurationError,
     ResponseStarted,
@@ -20,6 +19,7 @@ from asgi_sessions.errors import (
     SessionWarning,
     StoreError,
 )
+from asgi_sessions.sessions import Sessions, UserSessions
 from asgi_sessions.stores.memory import MemoryStore
 from asgi_sessions.stores.redis import RedisStore
 
@@ -43,6 +43,7 @@ __all__ = [
     "SessionLimitReached",
     "SessionMiddleware",
     "SessionWarning",
+    "Sessions",
     "StoreError",
     "Timeouts",
     "UserSessions",

@@ -25,6 +25,7 @@ from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.record import ALIAS_REV, Record, seal, sealed_by_first, unseal
 from asgi_sessions._engine.contract import Store
 from asgi_sessions.errors import ConfigurationError, RecordChanged, RecordDamaged, RecordGone
+from asgi_sessions.sessions import UNKNOWN, Sessions, SessionsOptions, sessions_of
 
 __all__ = ["MeasuredStore", "Progress", "ScannableStore", "rekey"]
 
@@ -73,17 +74,18 @@ class Progress:
 
 @forgets_arguments
 async def rekey(
-    store: Store,
-    secret_keys: Sequence[str | bytes],
+    sessions: Sessions | Store,
+    secret_keys: Sequence[str | bytes] = (),
     *,
     rate: float = 1000.0,
     cursor: str = "",
     report: Callable[[Progress], None] | None = None,
 ) -> Progress:
-    """Seal every record with the first of ``secret_keys`` that is sealed with another of them.
+    """Seal every record with the first of the secrets that is sealed with another of them.
 
     Args:
-        secret_keys: as the app has them, newest first.
+        sessions: the ``Sessions`` of the app; or its store, with ``secret_keys``.
+        secret_keys: as the app has them, newest first; only with a store.
         rate: records per second that are looked at, at most; at every moment, so time that was lost is not made up for.
         cursor: of an earlier ``Progress``, to go on from there. What was sealed anew before is passed over in any case.
         report: called at the beginning and after each batch.
@@ -91,8 +93,10 @@ async def rekey(
         ConfigurationError: there are no secrets, or the store cannot be walked through.
         StoreError: the store failed; to be started again, with the last cursor or without.
     """
-    secrets = Secrets(secret_keys)
+    options: SessionsOptions = {"secret_keys": secret_keys} if secret_keys else {}
     del secret_keys
+    sessions = sessions_of("rekey", sessions, options, UNKNOWN)
+    store, secrets = sessions.store, sessions._manager.secrets
     if not secrets.are_given:
         raise ConfigurationError("rekey: give secret_keys, newest first, as the app has them")
     if not isinstance(store, ScannableStore):

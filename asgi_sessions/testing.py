@@ -11,11 +11,9 @@ Starlette's ``TestClient`` and httpx's ``ASGITransport`` that changes the scheme
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
-from inspect import signature
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -23,24 +21,20 @@ import anyio.lowlevel
 from msgspec.structs import replace
 
 from asgi_sessions._core.arguments import expect
-from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.cookie import CookieConfig
 from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.history import ENTRY_HEADER, Note, Rules, line_of
 from asgi_sessions._core.record import ALIAS_REV, Record
-from asgi_sessions._core.timeouts import Timeouts
 from asgi_sessions._core.token import key_of, new_id, owner_of, place_of
-from asgi_sessions._core.types import Clock
 from asgi_sessions._engine.contract import Store
-from asgi_sessions._engine.manager import Manager
 from asgi_sessions.errors import (
-    ConfigurationError,
     RecordChanged,
     RecordExists,
     RecordGone,
     SessionDataError,
     SessionLimitReached,
 )
+from asgi_sessions.sessions import Sessions, SessionsOptions, sessions_of
 
 __all__ = ["FakeClock", "StoreContract", "UserStoreContract", "log_in", "log_in_sync", "session_cookie"]
 
@@ -61,56 +55,38 @@ class FakeClock:
 
 @forgets_arguments
 async def session_cookie(
-    store: Store,
+    store: Sessions | Store,
     user_id: str | None,
     *,
     data: Mapping[str, Any] | None = None,
     remember: bool = False,
     cookie: CookieConfig = CookieConfig(),  # noqa: B008 - frozen
-    timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
-    secret_keys: Sequence[str | bytes] = (),
-    clock: Clock = time.time,
+    **options: Unpack[SessionsOptions],
 ) -> tuple[str, str]:
-    """Begin a session in ``store`` and return its cookie: name and value.
+    """Begin a session and return its cookie: name and value.
 
-    ``user_id=None`` makes an anonymous session and needs ``data``. Everything else as the middleware of the app has it.
-
+    Args:
+        store: the ``Sessions`` of the app. The app's store will do with the ``options`` that its Sessions has.
+        user_id: ``None`` makes an anonymous session, and needs ``data``.
+        cookie: the one of the app's SessionMiddleware.
     Raises:
         SessionDataError: the user id or the data cannot be kept, or there is neither.
-        ConfigurationError: another argument makes no sense, or the app's SessionMiddleware has other ``secret_keys``, so it would
-            not know the cookie.
+        ConfigurationError: another argument makes no sense, or the app has other ``secret_keys`` and would not know the cookie.
     """
-    _, value = await _begun(store, user_id, data, remember, cookie, timeouts, secret_keys, clock)
-    return cookie.name, value
+    return await _begun(sessions_of("session_cookie", store, options), user_id, data, remember, cookie)
 
 
 async def _begun(
-    store: Store,
+    sessions: Sessions,
     user_id: str | None,
     data: Mapping[str, Any] | None,
     remember: bool,
     cookie: CookieConfig,
-    timeouts: Timeouts,
-    secret_keys: Sequence[str | bytes],
-    clock: Clock,
-) -> tuple[Manager, str]:
-    """The manager that began a session, and the value of its cookie."""
-    expect("session_cookie(store)", store, Store)
+) -> tuple[str, str]:
     expect("session_cookie(cookie)", cookie, CookieConfig)
-    expect("session_cookie(timeouts)", timeouts, Timeouts)
-    if not callable(clock):
-        raise ConfigurationError(f"session_cookie(clock={clock!r}): give a function")
     if data is not None:
         expect("session_cookie(data)", data, Mapping)
-    manager = Manager(
-        store,
-        cookie_name=cookie.name,
-        timeouts=timeouts,
-        secrets=Secrets(secret_keys),
-        clock=clock,
-        is_app=False,
-        role="session_cookie()",
-    )
+    manager = sessions._manager.for_cookie(cookie.name)
     session = manager.begin()
     session.update(data or {})
     if user_id is not None:
@@ -118,10 +94,10 @@ async def _begun(
     await manager.commit(session)
     if not isinstance(session._cookie, tuple):
         raise SessionDataError("session_cookie(): an anonymous session without data is not stored; give data=…")
-    return manager, session._cookie[0].value
+    return cookie.name, session._cookie[0].value
 
 
-_began: WeakKeyDictionary[Any, list[Manager]] = WeakKeyDictionary()
+_began: WeakKeyDictionary[Any, list[Sessions]] = WeakKeyDictionary()
 """What began the sessions of a client. Most frameworks build their middleware with the first request; it then finds these, and
 refuses to be built beside them with other secrets.
 """
@@ -137,32 +113,38 @@ class _HasCookies(Protocol):
 
 
 @forgets_arguments
-async def log_in(client: _HasCookies, store: Store, user_id: str, **options: Any) -> None:
-    """Make a client of httpx or httpx2 logged in as ``user_id``; ``options`` as for :func:`session_cookie`.
+async def log_in(
+    client: _HasCookies,
+    store: Sessions | Store,
+    user_id: str,
+    *,
+    data: Mapping[str, Any] | None = None,
+    remember: bool = False,
+    cookie: CookieConfig = CookieConfig(),  # noqa: B008 - frozen
+    **options: Unpack[SessionsOptions],
+) -> None:
+    """Make a client of httpx or httpx2 logged in as ``user_id``; arguments as for :func:`session_cookie`.
 
     Raises:
-        ConfigurationError: the app's SessionMiddleware has other ``secret_keys``. Where the app is not built yet, its first
-            request raises it.
+        ConfigurationError: the app has other ``secret_keys``. Where the app is not built yet, its first request raises it.
     """
-    given = signature(session_cookie).bind(store, user_id, **options)
-    given.apply_defaults()
-    manager, value = await _begun(*given.args, **given.kwargs)
+    sessions = sessions_of("log_in", store, options)
+    name, value = await _begun(sessions, user_id, data, remember, cookie)
     try:
-        _began.setdefault(client, []).append(manager)
+        _began.setdefault(client, []).append(sessions)
     except TypeError:
         pass  # a client of another kind, which cannot be hashed or weakly referenced
-    name = manager.cookie_name
     host = client.base_url.host
     # The domain that the jar itself notes for a cookie of this host, so that the app's next one replaces ours.
     client.cookies.set(name, value, domain=host if "." in host else f"{host}.local")
 
 
-def log_in_sync(client: _HasCookies, store: Store, user_id: str, **options: Any) -> None:
+def log_in_sync(client: _HasCookies, store: Sessions | Store, user_id: str, **options: Any) -> None:
     """:func:`log_in` for synchronous tests, such as those with Starlette's ``TestClient``."""
 
     async def run() -> None:
         await log_in(client, store, user_id, **options)
-        await store.aclose()
+        await (store.store if isinstance(store, Sessions) else store).aclose()
 
     anyio.run(run)
 

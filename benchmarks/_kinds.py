@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from asgi_sessions import SessionMiddleware, UserSessions
+from asgi_sessions import SessionMiddleware
 from asgi_sessions.stores import Store
 from benchmarks._work import DATA, answer, ask
 
@@ -143,7 +143,7 @@ class Load:
 
     async def forget_late(self) -> None:
         """Remove those whose log-in was measured, with all that is kept of them: the half of the others stays a half."""
-        sessions = UserSessions(self.store)
+        sessions = self._app.sessions
         for start in range(0, len(self._late), IN_FLIGHT):
             await asyncio.gather(*(sessions.erase(user) for user in self._late[start : start + IN_FLIGHT]))
         self._late.clear()

@@ -15,7 +15,7 @@ from collections import Counter
 from datetime import timedelta
 from typing import Any
 
-from asgi_sessions import Devices, RedisStore, SessionMiddleware, Timeouts, UserSessions
+from asgi_sessions import Devices, RedisStore, SessionMiddleware, Sessions, Timeouts
 
 # All of them over within seven minutes, with what the server keeps for a minute longer: less than the warm-up.
 TIMEOUTS = Timeouts(
@@ -30,7 +30,12 @@ CHUNKS = 20
 """Of a stream, a tenth of a second apart."""
 
 store = RedisStore.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0"))
-sessions = UserSessions(store)
+sessions = Sessions(
+    store,
+    timeouts=TIMEOUTS,
+    devices=Devices(history_entries=HISTORY_ENTRIES),
+    secret_keys=[secrets.token_urlsafe(32)],
+)
 
 
 def told(session: Any) -> dict[str, Any]:
@@ -126,9 +131,6 @@ async def bare(scope: Any, receive: Any, send: Any) -> None:
 
 app = SessionMiddleware(
     bare,
-    store,
-    timeouts=TIMEOUTS,
-    devices=Devices(history_entries=HISTORY_ENTRIES),
-    secret_keys=[secrets.token_urlsafe(32)],
+    sessions,
     skip=lambda scope: scope["path"] == "/inside",
 )

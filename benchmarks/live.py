@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from asgi_sessions import Devices, RedisStore, SessionMiddleware, UserSessions
+from asgi_sessions import Devices, RedisStore, SessionMiddleware, Sessions
 from benchmarks._work import parser
 
 URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
@@ -64,8 +64,8 @@ async def log_in(middleware: Any) -> bytes:
 async def measure(sockets: int, settle: float, *, live: bool) -> tuple[float, int, list[float]]:
     """Bytes of Python's memory for each socket, tasks beside those of the apps, and the milliseconds until each was closed."""
     store = RedisStore.from_url(URL, prefix=PREFIX)
-    middleware = SessionMiddleware(app, store, devices=Devices(live=live, max_sessions=None))
-    sessions = UserSessions(store)
+    sessions = Sessions(store, devices=Devices(live=live, max_sessions=None))
+    middleware = SessionMiddleware(app, sessions)
     cookies = [await log_in(middleware) for _ in range(sockets)]
     gc.collect()
     tracemalloc.start()

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 
-from asgi_sessions import CookieConfig, MemoryStore, SessionMiddleware, UserSessions
+from asgi_sessions import CookieConfig, MemoryStore, SessionMiddleware, Sessions
 from asgi_sessions.frameworks.fastapi import CurrentSession, CurrentUser
 from asgi_sessions.tokens import BearerMiddleware, SigningKey, TokenEndpoints, Tokens
 
@@ -21,13 +21,12 @@ SECRET = "only for this example, which keeps nothing"
 URL = "http://localhost:8000"
 
 # A real one has RedisStore.from_url("redis://…"), SigningKey.from_file("key.pem"), and its secrets from outside.
-store = MemoryStore()
-tokens = Tokens(store, keys=[SigningKey.generate()], secret_keys=[SECRET], issuer=URL, audience=URL)
-sessions = UserSessions(store)
+sessions = Sessions(MemoryStore(), secret_keys=[SECRET])
+tokens = Tokens(sessions, keys=[SigningKey.generate()], issuer=URL, audience=URL)
 
 app = FastAPI(title="Pages and an API")
 # The last one that is added is the outermost: a request with a token has its session before the cookie is looked at.
-app.add_middleware(SessionMiddleware, store=store, secret_keys=[SECRET], cookie=CookieConfig.insecure_development())
+app.add_middleware(SessionMiddleware, sessions, cookie=CookieConfig.insecure_development())
 app.add_middleware(BearerMiddleware, tokens=tokens)
 
 

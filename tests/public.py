@@ -37,7 +37,7 @@ class Public:
     """One public function, class or method."""
 
     name: str
-    """``UserSessions.list``"""
+    """``Sessions.list``"""
     call: Callable[..., Any]
     owner: type | None
     """The class that an instance is needed of; ``None``: of none."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import anyio
 
-from asgi_sessions import CookieConfig, Session, SessionMiddleware
+from asgi_sessions import CookieConfig, Session, SessionMiddleware, Sessions
 from asgi_sessions._core.token import key_of
 from asgi_sessions.stores import Store
 
@@ -80,7 +80,7 @@ class Response:
         return self.get("set-cookie")
 
 
-def app_with(store: Store, **options: Any) -> SessionMiddleware:
+def app_with(store: Sessions | Store, **options: Any) -> SessionMiddleware:
     return SessionMiddleware(inner_app, store, **options)
 
 

@@ -18,7 +18,7 @@ from redis.asyncio import ConnectionPool
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
-from asgi_sessions import ConfigurationError, RedisStore, StoreError, UserSessions
+from asgi_sessions import ConfigurationError, RedisStore, StoreError
 from asgi_sessions._core.token import owner_of, place_of
 from asgi_sessions.rekey import rekey
 from asgi_sessions.stores.redis._client import Refused, new_connection
@@ -545,7 +545,7 @@ async def test_an_end_waits_for_the_replica_of_its_own_node(cluster: Cluster, de
 
     assert response.status == (503 if deaf else 200)
     assert (await read(alice))["user_id"] is None
-    assert await UserSessions(store).revoke_all(user) == 0
+    assert await app.sessions.revoke_all(user) == 0
     await store.aclose()
 
 
@@ -587,7 +587,7 @@ async def test_an_end_whose_mark_is_refused_is_not_asked_for_again(
             await asyncio.to_thread(cluster.move_slots, source, target, range(slot, slot + 1))
         else:
             moving.enter_context(cluster.half_moved(slot, source, target, lambda _: False))
-        ended = await UserSessions(store).revoke_all(alice)
+        ended = await app.sessions.revoke_all(alice)
     await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))
 
     assert next(chosen, None) is None  # it was tried

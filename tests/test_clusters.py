@@ -20,7 +20,7 @@ import pytest
 import redis.asyncio
 from redis.crc import key_slot
 
-from asgi_sessions import ConfigurationError, RedisStore, SessionMiddleware, StoreError, Timeouts, UserSessions
+from asgi_sessions import ConfigurationError, RedisStore, SessionMiddleware, Sessions, StoreError, Timeouts
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.errors import EndUnconfirmed
 from asgi_sessions.stores.redis._cluster import Address, ClusterClient
@@ -204,7 +204,7 @@ async def _asked(browser: Browser, handler: Any) -> str:
     return {200: "done", 503: "refused"}[(await browser.do(handler)).status]
 
 
-ASKED: dict[str, Callable[[Browser, UserSessions, str], Awaitable[str]]] = {
+ASKED: dict[str, Callable[[Browser, Sessions, str], Awaitable[str]]] = {
     "list": lambda browser, sessions, user: _told(sessions.list(user)),
     "history": lambda browser, sessions, user: _told(sessions.history(user)),
     "revoke all": lambda browser, sessions, user: _told(sessions.revoke_all(user)),
@@ -226,7 +226,7 @@ async def test_half_a_slot_is_never_taken_for_the_whole(
     store, hasty_store = RedisStore.from_cluster(cluster.url), RedisStore.from_cluster(cluster.url)
     app = app_with(store, clock=clock, store_deadline=timedelta(seconds=10))
     hasty = app_with(hasty_store, clock=clock, store_deadline=timedelta(seconds=0.1))
-    sessions, everybody = UserSessions(store), [Browser(app) for _ in range(4)]
+    sessions, everybody = app.sessions, [Browser(app) for _ in range(4)]
     user, slot = a_user(0)
     for browser in everybody:
         await browser.do(log_in(user))
@@ -238,7 +238,7 @@ async def test_half_a_slot_is_never_taken_for_the_whole(
     source, target = cluster.nodes[:2]
     with cluster.half_moved(slot, source, target, lambda each: HALVES[half](each, name)):
         asking = Browser(hasty, first.token)
-        answer = await ASKED[asked](asking, UserSessions(hasty_store), user)
+        answer = await ASKED[asked](asking, hasty.sessions, user)
         first.token = asking.token or first.token  # of a log-out that was refused it is not known whether it took place
         in_between = await asyncio.gather(*(read(browser) for browser in everybody[1:]))
     cluster.move_slots(target, source, range(slot, slot + 1))
@@ -299,7 +299,7 @@ async def test_who_asks_while_a_slot_moves_waits_for_it(cluster: Cluster) -> Non
     cluster.move_slots(target, source, range(slot, slot + 1))
     assert waited
     assert answer.status == 200
-    assert await UserSessions(store).revoke_all(user) == 2
+    assert await app.sessions.revoke_all(user) == 2
     await store.aclose()
 
 
@@ -421,7 +421,7 @@ async def test_a_failover_revives_a_session_unless_its_end_had_to_reach_a_replic
     response = await alice.do(destroy)
     if durable:
         with pytest.raises(EndUnconfirmed):
-            await UserSessions(store).revoke_all("alice")  # it is ended here already; the replicas have still not heard
+            await app.sessions.revoke_all("alice")  # it is ended here already; the replicas have still not heard
 
     primary.kill()
     for replica in replicas:
@@ -446,7 +446,7 @@ async def test_an_end_that_reached_a_replica_survives_the_failover(watched: Watc
     token, primary = alice.token, watched.primary
 
     assert (await alice.do(destroy)).status == 200
-    assert await UserSessions(store).revoke_all("alice") == 1
+    assert await app.sessions.revoke_all("alice") == 1
     primary.kill()
     await asyncio.to_thread(until, lambda: watched.primary is not primary, "a failover")
     await recovered(app)
@@ -584,7 +584,7 @@ async def test_a_server_that_says_nothing_to_an_end_is_trouble_of_its_own_and_no
         proxy.hanging = True
 
         with pytest.raises(StoreError) as failed:
-            await UserSessions(store).revoke_all("alice")
+            await Sessions(store).revoke_all("alice")
 
         proxy.hanging = False
         assert not isinstance(failed.value, EndUnconfirmed)

@@ -19,6 +19,7 @@ from asgi_sessions import (
     SessionError,
     SessionLimitReached,
     SessionMiddleware,
+    Sessions,
     StoreError,
     Timeouts,
     UserSessions,
@@ -54,8 +55,8 @@ def app(store: Store, options: dict[str, Any], events: list[Event]) -> SessionMi
 
 
 @pytest.fixture
-def sessions(store: Store, clock: FakeClock) -> UserSessions:
-    return UserSessions(store)
+def sessions(app: SessionMiddleware) -> Sessions:
+    return app.sessions
 
 
 async def logged_in(
@@ -109,7 +110,7 @@ class Visitor(Browser):
 
 
 async def test_the_listing_says_where_a_user_is_logged_in(
-    app: SessionMiddleware, sessions: UserSessions, clock: FakeClock
+    app: SessionMiddleware, sessions: Sessions, clock: FakeClock
 ) -> None:
     laptop = await logged_in(app)
     clock.advance(timedelta(minutes=5))
@@ -131,7 +132,7 @@ async def test_the_listing_says_where_a_user_is_logged_in(
     assert first.expires_at - first.created_at == timedelta(days=14)
 
 
-async def test_latest_activity_comes_first(app: SessionMiddleware, sessions: UserSessions, clock: FakeClock) -> None:
+async def test_latest_activity_comes_first(app: SessionMiddleware, sessions: Sessions, clock: FakeClock) -> None:
     one, other = await logged_in(app), await logged_in(app)
     clock.advance(timedelta(minutes=2))
 
@@ -141,7 +142,7 @@ async def test_latest_activity_comes_first(app: SessionMiddleware, sessions: Use
 
 
 async def test_what_has_expired_is_not_listed_and_leaves_the_index(
-    app: SessionMiddleware, sessions: UserSessions, store: Store, clock: FakeClock
+    app: SessionMiddleware, sessions: Sessions, store: Store, clock: FakeClock
 ) -> None:
     await logged_in(app)
     clock.advance(timedelta(minutes=50))
@@ -158,11 +159,11 @@ async def test_a_session_that_a_lowered_limit_ended_is_not_listed(store: Store, 
     clock.advance(timedelta(minutes=10))
     app = app_with(store, clock=clock, timeouts=Timeouts(idle=timedelta(minutes=5)))
 
-    assert await UserSessions(store).list("alice") == []
+    assert await app.sessions.list("alice") == []
     assert app.manager.knows_users
 
 
-async def test_anonymous_sessions_are_nobodys(app: SessionMiddleware, sessions: UserSessions) -> None:
+async def test_anonymous_sessions_are_nobodys(app: SessionMiddleware, sessions: Sessions) -> None:
     await Visitor(app, LAPTOP, "203.0.113.77").do(put(a=1))
 
     assert await sessions.list("alice") == []
@@ -176,13 +177,13 @@ async def test_a_renamed_session_is_listed_once(store: Store, clock: FakeClock, 
         await browser.do(change)
         await browser.do()
 
-    (found,) = await UserSessions(store).list("alice")
+    (found,) = await app.sessions.list("alice")
 
     assert found.id == await browser.id()
     assert str(found.device) == "Firefox 133 on Linux"
 
 
-async def test_no_listing_or_history_holds_a_secret(app: SessionMiddleware, sessions: UserSessions) -> None:
+async def test_no_listing_or_history_holds_a_secret(app: SessionMiddleware, sessions: Sessions) -> None:
     """better-auth's listing handed out the tokens."""
     browser = await logged_in(app)
     await browser.do(regenerate)
@@ -201,7 +202,7 @@ async def test_no_listing_or_history_holds_a_secret(app: SessionMiddleware, sess
 
 
 async def test_a_revoked_session_is_out_with_its_next_request(
-    app: SessionMiddleware, sessions: UserSessions, events: list[Event]
+    app: SessionMiddleware, sessions: Sessions, events: list[Event]
 ) -> None:
     laptop, phone = await logged_in(app), await logged_in(app, agent=PHONE)
     id = await phone.id()
@@ -218,25 +219,25 @@ async def test_a_revoked_session_is_out_with_its_next_request(
 
 @pytest.mark.parametrize("id", ["", "x", "A" * 16, "*", "../", "\x00", "é" * 16, "A" * 5000])
 async def test_ids_that_are_none_of_the_users_are_not_found(
-    app: SessionMiddleware, sessions: UserSessions, id: str
+    app: SessionMiddleware, sessions: Sessions, id: str
 ) -> None:
     browser = await logged_in(app)
 
     assert await sessions.revoke("alice", id) is False
-    assert await sessions.name("alice", id, "x") is False
+    assert await sessions.rename("alice", id, "x") is False
     assert not await browser.is_out()
 
 
-async def test_a_session_of_somebody_else_is_not_found(app: SessionMiddleware, sessions: UserSessions) -> None:
+async def test_a_session_of_somebody_else_is_not_found(app: SessionMiddleware, sessions: Sessions) -> None:
     bob = await logged_in(app, "bob")
 
     assert await sessions.revoke("alice", await bob.id()) is False
-    assert await sessions.name("alice", await bob.id(), "mine") is False
+    assert await sessions.rename("alice", await bob.id(), "mine") is False
 
     assert not await bob.is_out()
 
 
-async def test_revoke_all_ends_all_or_all_but_one(app: SessionMiddleware, sessions: UserSessions) -> None:
+async def test_revoke_all_ends_all_or_all_but_one(app: SessionMiddleware, sessions: Sessions) -> None:
     browsers = [await logged_in(app) for _ in range(4)]
     bob = await logged_in(app, "bob")
 
@@ -249,7 +250,7 @@ async def test_revoke_all_ends_all_or_all_but_one(app: SessionMiddleware, sessio
     assert not await bob.is_out()
 
 
-async def test_to_keep_a_session_of_somebody_else_keeps_nothing(app: SessionMiddleware, sessions: UserSessions) -> None:
+async def test_to_keep_a_session_of_somebody_else_keeps_nothing(app: SessionMiddleware, sessions: Sessions) -> None:
     alice, bob = await logged_in(app), await logged_in(app, "bob")
 
     assert await sessions.revoke_all("alice", keep=await bob.id()) == 1
@@ -269,7 +270,7 @@ IN_FLIGHT: dict[str, Callable[[Session], Any]] = {
 
 @pytest.mark.parametrize("change", IN_FLIGHT.values(), ids=IN_FLIGHT.keys())
 async def test_a_request_in_flight_does_not_bring_a_revoked_session_back(
-    app: SessionMiddleware, sessions: UserSessions, store: Store, clock: FakeClock, change: Any
+    app: SessionMiddleware, sessions: Sessions, store: Store, clock: FakeClock, change: Any
 ) -> None:
     browser = await logged_in(app)
     clock.advance(timedelta(minutes=2))
@@ -294,7 +295,7 @@ async def test_a_revoked_session_is_out_by_its_old_token_too(
     old.token = browser.token
     await browser.do()
 
-    await UserSessions(store).revoke_all("alice")
+    await app.sessions.revoke_all("alice")
 
     assert await old.is_out()
     assert await browser.is_out()
@@ -303,7 +304,7 @@ async def test_a_revoked_session_is_out_by_its_old_token_too(
 # ── The password was changed ──
 
 
-async def test_end_others_ends_the_others_and_renews_this_one(app: SessionMiddleware, sessions: UserSessions) -> None:
+async def test_end_others_ends_the_others_and_renews_this_one(app: SessionMiddleware, sessions: Sessions) -> None:
     this, other = await logged_in(app), await logged_in(app)
     old = this.another()
     id = await this.id()
@@ -401,7 +402,7 @@ async def test_the_session_idle_for_longest_makes_room(
     assert ended == [(out, "limit")]
 
 
-async def test_twenty_five_is_the_default(app: SessionMiddleware, sessions: UserSessions) -> None:
+async def test_twenty_five_is_the_default(app: SessionMiddleware, sessions: Sessions) -> None:
     for _ in range(27):
         await logged_in(app)
 
@@ -428,7 +429,7 @@ async def test_the_limit_is_exact_under_fifty_log_ins_at_once(store: Store, cloc
 
     alive = [browser for browser in browsers if browser.token is not None and not await browser.is_out()]
     assert len(alive) == 7
-    assert len(await UserSessions(store).list("alice")) == 7
+    assert len(await apps[0].sessions.list("alice")) == 7
     assert sorted(r.status for r in responses) == ([200] * 50 if at_limit == "end_oldest" else [200] * 7 + [403] * 43)
 
 
@@ -489,7 +490,7 @@ async def test_a_log_in_on_the_same_browser_takes_no_room_of_its_own(store: Stor
     await browser.do(log_in("alice"))
     await browser.do(log_in("alice"))
 
-    assert len(await UserSessions(store).list("alice")) <= 2
+    assert len(await app.sessions.list("alice")) <= 2
     assert not await browser.is_out()
     assert other is not None
 
@@ -500,7 +501,7 @@ async def test_any_number_of_sessions(store: Store, options: dict[str, Any]) -> 
     for _ in range(30):
         await logged_in(app)
 
-    assert len(await UserSessions(store).list("alice")) == 30
+    assert len(await app.sessions.list("alice")) == 30
 
 
 # ── The history ──
@@ -510,9 +511,7 @@ def told(history: Any) -> list[Any]:
     return [(entry.event, entry.reason) for entry in reversed(history)]
 
 
-async def test_the_history_tells_what_happened(
-    app: SessionMiddleware, sessions: UserSessions, clock: FakeClock
-) -> None:
+async def test_the_history_tells_what_happened(app: SessionMiddleware, sessions: Sessions, clock: FakeClock) -> None:
     browser = await logged_in(app)
     for change in (regenerate, lambda session: session.confirm(), put(a=1), destroy):
         clock.advance(timedelta(minutes=2))
@@ -528,10 +527,9 @@ async def test_the_history_tells_what_happened(
     assert timedelta(0) <= history[0].at - history[-1].at - timedelta(minutes=7) <= timedelta(minutes=1)
 
 
-async def test_every_end_has_its_reason(
-    store: Store, clock: FakeClock, options: dict[str, Any], sessions: UserSessions
-) -> None:
+async def test_every_end_has_its_reason(store: Store, clock: FakeClock, options: dict[str, Any]) -> None:
     app = app_with(store, devices=Devices(max_sessions=3), **options)
+    sessions = app.sessions
     await (await logged_in(app)).do(destroy)
     await sessions.revoke("alice", await (await logged_in(app)).id())
     await logged_in(app)
@@ -550,7 +548,7 @@ async def test_every_end_has_its_reason(
 @pytest.mark.parametrize("noticed_by", ["the next request", "the listing", "the history", "the next log-in"])
 @pytest.mark.parametrize("limit", ["idle", "absolute"])
 async def test_an_end_by_the_clock_is_told_with_its_time_whoever_notices(
-    app: SessionMiddleware, sessions: UserSessions, clock: FakeClock, limit: str, noticed_by: str
+    app: SessionMiddleware, sessions: Sessions, clock: FakeClock, limit: str, noticed_by: str
 ) -> None:
     browser = await logged_in(app)
     began = clock()
@@ -575,7 +573,7 @@ async def test_an_end_by_the_clock_is_told_with_its_time_whoever_notices(
     assert str(end.device) == "Firefox 133 on Linux"
 
 
-async def test_an_end_is_told_once(app: SessionMiddleware, sessions: UserSessions, clock: FakeClock) -> None:
+async def test_an_end_is_told_once(app: SessionMiddleware, sessions: Sessions, clock: FakeClock) -> None:
     browser = await logged_in(app)
     clock.advance(timedelta(hours=2))
 
@@ -588,7 +586,7 @@ async def test_an_end_is_told_once(app: SessionMiddleware, sessions: UserSession
 
 
 async def test_a_new_device_is_judged_against_the_history(
-    app: SessionMiddleware, sessions: UserSessions, events: list[Event], clock: FakeClock
+    app: SessionMiddleware, sessions: Sessions, events: list[Event], clock: FakeClock
 ) -> None:
     newer_laptop = LAPTOP.replace("133", "134")
     for agent in (LAPTOP, PHONE, newer_laptop, PHONE):
@@ -609,7 +607,7 @@ async def test_new_devices_survive_a_change_of_secrets(store: Store, clock: Fake
     await logged_in(app)
 
     assert events[-1].details["new_device"] is False
-    assert {str(entry.device) for entry in await UserSessions(store).history("alice")} == {"Firefox 133 on Linux"}
+    assert {str(entry.device) for entry in await app.sessions.history("alice")} == {"Firefox 133 on Linux"}
 
 
 async def test_somebody_elses_device_is_new_to_me(app: SessionMiddleware, events: list[Event]) -> None:
@@ -619,10 +617,9 @@ async def test_somebody_elses_device_is_new_to_me(app: SessionMiddleware, events
     assert events[-1].details["new_device"] is True
 
 
-async def test_the_history_is_capped_and_ages(
-    store: Store, options: dict[str, Any], sessions: UserSessions, clock: FakeClock
-) -> None:
+async def test_the_history_is_capped_and_ages(store: Store, options: dict[str, Any], clock: FakeClock) -> None:
     app = app_with(store, devices=Devices(history_entries=10, history=timedelta(days=7)), **options)
+    sessions = app.sessions
     for _ in range(8):
         await (await logged_in(app)).do(destroy)
 
@@ -638,10 +635,9 @@ async def test_the_history_is_capped_and_ages(
     assert told(history) == [("logged_in", None), ("ended", "idle")]
 
 
-async def test_no_history_is_kept_where_none_is_wanted(
-    store: Store, options: dict[str, Any], sessions: UserSessions
-) -> None:
+async def test_no_history_is_kept_where_none_is_wanted(store: Store, options: dict[str, Any]) -> None:
     app = app_with(store, devices=Devices(history=None), **options)
+    sessions = app.sessions
     browser = await logged_in(app)
     await browser.do(regenerate)
     assert len(await sessions.list("alice")) == 1
@@ -651,10 +647,9 @@ async def test_no_history_is_kept_where_none_is_wanted(
     assert await sessions.history("alice") == []
 
 
-async def test_facts_are_not_kept_where_none_are_wanted(
-    store: Store, options: dict[str, Any], sessions: UserSessions
-) -> None:
+async def test_facts_are_not_kept_where_none_are_wanted(store: Store, options: dict[str, Any]) -> None:
     app = app_with(store, devices=Devices(facts=False), **options)
+    sessions = app.sessions
     await logged_in(app)
 
     (found,) = await sessions.list("alice")
@@ -669,10 +664,10 @@ async def test_renewals_and_reads_are_not_told(store: Store, clock: FakeClock, o
         clock.advance(timedelta(minutes=6))
         await browser.do()
 
-    assert told(await UserSessions(store).history("alice")) == [("logged_in", None)]
+    assert told(await app.sessions.history("alice")) == [("logged_in", None)]
 
 
-async def test_failed_requests_are_not_told(app: SessionMiddleware, sessions: UserSessions) -> None:
+async def test_failed_requests_are_not_told(app: SessionMiddleware, sessions: Sessions) -> None:
     await Visitor(app, LAPTOP, "203.0.113.77").do(log_in("alice"), status=500)
 
     assert await sessions.history("alice") == []
@@ -682,27 +677,27 @@ async def test_failed_requests_are_not_told(app: SessionMiddleware, sessions: Us
 # ── Names ──
 
 
-async def test_a_device_can_be_named(app: SessionMiddleware, sessions: UserSessions) -> None:
+async def test_a_device_can_be_named(app: SessionMiddleware, sessions: Sessions) -> None:
     browser = await logged_in(app)
     id = await browser.id()
 
-    assert await sessions.name("alice", id, "  Work\n laptop 💻 ") is True
+    assert await sessions.rename("alice", id, "  Work\n laptop 💻 ") is True
 
     await browser.do(put(a=1))
     await browser.do(regenerate)
     (found,) = await sessions.list("alice")
     assert (found.name, str(found.device)) == ("Work laptop 💻", "Firefox 133 on Linux")
     assert (await read(browser))["data"] == {"a": 1}
-    assert await sessions.name("alice", id, "") is True
+    assert await sessions.rename("alice", id, "") is True
     assert (await sessions.list("alice"))[0].name == ""
 
 
-async def test_naming_and_writing_at_once_both_count(app: SessionMiddleware, sessions: UserSessions) -> None:
+async def test_naming_and_writing_at_once_both_count(app: SessionMiddleware, sessions: Sessions) -> None:
     browser = await logged_in(app)
     id = await browser.id()
 
     async with browser.paused(put(a=1)):
-        await sessions.name("alice", id, "laptop")
+        await sessions.rename("alice", id, "laptop")
     await browser.do(put(b=2))
 
     assert (await sessions.list("alice"))[0].name == "laptop"
@@ -710,16 +705,16 @@ async def test_naming_and_writing_at_once_both_count(app: SessionMiddleware, ses
 
 
 @pytest.mark.parametrize("name", ["x" * 65, "a\x00b", "a\u202eb", "\ud800", 5], ids=repr)
-async def test_what_cannot_be_shown_is_no_name(sessions: UserSessions, name: Any) -> None:
+async def test_what_cannot_be_shown_is_no_name(sessions: Sessions, name: Any) -> None:
     with pytest.raises(SessionDataError):
-        await sessions.name("alice", "A" * 16, name)
+        await sessions.rename("alice", "A" * 16, name)
 
 
 # ── To be forgotten ──
 
 
 async def test_erase_leaves_nothing_of_a_user(
-    app: SessionMiddleware, sessions: UserSessions, store: Store, clock: FakeClock
+    app: SessionMiddleware, sessions: Sessions, store: Store, clock: FakeClock
 ) -> None:
     browsers = [await logged_in(app) for _ in range(3)]
     await browsers[0].do(destroy)
@@ -735,7 +730,7 @@ async def test_erase_leaves_nothing_of_a_user(
     assert await sessions.erase("alice") == 0
 
 
-async def test_only_the_history_can_be_forgotten(app: SessionMiddleware, sessions: UserSessions) -> None:
+async def test_only_the_history_can_be_forgotten(app: SessionMiddleware, sessions: Sessions) -> None:
     browser = await logged_in(app)
 
     assert await sessions.erase("alice", history_only=True) == 0
@@ -766,7 +761,7 @@ class Plain:
 def test_a_store_that_does_not_know_users_says_so_when_the_app_is_built() -> None:
     with pytest.raises(ConfigurationError, match="does not know which sessions belong to a user; it has no records"):
         UserSessions(Plain())
-    with pytest.raises(ConfigurationError, match="does not know the sessions of a user"):
+    with pytest.raises(ConfigurationError, match=r"SessionMiddleware\(devices=…\): Plain does not know which"):
         app_with(Plain(), devices=Devices())
 
 
@@ -790,10 +785,11 @@ class OfBefore(MemoryStore):
 
 async def test_a_subclass_that_takes_no_notes_still_keeps_and_lists_sessions(clock: FakeClock) -> None:
     store = OfBefore()
-    browser = await logged_in(app_with(store, clock=clock))
+    app = app_with(store, clock=clock)
+    browser = await logged_in(app)
 
-    assert len(await UserSessions(store).list("alice")) == 1
-    assert await UserSessions(store).revoke_all("alice") == 1
+    assert len(await app.sessions.list("alice")) == 1
+    assert await app.sessions.revoke_all("alice") == 1
     assert await browser.is_out()
 
 
@@ -838,7 +834,7 @@ async def test_a_script_without_the_app_brings_the_secrets(store: Store, clock: 
 # ── Trouble ──
 
 METHODS = ("records", "end", "history", "erase")
-CALLS: dict[str, Callable[[UserSessions], Any]] = {
+CALLS: dict[str, Callable[[Sessions], Any]] = {
     "records": lambda sessions: sessions.list("alice"),
     "end": lambda sessions: sessions.revoke_all("alice"),
     "history": lambda sessions: sessions.history("alice"),
@@ -852,11 +848,11 @@ async def test_a_store_that_answers_nonsense_is_one_clear_error(clock: FakeClock
     lying: Any = Lying(MemoryStore(), method, answer)
     app_with(lying, clock=clock)
     if method == "history" and isinstance(answer, list):
-        assert await CALLS[method](UserSessions(lying)) == []  # lines that cannot be read are left out
+        assert await CALLS[method](Sessions(lying)) == []  # lines that cannot be read are left out
         return
 
     with pytest.raises(StoreError):
-        await CALLS[method](UserSessions(lying))
+        await CALLS[method](Sessions(lying))
 
 
 class Lying:
@@ -880,8 +876,8 @@ async def test_a_record_of_somebody_else_is_not_listed(clock: FakeClock) -> None
     lying: Any = Lying(store, "records", [await store.load(bob.key)])
     other = app_with(lying, clock=clock)
 
-    assert await UserSessions(lying).list("alice") == []
-    assert len(await UserSessions(lying).list("bob")) == 1
+    assert await Sessions(lying).list("alice") == []
+    assert len(await Sessions(lying).list("bob")) == 1
     assert other.manager.knows_users
 
 
@@ -895,7 +891,7 @@ async def test_a_store_that_hangs_is_given_up(clock: FakeClock, method: str) -> 
     object.__setattr__(hanging, method, hang)
 
     with anyio.fail_after(2), pytest.raises(StoreError):
-        await CALLS[method](UserSessions(hanging))
+        await CALLS[method](Sessions(hanging))
 
 
 FAULTS = ["create", "rename", "delete", "update"]
@@ -917,7 +913,7 @@ async def test_after_any_fault_every_session_can_be_seen_and_ended(
         except SessionError:
             pass
     getattr(faulty, when).clear()
-    sessions = UserSessions(store, secret_keys=options.get("secret_keys", ()), clock=clock)
+    sessions = Sessions(store, secret_keys=options.get("secret_keys", ()), clock=clock)
 
     listed = {each.id for each in await sessions.list("alice")}
     index = await store.index(owner_of("alice"))
@@ -939,7 +935,7 @@ async def test_a_revocation_and_a_log_in_are_one_after_the_other(
     """The log-in is wholly before the revocation, and then it is out, or wholly after, and then it lives."""
     barrier: Any = Wrapped(store)
     app = app_with(barrier, **options)
-    sessions = UserSessions(store, secret_keys=options.get("secret_keys", ()), clock=clock)
+    sessions = Sessions(store, secret_keys=options.get("secret_keys", ()), clock=clock)
     old = await logged_in(app)
     browser = Visitor(app, PHONE, "198.51.100.1")
     await browser.do(put(basket=[1]))
@@ -970,8 +966,8 @@ async def test_a_revocation_and_a_log_in_are_one_after_the_other(
 async def test_log_ins_and_revocations_in_a_heap_leave_index_and_records_agreeing(
     store: Store, clock: FakeClock
 ) -> None:
-    apps = [app_with(store, clock=clock, devices=Devices(max_sessions=5)) for _ in range(2)]
-    sessions = UserSessions(store)
+    sessions = Sessions(store, clock=clock, devices=Devices(max_sessions=5))
+    apps = [app_with(sessions) for _ in range(2)]
     browsers = [Visitor(apps[number % 2], LAPTOP, "203.0.113.77") for number in range(12)]
 
     async def live(browser: Visitor, number: int) -> None:

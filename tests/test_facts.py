@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmdb_writer import MMDBWriter
 
-from asgi_sessions import ConfigurationError, Devices, MemoryStore, UserSessions
+from asgi_sessions import ConfigurationError, Devices, MemoryStore, Sessions
 from asgi_sessions._core import user_agent as _devices
 from asgi_sessions._core.facts import Facts, Location, pack_facts, unpack_facts
 from asgi_sessions._core.history import entry_of
@@ -83,7 +83,7 @@ async def test_hostile_user_agents_are_no_error_and_stay_small(
 
     response = await browser.raw([], log_in("alice"), request_headers=[(b"user-agent", agent), (b"user-agent", b"x")])
 
-    (found,) = await UserSessions(memory).list("alice")
+    (found,) = await Sessions(memory, clock=clock).list("alice")
     assert response.status == 200
     assert len(pack_facts(Facts(found.device, found.location))) < 6 * MAX_FACT
     assert str(found.device).isprintable()
@@ -238,7 +238,7 @@ async def test_the_place_is_listed(geoip: Path, memory: MemoryStore, clock: Fake
     app = app_with(memory, clock=clock, devices=Devices(geoip=geoip))
     await logged_in(app)
 
-    (found,) = await UserSessions(memory).list("alice")
+    (found,) = await app.sessions.list("alice")
 
     assert str(found.location) == "Akureyri, IS"
     assert found.location.network == "203.0.113.0/24"

@@ -13,8 +13,8 @@ import asgi_sessions
 from tests.public import Public, callables
 
 PACKAGE = Path(asgi_sessions.__file__).parent
-LAYERS = ("core", "engine", "asgi", "public")
-"""From the lowest. Each may import itself and what is below it."""
+LAYERS = ("core", "engine", "sessions", "asgi", "public")
+"""From the lowest. Each may import itself and what is below it. ``sessions.py`` is a layer: what all of ``_asgi`` is given."""
 
 MAX_CLASS = 300
 MAX_FUNCTION = 40
@@ -29,15 +29,14 @@ LONG_FUNCTIONS = {
     "_asgi/middleware.py::SessionMiddleware.__init__": "one check for each option, each with its message",
     "_asgi/middleware.py::SessionMiddleware.__call__": "the way to the app in one frame: another one costs every await 0.15 µs",
     "_core/cookie.py::CookieConfig.__post_init__": "one check for each attribute, each with its message",
-    "_engine/manager.py::Manager.__init__": "one line for each option",
     "_core/planner.py::Planner._next": "the fields of a record and its body, in one place and one frame",
 }
 """Functions of more than ``MAX_FUNCTION`` lines, and why."""
 
 SIZES = {
     "_core": (3671, 2000),
-    "_engine": (2820, 1300),
-    "_asgi": (963, 750),
+    "_engine": (2751, 1300),
+    "_asgi": (920, 750),
 }
 """Lines of each private package: the bound, which only ever gets smaller, and the target."""
 
@@ -45,6 +44,8 @@ SIZES = {
 def layer_of(file: str) -> str:
     """The layer of a file, named by its path in the package."""
     first = file.split("/")[0]
+    if first.removesuffix(".py") == "sessions":
+        return "sessions"
     return first.removeprefix("_") if first in ("_core", "_engine", "_asgi") else "public"
 
 
@@ -185,6 +186,7 @@ def test_the_public_names_are_the_public_names() -> None:
         "SessionLimitReached",
         "SessionMiddleware",
         "SessionWarning",
+        "Sessions",
         "StoreError",
         "Timeouts",
         "UserSessions",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from asgi_sessions import Devices, RedisStore, SessionMiddleware, Timeouts, UserSessions
+from asgi_sessions import Devices, RedisStore, SessionMiddleware, Sessions, Timeouts
 from asgi_sessions._engine import watch as _watch
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
@@ -164,15 +164,15 @@ async def ended_by_the_app(browser: Browser, store: Store, clock: FakeClock) -> 
 
 async def revoked(browser: Browser, store: Store, clock: FakeClock) -> None:
     id = (await read(browser))["id"]
-    assert await UserSessions(store, clock=clock).revoke("alice", id)
+    assert await Sessions(store, clock=clock).revoke("alice", id)
 
 
 async def revoked_with_all(browser: Browser, store: Store, clock: FakeClock) -> None:
-    assert await UserSessions(store, clock=clock).revoke_all("alice") == 1
+    assert await Sessions(store, clock=clock).revoke_all("alice") == 1
 
 
 async def erased(browser: Browser, store: Store, clock: FakeClock) -> None:
-    assert await UserSessions(store, clock=clock).erase("alice") == 1
+    assert await Sessions(store, clock=clock).erase("alice") == 1
 
 
 async def ended_by_time(browser: Browser, store: Store, clock: FakeClock) -> None:
@@ -212,7 +212,7 @@ async def test_whatever_the_app_is_doing(
     line = await connect(kind, play)
     assert await line.stays_open(0.2)
 
-    await UserSessions(store, clock=clock).revoke_all("alice")
+    await Sessions(store, clock=clock).revoke_all("alice")
 
     assert await line.is_closed_soon()
     if kind == "websocket":
@@ -228,7 +228,7 @@ async def test_the_app_hears_a_disconnect(connect: Any, store: Store, clock: Fak
     line = await connect()
     line.say("hello")
 
-    await UserSessions(store, clock=clock).revoke_all("alice")
+    await Sessions(store, clock=clock).revoke_all("alice")
     await line.is_closed_soon()
     await line.task
 
@@ -294,9 +294,9 @@ async def test_somebody_elses_end_kicks_nobody(connect: Any, browser: Browser, s
     await other.do(log_in("alice"))
     id = (await read(other))["id"]
 
-    await UserSessions(store, clock=clock).revoke("alice", id)
+    await Sessions(store, clock=clock).revoke("alice", id)
     await Browser(browser.app).do(log_in("bob"))
-    await UserSessions(store, clock=clock).revoke_all("bob")
+    await Sessions(store, clock=clock).revoke_all("bob")
 
     assert await line.stays_open()
 
@@ -305,7 +305,7 @@ async def test_a_session_that_ended_during_the_handshake_is_noticed(
     connect: Any, browser: Browser, store: Store, clock: FakeClock
 ) -> None:
     async def play(scope: Any, receive: Any, send: Any) -> None:
-        await UserSessions(store, clock=clock).revoke_all("alice")
+        await Sessions(store, clock=clock).revoke_all("alice")
         await listens(scope, receive, send)
 
     line = await connect("websocket", play)
@@ -322,7 +322,7 @@ async def test_a_response_of_known_length_is_left_alone(connect: Any, store: Sto
 
     line = await connect("http", downloads)
 
-    await UserSessions(store, clock=clock).revoke_all("alice")
+    await Sessions(store, clock=clock).revoke_all("alice")
     await line.task
 
     assert b"".join(m.get("body", b"") for m in line.sent) == b"ab"
@@ -335,7 +335,7 @@ async def test_nobody_is_told_when_it_is_turned_off(store: Store, clock: FakeClo
     line = Line(browser, "websocket", listens)
     await line.open.wait()
 
-    await UserSessions(store, clock=clock).revoke_all("alice")
+    await Sessions(store, clock=clock).revoke_all("alice")
 
     assert await line.stays_open()
     line.task.cancel()
@@ -367,7 +367,7 @@ async def test_without_a_store_that_tells_sessions_are_asked_for(
     line = Line(browser, "websocket", listens)
     await line.open.wait()
 
-    await UserSessions(store, clock=clock).revoke_all("alice")
+    await Sessions(store, clock=clock).revoke_all("alice")
 
     async with asyncio.timeout(5):
         await line.closed.wait()
@@ -388,7 +388,7 @@ async def test_ends_that_were_missed_in_an_outage_are_noticed_after_it(own_serve
         proxy.refusing = True
         proxy.cut()
 
-        await UserSessions(direct, clock=clock).revoke_all("alice")
+        await Sessions(direct, clock=clock).revoke_all("alice")
         assert await line.stays_open(0.3)
         proxy.refusing = False
 
@@ -419,7 +419,7 @@ async def test_ends_that_were_missed_are_noticed_though_the_store_is_still_left_
         await asyncio.sleep(0.2)
         proxy.refusing = True
         proxy.cut()
-        await UserSessions(direct, clock=clock).revoke_all("alice")
+        await Sessions(direct, clock=clock).revoke_all("alice")
         await asyncio.gather(*(each.do() for each in others))
         assert app.manager.guard.breaker.is_open
 
@@ -464,7 +464,7 @@ async def test_a_server_without_sharded_channels_tells_all_the_same(own_server: 
     await line.open.wait()
     assert await line.stays_open(0.3)
 
-    await UserSessions(there, clock=clock).revoke_all("alice")
+    await Sessions(there, clock=clock).revoke_all("alice")
 
     assert await line.is_closed_soon()
     assert line.code == 4401

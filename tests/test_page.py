@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from asgi_sessions import ConfigurationError, MemoryStore, SessionMiddleware, StoreError, UserSessions
+from asgi_sessions import ConfigurationError, MemoryStore, SessionMiddleware, Sessions, StoreError
 from asgi_sessions.page import SessionsPage, Strings
 from asgi_sessions.page._openapi import openapi
 from asgi_sessions.stores import Note, Record, Rules, Store
@@ -41,10 +41,11 @@ async def log_in(request: Request) -> Response:
 
 
 def an_app(store: Store, clock: FakeClock, **options: Any) -> Starlette:
-    page = SessionsPage(UserSessions(store), **options)
+    sessions = Sessions(store, clock=clock)
+    page = SessionsPage(sessions, **options)
     return Starlette(
         routes=[Route("/login", log_in), Mount("/account/sessions", page)],
-        middleware=[Middleware(SessionMiddleware, store=store, clock=clock)],
+        middleware=[Middleware(SessionMiddleware, sessions)],
     )
 
 
@@ -538,7 +539,7 @@ async def test_ending_that_needs_a_fresh_session_without_a_place_to_confirm(
 
 
 async def test_without_sessions_it_says_what_is_missing(store: Store) -> None:
-    app = Starlette(routes=[Mount("/s", SessionsPage(UserSessions(store)))])
+    app = Starlette(routes=[Mount("/s", SessionsPage(Sessions(store)))])
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://shop.example") as client:
         with pytest.raises(ConfigurationError, match="put SessionMiddleware around the app"):
@@ -547,7 +548,8 @@ async def test_without_sessions_it_says_what_is_missing(store: Store) -> None:
 
 async def test_it_can_be_mounted_in_litestar(store: Store, clock: FakeClock, visit: Visit) -> None:
     """Which makes no difference between a path and the same with a slash at its end."""
-    page = SessionsPage(UserSessions(store))
+    sessions = Sessions(store, clock=clock)
+    page = SessionsPage(sessions)
 
     @get("/login")
     async def begin(request: LitestarRequest[Any, Any, Any]) -> str:
@@ -559,7 +561,7 @@ async def test_it_can_be_mounted_in_litestar(store: Store, clock: FakeClock, vis
     async def mounted(scope: LitestarScope, receive: Receive, send: Send) -> None:
         await page(scope, receive, send)  # type: ignore[arg-type]  # Litestar types ASGI in its own way
 
-    app = Litestar([begin, mounted], middleware=[DefineMiddleware(SessionMiddleware, store=store, clock=clock)])
+    app = Litestar([begin, mounted], middleware=[DefineMiddleware(SessionMiddleware, store=sessions)])
     laptop = visit(app=app)
     await laptop.get("/login")
 
@@ -572,8 +574,8 @@ async def test_it_can_be_mounted_in_litestar(store: Store, clock: FakeClock, vis
 
 
 async def test_it_can_stand_alone(store: Store, clock: FakeClock, visit: Visit) -> None:
-    page = SessionsPage(UserSessions(store))
-    app = SessionMiddleware(page, store, clock=clock)
+    sessions = Sessions(store, clock=clock)
+    app = SessionMiddleware(SessionsPage(sessions), sessions)
     alone = visit(app=app)
 
     answer = await alone.get("/")
@@ -658,11 +660,11 @@ WRONG: list[dict[str, Any]] = [
 @pytest.mark.parametrize("wrong", WRONG, ids=repr)
 def test_what_does_not_fit_is_refused_when_the_app_is_built(memory: MemoryStore, wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
-        SessionsPage(UserSessions(memory), **wrong)
+        SessionsPage(Sessions(memory), **wrong)
 
 
 def test_it_wants_user_sessions(memory: MemoryStore) -> None:
-    with pytest.raises(ConfigurationError, match=r"give UserSessions\(store\)"):
+    with pytest.raises(ConfigurationError, match="give the Sessions of the app"):
         SessionsPage(memory)  # type: ignore[arg-type]
 
 

@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from asgi_sessions import Event, MemoryStore, RedisStore, SQLStore, StoreError, UserSessions
+from asgi_sessions import Event, MemoryStore, RedisStore, Sessions, SQLStore, StoreError
 from asgi_sessions._core.token import TokenMint, key_of
 from asgi_sessions._engine.failures import LONGEST_REASON, MOST_KINDS, QUIET, FailureLog, cleaned, reason_of
 from asgi_sessions.testing import FakeClock
@@ -227,7 +227,7 @@ async def test_a_failed_save_that_the_app_catches_is_told_too(
 AN_ID = "k7Q2v9Zr4Wc8Ty1N"
 
 
-@pytest.mark.parametrize("step", ["list", "revoke", "history", "name", "erase"])
+@pytest.mark.parametrize("step", ["list", "count", "revoke", "history", "rename", "erase"])
 async def test_what_is_asked_for_a_user_is_told_by_its_step(clock: FakeClock, lines: Lines, step: str) -> None:
     class Broken(MemoryStore):
         async def records(self, *args: Any, **kwargs: Any) -> Any:
@@ -235,11 +235,11 @@ async def test_what_is_asked_for_a_user_is_told_by_its_step(clock: FakeClock, li
 
         end = history = erase = records
 
-    sessions: Any = UserSessions(Broken())
+    sessions: Any = Sessions(Broken())
     call = getattr(sessions, step)
 
     with pytest.raises(StoreError):
-        await call(*{"revoke": ("alice", AN_ID), "name": ("alice", AN_ID, "y")}.get(step, ("alice",)))
+        await call(*{"revoke": ("alice", AN_ID), "rename": ("alice", AN_ID, "y")}.get(step, ("alice",)))
 
     (line,) = lines("store.failed")
     assert line.startswith(

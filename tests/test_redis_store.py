@@ -15,7 +15,7 @@ import pytest
 import redis
 from redis.asyncio import Redis
 
-from asgi_sessions import ConfigurationError, Event, RedisStore, SessionWarning, StoreError, UserSessions
+from asgi_sessions import ConfigurationError, Event, RedisStore, Sessions, SessionWarning, StoreError
 from asgi_sessions._core.record import pack
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.errors import RecordDamaged
@@ -93,7 +93,7 @@ async def test_nothing_but_the_history_remains_of_a_user_who_has_logged_out(
 
     (history,) = server.scan_iter(f"{kind.prefix}:*")
     assert b":h:" in history
-    await UserSessions(store).erase("alice")
+    await app.sessions.erase("alice")
     assert list(server.scan_iter(f"{kind.prefix}:*")) == []
 
 
@@ -422,7 +422,7 @@ async def test_an_index_that_was_tampered_with_ends_nobody_else(
     ids = {key: id for id, key in (await store.index(owner_of("alice"))).items()}
     server.hset(index, ids[one.key], other.key[3:] + "9999999999999")
 
-    ended = await UserSessions(store).revoke("alice", ids[one.key])
+    ended = await app.sessions.revoke("alice", ids[one.key])
 
     assert not ended
     assert await store.load(other.key) is not None
@@ -439,7 +439,7 @@ async def test_the_history_knows_when_a_session_ended_whose_record_the_server_ha
     ends_at = clock() + 3600
     clock.advance(7200)
 
-    (end, _) = await UserSessions(store).history("alice")
+    (end, _) = await Sessions(store, clock=clock).history("alice")
 
     assert (end.event, end.reason) == ("ended", "idle")
     assert -60 < end.at.timestamp() - ends_at <= 0

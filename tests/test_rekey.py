@@ -18,7 +18,7 @@ from typing import Any, Self
 import pytest
 import redis.asyncio
 
-from asgi_sessions import ConfigurationError, MemoryStore, RedisStore, SQLStore, StoreError, UserSessions
+from asgi_sessions import ConfigurationError, MemoryStore, RedisStore, Sessions, SQLStore, StoreError
 from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.record import Record, sealed_by_first
 from asgi_sessions.cli import _parser, main
@@ -81,7 +81,7 @@ async def test_afterwards_nothing_opens_with_the_old_secret_and_nobody_is_out(st
         seen = await read(Browser(rotated, browser.token))
         assert seen["data"]["number"] == number
         assert seen["user_id"] == (f"user {number}" if number % 2 else None)
-    assert len(await UserSessions(store).list("user 1")) == 1
+    assert len(await rotated.sessions.list("user 1")) == 1
     assert (await rekey(store, [NEW, OLD])).sealed == 0
 
 
@@ -169,10 +169,10 @@ async def test_lines_of_the_history_stay_as_they_are_and_show_less_without_the_o
     await Browser(app).do(log_in("alice"), request_headers=[(b"user-agent", firefox)])
     await rekey(store, [NEW, OLD])
 
-    told = UserSessions(store, secret_keys=[NEW, OLD], clock=clock)
+    told = Sessions(store, secret_keys=[NEW, OLD], clock=clock)
     (with_both,) = await told.history("alice")
-    (session,) = await UserSessions(store, secret_keys=[NEW], clock=clock).list("alice")
-    (with_new,) = await UserSessions(store, secret_keys=[NEW], clock=clock).history("alice")
+    (session,) = await Sessions(store, secret_keys=[NEW], clock=clock).list("alice")
+    (with_new,) = await Sessions(store, secret_keys=[NEW], clock=clock).history("alice")
 
     assert with_both.device.browser == session.device.browser == "Firefox"
     assert with_new.device.browser is None
@@ -188,7 +188,7 @@ async def test_a_device_is_known_for_as_long_as_the_secret_is_there_that_it_last
 
     await Browser(app_with(store, clock=clock, secret_keys=secrets)).do(log_in("alice"))
 
-    last, *_ = await UserSessions(store, secret_keys=[NEW], clock=clock).history("alice")
+    last, *_ = await Sessions(store, secret_keys=[NEW], clock=clock).history("alice")
     assert last.new_device == is_new
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from asgi_sessions import StoreError, Timeouts, UserSessions
+from asgi_sessions import Sessions, StoreError, Timeouts
 from asgi_sessions._asgi import live as _live
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
@@ -106,7 +106,7 @@ async def test_a_stream_that_announced_trailers_is_ended_with_them(
     line = Line(alice, "http", streams_with_trailers)
     await line.open.wait()
 
-    await UserSessions(store, clock=clock).revoke_all("alice")
+    await Sessions(store, clock=clock).revoke_all("alice")
     await line.task
 
     assert line.sent[-2:] == [
@@ -124,7 +124,7 @@ async def test_an_end_that_comes_after_the_last_part_of_the_body_adds_nothing(
     line.open_trailers, line.go_on = asyncio.Event(), asyncio.Event()  # type: ignore[attr-defined]  # for this app
     await line.open_trailers.wait()  # type: ignore[attr-defined]
 
-    await UserSessions(store, clock=clock).revoke_all("alice")
+    await Sessions(store, clock=clock).revoke_all("alice")
     line.go_on.set()  # type: ignore[attr-defined]
     await line.task
 
@@ -172,7 +172,7 @@ async def test_a_client_that_stops_reading_keeps_nothing_open_past_the_end(
     line = Stalled(alice, kind, play)
     await line.stalled.wait()
 
-    await UserSessions(store, clock=clock).revoke_all("alice")
+    await Sessions(store, clock=clock).revoke_all("alice")
     async with asyncio.timeout(10):
         await asyncio.wait({line.task})
 
@@ -186,7 +186,7 @@ async def test_a_slow_client_gets_the_message_on_its_way_and_then_the_closing_on
     line = Stalled(alice, "http", streams)
     await line.stalled.wait()
 
-    await UserSessions(store, clock=clock).revoke_all("alice")
+    await Sessions(store, clock=clock).revoke_all("alice")
     line.reads_again.set()
     await line.task
 

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from asgi_sessions import Session, SQLStore, StoreError, UserSessions
+from asgi_sessions import Session, SQLStore, StoreError
 from asgi_sessions._core.record import Record
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.testing import an_end
@@ -324,7 +324,7 @@ async def test_what_was_begun_on_a_database_that_stands_still_ends_by_itself(
     """In the middle of a transaction, and nobody comes to wake it."""
     monkeypatch.setattr("asgi_sessions.stores.sql._lane.LONGEST", 1.0)
     await scene.hold("BEGIN", f"UPDATE {scene.table}_history SET at = at + 1")
-    ending = asyncio.ensure_future(UserSessions(scene.store).revoke_all("alice"))
+    ending = asyncio.ensure_future(scene.alice.app.sessions.revoke_all("alice"))
     await scene.somebody_waits_for_a_lock()
 
     await freeze(scene)

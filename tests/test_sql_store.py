@@ -24,7 +24,7 @@ from sqlalchemy import event, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, StaticPool
 
-from asgi_sessions import ConfigurationError, Devices, SQLStore, StoreError, UserSessions
+from asgi_sessions import ConfigurationError, Devices, Sessions, SQLStore, StoreError
 from asgi_sessions._core.history import Rules
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.cli import main
@@ -99,9 +99,9 @@ async def test_text_of_four_byte_characters_is_kept_at_every_width(
     app = app_with(store, clock=clock, devices=Devices())
     alice = Browser(app)
     await alice.do(lambda session: (session.log_in(f"user {words}"), session.update({f"key {words}": words})))
-    sessions = UserSessions(store)
+    sessions = app.sessions
     (info,) = await sessions.list(f"user {words}")
-    await sessions.name(f"user {words}", info.id, words[:64])
+    await sessions.rename(f"user {words}", info.id, words[:64])
 
     assert (await read(alice))["data"] == {f"key {words}": words}
     (info,) = await sessions.list(f"user {words}")
@@ -115,7 +115,7 @@ async def test_nul_and_half_of_a_surrogate_pair_do_no_harm(store: SQLStore, cloc
     await alice.do(lambda session: (session.log_in("nul \0 user"), session.update({"a\0b": "\0" * 100, "": b"\0\xff"})))
 
     assert (await read(alice))["data"] == {"a\0b": "\0" * 100, "": b"\0\xff"}
-    assert len(await UserSessions(store).list("nul \0 user")) == 1
+    assert len(await Sessions(store, clock=clock).list("nul \0 user")) == 1
 
 
 async def test_a_user_agent_of_64_kilobytes_does_no_harm(store: SQLStore, clock: FakeClock) -> None:
@@ -131,7 +131,7 @@ async def test_a_user_agent_of_64_kilobytes_does_no_harm(store: SQLStore, clock:
         session.log_in("alice")
         await app.manager.commit(session)
 
-    assert len(await UserSessions(store).list("alice")) == 3
+    assert len(await app.sessions.list("alice")) == 3
 
 
 async def test_keys_that_differ_in_case_only_are_two(store: SQLStore) -> None:

@@ -30,13 +30,12 @@ from asgi_sessions import (
     SessionDataError,
     SessionError,
     SessionMiddleware,
+    Sessions,
     SQLStore,
     Timeouts,
     UserSessions,
 )
-from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.token import MAX_USER_ID
-from asgi_sessions._engine.manager import Manager
 from asgi_sessions.client_address import ClientAddress
 from asgi_sessions.frameworks.quart import ScopeSessionInterface
 from asgi_sessions.page import Strings
@@ -141,7 +140,7 @@ class World:
             "issuer": lambda: "https://a.test",
             "audience": lambda: "https://a.test",
             "within": lambda: timedelta(minutes=5),
-            "sessions": lambda: UserSessions(MemoryStore()),
+            "sessions": lambda: Sessions(MemoryStore()),
             "erase(sessions)": lambda: True,
             "tokens": lambda: self.tokens(),
             "jwk": lambda: {"kty": "oct", "k": "a" * 43},
@@ -172,7 +171,7 @@ class World:
         return Claims("alice", "A" * 16, 0.0, 60.0, 0.0, "jti", {})
 
     def session(self) -> Session:
-        session = Manager(self.store, secrets=Secrets([SECRET]), is_app=False).begin()
+        session = Sessions(self.store, secret_keys=[SECRET])._manager.begin()
         session.log_in("alice")
         return session
 
@@ -187,6 +186,7 @@ class World:
             Session: self.session,
             SessionMiddleware: lambda: SessionMiddleware(app, self.store),
             Timeouts: Timeouts,
+            Sessions: lambda: Sessions(self.store),
             UserSessions: lambda: UserSessions(self.store),
             ClientAddress: ClientAddress,
             Strings: Strings,
@@ -247,7 +247,7 @@ CASES = judged()
 ON_A_STORE = [
     pytest.param(public, name, id=f"{public.name}({name})")
     for public, name in CASES
-    if public.owner in (UserSessions, Tokens, *STORES) or public.name in ("log_in", "session_cookie")
+    if public.owner in (Sessions, UserSessions, Tokens, *STORES) or public.name in ("log_in", "session_cookie")
 ]
 OF_ANY = [
     pytest.param(public, name, id=f"{public.name}({name})") for public, name in CASES if public.owner not in STORES
@@ -301,13 +301,13 @@ async def test_no_store_chokes_on_text_from_outside(store: Store, public: Public
 
 async def test_what_is_no_id_ends_nothing_and_keeps_nothing(store: Store) -> None:
     """An empty id must not stand for all of them."""
-    sessions = UserSessions(store)
+    sessions = Sessions(store)
     await session_cookie(store, "alice")
     (alive,) = await sessions.list("alice")
 
     for id in (*TEXTS.values(), *OTHERS.values(), alive.id[:-1], f"{alive.id}x", alive.id.swapcase()):
         assert await sessions.revoke("alice", id) is False  # type: ignore[arg-type]
-        assert await sessions.name("alice", id, "laptop") is False  # type: ignore[arg-type]
+        assert await sessions.rename("alice", id, "laptop") is False  # type: ignore[arg-type]
     assert [each.id for each in await sessions.list("alice")] == [alive.id]
     assert await sessions.revoke_all("alice", keep=alive.id) == 0
     assert await sessions.revoke_all("alice", keep="\ud800") == 1
@@ -317,10 +317,10 @@ async def test_what_is_no_id_ends_nothing_and_keeps_nothing(store: Store) -> Non
 async def test_what_log_in_refuses_is_refused_everywhere(user_id: Any) -> None:
     """So that nothing says "0 ended" of a user whose id was given in the wrong type."""
     store = MemoryStore()
-    sessions = UserSessions(store)
+    sessions = Sessions(store, secret_keys=[SECRET])
     calls = [
         sessions.list(user_id), sessions.history(user_id), sessions.revoke_all(user_id), sessions.erase(user_id),
-        sessions.revoke(user_id, "A" * 16), sessions.name(user_id, "A" * 16, "laptop"), World(store).tokens().log_in(user_id),
+        sessions.revoke(user_id, "A" * 16), sessions.rename(user_id, "A" * 16, "laptop"), World(store).tokens().log_in(user_id),
     ]  # fmt: skip
 
     for call in calls:
@@ -335,7 +335,7 @@ async def test_a_user_id_of_16_kilobytes_is_the_longest(store: Store) -> None:
     with pytest.raises(SessionDataError, match="16,386 bytes"):
         await session_cookie(store, f"{longest}é")
 
-    assert len(await UserSessions(store).list(longest)) == 1
+    assert len(await Sessions(store).list(longest)) == 1
 
 
 async def test_a_token_that_would_be_refused_is_not_given_out() -> None:
@@ -345,4 +345,4 @@ async def test_a_token_that_would_be_refused_is_not_given_out() -> None:
     with pytest.raises(SessionDataError, match="access token"):
         await World(store).tokens().log_in("x" * 10_000)
 
-    assert await UserSessions(store).list("x" * 10_000) == []
+    assert await Sessions(store).list("x" * 10_000) == []

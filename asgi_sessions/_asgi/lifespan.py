@@ -24,10 +24,10 @@ async def lifespan(
     async def send_on(message: Message) -> None:
         kind = message["type"]
         if kind == "lifespan.startup.complete":
-            upkeep.begin(this, manager)
+            upkeep.begin(this)
             await manager.start()
         elif kind in ("lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"):
-            await upkeep.end(this, manager)
+            await upkeep.end(this)
         await send(message)
 
     try:
@@ -41,5 +41,5 @@ async def lifespan(
     except GeneratorExit:
         raise  # the loop is shutting down: no await would finish
     except BaseException:  # the app will not report its shutdown
-        await upkeep.end(this, manager)
+        await upkeep.end(this)
         raise

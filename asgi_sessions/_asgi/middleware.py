@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import inspect
 import logging
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from copy import copy
 from datetime import timedelta
 from functools import cache
-from typing import Any, get_args
+from typing import Any, Unpack, get_args
 
 from asgi_sessions._asgi.exchange import OnStoreFailure
 from asgi_sessions._asgi.foreign import refuse_foreign, refuse_twin, report_foreign, twin
@@ -21,24 +20,21 @@ from asgi_sessions._asgi.http import HttpExchange
 from asgi_sessions._asgi.lifespan import lifespan
 from asgi_sessions._asgi.responses import unavailable
 from asgi_sessions._asgi.websocket import WebSocketExchange
-from asgi_sessions._core.cipher import Secrets
+from asgi_sessions._core.arguments import expect
 from asgi_sessions._core.cookie import MOST_DAYS, CookieConfig
 from asgi_sessions._core.elsewhere import explains_options
-from asgi_sessions._core.facts import Devices
 from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.origin import is_activity
 from asgi_sessions._core.session import OURS
-from asgi_sessions._core.timeouts import Timeouts, duration
-from asgi_sessions._core.types import Clock, EventHook, Scope
-from asgi_sessions._engine.contract import Store, lacking_for_users
+from asgi_sessions._core.types import Scope
+from asgi_sessions._engine.contract import Store
 from asgi_sessions._engine.manager import Manager
-from asgi_sessions._engine.upkeep import Upkeep, upkeep_of
+from asgi_sessions._engine.upkeep import Upkeep
 from asgi_sessions._engine.watch import Watch
 from asgi_sessions.errors import ConfigurationError, StoreError
+from asgi_sessions.sessions import Sessions, SessionsOptions, sessions_of
 
 logger = logging.getLogger("asgi_sessions")
-
-_STORE_METHODS = ("load", "create", "update", "touch", "rename", "delete", "index", "aclose")
 
 
 class SessionMiddleware:
@@ -46,22 +42,16 @@ class SessionMiddleware:
 
     Args:
         app: the ASGI app to wrap.
-        store: where sessions are kept. Its connections are closed when the app's lifespan ends.
+        store: the :class:`Sessions` of the app. A store will do where nothing else needs one: a Sessions is made for it, with the
+            further ``options``.
         cookie: name and attributes of the cookie.
-        timeouts: how long sessions live.
-        secret_keys: secrets of at least 32 bytes, newest first. With them, tokens are signed and records encrypted. The first one
-            writes, all of them read.
         skip: ``skip(scope) -> bool``: requests that shall have no session at all.
         on_store_failure: what a request with a session cookie gets when the store cannot be asked. ``"unavailable"``: 503 with
             Retry-After. ``"raise"``: the ``StoreError`` goes to your error handlers. ``"anonymous"``: an empty session, marked
             ``is_degraded``, of which nothing is written.
-        devices: what is kept so that users can recognise and end their sessions: limits, history, facts. See :class:`Devices`.
-        store_deadline: how long a load, or a whole commit, may take; a request does one of each. ``None``: 0.45 s. A database
-            that is slower but well may need more.
         no_store_when_logged_in: put ``Cache-Control: no-store`` into every response to a request that read the session of a
             user, so that "Back" does not show its page after the log-out.
-        on_event: is given an :class:`Event` for everything that happens to sessions; may be a coroutine function.
-        clock: seconds since the epoch; for tests.
+        options: those of :class:`Sessions`, such as ``timeouts``; only with a store.
 
     Raises:
         ConfigurationError: something does not fit together; the message says what to do.
@@ -72,64 +62,39 @@ class SessionMiddleware:
     def __init__(
         self,
         app: Callable[..., Awaitable[None]],  # frameworks type their ASGI apps differently
-        store: Store,
+        store: Sessions | Store,
         *,
         cookie: CookieConfig = CookieConfig(),  # noqa: B008 - frozen
-        timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
-        secret_keys: Sequence[str | bytes] = (),
         skip: Callable[[Scope], bool] | None = None,
         on_store_failure: OnStoreFailure = "unavailable",
-        on_event: EventHook | None = None,
-        devices: Devices | None = None,
-        store_deadline: timedelta | None = None,
         no_store_when_logged_in: bool = False,
-        clock: Clock = time.time,
+        **options: Unpack[SessionsOptions],
     ) -> None:
         _refuse_no_app(app)
-        missing = [name for name in _STORE_METHODS if not callable(getattr(store, name, None))]
-        if isinstance(store, type) or missing:
-            # Its type only: a str may be a secret key, or a URL with a password in it.
-            given = store.__name__ if isinstance(store, type) else f"<{type(store).__name__}>"
-            raise ConfigurationError(
-                f"SessionMiddleware(store={given}): give a store, such as MemoryStore() or RedisStore.from_url('redis://…')"
-                + (f"; this one has no {', '.join(missing)}" if missing else "")
-            )
-        for name, value, kind in (("cookie", cookie, CookieConfig), ("timeouts", timeouts, Timeouts)):
-            if not isinstance(value, kind):
-                raise ConfigurationError(f"SessionMiddleware({name}={value!r}): give a {kind.__name__}")
-        if devices is not None:
-            if not isinstance(devices, Devices):
-                raise ConfigurationError(f"SessionMiddleware(devices={devices!r}): give a Devices")
-            if lacking := lacking_for_users(store):
-                raise ConfigurationError(
-                    f"SessionMiddleware(devices=…): {type(store).__name__} does not know the sessions of a user; it has no "
-                    f"{', '.join(lacking)}. Leave devices= out, or use another store."
-                )
+        self.sessions: Sessions = sessions_of("SessionMiddleware", store, options)
+        expect("SessionMiddleware(cookie)", cookie, CookieConfig)
         if on_store_failure not in get_args(OnStoreFailure):
             raise ConfigurationError(
                 f"SessionMiddleware(on_store_failure={on_store_failure!r}): use 'unavailable', 'raise' or 'anonymous'"
             )
-        for name, function in (("skip", skip), ("on_event", on_event), ("clock", clock)):
-            if function is not None and not callable(function):
-                raise ConfigurationError(f"SessionMiddleware({name}={function!r}): give a function")
+        if skip is not None and not callable(skip):
+            raise ConfigurationError(f"SessionMiddleware(skip={skip!r}): give a function")
+        if inspect.iscoroutinefunction(skip):
+            raise ConfigurationError("SessionMiddleware(skip=…): give a plain function, not a coroutine function")
         if not isinstance(no_store_when_logged_in, bool):
             raise ConfigurationError(
                 f"SessionMiddleware(no_store_when_logged_in={no_store_when_logged_in!r}): give True or False"
+            )
+        timeouts = self.sessions.timeouts
+        if timeouts is None:
+            raise ConfigurationError(
+                "SessionMiddleware: its Sessions must know how long sessions live; give it timeouts="
             )
         if timeouts.remember_absolute > timedelta(days=MOST_DAYS) and timeouts.renew is None:
             raise ConfigurationError(
                 f"Timeouts(remember_absolute={timeouts.remember_absolute!r}): browsers keep a cookie for {MOST_DAYS} days "
                 "at most. Use a shorter time, or renew=… so that a new cookie is sent now and then."
             )
-        if inspect.iscoroutinefunction(skip):
-            raise ConfigurationError("SessionMiddleware(skip=…): give a plain function, not a coroutine function")
-        deadline = None
-        if store_deadline is not None:
-            deadline = duration("SessionMiddleware(store_deadline)", store_deadline).total_seconds()
-            if not 0.01 <= deadline <= 30:
-                raise ConfigurationError(
-                    f"SessionMiddleware(store_deadline={store_deadline!r}): must lie between 10 milliseconds and 30 seconds"
-                )
         refuse_twin(app, cookie.name)
         report_foreign(app)
         if not cookie.secure:
@@ -139,18 +104,8 @@ class SessionMiddleware:
         self.on_store_failure = on_store_failure
         self.no_store_when_logged_in = no_store_when_logged_in
         self._skip = skip
-        self.manager: Manager = Manager(
-            store,
-            cookie_name=cookie.name,
-            timeouts=timeouts,
-            secrets=Secrets(secret_keys),
-            clock=clock,
-            on_event=on_event,
-            devices=devices,
-            deadline=deadline,
-            may_be_withheld=cookie.may_be_withheld,
-        )
-        self.upkeep: Upkeep = upkeep_of(store)
+        self.manager: Manager = self.sessions._manager.for_cookie(cookie.name, cookie.may_be_withheld)
+        self.upkeep: Upkeep = self.sessions._upkeep
         self.watch: Watch | None = self.upkeep.watch if self.manager.devices.live else None
 
     def around(self, app: Callable[..., Awaitable[None]]) -> SessionMiddleware:

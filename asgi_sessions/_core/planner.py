@@ -55,6 +55,7 @@ class RecordRules:
     rules: Rules | None
     """``None``: the store keeps no history."""
     clock: Clock
+    judges: bool = True  # whether the timeouts are the app's; else a session lives as long as its record says
 
     def open(self, record: Record) -> Body:
         """The body of a record.
@@ -66,10 +67,9 @@ class RecordRules:
 
     def over(self, record: Record, body: Body, now: float) -> Literal["idle", "absolute"] | None:
         """The limit that has ended a session; ``None``: it lives."""
-        if body.kind == "token":
-            # Its limits are those of its refresh tokens, and were put down when the last one was issued: the absolute one
-            # within the seal, where nobody who writes to the store moves it.
-            if now >= unpack_facts(body.about).ends_at:
+        if body.kind == "token" or not self.judges:
+            # By the limits in the record. The absolute one is sealed, so nobody who writes to the store moves it.
+            if body.about and now >= unpack_facts(body.about).ends_at:
                 return "absolute"
             return "idle" if now >= record.expires_at else None
         return self.timeouts.over(body.created_at, record.seen_at, record.expires_at, body.remembered, now)

@@ -80,16 +80,22 @@ _NOT_SAVED = {
 }
 
 
+Queues = WeakValueDictionary[tuple[str, int], anyio.Lock]
+"""A lock by session and thread: an event loop belongs to one thread, and a lock to one event loop."""
+
+
 class Committer:
     """Commits the sessions that one cookie leads to."""
 
-    def __init__(self, store: Store, guard: Guard, planner: Planner, resolver: Resolver, events: Events) -> None:
+    def __init__(
+        self, store: Store, guard: Guard, planner: Planner, resolver: Resolver, events: Events, queues: Queues
+    ) -> None:
         self.calls = Calls(store, guard, planner, resolver, events)
         self._guard = guard
         self._planner = planner
         self._resolver = resolver
         self._events = events
-        self._queues: WeakValueDictionary[tuple[str, int], anyio.Lock] = WeakValueDictionary()
+        self._queues = queues
 
     async def commit(
         self, session: Session, *, failed: bool = False, is_save: bool = False, step: str = "commit"

@@ -238,6 +238,7 @@ def trait(store: object, name: str) -> Any:
     return silent
 
 
+STORE_METHODS = ("load", "create", "update", "touch", "rename", "delete", "index", "aclose")
 _USER_METHODS = ("records", "end", "history", "erase")
 
 

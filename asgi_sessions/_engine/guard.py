@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, Final, ParamSpec, TypeVar
-from weakref import WeakKeyDictionary
 
 import anyio
 
@@ -70,9 +69,9 @@ class Guard:
         self.touch_deadlines = Deadlines(self.deadline * TOUCH_SHARE)
         # A shorter deadline is ours to keep.
         self.keeps_time = trait(store, "keeps_its_own_deadline") is True and self.deadline >= DEADLINE
-        self.breakers = of_store(store, _breakers, Breakers)
+        self.breakers = Breakers()
         self.breaker = self.breakers.whole
-        self.failures = of_store(store, _failures, FailureLog)
+        self.failures = FailureLog()
         self.server_of: Callable[[str], Hashable] | None = trait(store, "server_of")
         self._clock = clock
 
@@ -210,15 +209,3 @@ def checked_ids(found: object) -> Sequence[str]:
 def _name(about: Any) -> str:
     """The key or the owner that a call is about: its first argument, or the key of that record."""
     return about.key if isinstance(about, Record) else about
-
-
-_breakers: WeakKeyDictionary[Store, Breakers] = WeakKeyDictionary()
-_failures: WeakKeyDictionary[Store, FailureLog] = WeakKeyDictionary()
-
-
-def of_store(store: Store, table: WeakKeyDictionary[Store, T], make: Callable[[], T]) -> T:
-    """The same for all who use a store: some frameworks build the middleware once per route."""
-    try:
-        return table.setdefault(store, make())
-    except TypeError:  # a store that cannot be hashed or weakly referenced
-        return make()

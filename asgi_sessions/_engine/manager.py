@@ -1,4 +1,4 @@
-"""Manager: the sessions of one store that one cookie leads to. It knows no HTTP."""
+"""Manager: what carries out the rules of one ``Sessions``, and the sessions that one cookie leads to. It knows no HTTP."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from typing import Any, TypeVar
-from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
+from weakref import WeakValueDictionary
 
 import anyio
 from msgspec.structs import replace
@@ -32,16 +33,15 @@ from asgi_sessions._core.session import Session
 from asgi_sessions._core.timeouts import Timeouts
 from asgi_sessions._core.token import TokenMint, is_id
 from asgi_sessions._core.types import Clock, Event, EventHook, instant
-from asgi_sessions._engine.commit import MAX_ATTEMPTS, Committer
+from asgi_sessions._engine.commit import MAX_ATTEMPTS, Committer, Queues
 from asgi_sessions._engine.contract import Store, SweepingStore, lacking_for_users, trait
 from asgi_sessions._engine.events import Events
 from asgi_sessions._engine.failures import reason_of
-from asgi_sessions._engine.guard import NO_KEY, Guard, checked, checked_ids, of_store
+from asgi_sessions._engine.guard import NO_KEY, Guard, checked, checked_ids
 from asgi_sessions._engine.loops import heed_cancellation
 from asgi_sessions._engine.processes import worker_processes
 from asgi_sessions._engine.resolve import Resolver
 from asgi_sessions.errors import (
-    ConfigurationError,
     RecordChanged,
     RecordDamaged,
     RecordGone,
@@ -66,45 +66,47 @@ class Manager:
         self,
         store: Store,
         *,
-        cookie_name: str = "",
-        timeouts: Timeouts | None = None,
+        timeouts: Timeouts | None = Timeouts(),  # noqa: B008 - frozen
         secrets: Secrets | None = None,
         clock: Clock = time.time,
         on_event: EventHook | None = None,
         devices: Devices | None = None,
         deadline: float | None = None,
-        is_app: bool = True,
-        may_be_withheld: Callable[[Any], bool] | None = None,
-        role: str = "SessionMiddleware",
     ) -> None:
         self.store = store
-        self.cookie_name = cookie_name
         self.timeouts: Timeouts = timeouts if timeouts is not None else Timeouts()
         self.clock = clock
         self.secrets: Secrets = secrets if secrets is not None else Secrets()
-        self._mint = TokenMint(self.secrets.subkeys("token signature"), cookie_name)
-        self.guard = Guard(store, deadline=deadline, clock=clock)
-        if is_app and hasattr(store, "notice"):
+        self.guard: Guard = Guard(store, deadline=deadline, clock=clock)
+        if hasattr(store, "notice") and (store.notice is None or on_event is not None):
             store.notice = self.tell
-        self.shadowed: set[str] = of_store(store, _shadowed, set)
-        self.role = role
-        if role:
-            _refuse_other_secrets(store, self)
+        self.shadowed: set[str] = set()
         self.devices: Devices = devices if devices is not None else Devices()
         self.knows_users: bool = not lacking_for_users(store)
         self.rules: Rules | None = self.devices.rules if self.knows_users and _takes_notes(store) else None
-        if is_app:
-            _remember(store, self)
         if self.knows_users:
             self.devices.prepare()
         namespace = str(getattr(store, "namespace", ""))
-        kept = RecordRules(self.timeouts, self.secrets, namespace, self.devices, self.rules, clock)
+        self.records: RecordRules = RecordRules(
+            self.timeouts, self.secrets, namespace, self.devices, self.rules, clock, timeouts is not None
+        )
         host = trait(store, "address") or type(store).__name__
-        self.events = Events(host, on_event, self.guard.failures, clock)
-        self.resolver = Resolver(store, self.guard, kept, self.events)
-        self.planner = Planner(kept, self._mint, may_be_withheld)
-        self.records = kept
-        self._committer = Committer(store, self.guard, self.planner, self.resolver, self.events)
+        self.events: Events = Events(host, on_event, self.guard.failures, clock)
+        self.resolver: Resolver = Resolver(store, self.guard, self.records, self.events)
+        self._queues: Queues = WeakValueDictionary()
+        self._serve("", None)
+
+    def for_cookie(self, name: str, may_be_withheld: Callable[[Any], bool] | None = None) -> Manager:
+        """This manager, for the sessions of one cookie: another cookie has other tokens, and all else is shared."""
+        other = copy(self)
+        other._serve(name, may_be_withheld)
+        return other
+
+    def _serve(self, cookie_name: str, may_be_withheld: Callable[[Any], bool] | None) -> None:
+        self.cookie_name = cookie_name
+        self._mint = TokenMint(self.secrets.subkeys("token signature"), cookie_name)
+        self.planner: Planner = Planner(self.records, self._mint, may_be_withheld)
+        self._committer = Committer(self.store, self.guard, self.planner, self.resolver, self.events, self._queues)
         # By name, and no methods around them: each frame costs 0.15 µs of 12.
         self.is_settled, self.is_modified = self.planner.is_settled, self.planner.is_modified
         self.is_cookie_withheld = self.planner.is_cookie_withheld
@@ -394,53 +396,3 @@ def _takes_notes(store: object) -> bool:
         return False
     kinds = (inspect.Parameter.VAR_KEYWORD,)
     return all("note" in m.parameters or any(p.kind in kinds for p in m.parameters.values()) for m in methods)
-
-
-_managers: WeakKeyDictionary[Store, ReferenceType[Manager]] = WeakKeyDictionary()
-
-
-def _remember(store: Store, manager: Manager) -> None:
-    try:
-        _managers[store] = ref(manager)
-    except TypeError:  # a store that cannot be hashed or weakly referenced
-        pass
-
-
-def manager_of(store: Store) -> Manager | None:
-    """The manager of the app that keeps its sessions in this very store: it has the secrets and the event hook."""
-    try:
-        found = _managers.get(store)
-    except TypeError:
-        return None
-    return None if found is None else found()
-
-
-_using: WeakKeyDictionary[Store, WeakSet[Manager]] = WeakKeyDictionary()
-
-
-def _refuse_other_secrets(store: Store, manager: Manager) -> None:
-    """Raise ConfigurationError if ``manager`` and all others in use on this store cannot read each other's records.
-
-    While secrets are rotated, not every two of them need have one in common: one with both is enough. Two SessionMiddlewares may
-    be of two deployments that share a store, each with its own cookies, so the log only warns of them.
-    """
-    try:
-        others = _using.setdefault(store, WeakSet())
-    except TypeError:  # a store that cannot be hashed or weakly referenced
-        return
-    living = list(others)  # a manager may be collected while they are walked through
-    if living and not any(manager.secrets.agree_with(other.secrets) for other in living):
-        other = next((each for each in living if each.role != manager.role), living[0])
-        without = next((each.role for each in (manager, other) if not each.secrets.are_given), None)
-        problem = (
-            f"{manager.role} and {other.role} on one {type(store).__name__} "
-            f"{'have no secret in common' if without is None else f'do not both have secret_keys ({without} has none)'}: "
-            "neither can read the other's sessions. Give both the same secret_keys, or stores of their own."
-        )
-        if other.role != manager.role:
-            raise ConfigurationError(problem)
-        logger.warning("%s", problem)
-    others.add(manager)
-
-
-_shadowed: WeakKeyDictionary[Store, set[str]] = WeakKeyDictionary()

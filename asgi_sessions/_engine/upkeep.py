@@ -1,4 +1,4 @@
-"""Upkeep of a store while apps are up: once per event loop, for all middlewares of the store.
+"""Upkeep of a store while apps are up: once per ``Sessions`` and event loop.
 
 A sweeper runs if the store needs one. A listener hears of ended sessions, for sockets and streams (``_watch.py``). When the last
 app of an event loop has shut down, both stop and the store closes its connections.
@@ -12,9 +12,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import AsyncExitStack
 from typing import Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
 
-from asgi_sessions._engine.contract import Store, SweepingStore, trait
+from asgi_sessions._engine.contract import SweepingStore, trait
 from asgi_sessions._engine.loops import PerLoop, running_loop, stop
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.watch import Watch
@@ -32,19 +31,20 @@ class _Running:
 
 
 class Upkeep:
-    """The upkeep of one store in this process. Does not hold the store: it is a value under the store's weak key."""
+    """The upkeep of one store in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, manager: Manager) -> None:
         self.watch: Watch = Watch()
+        self._manager = manager
         self._running = PerLoop(_Running)
 
-    def begin(self, app: Hashable, manager: Manager) -> None:
-        """Note that an app is up. The first app of an event loop starts the sweeper, with the rules of its manager.
+    def begin(self, app: Hashable) -> None:
+        """Note that an app is up. The first app of an event loop starts the sweeper.
 
         Args:
             app: identifies the app among others on the same store.
         """
-        store = manager.store
+        store = self._manager.store
         if running_loop() is None:
             if isinstance(store, SweepingStore):
                 logger.warning("store.not_swept: this needs asyncio; call sweep() of the store now and then")
@@ -52,9 +52,9 @@ class Upkeep:
         running = self._running.here()
         running.apps[app] += 1
         if running.sweeper is None and isinstance(store, SweepingStore):
-            running.sweeper = asyncio.ensure_future(manager.sweep_for_ever(store))
+            running.sweeper = asyncio.ensure_future(self._manager.sweep_for_ever(store))
 
-    async def end(self, app: Hashable, manager: Manager) -> None:
+    async def end(self, app: Hashable) -> None:
         """Note that an app has shut down, or has failed to start. The last app of an event loop closes everything.
 
         Each part is closed even if another part fails or the caller is cancelled. Failures are logged.
@@ -67,17 +67,16 @@ class Upkeep:
                 return
             self._running.taken()
         async with AsyncExitStack() as steps:  # the last one pushed comes first
-            steps.push_async_callback(_close, manager.store.aclose, manager)
-            steps.push_async_callback(_close, self.watch.aclose, manager)
+            steps.push_async_callback(self._close, self._manager.store.aclose)
+            steps.push_async_callback(self._close, self.watch.aclose)
             if running is not None and running.sweeper is not None:
                 steps.push_async_callback(stop, running.sweeper)
 
-
-async def _close(part: Callable[[], Awaitable[None]], manager: Manager) -> None:
-    try:
-        await part()
-    except Exception as error:
-        await manager.failed("close", error)
+    async def _close(self, part: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await part()
+        except Exception as error:
+            await self._manager.failed("close", error)
 
 
 def require_event_loop(store: Any) -> None:
@@ -91,19 +90,3 @@ def require_event_loop(store: Any) -> None:
             f"{type(store).__name__} needs asyncio, and this server runs another event loop (trio): start the server with its "
             "asyncio worker, or use MemoryStore()"
         )
-
-
-_upkeeps: WeakKeyDictionary[Store, ReferenceType[Upkeep]] = WeakKeyDictionary()
-
-
-def upkeep_of(store: Store) -> Upkeep:
-    """The upkeep of a store. All middlewares of the store share it, and keep it alive."""
-    try:
-        known = _upkeeps.get(store)
-        upkeep = None if known is None else known()
-        if upkeep is None:
-            upkeep = Upkeep()
-            _upkeeps[store] = ref(upkeep)
-    except TypeError:  # a store that cannot be hashed or weakly referenced
-        return Upkeep()
-    return upkeep

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
-from asgi_sessions import CookieConfig, Event, Session, SessionMiddleware, UserSessions
+from asgi_sessions import CookieConfig, Event, Session, SessionMiddleware, Sessions
 from asgi_sessions._forms import FORM, NeverArrived, TooLong, body_of, form_in, kind_of
 from asgi_sessions.page import SessionsPage
 from asgi_sessions.stores import Store
@@ -84,12 +84,13 @@ def create_shop(
     gate: Gate | None = None,
 ) -> SessionMiddleware:
     """The shop behind its sessions. With a ``gate`` it also has ``POST /basket/add-slowly``, which waits there."""
+    sessions = Sessions(store, on_event=on_event)
     routes = [
         Route("/", shelf),
         Route("/basket", basket),
         Route("/login", log_in_page),
         Route("/account", account),
-        Mount("/account/sessions", SessionsPage(UserSessions(store), log_in_url="/login?next=sessions")),
+        Mount("/account/sessions", SessionsPage(sessions, log_in_url="/login?next=sessions")),
         Route("/account/clock", clock),
         Route("/session.json", raw_session),
         _post("/basket/add", add),
@@ -107,7 +108,7 @@ def create_shop(
 
         routes.append(_post("/basket/add-slowly", add_slowly))
     shop = Starlette(routes=routes, exception_handlers={HTTPException: refused})
-    return SessionMiddleware(shop, store, cookie=cookie, on_event=on_event)
+    return SessionMiddleware(shop, sessions, cookie=cookie)
 
 
 # ── Pages ──

@@ -19,7 +19,7 @@ from typing import Any, Self, cast
 import httpx
 from redis.asyncio import Redis
 
-from asgi_sessions import CookieConfig, StoreError, UserSessions
+from asgi_sessions import CookieConfig, Sessions, StoreError
 from asgi_sessions._core.record import Record
 from asgi_sessions._engine.loops import stop
 from asgi_sessions.cli._serve import certificate, listen, open_store, serving, url_of
@@ -464,7 +464,7 @@ class Watched:
                 await self._store.delete(key)
 
     async def forget_user(self, user_id: str) -> int:
-        return await UserSessions(self).erase(user_id)
+        return await Sessions(self).erase(user_id)
 
 
 def _set_cookies(response: httpx.Response) -> list[str]:

@@ -2,7 +2,8 @@
 
 ::
 
-    app.add_middleware(SessionMiddleware, store=RedisStore.from_url("redis://localhost"))
+    sessions = Sessions(RedisStore.from_url("redis://localhost"))
+    app.add_middleware(SessionMiddleware, sessions)
 
 
     @app.post("/login")

@@ -1,4 +1,4 @@
-"""Litestar: ``plugins=[SessionPlugin(store)]`` brings the middleware, a dependency and the cookie for the OpenAPI document.
+"""Litestar: ``plugins=[SessionPlugin(sessions)]`` brings the middleware, a dependency and the cookie for the OpenAPI document.
 
 A handler has the session with ``session: CurrentSession``, under this name; ``request.session`` is the same object.
 ``request.clear_session()`` ends the session as ``session.destroy()`` does, ``request.set_session({…})`` replaces its data.
@@ -15,7 +15,7 @@ from copy import copy
 from datetime import timedelta
 from typing import Annotated, Any
 
-from asgi_sessions import ConfigurationError, CookieConfig, Session, SessionDataError, SessionMiddleware
+from asgi_sessions import ConfigurationError, CookieConfig, Session, SessionDataError, SessionMiddleware, Sessions
 from asgi_sessions._asgi.foreign import foreign_class
 from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.extras import needs
@@ -47,14 +47,14 @@ CurrentSession = Annotated[Session, getattr(di, "Dependency", lambda kind: kind)
 
 
 class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
-    """Everything that sessions need, for one app; options as those of :class:`SessionMiddleware`."""
+    """Everything that sessions need, for one app; arguments as those of :class:`SessionMiddleware`."""
 
     @explains_options
-    def __init__(self, store: Store, *, cookie: CookieConfig = CookieConfig(), **options: Any) -> None:  # noqa: B008 - frozen
+    def __init__(self, store: Sessions | Store, *, cookie: CookieConfig = CookieConfig(), **options: Any) -> None:  # noqa: B008 - frozen
         middleware: Any = SessionMiddleware  # their types of ASGI are narrower than ours
         # Litestar builds a middleware for each route. They are copies of this one, which stands around nothing yet.
-        self._sessions: SessionMiddleware = middleware(print, store, cookie=cookie, **options)
-        self.session_config: SessionConfig = SessionConfig(self._sessions)
+        self._middleware: SessionMiddleware = middleware(print, store, cookie=cookie, **options)
+        self.session_config: SessionConfig = SessionConfig(self._middleware)
         self.middleware: DefineMiddleware = DefineMiddleware(_Middleware, backend=SessionBackend(self.session_config))
         self.scheme: SecurityScheme = SecurityScheme(type="apiKey", security_scheme_in="cookie", name=cookie.name)
 
@@ -65,7 +65,7 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
         app_config.dependencies.setdefault("session", di.Provide(_find, sync_to_thread=False))
         # The middleware of routes does not hear of the lifespan. First up and last down: the app's own hooks may use the store.
         app_config.on_startup.insert(0, self._begin)
-        app_config.on_startup.append(self._sessions.manager.start)  # after hooks of the app that make tables
+        app_config.on_startup.append(self._middleware.manager.start)  # after hooks of the app that make tables
         app_config.on_shutdown.append(self._end)
         app_config.request_class = _with_verbs(app_config.request_class or Request)
         app_config.websocket_class = _with_verbs(app_config.websocket_class or WebSocket)
@@ -93,11 +93,11 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
                     setattr(handler, name, _with_verbs(own))
 
     def _begin(self, app: Litestar) -> None:
-        require_event_loop(self._sessions.manager.store)
-        self._sessions.upkeep.begin(app, self._sessions.manager)
+        require_event_loop(self._middleware.manager.store)
+        self._middleware.upkeep.begin(app)
 
     async def _end(self, app: Litestar) -> None:
-        await self._sessions.upkeep.end(app, self._sessions.manager)
+        await self._middleware.upkeep.end(app)
 
 
 class SessionConfig(BaseBackendConfig["SessionBackend"]):
@@ -174,7 +174,7 @@ def current_session(connection: Connection) -> Session:
 
 
 def _find(scope: Scope) -> Session:
-    return session_in(scope, "give the app plugins=[SessionPlugin(store)]")
+    return session_in(scope, "give the app plugins=[SessionPlugin(sessions)]")
 
 
 class _Verbs:

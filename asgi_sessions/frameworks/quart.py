@@ -1,4 +1,4 @@
-"""Quart: after ``init_app(app, store)``, ``quart.session``, ``flash()`` and the rest work on a session of ours.
+"""Quart: after ``init_app(app, sessions)``, ``quart.session``, ``flash()`` and the rest work on a session of ours.
 
 ``current_session()`` is that session with its type, for the verbs. ``session.permanent = True`` has no effect: say
 ``log_in(user_id, remember=True)``. The test client's ``session_transaction()`` works as Quart documents it.
@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import partial, wraps
 from typing import Any, Final, Self
 
-from asgi_sessions import Session, SessionMiddleware
+from asgi_sessions import Session, SessionMiddleware, Sessions
 from asgi_sessions._asgi.foreign import refuse_foreign_outside
 from asgi_sessions._core.arguments import expect
 from asgi_sessions._core.elsewhere import explains_options
@@ -39,8 +39,8 @@ _OPENED_BY_US: Final = "asgi_sessions.opened_for_a_test"
 
 
 @explains_options
-def init_app(app: Quart, store: Store, **options: Any) -> None:
-    """Wrap the app in :class:`SessionMiddleware`, with its options, and put its session behind ``quart.session``."""
+def init_app(app: Quart, store: Sessions | Store, **options: Any) -> None:
+    """Wrap the app in :class:`SessionMiddleware`, with its arguments, and put its session behind ``quart.session``."""
     expect("init_app(app)", app, Quart)
     quart: Any = app  # their types of ASGI are narrower than ours
     quart.asgi_app = SessionMiddleware(quart.asgi_app, store, **options)
@@ -171,4 +171,4 @@ class ScopeSession(SessionMixin):
 
 
 def _find(scope: Any) -> Session:
-    return session_in(scope, "call init_app(app, store)")
+    return session_in(scope, "call init_app(app, sessions)")

@@ -23,4 +23,4 @@ def current_session(connection: HTTPConnection) -> Session:
     Raises:
         ConfigurationError: there is none; the message says what is missing.
     """
-    return session_in(connection.scope, "call app.add_middleware(SessionMiddleware, store=…)")
+    return session_in(connection.scope, "call app.add_middleware(SessionMiddleware, sessions)")

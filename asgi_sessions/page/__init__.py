@@ -2,7 +2,7 @@
 
 ::
 
-    Mount("/account/sessions", SessionsPage(UserSessions(store), log_in_url="/login"))
+    Mount("/account/sessions", SessionsPage(sessions, log_in_url="/login"))
 
 needs the extra ``[page]`` and the app's SessionMiddleware around it. No script, no asset of anybody else's, one stylesheet, a
 Content-Security-Policy that allows nothing more; forms of other origins are refused
@@ -30,10 +30,10 @@ from asgi_sessions._core.timeouts import duration
 from asgi_sessions._core.types import Receive, Scope, Send
 from asgi_sessions._forms import FORM, JSON, NeverArrived, TooLong, body_of, form_in, json_in, kind_of
 from asgi_sessions.cross_origin import CrossOriginProtection
-from asgi_sessions.devices import HistoryEntry, SessionInfo, UserSessions
 from asgi_sessions.errors import ConfigurationError, SessionDataError, StoreError
 from asgi_sessions.page._openapi import openapi
 from asgi_sessions.page._strings import Strings
+from asgi_sessions.sessions import HistoryEntry, SessionInfo, Sessions, refuse_no_users
 
 with needs("page", "asgi_sessions.page"):
     from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
@@ -79,7 +79,7 @@ class SessionsPage:
 
     def __init__(
         self,
-        sessions: UserSessions,
+        sessions: Sessions,
         *,
         log_in_url: str | None = None,
         within: timedelta | None = None,
@@ -89,8 +89,9 @@ class SessionsPage:
         strings: Strings = Strings(),  # noqa: B008 - frozen
         templates: str | PathLike[str] | None = None,
     ) -> None:
-        if not isinstance(sessions, UserSessions):
-            raise ConfigurationError(f"SessionsPage({type(sessions).__name__}): give UserSessions(store)")
+        if not isinstance(sessions, Sessions):
+            raise ConfigurationError(f"SessionsPage({type(sessions).__name__}): give the Sessions of the app")
+        refuse_no_users("SessionsPage", sessions.store)
         if not isinstance(strings, Strings):
             raise ConfigurationError(
                 "SessionsPage(strings=…): give a Strings, for example Strings(title='Ihre Geräte')"
@@ -187,7 +188,7 @@ class SessionsPage:
         _, user_id = self._fresh_user(request)
         form = await _form(request)
         try:
-            found = await self._sessions.name(user_id, form.get("id", ""), form.get("name", ""))
+            found = await self._sessions.rename(user_id, form.get("id", ""), form.get("name", ""))
         except SessionDataError:
             return _back("bad-name")
         return _back("renamed" if found else "gone")
@@ -217,7 +218,7 @@ class SessionsPage:
         except (ValueError, KeyError):
             raise _api_error(422, 'Send {"name": "…"}.') from None
         try:
-            found = await self._sessions.name(user_id, request.path_params["id"], name)
+            found = await self._sessions.rename(user_id, request.path_params["id"], name)
         except SessionDataError as error:
             raise _api_error(422, str(error)) from None
         if not found:

@@ -2,10 +2,10 @@
 
 ::
 
+    sessions = Sessions(store, secret_keys=[secret])
     tokens = Tokens(
-        store,
+        sessions,
         keys=[SigningKey.from_file("key.pem")],
-        secret_keys=[secret],
         issuer="https://api.example.org",
         audience="https://api.example.org",
     )

@@ -37,7 +37,7 @@ _CRASHES: Final = frozenset({WS_INTERNAL_ERROR, 4500})
 
 
 _KEEP_ELSEWHERE = "keep this in a database, under session.user_id or session.id"
-_END = "end it with POST /token/revoke, Tokens.revoke() or UserSessions.revoke(user_id, session.id)"
+_END = "end it with POST /token/revoke, Tokens.revoke() or Sessions.revoke(user_id, session.id)"
 _RENEW = "the client logs in again, and Tokens.log_in() gives it new tokens"
 
 
@@ -81,7 +81,7 @@ class BearerSession(Session):
         mark_modified = _refused("session.mark_modified()", _KEEP_ELSEWHERE)
         clear = _refused("session.clear()", _END)
         destroy = _refused("session.destroy()", _END)
-        end_others = _refused("session.end_others()", "use UserSessions.revoke_all(user_id, keep=session)")
+        end_others = _refused("session.end_others()", "use Sessions.revoke_all(user_id, keep=session)")
         log_in = _refused("session.log_in()", _RENEW)
         confirm = _refused("session.confirm()", _RENEW)
         regenerate = _refused("session.regenerate()", _RENEW)

@@ -17,20 +17,18 @@ import hmac
 import math
 import random
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import anyio
 import msgspec
 from msgspec.structs import replace
 
 from asgi_sessions._core.arguments import expect
-from asgi_sessions._core.cipher import Secrets
-from asgi_sessions._core.facts import Devices, pack_facts
+from asgi_sessions._core.facts import pack_facts
 from asgi_sessions._core.hidden import Hidden, forgets_arguments
 from asgi_sessions._core.history import Reason
 from asgi_sessions._core.payload import MessagePackCodec
@@ -50,11 +48,10 @@ from asgi_sessions._core.token import (
     place_of,
     user_id_in,
 )
-from asgi_sessions._core.types import Clock, Event, EventHook, Scope, instant
+from asgi_sessions._core.types import Clock, Event, Scope, instant
 from asgi_sessions._engine.commit import MAX_ATTEMPTS
-from asgi_sessions._engine.contract import Store, lacking_for_users
+from asgi_sessions._engine.contract import Store
 from asgi_sessions._engine.loops import PerLoop, retrieve
-from asgi_sessions._engine.manager import Manager, manager_of
 from asgi_sessions.errors import (
     ConfigurationError,
     RecordChanged,
@@ -66,6 +63,7 @@ from asgi_sessions.errors import (
     TokenInvalid,
     TokenReused,
 )
+from asgi_sessions.sessions import UNKNOWN, Sessions, SessionsOptions, refuse_no_users, sessions_of
 from asgi_sessions.tokens import _jwt
 from asgi_sessions.tokens._jwt import Claims
 from asgi_sessions.tokens._keys import KeyRing, SigningKey
@@ -120,14 +118,14 @@ class Tokens:
     """Issues and refreshes tokens for clients without cookies; their sessions are listed and ended like all others.
 
     Args:
-        store: the one of the SessionMiddleware, if there is one; it must know the sessions of users.
+        store: the :class:`Sessions` of the app, with ``secret_keys``. With a store, tokens follow no rules but their own: limits
+            and timeouts of the app are not known. Give ``secret_keys``, and the further ``options`` that the app has.
         keys: for access tokens, the one that signs first. All of them verify, so a new one logs nobody out.
-        secret_keys: as of SessionMiddleware, and the same where there is one.
         issuer, audience: who issues the tokens and for whom; URLs, mostly. Compared exactly.
         access: how long an access token lives; at most an hour.
         refresh_idle, refresh_absolute: a refresh token ends when it is not used for this long; its session, this long after
             the log-in.
-        on_event, clock, devices: as of SessionMiddleware.
+        options: those of :class:`Sessions`, such as ``secret_keys``; only with a store.
     Raises:
         ConfigurationError: something does not fit together.
     """
@@ -135,28 +133,19 @@ class Tokens:
     @forgets_arguments
     def __init__(
         self,
-        store: Store,
+        store: Sessions | Store,
         *,
         keys: Sequence[SigningKey],
-        secret_keys: Sequence[str | bytes],
         issuer: str,
         audience: str,
         access: timedelta = timedelta(minutes=15),
         refresh_idle: timedelta = timedelta(days=7),
         refresh_absolute: timedelta = timedelta(days=30),
-        devices: Devices | None = None,
-        on_event: EventHook | None = None,
-        clock: Clock = time.time,
+        **options: Unpack[SessionsOptions],
     ) -> None:
-        if isinstance(store, type) or lacking_for_users(store):
-            raise ConfigurationError(f"Tokens({type(store).__name__}): this store does not know the sessions of a user")
         for name, value in (("issuer", issuer), ("audience", audience)):
             if not isinstance(value, str) or not value:
                 raise ConfigurationError(f"Tokens({name}={value!r}): give text, such as 'https://api.example.org'")
-        if not secret_keys:
-            raise ConfigurationError("Tokens(secret_keys=()): refresh tokens are computed from a secret; give one")
-        if devices is not None:
-            expect("Tokens(devices)", devices, Devices)
         self._ring = KeyRing(keys)
         self.issuer: str = issuer
         self.audience: str = audience
@@ -169,15 +158,13 @@ class Tokens:
             raise ConfigurationError(
                 "Tokens(refresh_idle, refresh_absolute): from a minute on, and idle no longer than absolute"
             )
-        self._manager = Manager(
-            store,
-            secrets=Secrets(secret_keys),
-            clock=clock,
-            on_event=on_event,
-            devices=devices,
-            is_app=manager_of(store) is None,
-            role="Tokens",
-        )
+        self.sessions: Sessions = sessions_of("Tokens", store, options, UNKNOWN)
+        refuse_no_users("Tokens", self.sessions.store)
+        self._manager = self.sessions._manager
+        if not self._manager.secrets.are_given:
+            raise ConfigurationError(
+                "Tokens: refresh tokens are computed from a secret; give Sessions(store, secret_keys=[…])"
+            )
         self._codec = MessagePackCodec()
         keys_to_sign = self._manager.secrets.subkeys("refresh token signature")
         self._signers = tuple(Signer(key, b"asgi-sessions refresh token\0") for key in keys_to_sign)

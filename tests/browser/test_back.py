@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from asgi_sessions import CookieConfig, MemoryStore, SessionMiddleware, UserSessions
+from asgi_sessions import CookieConfig, MemoryStore, SessionMiddleware, Sessions
 from tests.browser.driving import a_browser, require_a_browser, served, text_of, until
 
 pytestmark = pytest.mark.timeout(120)
@@ -45,11 +45,11 @@ async def log_out(request: Request) -> Response:
 
 
 def an_app() -> Any:
-    store = MemoryStore()
+    sessions = Sessions(MemoryStore())
 
     async def end_all(request: Request) -> Response:
         """As an administrator does, or the user on another device: the cookie of this browser stays."""
-        await UserSessions(store).revoke_all("alice")
+        await sessions.revoke_all("alice")
         return HTMLResponse("<!doctype html><title>ended</title>bye")
 
     pages = Starlette(
@@ -60,8 +60,8 @@ def an_app() -> Any:
             Route("/end-all", end_all),
         ]
     )
-    plain = SessionMiddleware(pages, store)
-    careful = SessionMiddleware(pages, store, cookie=CookieConfig("__Host-Http-b"), no_store_when_logged_in=True)
+    plain = SessionMiddleware(pages, sessions)
+    careful = SessionMiddleware(pages, sessions, cookie=CookieConfig("__Host-Http-b"), no_store_when_logged_in=True)
 
     async def by_host(scope: Any, receive: Any, send: Any) -> None:
         host = dict(scope.get("headers", ())).get(b"host", b"")

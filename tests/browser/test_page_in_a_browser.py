@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from asgi_sessions import MemoryStore, SessionMiddleware, UserSessions
+from asgi_sessions import MemoryStore, SessionMiddleware, Sessions
 from asgi_sessions.page import SessionsPage
 from tests.browser.driving import a_browser, served, text_of, until
 from tests.test_devices import PHONE
@@ -47,15 +47,15 @@ async def who(request: Request) -> Response:
 
 
 def an_app() -> Starlette:
-    store = MemoryStore()
-    page = SessionsPage(UserSessions(store), log_in_url="/who")
+    sessions = Sessions(MemoryStore())
+    page = SessionsPage(sessions, log_in_url="/who")
     routes = [
         Route("/login", log_in),
         Route("/who", who),
         WebSocketRoute("/live", live),
         Mount("/account/sessions", page),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(SessionMiddleware, store=store)])
+    return Starlette(routes=routes, middleware=[Middleware(SessionMiddleware, sessions)])
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from typing import Any
 
 import pytest
 
-from asgi_sessions import Devices, RedisStore, Session, SessionMiddleware, SQLStore, StoreError, UserSessions
+from asgi_sessions import Devices, RedisStore, Session, SessionMiddleware, Sessions, SQLStore, StoreError
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
 from tests.conftest import Server
@@ -78,7 +78,7 @@ class Journal:
 class User:
     """One person, who does one thing after the other and knows what was answered."""
 
-    def __init__(self, name: str, app: SessionMiddleware, sessions: UserSessions, journal: Journal, seed: int) -> None:
+    def __init__(self, name: str, app: SessionMiddleware, sessions: Sessions, journal: Journal, seed: int) -> None:
         self.name, self.app, self.sessions, self.journal = name, app, sessions, journal
         self.dice = random.Random(seed)
         self.browser: Browser | None = None
@@ -329,7 +329,7 @@ async def test_whatever_happens_what_was_acknowledged_holds(scene: Scene) -> Non
         store_deadline=timedelta(seconds=DEADLINE[scene.kind]),
         devices=Devices(max_sessions=None),  # no session ends because there are others
     )
-    sessions, journal, loop = UserSessions(scene.store), Journal(), asyncio.get_running_loop()
+    sessions, journal, loop = app.sessions, Journal(), asyncio.get_running_loop()
     users = [User(f"user {number}", app, sessions, journal, SEED + number) for number in range(USERS)]
     began = loop.time()
     until = began + SECONDS

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from asgi_sessions import SQLStore, UserSessions
+from asgi_sessions import SQLStore
 from tests.chaos.test_chaos import SECONDS, SEED
 from tests.support import Browser, app_with, read
 
@@ -73,7 +73,8 @@ async def test_a_killed_app_has_lost_nothing_that_it_acknowledged(tmp_path: Path
 
 async def what_is_wrong(file: Path, lines: list[Line]) -> list[str]:
     store = SQLStore.from_url(f"sqlite+aiosqlite:///{file}")
-    app, sessions = app_with(store), UserSessions(store)
+    app = app_with(store)
+    sessions = app.sessions
     wrong: list[str] = []
     written: dict[str, set[str]] = defaultdict(set)
     state: dict[str, tuple[str, str]] = {}

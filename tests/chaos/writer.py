@@ -13,7 +13,7 @@ import random
 import sys
 from datetime import timedelta
 
-from asgi_sessions import SessionMiddleware, SQLStore, UserSessions
+from asgi_sessions import SessionMiddleware, Sessions, SQLStore
 from tests.support import Browser, app_with, destroy, log_in, put, regenerate
 
 USERS = 20
@@ -23,7 +23,7 @@ def say(*line: str | None) -> None:
     os.write(1, json.dumps(line).encode() + b"\n")
 
 
-async def live(name: str, app: SessionMiddleware, sessions: UserSessions) -> None:
+async def live(name: str, app: SessionMiddleware, sessions: Sessions) -> None:
     dice = random.Random(name)
     while True:
         browser = Browser(app)
@@ -46,8 +46,8 @@ async def live(name: str, app: SessionMiddleware, sessions: UserSessions) -> Non
 async def main(file: str, round_: str) -> None:
     store = SQLStore.from_url(f"sqlite+aiosqlite:///{file}")
     await store.create_tables()
-    app, sessions = app_with(store, store_deadline=timedelta(seconds=20)), UserSessions(store)
-    await asyncio.gather(*(live(f"user {number} of round {round_}", app, sessions) for number in range(USERS)))
+    app = app_with(store, store_deadline=timedelta(seconds=20))
+    await asyncio.gather(*(live(f"user {number} of round {round_}", app, app.sessions) for number in range(USERS)))
 
 
 if __name__ == "__main__":

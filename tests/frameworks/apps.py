@@ -40,7 +40,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from asgi_sessions import Session, SessionMiddleware
+from asgi_sessions import Session, SessionMiddleware, Sessions
 from asgi_sessions.frameworks import fastapi as for_fastapi
 from asgi_sessions.frameworks import litestar as for_litestar
 from asgi_sessions.frameworks import quart as for_quart
@@ -99,7 +99,7 @@ def hear(session: Session, text: str) -> None:
 # ── Starlette ──
 
 
-def starlette_app(store: Store, **options: Any) -> App:
+def starlette_app(store: Sessions | Store, **options: Any) -> App:
     def user_of(connection: HTTPConnection) -> str:
         session: Any = connection.session
         if session.user_id is None:
@@ -197,7 +197,7 @@ CurrentUser = for_fastapi.CurrentUser
 FreshUser = Annotated[str, fastapi.Depends(for_fastapi.require_fresh(LATELY))]
 
 
-def fastapi_app(store: Store, **options: Any) -> App:
+def fastapi_app(store: Sessions | Store, **options: Any) -> App:
     app = fastapi.FastAPI()
     app.add_middleware(SessionMiddleware, store=store, **options)
 
@@ -354,7 +354,7 @@ async def ls_ws_account(socket: litestar.WebSocket[Any, Any, Any], session: Inje
     await socket.send_json(session.user_id)
 
 
-def litestar_app(store: Store, **options: Any) -> App:
+def litestar_app(store: Sessions | Store, **options: Any) -> App:
     handlers: list[Any] = [value for name, value in globals().items() if name.startswith("ls_")]
     plugin = for_litestar.SessionPlugin(store, **options)
     return App(litestar.Litestar(handlers, plugins=[plugin], logging_config=None), at_once)
@@ -363,7 +363,7 @@ def litestar_app(store: Store, **options: Any) -> App:
 # ── Quart ──
 
 
-def quart_app(store: Store, **options: Any) -> App:
+def quart_app(store: Sessions | Store, **options: Any) -> App:
     app = quart.Quart(__name__)
     for_quart.init_app(app, store, **options)
 

@@ -11,7 +11,7 @@ import litestar
 import pytest
 from litestar.testing import TestClient as LitestarClient
 
-from asgi_sessions import MemoryStore, UserSessions
+from asgi_sessions import MemoryStore, Sessions
 from asgi_sessions.frameworks.litestar import SessionPlugin
 from asgi_sessions.testing import session_cookie
 from tests.frameworks.apps import BUILDERS, App
@@ -99,14 +99,15 @@ async def test_a_store_is_swept_from_start_to_shutdown(build: Build) -> None:
 @pytest.mark.parametrize("first", BUILDERS.values(), ids=BUILDERS.keys())
 async def test_two_apps_that_share_a_store_share_what_is_done_for_it(first: Build, second: Build) -> None:
     store = Kept()
-    one, two = first(store).asgi, second(store).asgi
+    sessions = Sessions(store)
+    one, two = first(sessions).asgi, second(sessions).asgi
     async with up(two):
         async with up(one), a_socket(one, store), a_socket(two, store):
             assert (sweepers(), store.listened) == (1, 1)
         assert (sweepers(), store.listening, store.closed) == (1, 1, 0)
 
         async with a_socket(two, store) as socket:
-            await UserSessions(store).revoke_all("alice")
+            await sessions.revoke_all("alice")
             while (message := await socket.next())["type"] != "websocket.close":
                 pass
             assert message["code"] == 4401
@@ -156,9 +157,10 @@ async def test_an_app_that_fails_to_start_closes_nothing_that_another_one_uses()
         raise RuntimeError("no database")
 
     store = Kept()
-    failing = litestar.Litestar([index], plugins=[SessionPlugin(store)], on_startup=[fail], logging_config=None)
+    sessions = Sessions(store)
+    failing = litestar.Litestar([index], plugins=[SessionPlugin(sessions)], on_startup=[fail], logging_config=None)
 
-    async with up(BUILDERS["litestar"](store).asgi):
+    async with up(BUILDERS["litestar"](sessions).asgi):
         with pytest.raises(ExceptionGroup):
             async with up(failing):
                 pass

@@ -16,7 +16,7 @@ import redis
 from msgspec.structs import replace
 from sqlalchemy import delete, func, insert, select, update
 
-from asgi_sessions import MemoryStore, RedisStore, SQLStore, Timeouts, UserSessions
+from asgi_sessions import MemoryStore, RedisStore, SQLStore, Timeouts
 from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.history import ENTRY_HEADER
 from asgi_sessions._core.record import Record, pack, seal, unpack, unseal
@@ -197,7 +197,7 @@ async def test_a_dump_shows_no_token_and_with_secrets_nothing_that_was_kept(
     """Records of every kind, the index, the history and an alias. Without secrets: no token, no address, no User-Agent."""
     options: dict[str, Any] = {"secret_keys": [SECRET]} if sealing else {}
     app: Any = From(app_with(disk.store, clock=clock, timeouts=Timeouts(renew=timedelta(minutes=5)), **options))
-    sessions, tokens = UserSessions(disk.store, clock=clock), list[str]()
+    sessions, tokens = app.app.sessions, list[str]()
     anonymous, alice, another = Browser(app), Browser(app), Browser(app)
     await anonymous.do(put(diary="dear diary"))
     for browser in (alice, another):
@@ -207,7 +207,7 @@ async def test_a_dump_shows_no_token_and_with_secrets_nothing_that_was_kept(
         await browser.do(regenerate)
         tokens.append(str(browser.token))
     alice_id, another_id = [session.id for session in await sessions.list("alice@example.org")]
-    await sessions.name("alice@example.org", alice_id, "the kitchen laptop")
+    await sessions.rename("alice@example.org", alice_id, "the kitchen laptop")
     await sessions.revoke("alice@example.org", another_id)
     clock.advance(301)
     for browser in (alice, anonymous):
@@ -286,7 +286,7 @@ async def test_a_line_of_the_history_that_was_moved_to_another_user_tells_nothin
     alice, mallory = Browser(app), Browser(app)
     await alice.do(log_in("alice"), request_headers=[(b"user-agent", AGENT)])
     await mallory.do(log_in("mallory"))
-    sessions = UserSessions(disk.store, clock=clock)
+    sessions = app.sessions
     assert (await sessions.history("alice"))[0].device.browser == "Firefox"
 
     await disk.write_facts("mallory", (await disk.line("alice"))[ENTRY_HEADER:])
@@ -305,7 +305,7 @@ async def test_a_line_of_the_history_that_was_moved_to_another_session_tells_not
 
     await disk.write_facts("alice", first[ENTRY_HEADER:])
 
-    newest, oldest = await UserSessions(disk.store, clock=clock).history("alice")
+    newest, oldest = await app.sessions.history("alice")
     assert (newest.device.browser, oldest.device.browser) == (None, "Firefox")
 
 
@@ -380,7 +380,7 @@ async def test_an_ended_session_that_is_put_back_lives_until_a_limit_or_until_it
     assert await user_in(thief) == "alice"
     clock.advance(61)
     await thief.do()  # which is noted: from here on the user's index knows it again
-    sessions = UserSessions(disk.store, clock=clock)
+    sessions = app.sessions
     assert [session.id for session in await sessions.list("alice")] == [old.id]
     assert await sessions.revoke_all("alice") == 1
     assert await user_in(thief) is None
@@ -421,7 +421,7 @@ async def test_a_session_that_was_hidden_from_its_users_index_is_found_once_it_w
     disk: Disk, app: Any, clock: FakeClock
 ) -> None:
     alice = await a_user(app)
-    sessions = UserSessions(disk.store, clock=clock)
+    sessions = app.sessions
     (session,) = await sessions.list("alice")
 
     if disk.hide("alice", session.id):

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 import asgi_sessions
-from asgi_sessions import CookieConfig, MemoryStore, RedisStore, Session, SessionMiddleware, StoreError, UserSessions
+from asgi_sessions import CookieConfig, MemoryStore, RedisStore, Session, SessionMiddleware, Sessions, StoreError
 from asgi_sessions._core.token import TokenMint
 from asgi_sessions.rekey import rekey
 from asgi_sessions.stores import Store
@@ -408,7 +408,7 @@ BUILDS: dict[str, Callable[[], Any]] = {
     "a single secret": lambda: SessionMiddleware(nothing, MemoryStore(), secret_keys=SECRET),
     "another option is wrong": lambda: SessionMiddleware(nothing, MemoryStore(), secret_keys=[SECRET], cookie=5),  # type: ignore[arg-type]
     "an option of another library": lambda: SessionMiddleware(nothing, MemoryStore(), secret_key=SECRET),  # type: ignore[call-arg]
-    "UserSessions": lambda: UserSessions(MemoryStore(), secret_keys=[SECRET], clock=5),  # type: ignore[arg-type]
+    "Sessions": lambda: Sessions(MemoryStore(), secret_keys=[SECRET], clock=5),  # type: ignore[arg-type]
     "Tokens": lambda: Tokens(MemoryStore(), keys=[], secret_keys=[SECRET], issuer=URL, audience=URL),
     "a short key": lambda: SigningKey.secret(SHORT),
     "a PEM that is none": lambda: SigningKey.from_pem(f"-----BEGIN PRIVATE KEY-----{SECRET}"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asgi_sessions import Event
+from asgi_sessions import Event, Sessions
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import SigningKey, Tokens
@@ -17,8 +17,10 @@ URL = "https://api.example.org"
 
 
 def some_tokens(store: Store, clock: FakeClock, **options: Any) -> Tokens:
-    defaults: dict[str, Any] = {"keys": [KEY], "secret_keys": [SECRET], "issuer": URL, "audience": URL, "clock": clock}
-    return Tokens(store, **{**defaults, **options})
+    rules: dict[str, Any] = {"secret_keys": [SECRET], "clock": clock}
+    rules |= {name: options.pop(name) for name in ("secret_keys", "devices", "on_event", "clock") if name in options}
+    defaults: dict[str, Any] = {"keys": [KEY], "issuer": URL, "audience": URL}
+    return Tokens(Sessions(store, **rules), **{**defaults, **options})
 
 
 @pytest.fixture

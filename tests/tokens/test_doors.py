@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from asgi_sessions import ConfigurationError, Session, SessionError, SessionMiddleware, StoreError, UserSessions
+from asgi_sessions import ConfigurationError, Session, SessionError, SessionMiddleware, StoreError
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import BearerMiddleware, TokenEndpoints, TokenError, Tokens
@@ -171,7 +171,7 @@ async def test_strict_bites_at_once_and_stateless_within_fifteen_minutes(
     headers = bearer(pair.access_token)
     assert (await strict.get("/", headers=headers)).json()["data"] == {"plan": "large"}
 
-    await UserSessions(store, clock=clock).revoke_all("alice")
+    await tokens.sessions.revoke_all("alice")
 
     assert (await refusal(strict, headers))[0] == 401
     assert (await refusal(stateless, headers))[0] == 200
@@ -391,7 +391,7 @@ async def test_the_client_refreshes_by_itself_once_for_many(store: Store, clock:
         assert {answer.json()["user"] for answer in answers} == {"alice"}
         assert len(refreshes) == 1
         assert (len(kept), kept[0][1] != pair.refresh_token) == (1, True)
-        await UserSessions(store, clock=clock).revoke_all("alice")
+        await tokens.sessions.revoke_all("alice")
         clock.advance(timedelta(minutes=16))
         with pytest.raises(TokenError, match="log in again"):
             await client.get("/")

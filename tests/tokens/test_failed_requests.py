@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from asgi_sessions import Event, Session, SessionError, SessionMiddleware, UserSessions
+from asgi_sessions import Event, Session, SessionError, SessionMiddleware, Sessions
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import BearerMiddleware, Tokens
@@ -53,8 +53,8 @@ def logged_out_and_in(session: Session) -> None:
     session.log_in("alice")
 
 
-def sessions_of(store: Store) -> UserSessions:
-    return UserSessions(store, secret_keys=[SECRET])
+def sessions_of(store: Store) -> Sessions:
+    return Sessions(store, secret_keys=[SECRET])
 
 
 VERBS = [logged_in_just_now, somebody_else, confirmed, confirmed_and_others_ended, logged_out, logged_out_and_in]

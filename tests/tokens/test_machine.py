@@ -19,7 +19,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from asgi_sessions import UserSessions
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import TokenError, TokenPair, Tokens
@@ -51,7 +50,7 @@ class Family(RuleBasedStateMachine):
         self.honest = self.run(self.tokens.log_in(self.user))
 
     def sessions(self) -> list[Any]:
-        return list(self.run(UserSessions(self.store, clock=self.clock).list(self.user)))
+        return list(self.run(self.tokens.sessions.list(self.user)))
 
     def ask(self, token: str) -> TokenPair | None:
         try:

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from asgi_sessions import Event, Session, SessionError, SessionMiddleware, SessionWarning, UserSessions
+from asgi_sessions import Event, Session, SessionError, SessionMiddleware, Sessions, SessionWarning
 from asgi_sessions.frameworks import fastapi as for_fastapi
 from asgi_sessions.frameworks import litestar as for_litestar
 from asgi_sessions.frameworks import quart as for_quart
@@ -215,7 +215,7 @@ async def test_a_write_is_a_403_that_says_what_to_do_and_nothing_is_changed(
     assert answer.headers["cache-control"] == "no-store"
     assert "set-cookie" not in answer.headers
     assert [record.message for record in caplog.records if record.message.startswith("session.read_only: ")]
-    assert len(await UserSessions(memory, secret_keys=[SECRET], clock=clock).list("alice")) == 1
+    assert len(await Sessions(memory, secret_keys=[SECRET], clock=clock).list("alice")) == 1
 
 
 @each_framework
@@ -494,7 +494,7 @@ async def page(
     request: pytest.FixtureRequest, store: Store, clock: FakeClock, tokens: Tokens
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client with a token at the page, and the second of two sessions."""
-    sessions = UserSessions(store, secret_keys=[SECRET], clock=clock)
+    sessions = Sessions(store, secret_keys=[SECRET], clock=clock)
     shown = SessionsPage(sessions, within=timedelta(minutes=5), after_log_out="/bye")
     app = BearerMiddleware(Starlette(routes=[Mount("/sessions", shown)]), tokens, strict=request.param)
     await tokens.log_in("alice")
@@ -530,7 +530,7 @@ async def test_the_page_ends_one_session(
     assert answer.status_code == (204 if api else 303)
     if not api:
         assert answer.headers["location"] == ("/bye" if own else "./?done=ended")
-    left = await UserSessions(store, secret_keys=[SECRET], clock=clock).list("alice")
+    left = await Sessions(store, secret_keys=[SECRET], clock=clock).list("alice")
     assert [each.id for each in left] == [other if own else mine]
 
 

@@ -20,7 +20,6 @@ from asgi_sessions import (
     SessionDataError,
     SessionLimitReached,
     StoreError,
-    UserSessions,
 )
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
@@ -72,8 +71,8 @@ async def test_after_the_grace_it_is_theft(tokens: Tokens, store: Store, clock: 
         await tokens.refresh(first.refresh_token, scope={"client": ("198.51.100.7", 1), "headers": []})
 
     assert await outcome(tokens, second.refresh_token) is TokenInvalid
-    assert await UserSessions(store).list("alice") == []
-    assert [entry.reason for entry in await UserSessions(store).history("alice")] == ["refresh_reused", None]
+    assert await tokens.sessions.list("alice") == []
+    assert [entry.reason for entry in await tokens.sessions.history("alice")] == ["refresh_reused", None]
     (told,) = [event for event in events if event.name == "session.refresh_reused"]
     assert (told.session_id, told.user_id) == (first.session_id, "alice")
     assert told.details["location"] == "198.51.100.0/24"
@@ -193,13 +192,13 @@ async def test_the_limits_of_time(tokens: Tokens, clock: FakeClock) -> None:
 
 
 async def test_its_session_is_listed_and_ended_like_all_others(tokens: Tokens, store: Store, clock: FakeClock) -> None:
-    sessions = UserSessions(store)
-    browser = Browser(app_with(store, clock=clock, secret_keys=[SECRET]))
+    sessions = tokens.sessions
+    browser = Browser(app_with(sessions))
     await browser.do(log_in("alice"))
     one, other = await tokens.log_in("alice", scope=PHONE), await tokens.log_in("alice")
 
     assert sorted(each.kind for each in await sessions.list("alice")) == ["browser", "token", "token"]
-    assert await sessions.name("alice", one.session_id, "My phone") is True
+    assert await sessions.rename("alice", one.session_id, "My phone") is True
     assert isinstance(await outcome(tokens, one.refresh_token), TokenPair)
     assert await sessions.revoke("alice", one.session_id) is True
     assert await outcome(tokens, one.refresh_token) is TokenInvalid
@@ -233,7 +232,7 @@ async def test_a_refresh_beside_a_revocation_brings_nothing_back(store: Store, c
     pair = await tokens.log_in("alice")
 
     async def revoke() -> None:
-        await UserSessions(store, secret_keys=[SECRET], clock=clock).revoke_all("alice")
+        await tokens.sessions.revoke_all("alice")
 
     barrier.before["update"] = revoke
 
@@ -427,5 +426,5 @@ async def test_fifty_uses_at_once_in_two_real_processes_give_one_successor(valke
     assert len(pairs) == 1
     assert "TokenReused" not in found
     assert isinstance(await outcome(tokens, pairs.pop()), TokenPair)
-    await UserSessions(store).erase("alice")
+    await tokens.sessions.erase("alice")
     await store.aclose()

@@ -1,0 +1,413 @@
+"""Sessions: everything that is true for one store. Lists and ends the sessions of a user, and shows their history.
+
+::
+
+    sessions = Sessions(RedisStore.from_url("redis://localhost"))
+    app.add_middleware(SessionMiddleware, sessions)
+
+
+    @app.get("/account/sessions")
+    async def listing(user_id: CurrentUser, session: CurrentSession):
+        return await sessions.list(user_id, current=session)
+
+
+    @app.post("/account/sessions/{id}/end")
+    async def end(id: str, user_id: CurrentUser):
+        if not await sessions.revoke(user_id, id):
+            raise HTTPException(404)
+
+No result holds a token or a key: ids are public handles, and lead nowhere without the user they belong to.
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, Literal, TypedDict
+from weakref import WeakKeyDictionary, WeakSet
+
+from asgi_sessions._core.arguments import expect
+from asgi_sessions._core.cipher import Secrets
+from asgi_sessions._core.facts import Devices, Facts, Location, name_of, unpack_facts
+from asgi_sessions._core.hidden import forgets_arguments
+from asgi_sessions._core.history import Entry, Reason
+from asgi_sessions._core.record import Body, Record
+from asgi_sessions._core.session import Session
+from asgi_sessions._core.timeouts import Timeouts, duration
+from asgi_sessions._core.token import is_id, owner_of
+from asgi_sessions._core.types import Clock, EventHook, instant
+from asgi_sessions._core.user_agent import Device
+from asgi_sessions._engine.contract import STORE_METHODS, Store, lacking_for_users
+from asgi_sessions._engine.manager import Manager
+from asgi_sessions._engine.upkeep import Upkeep
+from asgi_sessions.errors import ConfigurationError, SessionDataError, SessionError
+
+_logger = logging.getLogger("asgi_sessions")
+
+__all__ = ["Device", "HistoryEntry", "Location", "SessionInfo", "Sessions", "SessionsOptions", "UserSessions"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """One session of a user, as it may be shown to that user."""
+
+    id: str
+    """Its public handle: for :meth:`Sessions.revoke`; useless for logging in."""
+    created_at: datetime
+    """When it began; aware, UTC, as all of them."""
+    last_seen_at: datetime
+    """The last activity that was noted; activity is noted once a minute (``Timeouts.touch``)."""
+    authenticated_at: datetime
+    """When the user last proved who they are in it."""
+    expires_at: datetime
+    """When it ends if nothing more is heard from it."""
+    device: Device
+    location: Location
+    name: str
+    """What the user calls the device; empty if nothing."""
+    kind: Literal["browser", "token"]
+    """``browser``: it lives by a cookie; ``token``: by refresh tokens."""
+    remembered: bool
+    current: bool
+    """Whether it is the one that was named as ``current``."""
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """Something that happened to a session of a user."""
+
+    at: datetime
+    """When: to the minute, rounded down; aware, UTC."""
+    event: Literal["logged_in", "stepped_up", "regenerated", "ended"]
+    reason: Reason | None
+    """Why it ended."""
+    session_id: str
+    device: Device
+    location: Location
+    new_device: bool
+    """Of a log-in: the history knew no other with such a browser on such a system."""
+
+
+class SessionsOptions(TypedDict, total=False):
+    """The options of :class:`Sessions`, for functions that pass them on."""
+
+    secret_keys: Sequence[str | bytes]
+    timeouts: Timeouts | None
+    devices: Devices | None
+    on_event: EventHook | None
+    store_deadline: timedelta | None
+    clock: Clock
+
+
+class Sessions:
+    """The sessions of one store, and the rules for all of them. Make one per store and give it to every component.
+
+    Each method below is one atomic step of the store. A session of another user is "not found", as is one that has ended, and
+    anything that is no id. So an id from a URL needs no check of its own. A ``user_id`` that :meth:`Session.log_in` would refuse
+    is a :class:`SessionDataError` in every method.
+
+    Args:
+        store: where sessions are kept. Its connections are closed when the lifespan of the last app ends.
+        secret_keys: secrets of at least 32 bytes, newest first. With them, tokens are signed and records encrypted. The first one
+            writes, all of them read.
+        timeouts: how long sessions live. ``None``, for a script that does not know the app's: each lives as long as its record
+            says.
+        devices: what is kept so that users can recognise and end their sessions: limits, history, facts. See :class:`Devices`.
+        on_event: is given an :class:`Event` for everything that happens to sessions; may be a coroutine function.
+        store_deadline: how long a load, or a whole commit, may take; a request does one of each. ``None``: 0.45 s. A database
+            that is slower but well may need more.
+        clock: seconds since the epoch; for tests.
+    Raises:
+        ConfigurationError: something does not fit together; the message says what to do.
+    """
+
+    _called = "Sessions"
+    """What the app called to make it, for errors."""
+
+    @forgets_arguments
+    def __init__(
+        self,
+        store: Store,
+        *,
+        secret_keys: Sequence[str | bytes] = (),
+        timeouts: Timeouts | None = Timeouts(),  # noqa: B008 - frozen
+        devices: Devices | None = None,
+        on_event: EventHook | None = None,
+        store_deadline: timedelta | None = None,
+        clock: Clock = time.time,
+    ) -> None:
+        _refuse_no_store(self._called, store)
+        if timeouts is not None:
+            expect(f"{self._called}(timeouts)", timeouts, Timeouts)
+        if devices is not None:
+            expect(f"{self._called}(devices)", devices, Devices)
+            refuse_no_users(f"{self._called}(devices=…)", store)
+        for name, function in (("on_event", on_event), ("clock", clock)):
+            if function is not None and not callable(function):
+                raise ConfigurationError(f"{self._called}({name}={function!r}): give a function")
+        self.store: Store = store
+        self.timeouts: Timeouts | None = timeouts
+        self._manager = Manager(
+            store,
+            timeouts=timeouts,
+            secrets=Secrets(secret_keys),
+            clock=clock,
+            on_event=on_event,
+            devices=devices,
+            deadline=None if store_deadline is None else _seconds(f"{self._called}(store_deadline)", store_deadline),
+        )
+        self._upkeep = Upkeep(self._manager)
+        if timeouts is not None or secret_keys:
+            _refuse_other_secrets(self)
+
+    async def list(self, user_id: str, *, current: Session | str | None = None) -> builtins.list[SessionInfo]:
+        """The sessions of a user that are alive, latest activity first.
+
+        Args:
+            current: the session, or the id of the session, that is asking: marked so in the result.
+        Raises:
+            SessionDataError: ``user_id`` is no user's id. StoreError: the store failed.
+        """
+        this = current.id if isinstance(current, Session) else current
+        manager = self._of_users()
+        async with manager.asking("list"):
+            found = await manager.records_of(owner_of(user_id), manager.clock())
+        found.sort(key=lambda each: (each[0].seen_at, each[1].created_at), reverse=True)
+        return [_info(record, body, this) for record, body in found]
+
+    async def count(self, user_id: str) -> int:
+        """How many sessions of a user are alive.
+
+        Raises:
+            SessionDataError: ``user_id`` is no user's id. StoreError: the store failed.
+        """
+        manager = self._of_users()
+        async with manager.asking("count"):
+            return len(await manager.records_of(owner_of(user_id), manager.clock()))
+
+    async def revoke(self, user_id: str, id: str) -> bool:
+        """End one session of a user; whether there was such a session. Its next request is nobody's.
+
+        Raises:
+            SessionDataError: ``user_id`` is no user's id.
+            StoreError: the store failed; it is not known whether the session has ended.
+        """
+        owner_of(user_id)
+        return is_id(id) and bool(await self._end(user_id, id=id))
+
+    async def revoke_all(self, user_id: str, keep: Session | str | None = None) -> int:
+        """End all sessions of a user, or all but ``keep``, an id; how many ended.
+
+        Raises:
+            SessionDataError: ``user_id`` is no user's id. SessionError: ``keep`` is neither a session nor an id.
+            StoreError: the store failed; it is not known whether they have ended.
+        """
+        kept = keep.id if isinstance(keep, Session) else keep
+        if not isinstance(kept, str | None):
+            raise SessionError(f"revoke_all(keep={type(kept).__name__}): give a Session, or the id of one")
+        return len(await self._end(user_id, keep=kept if is_id(kept) else None))
+
+    async def history(self, user_id: str, limit: int = 50) -> builtins.list[HistoryEntry]:
+        """What happened to the sessions of a user, the latest first; at most ``limit`` entries.
+
+        Raises:
+            SessionDataError: ``user_id`` is no user's id. SessionError: ``limit`` is not a whole number.
+            StoreError: the store failed.
+        """
+        if not isinstance(limit, int):
+            raise SessionError(f"history(limit={type(limit).__name__}): give a whole number")
+        manager = self._of_users()
+        async with manager.asking("history"):
+            found = await manager.history_of(owner_of(user_id), manager.clock())
+        # What ends by a store's hand, or all at once, is noted without a device; the log-in of that session has it.
+        facts = {entry.session_id: known for entry, known in found if known is not None}
+        entries = [_entry(entry, known or facts.get(entry.session_id, Facts())) for entry, known in found]
+        # Lines are in the order in which they were noticed; of an end by the clock that may be later.
+        entries.sort(key=lambda entry: entry.at, reverse=True)
+        return entries[: max(limit, 0)]
+
+    async def rename(self, user_id: str, id: str, name: str) -> bool:
+        """Give the device of a session a name of the user's choice; ``""`` takes it away. Whether there was such a session.
+
+        Raises:
+            SessionDataError: the name is longer than 64 characters, or holds some that cannot be shown; or ``user_id`` is
+                no user's id.
+            StoreError: the store failed.
+        """
+        try:
+            name = name_of(name)
+        except (ValueError, TypeError) as error:
+            raise SessionDataError(f"rename(): {error}") from None
+        manager = self._of_users()
+        async with manager.asking("rename"):
+            return await manager.name(owner_of(user_id), id, name, manager.clock())
+
+    async def erase(self, user_id: str, *, history_only: bool = False) -> int:
+        """Forget a user: end all sessions and delete the history, so that nothing of theirs is left in the store.
+
+        Args:
+            history_only: leave the sessions alone.
+        Returns:
+            How many sessions ended.
+        Raises:
+            SessionDataError: ``user_id`` is no user's id.
+            StoreError: the store failed; what is left is not known.
+        """
+        manager = self._of_users()
+        async with manager.asking("erase"):
+            return len(await manager.erase(owner_of(user_id), user_id, sessions=not history_only))
+
+    async def _end(self, user_id: str, *, id: str | None = None, keep: str | None = None) -> Sequence[str]:
+        manager = self._of_users()
+        reason: Reason = "revoked_all" if id is None else "revoked"
+        async with manager.asking("revoke"):
+            return await manager.end(owner_of(user_id), user_id, reason, manager.clock(), id=id, keep=keep)
+
+    def _of_users(self) -> Manager:
+        """The manager, if the store knows the sessions of a user."""
+        refuse_no_users(self._called, self.store)
+        return self._manager
+
+
+class UserSessions(Sessions):
+    """:class:`Sessions` for a script that has the app's store and secrets, and does not know the app's rules.
+
+    Nothing is judged by rules of its own: a session lives as long as its record says, and the history is left as it is. The app
+    gives its ``Sessions`` to all of its components instead.
+    """
+
+    _called = "UserSessions"
+
+    @forgets_arguments
+    def __init__(self, store: Store, *, secret_keys: Sequence[str | bytes] = (), clock: Clock = time.time) -> None:
+        refuse_no_users(self._called, store)
+        options: SessionsOptions = {**UNKNOWN, "secret_keys": secret_keys, "clock": clock}
+        super().__init__(store, **options)
+
+    async def name(self, user_id: str, id: str, name: str) -> bool:
+        """The same as :meth:`rename`."""
+        return await self.rename(user_id, id, name)
+
+
+UNKNOWN: Final[SessionsOptions] = {
+    "timeouts": None,
+    "devices": Devices(max_sessions=None, history=timedelta(days=3660), history_entries=10_000),
+}
+"""For a component that does not know the app's rules: it applies no timeouts and no limit, and cuts no history."""
+
+
+def sessions_of(
+    called: str, given: Sessions | Store, options: SessionsOptions, defaults: SessionsOptions | None = None
+) -> Sessions:
+    """``given``, if it is a ``Sessions``; else one for this store, with these options.
+
+    Args:
+        called: what the app called, for errors.
+        defaults: for options that are not given with a store.
+    Raises:
+        ConfigurationError: ``given`` is neither, or it is a ``Sessions`` and there are options.
+    """
+    if not isinstance(given, Sessions):
+        made = Sessions.__new__(Sessions)
+        made._called = called
+        every: SessionsOptions = {**defaults, **options} if defaults else options
+        Sessions.__init__(made, given, **every)
+        return made
+    if options:
+        names = ", ".join(f"{name}=…" for name in options)
+        raise ConfigurationError(
+            f"{called}({names}): the Sessions that it was given has its own; give it to Sessions({names})"
+        )
+    return given
+
+
+def _refuse_no_store(called: str, store: object) -> None:
+    missing = [name for name in STORE_METHODS if not callable(getattr(store, name, None))]
+    if isinstance(store, type) or missing:
+        # Its type only: a str may be a secret key, or a URL with a password in it.
+        given = store.__name__ if isinstance(store, type) else f"<{type(store).__name__}>"
+        raise ConfigurationError(
+            f"{called}(store={given}): give a store, such as MemoryStore() or RedisStore.from_url('redis://…')"
+            + (f"; this one has no {', '.join(missing)}" if missing else "")
+        )
+
+
+def _seconds(name: str, deadline: timedelta) -> float:
+    seconds = duration(name, deadline).total_seconds()
+    if not 0.01 <= seconds <= 30:
+        raise ConfigurationError(f"{name}={deadline!r}: must lie between 10 milliseconds and 30 seconds")
+    return seconds
+
+
+def refuse_no_users(called: str, store: object) -> None:
+    """Raise ConfigurationError if a store does not know which sessions belong to a user."""
+    if missing := lacking_for_users(store):
+        raise ConfigurationError(
+            f"{called}: {type(store).__name__} does not know which sessions belong to a user; it has no {', '.join(missing)}"
+        )
+
+
+_using: WeakKeyDictionary[Store, WeakSet[Sessions]] = WeakKeyDictionary()
+
+
+def _refuse_other_secrets(sessions: Sessions) -> None:
+    """Raise ConfigurationError if ``sessions`` and all others in use on this store object cannot read each other's records.
+
+    While secrets are rotated, not every two of them need have one in common: one with both is enough. Two SessionMiddlewares may
+    be of two deployments that share a store, each with its own cookies, so the log only warns of them.
+    """
+    store, secrets = sessions.store, sessions._manager.secrets
+    try:
+        others = _using.setdefault(store, WeakSet())
+    except TypeError:  # a store that cannot be hashed or weakly referenced
+        return
+    living = list(others)  # one may be collected while they are walked through
+    if living and not any(secrets.agree_with(each._manager.secrets) for each in living):
+        other = next((each for each in living if each._called != sessions._called), living[0])
+        without = next((each._called for each in (sessions, other) if not each._manager.secrets.are_given), None)
+        problem = (
+            f"{sessions._called} and {other._called} on one {type(store).__name__} "
+            f"{'have no secret in common' if without is None else f'do not both have secret_keys ({without} has none)'}: "
+            "neither can read the other's sessions. Give all components one Sessions, or stores of their own."
+        )
+        if other._called != sessions._called:
+            raise ConfigurationError(problem)
+        _logger.warning("%s", problem)
+    others.add(sessions)
+
+
+def _info(record: Record, body: Body, current: str | None) -> SessionInfo:
+    facts = unpack_facts(body.about)
+    return SessionInfo(
+        id=record.id,
+        created_at=instant(body.created_at),
+        last_seen_at=instant(record.seen_at),
+        authenticated_at=instant(body.created_at if body.authenticated_at is None else body.authenticated_at),
+        expires_at=instant(record.expires_at),
+        device=facts.device,
+        location=facts.location,
+        name=facts.name,
+        kind="token" if body.kind == "token" else "browser",
+        remembered=body.remembered,
+        current=record.id == current,
+    )
+
+
+def _entry(entry: Entry, facts: Facts) -> HistoryEntry:
+    reason = entry.reason
+    if reason == "expired":
+        # Noticed by the store, which knows when, but not by which limit. A minute, since times are kept to the minute.
+        reason = "absolute" if facts.ends_at and entry.at + 60 >= facts.ends_at else "idle"
+    return HistoryEntry(
+        at=instant(entry.at),
+        event=entry.event,
+        reason=reason,
+        session_id=entry.session_id,
+        device=facts.device,
+        location=facts.location,
+        new_device=entry.new_device,
+    )
