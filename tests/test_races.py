@@ -12,7 +12,16 @@ from typing import Any
 import anyio
 import pytest
 
-from asgi_sessions import Devices, RedisStore, Session, SessionWarning, StoreError, Timeouts, UserSessions
+from asgi_sessions import (
+    Devices,
+    RedisStore,
+    Session,
+    SessionLimitReached,
+    SessionWarning,
+    StoreError,
+    Timeouts,
+    UserSessions,
+)
 from asgi_sessions._core.record import Record
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
@@ -568,6 +577,28 @@ async def test_a_log_out_counts_though_the_log_in_after_it_is_refused(store: Sto
 
     assert (response.status, browser.token) == (403, None)
     assert await store.index(owner_of("alice")) == {}
+
+
+@pytest.mark.parametrize("then", [destroy, log_in("alice")], ids=["log out", "log in as another user"])
+async def test_a_verb_after_a_refused_log_in_still_means_the_session_before(
+    store: Store, clock: FakeClock, then: Handler
+) -> None:
+    app = app_with(store, clock=clock, devices=Devices(max_sessions=1, at_limit="refuse"))
+    browser = Browser(app)
+    await Browser(app).do(log_in("bob"))
+    await browser.do(put(a=1))
+    old = browser.another()
+
+    async def try_bob(session: Session) -> None:
+        session.log_in("bob")
+        with pytest.raises(SessionLimitReached):
+            await session.save()
+        then(session)
+
+    await browser.do(try_bob)
+
+    assert (await read(old))["is_new"]
+    assert (await read(browser))["user_id"] == (None if then is destroy else "alice")
 
 
 async def test_what_a_session_wanted_of_the_others_of_its_user_ends_with_it(store: Store, clock: FakeClock) -> None:

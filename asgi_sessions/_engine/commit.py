@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from asgi_sessions._core.facts import Facts, unpack_facts
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.history import Admission, Note, Rules, ended
-from asgi_sessions._core.intent import NO_INTENT, Asked
+from asgi_sessions._core.intent import NO_INTENT, Asked, Intent
 from asgi_sessions._core.payload import merge
 from asgi_sessions._core.plan import (
     Call,
@@ -268,10 +268,10 @@ class Committer:
             session._plan = None
             told.append(self._events.event("session.refused", user_id=session._user_id, reason="limit"))
             session._user_id, session._authenticated_at, session._cookie = None, None, False
-            if session._intent.asked is Asked.DESTROY:
-                # It came before the log-in, and counts without it.
+            if session._intent.asked is Asked.DESTROY:  # before the log-in; it counts without that
                 await self._attempt(session, told, failed=True, is_save=True)
-            session._intent, session._over = NO_INTENT, True
+            leaving = session._intent.leaving  # what later verbs of this request still mean
+            session._intent, session._over = NO_INTENT if leaving is None else Intent(leaving=leaving), True
             raise
         except (RecordExists, SessionDataError):
             session._plan = None
