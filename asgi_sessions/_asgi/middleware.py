@@ -142,27 +142,27 @@ class SessionMiddleware:
             exchange = WebSocketExchange(self, scope, receive, send)
             receive = exchange.receive
         values = self.cookie.read(scope.get("headers", ()))
-        # Browsers keep one cookie under a __Host- name. A second one is an attack, and either may be the false one.
-        duplicated = len(values) if values and len(values) > 1 and self.cookie.is_host_bound else 0
-        keys = self.manager.recognise(values) if values and not duplicated else None
+        if values and len(values) > 1 and self.cookie.is_host_bound:
+            # Browsers keep one cookie under a __Host- name. A second one is an attack, and either may be the false one.
+            await self.manager.tell("cookie.duplicated", count=len(values))
+            values = []
+        keys = self.manager.recognise(values) if values else None
         del values  # error collectors record the local variables of each frame in a traceback
-        try:
-            if keys:
+        if not keys:
+            session = self.manager.begin()  # no cookie of ours: an empty session, and no I/O
+        else:
+            try:
                 # A handshake renews no token: some servers drop the headers of `websocket.accept`, and with them the new
                 # token. The next HTTP response renews it.
                 session = await self.manager.load(keys, active=is_activity(scope), renews=kind == "http")
-            else:
-                if duplicated:
-                    await self.manager.tell("cookie.duplicated", count=duplicated)
-                session = self.manager.begin()  # no cookie of ours: an empty session, and no I/O
-        except StoreError as failure:
-            await self.manager.failed("load", failure)
-            if self.on_store_failure == "raise":
-                raise
-            if self.on_store_failure == "unavailable":
-                await unavailable(scope, send, self.manager.guard.retry_after)
-                return
-            session = self.manager.degraded()
+            except StoreError as failure:
+                await self.manager.failed("load", failure)
+                if self.on_store_failure == "raise":
+                    raise
+                if self.on_store_failure == "unavailable":
+                    await unavailable(scope, send, self.manager.guard.retry_after)
+                    return
+                session = self.manager.degraded()
         session._origin = scope
         exchange.session = scope["session"] = scope[OURS] = session
         try:
