@@ -6,6 +6,7 @@ question to the store.
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from asgi_sessions import (
     Devices,
+    MemoryStore,
     RedisStore,
     Session,
     SessionLimitReached,
@@ -28,6 +30,7 @@ from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.conftest import Server
 from tests.support import Browser, Handler, Response, app_with, destroy, log_in, put, read, regenerate
+from tests.threats.hostile import Between
 from tests.websockets import Socket
 from tests.wrapped import Wrapped
 
@@ -644,3 +647,34 @@ async def test_a_request_that_changes_nothing_is_not_warned_of_a_log_in(browser:
         await browser.do(log_in("alice"))
 
     assert request.response.status == 200
+
+
+async def test_a_commit_that_has_begun_is_finished_however_often_its_caller_is_cancelled(
+    memory: MemoryStore, clock: FakeClock
+) -> None:
+    """A cancelled caller only stops waiting. The anonymous session that a log-in replaces must not stay alive."""
+    store = Between(memory)
+    browser = Browser(app_with(store, clock=clock))
+    await browser.do(put(basket=1))
+    old, reached, goes_on = browser.key, asyncio.Event(), asyncio.Event()
+
+    async def slow(real: Any, *args: Any, **kwargs: Any) -> Any:
+        reached.set()
+        await goes_on.wait()
+        return await real(*args, **kwargs)
+
+    store.instead["delete"] = slow
+    request = asyncio.ensure_future(browser.do(log_in("alice")))
+    await reached.wait()
+    for _ in range(3):
+        request.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    goes_on.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+    assert await memory.load(old) is None
+    assert len(await memory.index(owner_of("alice"))) == 1

@@ -86,7 +86,9 @@ class Session(TrackedDict):
 
     _active: bool  # does this request count as activity?
     _authenticated_at: float | None
-    _committing: bool  # is a commit under way? Two tasks of one request take turns
+    _committing: (
+        Any  # is a commit under way? Two tasks of one request take turns; a task: it goes on without its caller
+    )
     _cookie: tuple[Hidden[str], int | None] | bool  # for the response: (token, max_age); True: delete; False: nothing
     _created_at: float
     _degraded: bool

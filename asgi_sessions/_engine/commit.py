@@ -6,6 +6,7 @@ is gone: go on where the other request has moved the session; if it has ended it
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import threading
@@ -47,6 +48,7 @@ from asgi_sessions._core.types import Event
 from asgi_sessions._engine.contract import Store
 from asgi_sessions._engine.events import Events
 from asgi_sessions._engine.guard import TOUCH_SHARE, Guard, checked, checked_ids
+from asgi_sessions._engine.loops import running_loop
 from asgi_sessions._engine.resolve import Resolver, noting
 from asgi_sessions.errors import (
     RecordChanged,
@@ -95,6 +97,7 @@ class Committer:
         self._planner = planner
         self._resolver = resolver
         self._events = events
+        self._finishing: set[asyncio.Future[None]] = set()
         self._queues = queues
 
     async def commit(
@@ -114,10 +117,8 @@ class Committer:
         """
         if self._planner.is_settled(session, failed):
             return
-        while session._committing:  # another task of this request
-            if session._next_turn is None:
-                session._next_turn = anyio.Event()
-            await session._next_turn.wait()
+        while session._committing:
+            await _turn_of(session)
         told: list[Event] = []
         session._committing = True
         try:
@@ -125,16 +126,17 @@ class Committer:
                 await self._commit_uncut(session, told, failed=failed, is_save=is_save)
             except TimeoutError as error:
                 raise self._guard.too_slow() from error
-            self._warn_of_lost_changes(session, failed=failed)
+            if session._over and not failed:
+                self._warn_of_lost_changes(session)
         except StoreError as failure:
             if step:
                 told.append(self._events.failure(step, failure, session._id or None))
             raise
         finally:
-            session._committing = False
-            if session._next_turn is not None:
-                session._next_turn.set()
-                session._next_turn = None
+            if session._committing is True:
+                session._committing = False
+                if session._next_turn is not None:
+                    _give_turn(session)
             if told:
                 await self._events.emit(*told)
 
@@ -175,9 +177,34 @@ class Committer:
         except anyio.get_cancelled_exc_class():
             plan: Plan | None = session._plan
             if session._record is not None or failed or (plan is not None and not plan.can_be_undone):
-                with anyio.CancelScope(shield=True), limit():
-                    await self._commit(session, told, failed=failed, is_save=is_save)
+                await self._finish(session, limit, failed=failed, is_save=is_save)
             raise
+
+    async def _finish(
+        self, session: Session, limit: Callable[[], AbstractContextManager[Any]], *, failed: bool, is_save: bool
+    ) -> None:
+        """Go on in a task of its own: a caller that is cancelled once more only stops waiting for it."""
+
+        async def finish() -> None:
+            told: list[Event] = []
+            try:
+                with limit():
+                    await self._commit(session, told, failed=failed, is_save=is_save)
+            except (StoreError, TimeoutError) as error:
+                failure = self._guard.too_slow() if isinstance(error, TimeoutError) else error
+                told.append(self._events.failure("commit", failure, session._id or None))
+            finally:
+                _give_turn(session)
+            await self._events.emit(*told)
+
+        with anyio.CancelScope(shield=True):
+            if running_loop() is None:
+                await finish()
+                return
+            session._committing = task = asyncio.ensure_future(finish())
+            self._finishing.add(task)
+            task.add_done_callback(self._finishing.discard)
+            await asyncio.shield(task)
 
     def _is_one_call(self, session: Session) -> bool:
         return (
@@ -324,13 +351,13 @@ class Committer:
         session._end()
         session._over = not is_other
 
-    def _warn_of_lost_changes(self, session: Session, *, failed: bool) -> None:
+    def _warn_of_lost_changes(self, session: Session) -> None:
         """Warn of changes that are not saved because another request has logged in over this session; of each change once.
 
         The browser has another session by then. A session of a user that is gone was ended, and the user knows that.
         """
         record, changed, before = session._record, session._maybe_changed, session._loaded
-        if failed or not session._over or record is None or record.owner is not None or not changed:
+        if record is None or record.owner is not None or not changed:
             return
         session._loaded, session._maybe_changed = self._planner.codec.encode(session, changed), False
         if session._loaded != before:
@@ -347,6 +374,21 @@ class Committer:
                 SessionWarning,
                 stacklevel=2,
             )
+
+
+async def _turn_of(session: Session) -> None:
+    """Wait for the commit that another task of this request has begun."""
+    if session._next_turn is None:
+        session._next_turn = anyio.Event()
+    await session._next_turn.wait()
+
+
+def _give_turn(session: Session) -> None:
+    """The commit is over: another task of the request may begin one."""
+    session._committing = False
+    if session._next_turn is not None:
+        session._next_turn.set()
+        session._next_turn = None
 
 
 class Calls:
