@@ -102,7 +102,7 @@ class Load:
             store,
             store_deadline=PATIENCE,
             clock=lambda: self._now + self._ahead,
-            devices=self._app.manager.devices,
+            devices=self._app._manager.devices,
         )
         self._names = itertools.count()
         self._late: list[str] = []

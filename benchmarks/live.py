@@ -87,8 +87,8 @@ async def measure(sockets: int, settle: float, *, live: bool) -> tuple[float, in
     for socket in opened:
         socket.task.cancel()
     await asyncio.gather(*(socket.task for socket in opened), return_exceptions=True)
-    if middleware.watch is not None:
-        await middleware.watch.aclose()
+    if middleware._watch is not None:
+        await middleware._watch.aclose()
     await store.aclose()
     return memory, tasks, waits
 

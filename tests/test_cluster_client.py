@@ -380,7 +380,7 @@ async def test_a_node_that_hangs_is_left_alone_and_the_others_are_asked(cluster:
         try:
             answers = await asyncio.gather(*(browser.do(put(a=1)) for browser in there))
             others = await elsewhere.do(put(a=1))
-            is_left_alone = app.manager.guard.breakers.of(store.server_of(there[0].key)).is_open
+            is_left_alone = app._manager.guard.breakers.of(store.server_of(there[0].key)).is_open
         finally:
             cluster.nodes[1].signal(signal.SIGCONT)
 

@@ -588,7 +588,7 @@ async def test_a_server_that_says_nothing_to_an_end_is_trouble_of_its_own_and_no
 
         proxy.hanging = False
         assert not isinstance(failed.value, EndUnconfirmed)
-        assert app.manager.guard.breakers.whole.failures == 1
+        assert app._manager.guard.breakers.whole.failures == 1
         await store.aclose()
 
 

@@ -64,7 +64,7 @@ async def test_a_row_of_the_table(row: Row, was: Was, data: Data, asked: Asked, 
     store = Wrapped(MemoryStore())
     renewing = Timeouts(renew=timedelta(minutes=5)) if asked is Asked.RENEWAL else Timeouts()
     browser = Browser(app_with(store, clock=clock, timeouts=renewing, cookie=CookieConfig(samesite="lax")))
-    manager = browser.app.manager
+    manager = browser.app._manager
     if was is Was.FOUND:
         await browser.do(lambda s: s.update(a=1))
     if asked in (Asked.TOUCH, Asked.RENEWAL):

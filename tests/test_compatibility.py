@@ -329,7 +329,7 @@ async def test_data_under_the_name_of_an_attribute_is_warned_of_once(
     app = app_with(memory)
 
     with warned() as said:
-        for browser in (Browser(app), Browser(app), Browser(app_with(memory))):
+        for browser in (Browser(app), Browser(app), Browser(app_with(app.sessions))):
             await browser.do(way)
             await browser.do(way)
 
@@ -370,7 +370,7 @@ async def test_data_from_before_is_warned_of_when_its_session_is_next_touched(
     with warned():
         await browser.do(put(user_id="alice"))
     again: set[str] = set()
-    browser.app.manager.shadowed = again  # as in a process that has just started
+    browser.app._manager.shadowed = again  # as in a process that has just started
 
     with warned() as said:
         await browser.do(lambda session: session["user_id"])

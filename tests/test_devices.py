@@ -160,7 +160,7 @@ async def test_a_session_that_a_lowered_limit_ended_is_not_listed(store: Store, 
     app = app_with(store, clock=clock, timeouts=Timeouts(idle=timedelta(minutes=5)))
 
     assert await app.sessions.list("alice") == []
-    assert app.manager.knows_users
+    assert app._manager.knows_users
 
 
 async def test_anonymous_sessions_are_nobodys(app: SessionMiddleware, sessions: Sessions) -> None:
@@ -878,7 +878,7 @@ async def test_a_record_of_somebody_else_is_not_listed(clock: FakeClock) -> None
 
     assert await Sessions(lying).list("alice") == []
     assert len(await Sessions(lying).list("bob")) == 1
-    assert other.manager.knows_users
+    assert other._manager.knows_users
 
 
 @pytest.mark.parametrize("method", METHODS)

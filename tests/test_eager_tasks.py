@@ -113,7 +113,7 @@ def test_requests_hooks_and_sockets_work(kind: str, valkey_url: str) -> None:
         await browser.do(destroy)
 
         assert names == ["session.logged_in", "session.regenerated", "session.ended"]
-        assert browser.app.manager.events._running == set()
+        assert browser.app._manager.events._running == set()
         await store.aclose()
 
     eagerly(test)

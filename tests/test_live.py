@@ -138,8 +138,8 @@ async def browser(store: Store, clock: FakeClock) -> AsyncIterator[Browser]:
     browser = Browser(app_with(store, clock=clock, timeouts=Timeouts(renew=timedelta(minutes=10))))
     await browser.do(log_in("alice"))
     yield browser
-    assert browser.app.watch is not None
-    await browser.app.watch.aclose()
+    assert browser.app._watch is not None
+    await browser.app._watch.aclose()
 
 
 @pytest.fixture
@@ -284,8 +284,8 @@ async def test_a_regeneration_of_nobodys_session_kicks_nobody(store: Store, cloc
     await browser.do(destroy)
     assert await old.is_closed_soon()
     assert await new.is_closed_soon()
-    assert browser.app.watch is not None
-    await browser.app.watch.aclose()
+    assert browser.app._watch is not None
+    await browser.app._watch.aclose()
 
 
 async def test_somebody_elses_end_kicks_nobody(connect: Any, browser: Browser, store: Store, clock: FakeClock) -> None:
@@ -395,8 +395,8 @@ async def test_ends_that_were_missed_in_an_outage_are_noticed_after_it(own_serve
         async with asyncio.timeout(8):
             await line.closed.wait()
         assert line.code == 4401
-        assert browser.app.watch is not None
-        await browser.app.watch.aclose()
+        assert browser.app._watch is not None
+        await browser.app._watch.aclose()
         await there.aclose()
         await direct.aclose()
 
@@ -421,15 +421,15 @@ async def test_ends_that_were_missed_are_noticed_though_the_store_is_still_left_
         proxy.cut()
         await Sessions(direct, clock=clock).revoke_all("alice")
         await asyncio.gather(*(each.do() for each in others))
-        assert app.manager.guard.breaker.is_open
+        assert app._manager.guard.breaker.is_open
 
         proxy.refusing = False
 
         async with asyncio.timeout(9):
             await line.closed.wait()
         assert line.code == 4401
-        assert app.watch is not None
-        await app.watch.aclose()
+        assert app._watch is not None
+        await app._watch.aclose()
         await there.aclose()
         await direct.aclose()
 
@@ -448,8 +448,8 @@ async def test_an_outage_ends_nobodys_session(own_server: Server, clock: FakeClo
 
     assert await line.stays_open(1.5)
     line.task.cancel()
-    assert browser.app.watch is not None
-    await browser.app.watch.aclose()
+    assert browser.app._watch is not None
+    await browser.app._watch.aclose()
     await store.aclose()
 
 
@@ -468,8 +468,8 @@ async def test_a_server_without_sharded_channels_tells_all_the_same(own_server: 
 
     assert await line.is_closed_soon()
     assert line.code == 4401
-    assert browser.app.watch is not None
-    await browser.app.watch.aclose()
+    assert browser.app._watch is not None
+    await browser.app._watch.aclose()
     for store in (here, there):
         await store.aclose()
 
@@ -589,7 +589,7 @@ async def test_every_loss_of_the_ear_is_told_and_the_first_try_after_it_comes_so
 
 async def test_who_comes_and_goes_leaves_nothing_behind(connect: Any, browser: Browser) -> None:
     """A session lives for days, and a page opens a socket with every visit."""
-    assert browser.app.watch is not None
+    assert browser.app._watch is not None
     stays = await connect()
     for _ in range(20):
         line = Line(browser, "websocket", listens)
@@ -599,6 +599,6 @@ async def test_who_comes_and_goes_leaves_nothing_behind(connect: Any, browser: B
     stays.task.cancel()
     await asyncio.wait({stays.task})
 
-    (circle,) = browser.app.watch._circles.values()
+    (circle,) = browser.app._watch._circles.values()
     sizes = {name: len(value) for name, value in vars(circle).items() if isinstance(value, dict | list | set)}
     assert set(sizes.values()) == {0}, sizes

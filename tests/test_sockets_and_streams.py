@@ -96,8 +96,8 @@ async def alice(store: Store, clock: FakeClock) -> AsyncIterator[Browser]:
     browser = Browser(app_with(store, clock=clock))
     await browser.do(log_in("alice"))
     yield browser
-    assert browser.app.watch is not None
-    await browser.app.watch.aclose()
+    assert browser.app._watch is not None
+    await browser.app._watch.aclose()
 
 
 async def test_a_stream_that_announced_trailers_is_ended_with_them(

@@ -126,10 +126,10 @@ async def test_a_user_agent_of_64_kilobytes_does_no_harm(store: SQLStore, clock:
             "type": "http", "method": "POST", "path": "/", "query_string": b"",
             "headers": [(b"user-agent", agent)], "plan": None,
         }  # fmt: skip
-        session = app.manager.begin()
+        session = app._manager.begin()
         session._origin = scope
         session.log_in("alice")
-        await app.manager.commit(session)
+        await app._manager.commit(session)
 
     assert len(await app.sessions.list("alice")) == 3
 

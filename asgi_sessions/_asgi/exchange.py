@@ -26,8 +26,8 @@ OnStoreFailure = Literal["unavailable", "raise", "anonymous"]
 class Configured(Protocol):
     """The part of a middleware read by its exchanges."""
 
-    manager: Manager
-    watch: Watch | None
+    _manager: Manager
+    _watch: Watch | None
     cookie: CookieConfig
     on_store_failure: OnStoreFailure
     no_store_when_logged_in: bool
@@ -75,7 +75,7 @@ class Exchange:
     def _is_settled(self, status: object) -> bool:
         """Whether the answer may leave without a call to the store. Most may."""
         self._failed = is_failure(status)
-        return self._middleware.manager.is_settled(self.session, self._failed)
+        return self._middleware._manager.is_settled(self.session, self._failed)
 
     async def _commit_and_start(self, message: Message, *, cacheable: bool = True) -> None:
         """Commit before the answer leaves. If that fails, the client gets another answer, and the app an error.
@@ -84,7 +84,7 @@ class Exchange:
             StoreError, SessionLimitReached: in the app's ``await send(…)``, so that the app does not go on as if all were well.
         """
         try:
-            await self._middleware.manager.commit(self.session, failed=self._failed)
+            await self._middleware._manager.commit(self.session, failed=self._failed)
         except (StoreError, SessionLimitReached) as failure:
             await self._answer_for(failure)
             raise
@@ -120,7 +120,7 @@ class Exchange:
 
     async def _answer_for(self, error: BaseException) -> bool:
         """Answer for a store failure or a reached limit of sessions. Returns ``False`` for other errors."""
-        scope, send, manager = self._scope, self._send, self._middleware.manager
+        scope, send, manager = self._scope, self._send, self._middleware._manager
         if isinstance(error, SessionLimitReached):
             self._started, self._failure = True, error
             text = b"Too many sessions: log out somewhere else first"
@@ -134,7 +134,7 @@ class Exchange:
 
     def _owed_cookie(self) -> Headers:
         """The Set-Cookie header of a failed request, if the browser needs one."""
-        cookie, due = self._middleware.cookie, self._middleware.manager.owed_cookie(self.session)
+        cookie, due = self._middleware.cookie, self._middleware._manager.owed_cookie(self.session)
         if due is False:
             return []
         return [cookie.delete() if due is True else cookie.set(due[0].value, due[1])]
@@ -148,12 +148,12 @@ class Exchange:
             return False
         if session._record is None and not session._accessed:
             return True
-        return self._middleware.manager.is_settled(session, self._failed)
+        return self._middleware._manager.is_settled(session, self._failed)
 
     async def finish(self) -> None:
         """Save the changes since the answer began."""
         if self._failure is not None:
-            await self._middleware.manager.settle(self.session)
+            await self._middleware._manager.settle(self.session)
             return
         # The app failed if it returned without an answer. No cookie leaves.
         self._failed = self._failed or not self._started
@@ -162,7 +162,7 @@ class Exchange:
 
     async def crashed(self, error: BaseException) -> bool:
         """The app raised an error. Returns whether the client has its answer, so the error need not go on."""
-        manager = self._middleware.manager
+        manager = self._middleware._manager
         if self._failure is not None:
             await manager.settle(self.session)
             return stems_from(error, self._failure)
@@ -185,7 +185,7 @@ class Exchange:
     async def _commit_late(self) -> None:
         """Save changes after the answer has left. A failure cannot reach the client any more: it is logged."""
         try:
-            await self._middleware.manager.commit(self.session, failed=self._failed, step="late commit")
+            await self._middleware._manager.commit(self.session, failed=self._failed, step="late commit")
         except StoreError:
             if self._middleware.on_store_failure == "raise":
                 raise
@@ -194,10 +194,10 @@ class Exchange:
 
     def _begin_watching(self) -> None:
         """This may take long: close it when the session ends."""
-        watch, record = self._middleware.watch, self.session._record
+        watch, record = self._middleware._watch, self.session._record
         if watch is not None and record is not None:
             live = Live(self._send, partial(end, self._scope, self._send, self._start))
-            live.watcher = watch.add(self._middleware.manager, record, live.end)
+            live.watcher = watch.add(self._middleware._manager, record, live.end)
             if live.watcher is not None:
                 self.live = live
 

@@ -104,9 +104,9 @@ class SessionMiddleware:
         self.on_store_failure = on_store_failure
         self.no_store_when_logged_in = no_store_when_logged_in
         self._skip = skip
-        self.manager: Manager = self.sessions._manager.for_cookie(cookie.name, cookie.may_be_withheld)
-        self.upkeep: Upkeep = self.sessions._upkeep
-        self.watch: Watch | None = self.upkeep.watch if self.manager.devices.live else None
+        self._manager: Manager = self.sessions._manager.for_cookie(cookie.name, cookie.may_be_withheld)
+        self._upkeep: Upkeep = self.sessions._upkeep
+        self._watch: Watch | None = self._upkeep.watch if self._manager.devices.live else None
 
     def around(self, app: Callable[..., Awaitable[None]]) -> SessionMiddleware:
         """The same middleware around another app, for frameworks with one per route. All of them share one manager."""
@@ -121,7 +121,7 @@ class SessionMiddleware:
         kind = scope["type"]
         if (kind != "http" and kind != "websocket") or (self._skip is not None and self._skip(scope)):
             if kind == "lifespan":
-                await lifespan(self.app, scope, receive, send, self.upkeep, self.manager)
+                await lifespan(self.app, scope, receive, send, self._upkeep, self._manager)
             else:
                 await self.app(scope, receive, send)
             return
@@ -144,25 +144,25 @@ class SessionMiddleware:
         values = self.cookie.read(scope.get("headers", ()))
         if values and len(values) > 1 and self.cookie.is_host_bound:
             # Browsers keep one cookie under a __Host- name. A second one is an attack, and either may be the false one.
-            await self.manager.tell("cookie.duplicated", count=len(values))
+            await self._manager.tell("cookie.duplicated", count=len(values))
             values = []
-        keys = self.manager.recognise(values) if values else None
+        keys = self._manager.recognise(values) if values else None
         del values  # error collectors record the local variables of each frame in a traceback
         if not keys:
-            session = self.manager.begin()  # no cookie of ours: an empty session, and no I/O
+            session = self._manager.begin()  # no cookie of ours: an empty session, and no I/O
         else:
             try:
                 # A handshake renews no token: some servers drop the headers of `websocket.accept`, and with them the new
                 # token. The next HTTP response renews it.
-                session = await self.manager.load(keys, active=is_activity(scope), renews=kind == "http")
+                session = await self._manager.load(keys, active=is_activity(scope), renews=kind == "http")
             except StoreError as failure:
-                await self.manager.failed("load", failure)
+                await self._manager.failed("load", failure)
                 if self.on_store_failure == "raise":
                     raise
                 if self.on_store_failure == "unavailable":
-                    await unavailable(scope, send, self.manager.guard.retry_after)
+                    await unavailable(scope, send, self._manager.guard.retry_after)
                     return
-                session = self.manager.degraded()
+                session = self._manager.degraded()
         session._origin = scope
         exchange.session = scope["session"] = scope[OURS] = session
         try:

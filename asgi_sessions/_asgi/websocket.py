@@ -47,7 +47,7 @@ class WebSocketExchange(Exchange):
         accepts = kind == "websocket.accept"
         if not self._started and (accepts or kind == "websocket.http.response.start"):
             self._accepted = accepts
-            if accepts and self._middleware.watch is not None:
+            if accepts and self._middleware._watch is not None:
                 return self._accept(message)
             if not self._is_settled(message.get("status")):
                 return self._commit_and_start(message, cacheable=not accepts)
@@ -62,7 +62,7 @@ class WebSocketExchange(Exchange):
         # The server answers a refused handshake by itself, without our cookie.
         self._started = self.session._started = True
         try:
-            await self._middleware.manager.commit(self.session, step="commit at close")
+            await self._middleware._manager.commit(self.session, step="commit at close")
         except StoreError:
             message = {**message, "code": WS_INTERNAL_ERROR}
         await self._send(message)

@@ -24,13 +24,13 @@ def session_in(scope: Mapping[str, Any], advice: str) -> Session:
 
 async def opened(middleware: SessionMiddleware, headers: list[tuple[bytes, bytes]]) -> Session:
     """The session that a request with these headers would have; for test clients that make none."""
-    keys = middleware.manager.recognise(middleware.cookie.read(headers))
-    return await middleware.manager.load(keys) if keys else middleware.manager.begin()
+    keys = middleware._manager.recognise(middleware.cookie.read(headers))
+    return await middleware._manager.load(keys) if keys else middleware._manager.begin()
 
 
 async def saved(middleware: SessionMiddleware, session: Session) -> str | None:
     """Save it as a response would; what Set-Cookie is to say, if anything."""
-    await middleware.manager.commit(session)
+    await middleware._manager.commit(session)
     due, session._cookie = session._cookie, False
     if due is False:
         return None

@@ -65,7 +65,7 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
         app_config.dependencies.setdefault("session", di.Provide(_find, sync_to_thread=False))
         # The middleware of routes does not hear of the lifespan. First up and last down: the app's own hooks may use the store.
         app_config.on_startup.insert(0, self._begin)
-        app_config.on_startup.append(self._middleware.manager.start)  # after hooks of the app that make tables
+        app_config.on_startup.append(self._middleware._manager.start)  # after hooks of the app that make tables
         app_config.on_shutdown.append(self._end)
         app_config.request_class = _with_verbs(app_config.request_class or Request)
         app_config.websocket_class = _with_verbs(app_config.websocket_class or WebSocket)
@@ -93,11 +93,11 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
                     setattr(handler, name, _with_verbs(own))
 
     def _begin(self, app: Litestar) -> None:
-        require_event_loop(self._middleware.manager.store)
-        self._middleware.upkeep.begin(app)
+        require_event_loop(self._middleware._manager.store)
+        self._middleware._upkeep.begin(app)
 
     async def _end(self, app: Litestar) -> None:
-        await self._middleware.upkeep.end(app)
+        await self._middleware._upkeep.end(app)
 
 
 class SessionConfig(BaseBackendConfig["SessionBackend"]):

@@ -276,7 +276,7 @@ async def test_without_the_middleware_the_error_says_what_to_do(path: str) -> No
     @app.get("/account")
     async def account(user: CurrentUser) -> None: ...
 
-    with pytest.raises(ConfigurationError, match=r"app\.add_middleware\(SessionMiddleware, store=…\)"):
+    with pytest.raises(ConfigurationError, match=r"app\.add_middleware\(SessionMiddleware, sessions\)"):
         await _get(app, path)
 
 

@@ -228,7 +228,7 @@ async def test_without_the_plugin_the_error_says_what_to_do() -> None:
     response = await Client(app).get("/account")
 
     assert response.status_code == 500
-    assert "plugins=[SessionPlugin(store)]" in response.text
+    assert "plugins=[SessionPlugin(sessions)]" in response.text
 
 
 def test_a_mistake_shows_when_the_plugin_is_made(memory: MemoryStore) -> None:

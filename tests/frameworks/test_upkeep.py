@@ -210,6 +210,6 @@ def test_the_middleware_of_all_routes_is_one(memory: MemoryStore) -> None:
 
     made: list[Any] = [plugin.middleware(app=app) for _ in range(2)]
 
-    assert made[0].manager is made[1].manager
-    assert made[0].watch is made[1].watch
+    assert made[0]._manager is made[1]._manager
+    assert made[0]._watch is made[1]._watch
     assert made[0] is not made[1]

@@ -108,8 +108,8 @@ async def test_a_store_of_one_process_is_warned_of_once_and_a_shared_one_never(
 
     monkeypatch.setattr("asgi_sessions._engine.manager.worker_processes", lambda: 4)
 
-    await app_with(MemoryStore()).manager.start()
-    await app_with(Shared()).manager.start()
+    await app_with(MemoryStore())._manager.start()
+    await app_with(Shared())._manager.start()
 
     (record,) = caplog.records
     assert record.getMessage() == (

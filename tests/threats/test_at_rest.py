@@ -452,7 +452,7 @@ async def test_a_plain_record_is_not_read_once_there_are_secrets(
     """The other direction: who could write plain records before must not be believed after."""
     alice = await a_user(memory, {"clock": clock})
     app = app_with(memory, **sealed)
-    signed = app.manager._mint._signers[0].sign(str(alice.token).encode()).decode()
+    signed = app._manager._mint._signers[0].sign(str(alice.token).encode()).decode()
 
     assert (await seen(Browser(app, str(alice.token) + signed)))["user_id"] is None
 

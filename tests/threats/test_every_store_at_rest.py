@@ -409,7 +409,7 @@ async def test_an_old_copy_opens_nothing_once_its_secret_is_gone(disk: Disk, app
     await rekey(disk.store, [OTHER_SECRET, SECRET])
     rotated = app_with(disk.store, clock=clock, secret_keys=[OTHER_SECRET])
     bare = str(alice.token)[:46]
-    signed = Browser(rotated, bare + rotated.manager._mint._signers[0].sign(bare.encode()).decode())
+    signed = Browser(rotated, bare + rotated._manager._mint._signers[0].sign(bare.encode()).decode())
     assert await user_in(signed) == "alice"
 
     await disk.put(old)

@@ -155,12 +155,12 @@ async def test_tokens_keys_and_payloads_are_in_no_log_event_warning_error_or_rep
     for method in ("load", "update", "touch", "rename", "create", "delete", "index"):
         for handler in (dict, put(d=PAYLOAD), regenerate, log_in(USER), destroy):
             watched.instead[method] = raising(OSError(5, "input/output error"))
-            app.manager.guard.breaker.succeeded()
+            app._manager.guard.breaker.succeeded()
             clock.advance(61)
             await do(handler)
             watched.instead.clear()
     # and the end.
-    app.manager.guard.breaker.succeeded()
+    app._manager.guard.breaker.succeeded()
     await do(log_in(USER))
     clock.advance(40 * 86_400)
     await do(dict)
@@ -169,7 +169,7 @@ async def test_tokens_keys_and_payloads_are_in_no_log_event_warning_error_or_rep
 
     for event in events:
         listener.note(event, event.details, *event.details.values())
-    listener.note(app, app.cookie, app.manager, store, watched, app.manager.secrets, app.manager._mint, browser.app)
+    listener.note(app, app.cookie, app._manager, store, watched, app._manager.secrets, app._manager._mint, browser.app)
     gc.collect()
 
     assert len(listener.tokens) > 10

@@ -694,7 +694,7 @@ async def test_touches_that_hang_are_held_against_a_store_that_keeps_the_time(
     answers = await asyncio.gather(*(browser.do() for browser in browsers))
 
     assert {answer.status for answer in answers} == {200}
-    assert app.manager.guard.breakers.whole.is_open
+    assert app._manager.guard.breakers.whole.is_open
     await store.aclose()
 
 
@@ -716,7 +716,7 @@ async def test_what_hangs_when_it_is_tried_again_is_held_against_the_store() -> 
     await alice.do(put(a=1))
 
     assert (await alice.do(put(a=2))).status == 503
-    assert app.manager.guard.breakers.whole.failures == 1
+    assert app._manager.guard.breakers.whole.failures == 1
 
 
 @pytest.mark.parametrize("keeps_the_time", [False, True])
