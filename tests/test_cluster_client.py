@@ -1,4 +1,4 @@
-"""The client of a cluster: which node is asked, what is remembered of it, and who hears of ends."""
+"""The client of a cluster: which node is asked, what is remembered of it, and who is notified of ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from asgi_sessions.stores.redis._cluster import (
     slot_of,
     slot_of_place,
 )
-from asgi_sessions.stores.redis._ear import Ear
+from asgi_sessions.stores.redis._subscriber import Subscriber
 from asgi_sessions.testing import a_record
 from tests.clusters import Cluster, until
 from tests.conftest import Server
@@ -149,7 +149,7 @@ async def test_requests_share_a_connection_to_each_node(store: RedisStore, clust
 
     after = [node.ask("INFO", "stats")["total_connections_received"] for node in cluster.nodes[:3]]
     assert [late - early for early, late in zip(before, after, strict=True)] == [1, 1, 1]  # that of the question
-    own = [line for (_, lane), line in a_map(store)._lines.items() if lane == "requests"]
+    own = [each for (_, purpose), each in a_map(store)._connections.items() if purpose == "requests"]
     assert len(own) == 3
 
 
@@ -271,7 +271,7 @@ async def test_what_is_under_way_when_the_store_is_closed_opens_no_connection_af
             await asking
         node.signal(signal.SIGCONT)
 
-    assert known._lines == {}
+    assert known._connections == {}
     assert known._looking is None or known._looking.done()
 
 
@@ -355,7 +355,7 @@ async def test_a_node_that_shows_nonsense_is_passed_over(cluster: Cluster) -> No
     with Proxy(cluster.nodes[0].port) as proxy:
         store = RedisStore.from_cluster([proxy.url(cluster.url), cluster.url])
         known = a_map(store)
-        await known.line(Address("127.0.0.1", proxy.port), "map").ready()
+        await known.connection_to(Address("127.0.0.1", proxy.port), "map").ready()
         proxy.garbage = b"$2\r\nok\r\n*1\r\n*1\r\n:5\r\n"
 
         await known.look()
@@ -447,10 +447,10 @@ async def test_the_rights_of_the_page_are_enough_on_a_cluster(cluster: Cluster, 
 
 @pytest.fixture
 async def listening(store: RedisStore) -> AsyncIterator[tuple[Any, list[str], list[str]]]:
-    heard: list[str] = []
-    doubted: list[str] = []
-    made = store.listen(heard.append, doubted.append)
-    yield made, heard, doubted
+    ended: list[str] = []
+    gaps: list[str] = []
+    made = store.listen(ended.append, gaps.append)
+    yield made, ended, gaps
     await made.aclose()
 
 
@@ -462,70 +462,72 @@ async def soon(condition: Any) -> bool:
     return bool(condition())
 
 
-async def test_ends_are_heard_of_at_every_node(store: RedisStore, cluster: Cluster, listening: Any) -> None:
-    ears, heard, _ = listening
+async def test_ends_are_received_at_every_node(store: RedisStore, cluster: Cluster, listening: Any) -> None:
+    subscriber, ended, _ = listening
     records = [a_record(owner=next(users_at(number))) for number in range(3)]
     for record in records:
         await store.create(record)
-        ears.add(record.key[:3])
-    assert await soon(lambda: ears.is_live)
+        subscriber.add(record.key[:3])
+    assert await soon(lambda: subscriber.is_live)
     other = RedisStore.from_cluster(cluster.url)
 
     for record in records:
         await other.delete(record.key)
 
-    assert await soon(lambda: sorted(heard) == sorted(record.id for record in records))
+    assert await soon(lambda: sorted(ended) == sorted(record.id for record in records))
     await other.aclose()
 
 
-async def test_ends_are_heard_of_where_the_slot_has_moved_to(
+async def test_ends_are_received_where_the_slot_has_moved_to(
     store: RedisStore, cluster: Cluster, listening: Any
 ) -> None:
-    ears, heard, doubted = listening
+    subscriber, ended, gaps = listening
     record = a_record(owner=next(users_at(0)))
     place, slot = record.key[:3], slot_of_place(record.key[:3])
     await store.create(record)
-    ears.add(place)
-    assert await soon(lambda: doubted == [place])
+    subscriber.add(place)
+    assert await soon(lambda: gaps == [place])
     source, target = cluster.nodes[:2]
 
     await asyncio.to_thread(cluster.move_slots, source, target, range(slot, slot + 1))
-    assert await soon(lambda: len(doubted) > 1 and ears.is_live)
+    assert await soon(lambda: len(gaps) > 1 and subscriber.is_live)
     await store.delete(record.key)
 
-    assert await soon(lambda: heard == [record.id])
+    assert await soon(lambda: ended == [record.id])
     await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))
 
 
 async def test_a_place_that_a_node_refuses_is_asked_for_more_and_more_seldom(cluster: Cluster) -> None:
-    """Each try puts the other places in doubt, and whatever is watched there is asked for."""
-    node, doubted = cluster.nodes[0], list[str]()
+    """Each try is a gap for the other places, and whatever is watched there is asked for."""
+    node, gaps = cluster.nodes[0], list[str]()
     pool = ConnectionPool(host=node.host, port=node.port, protocol=2)
-    ear = Ear(lambda: new_connection(pool), lambda place: f"ears:{{{place}}}:", lambda _: None, doubted.append)
+    subscriber = Subscriber(
+        lambda: new_connection(pool), lambda place: f"ears:{{{place}}}:", lambda _: None, gaps.append
+    )
     here, elsewhere = (_place(next(users_at(number))) for number in (0, 1))
-    ear.add(here)
-    ear.add(elsewhere)
+    subscriber.add(here)
+    subscriber.add(elsewhere)
 
-    rests = await soon(lambda: ear._pause > 0.5)
+    rests = await soon(lambda: subscriber._pause > 0.5)
 
-    await ear.aclose()
+    await subscriber.aclose()
     assert rests
-    assert set(doubted) == {here}
+    assert set(gaps) == {here}
 
 
-async def test_ears_that_nobody_needs_are_closed(store: RedisStore, listening: Any) -> None:
-    ears, _, _ = listening
+async def test_idle_subscribers_are_closed(store: RedisStore, listening: Any) -> None:
+    subscriber, _, _ = listening
     await store.load(a_record().key)
     places = [_place(next(users_at(number))) for number in range(3)]
     for place in places:
-        ears.add(place)
-    assert await soon(lambda: ears.is_live)
+        subscriber.add(place)
+    assert await soon(lambda: subscriber.is_live)
 
     for place in places[1:]:
-        ears.remove(place)
+        subscriber.remove(place)
 
-    assert await soon(lambda: len(ears._ears) == 1 and not ears._closing)
-    assert ears.is_live
+    assert await soon(lambda: len(subscriber._subscribers) == 1 and not subscriber._closing)
+    assert subscriber.is_live
 
 
 @pytest.mark.parametrize("deaf", [False, True], ids=["the replica has heard", "the replica has not"])

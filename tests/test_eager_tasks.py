@@ -12,7 +12,7 @@ from redis import RedisError
 from redis.asyncio import ConnectionPool
 
 from asgi_sessions import MemoryStore, RedisStore
-from asgi_sessions.stores.redis._client import Line, pool_from_url
+from asgi_sessions.stores.redis._client import ReconnectingConnection, pool_from_url
 from asgi_sessions.stores.redis._cluster import Address, Map
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import TokenInvalid
@@ -46,7 +46,7 @@ def test_a_finished_refresh_is_not_in_the_table_of_running_ones() -> None:
     eagerly(test)
 
 
-class Failing(Line):
+class Failing(ReconnectingConnection):
     """A way to the server that cannot even begin to connect, once."""
 
     __slots__ = ("left",)
@@ -64,14 +64,14 @@ class Failing(Line):
 
 def test_a_connection_that_fails_at_once_is_tried_again(valkey_url: str) -> None:
     async def test() -> None:
-        line = Failing(pool_from_url(valkey_url, {}))
+        reconnecting = Failing(pool_from_url(valkey_url, {}))
         with pytest.raises(RedisError, match="on purpose"):
-            await line.ready()
+            await reconnecting.ready()
 
-        link = await line.ready()
+        connection = await reconnecting.ready()
 
-        assert await link.ask(("PING",)) == b"PONG"
-        await line.aclose()
+        assert await connection.ask(("PING",)) == b"PONG"
+        await reconnecting.aclose()
 
     eagerly(test)
 

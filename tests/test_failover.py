@@ -92,7 +92,7 @@ async def test_what_says_that_the_server_is_no_primary_closes_the_connection_and
         store: Any = RedisStore.from_url(proxy.url(own_server.url))
         record = a_record()
         await store.create(record)
-        before = store._client._line().link
+        before = store._client._here().current
 
         proxy.garbage = f"-{(WRONG | RIGHT)[words]}\r\n".encode()
         with pytest.raises(StoreError, match=words):
@@ -109,15 +109,15 @@ async def test_a_server_that_stays_read_only_is_not_connected_to_again_and_again
     record = a_record()
     await store.create(record)
     await asyncio.to_thread(say, own_server.port, "REPLICAOF", "127.0.0.1", "1")
-    links = set()
+    connections = set()
 
     for _ in range(20):
         with pytest.raises(StoreError, match="READONLY"):
             await store.update(record, rev=1)
         assert await store.load(record.key) is not None
-        links.add(store._client._line().link)
+        connections.add(store._client._here().current)
 
-    assert len(links) <= 3  # within a second or two
+    assert len(connections) <= 3  # within a second or two
     await store.aclose()
 
 

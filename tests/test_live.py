@@ -484,9 +484,9 @@ async def test_many_subscriptions_at_the_same_moment_keep_the_connection_of_a_se
         own_server.options = (*own_server.options, "--rename-command", command, "")
     own_server.start()
     store = RedisStore.from_url(own_server.url)
-    heard: list[str] = []
-    doubted: list[str] = []
-    made: Any = store.listen(heard.append, doubted.append)
+    ended: list[str] = []
+    gaps: list[str] = []
+    made: Any = store.listen(ended.append, gaps.append)
     names = [f"A{number:02}" for number in range(places)]
     assert await until(lambda: made.is_live)  # connected
 
@@ -495,18 +495,18 @@ async def test_many_subscriptions_at_the_same_moment_keep_the_connection_of_a_se
         if leaves:
             made.remove(name)
             made.add(name)
-    assert await until(lambda: set(doubted) == set(names))
+    assert await until(lambda: set(gaps) == set(names))
     for name in names:
         await store._client.call(("PUBLISH", made._channel(name), f"end in {name}"))
 
-    assert await until(lambda: len(heard) == places)
+    assert await until(lambda: len(ended) == places)
     assert made.is_live
-    assert "store.deaf" not in caplog.text
+    assert "store.unsubscribed" not in caplog.text
     for name in names:
         made.remove(name)
     made.add("Zk3")
-    assert await until(lambda: "Zk3" in doubted)
-    assert "store.deaf" not in caplog.text
+    assert await until(lambda: "Zk3" in gaps)
+    assert "store.unsubscribed" not in caplog.text
     await made.aclose()
     await store.aclose()
 
@@ -521,24 +521,24 @@ async def test_a_server_that_refuses_every_subscription_is_not_listened_to(
     made: Any = store.listen(lambda _: None, lambda _: None)
     made.add("Zk3")
 
-    assert await until(lambda: "store.deaf" in caplog.text)
+    assert await until(lambda: "store.unsubscribed" in caplog.text)
 
     assert not made.is_live
     await made.aclose()
     await store.aclose()
 
 
-# ── The ear and the watch themselves ──
+# ── The subscriber and the watch themselves ──
 
 
 @pytest.fixture
-async def ear(valkey_url: str) -> AsyncIterator[tuple[Any, RedisStore, list[str], list[str]]]:
-    """An ear, its store, and what it has heard and doubted."""
+async def subscriber(valkey_url: str) -> AsyncIterator[tuple[Any, RedisStore, list[str], list[str]]]:
+    """A subscriber, its store, and the ends and gaps it was notified of."""
     store = RedisStore.from_url(valkey_url, prefix="test-ear")
-    heard: list[str] = []
-    doubted: list[str] = []
-    made = store.listen(heard.append, doubted.append)
-    yield made, store, heard, doubted
+    ended: list[str] = []
+    gaps: list[str] = []
+    made = store.listen(ended.append, gaps.append)
+    yield made, store, ended, gaps
     await made.aclose()
     await store.aclose()
 
@@ -551,38 +551,40 @@ async def until(condition: Any) -> bool:
     return bool(condition())
 
 
-async def test_a_tab_that_reloads_does_not_make_the_ear_deaf(ear: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_tab_that_reloads_does_not_unsubscribe_the_others(
+    subscriber: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """Left and entered again before the server has answered the first: its answer is not one to a subscription that is wanted."""
-    made, _, _, doubted = ear
+    made, _, _, gaps = subscriber
     made.add("Zk3")
-    assert await until(lambda: doubted == ["Zk3"])
+    assert await until(lambda: gaps == ["Zk3"])
 
     made.remove("Zk3")
     made.add("Zk3")
-    assert await until(lambda: doubted == ["Zk3", "Zk3"])
+    assert await until(lambda: gaps == ["Zk3", "Zk3"])
     await asyncio.sleep(0.2)
 
     assert made.is_live
-    assert doubted == ["Zk3", "Zk3"]
-    assert "store.deaf" not in caplog.text
+    assert gaps == ["Zk3", "Zk3"]
+    assert "store.unsubscribed" not in caplog.text
 
 
-async def test_every_loss_of_the_ear_is_told_and_the_first_try_after_it_comes_soon(
+async def test_every_lost_subscription_is_logged_and_the_first_try_after_it_comes_soon(
     own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However many losses there were before, if it has heard something since."""
+    """However many losses there were before, if a subscription was confirmed since."""
     own_server.start()
     with Proxy(own_server.port) as proxy:
         store = RedisStore.from_url(proxy.url(own_server.url))
-        doubted: list[str] = []
-        made: Any = store.listen(lambda _: None, doubted.append)
+        gaps: list[str] = []
+        made: Any = store.listen(lambda _: None, gaps.append)
         made.add("Zk3")
         for losses in range(1, 9):
-            assert await until(lambda losses=losses: len(doubted) == losses), losses
+            assert await until(lambda losses=losses: len(gaps) == losses), losses
             proxy.cut()
-        assert await until(lambda: len(doubted) == 9)
+        assert await until(lambda: len(gaps) == 9)
 
-        assert caplog.text.count("store.deaf") == 8
+        assert caplog.text.count("store.unsubscribed") == 8
         await made.aclose()
         await store.aclose()
 
@@ -599,6 +601,6 @@ async def test_who_comes_and_goes_leaves_nothing_behind(connect: Any, browser: B
     stays.task.cancel()
     await asyncio.wait({stays.task})
 
-    (circle,) = browser.app._watch._circles.values()
-    sizes = {name: len(value) for name, value in vars(circle).items() if isinstance(value, dict | list | set)}
+    (state,) = browser.app._watch._states.values()
+    sizes = {name: len(value) for name, value in vars(state).items() if isinstance(value, dict | list | set)}
     assert set(sizes.values()) == {0}, sizes

@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 from asgi_sessions import RedisStore
-from asgi_sessions.stores.redis._link import _NOT_YET, Link
+from asgi_sessions.stores.redis._connection import _NOT_YET, Connection
 from tests.conftest import Server
 from tests.mix_up import Outcome, mix_up
 from tests.proxy import Proxy
@@ -47,7 +47,7 @@ def test_nobody_gets_anothers_answer(loop: str, lasting: Server) -> None:
 def test_a_link_that_loses_its_place_is_noticed(lasting: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """What all this is about: who leaves takes their place in the queue along, and everybody behind gets the wrong answer."""
 
-    def forgetful(self: Link, data: bytes) -> None:
+    def forgetful(self: Connection, data: bytes) -> None:
         self._reader.feed(data)
         while (reply := self._reader.gets()) is not _NOT_YET:
             while self._waiting and self._waiting[0].cancelled():
@@ -55,7 +55,7 @@ def test_a_link_that_loses_its_place_is_noticed(lasting: Server, monkeypatch: py
             if self._waiting:
                 self._waiting.popleft().set_result(reply)
 
-    monkeypatch.setattr(Link, "data_received", forgetful)
+    monkeypatch.setattr(Connection, "data_received", forgetful)
 
     store = RedisStore.from_url(lasting.url)
     outcome = asyncio.run(mix_up(store, users=100, requests=2_000, longest=0.002, seed=1, close=store.aclose))

@@ -92,15 +92,15 @@ class Operator:
             ended.append(id)
             heard.set()
 
-        ear = store.listen(hear, lambda place: ready.set())
+        subscriber = store.listen(hear, lambda place: ready.set())
         try:
-            ear.add(owner_of("alice")[:3])
+            subscriber.add(owner_of("alice")[:3])
             with anyio.move_on_after(1):
                 await ready.wait()
                 await sessions.revoke_all("alice")
                 await heard.wait()
         finally:
-            await ear.aclose()
+            await subscriber.aclose()
         return [] if len(ended) == 1 else ["an end was not heard of"]
 
     def leave(self) -> None:

@@ -21,7 +21,7 @@ from asgi_sessions._core.token import owner_of
 from asgi_sessions.errors import RecordDamaged
 from asgi_sessions.stores.redis import LARGE
 from asgi_sessions.stores.redis._client import OwnClient
-from asgi_sessions.stores.redis._link import Link
+from asgi_sessions.stores.redis._connection import Connection
 from asgi_sessions.stores.redis._scripts import CREATE, DELETE, INDEX, RENAME, TOUCH, UPDATE
 from asgi_sessions.testing import FakeClock, a_record, moved
 from tests.conftest import Server, a_store
@@ -166,27 +166,27 @@ async def test_a_large_session_travels_on_a_connection_of_its_own(own_server: Se
     small, large = Browser(app), Browser(app)
     await small.do(put(a=1))
     assert isinstance(store._bulk, OwnClient)
-    assert not store._bulk._lines  # not opened before there is something to carry
+    assert not store._bulk._connections  # not opened before there is something to carry
     most: dict[str, int] = {}
 
-    def counted(link: Link, name: str) -> None:
-        received = link.data_received
+    def counted(connection: Connection, name: str) -> None:
+        received = connection.data_received
 
         class Counting(asyncio.Protocol):
             def data_received(self, data: bytes) -> None:
                 most[name] = most.get(name, 0) + len(data)
                 received(data)
 
-        link._transport.set_protocol(Counting())
+        connection._transport.set_protocol(Counting())
 
     await large.do(put(text="x" * 500_000))
     assert isinstance(store._client, OwnClient)
     assert isinstance(store._bulk, OwnClient)
-    (line,), (bulk,) = store._client._lines.values(), store._bulk._lines.values()
-    assert line.link is not None
-    assert bulk.link is not None
-    counted(line.link, "small")
-    counted(bulk.link, "large")
+    (requests,), (bulk,) = store._client._connections.values(), store._bulk._connections.values()
+    assert requests.current is not None
+    assert bulk.current is not None
+    counted(requests.current, "small")
+    counted(bulk.current, "large")
     assert (await read(large))["data"] == {"text": "x" * 500_000}
     assert (await read(small))["data"] == {"a": 1}
     await store.aclose()

@@ -155,29 +155,29 @@ class UserStore(Store, Protocol):
 
 
 class Listening(Protocol):
-    """A store's word that it will tell of ends, for one event loop."""
+    """A subscription to ends, for one event loop."""
 
     @property
     def is_live(self) -> bool:
-        """Whether every end is heard of now; while it is not, ends are missed."""
+        """Whether every end is received now; while it is not, ends are missed."""
 
     def add(self, place: str) -> None:
-        """Tell of ends in this place from now on. May be called several times for one place."""
+        """Listen to this place from now on. May be called several times for one place."""
 
     def remove(self, place: str) -> None:
         """Take back one :meth:`add`."""
 
     async def aclose(self) -> None:
-        """Tell of nothing any more. May be called twice."""
+        """Stop listening. May be called twice."""
 
 
 @runtime_checkable
 class TellingStore(Store, Protocol):
     """A store that tells of ends: whoever ended a session, on whatever server."""
 
-    def listen(self, heard: Callable[[str], None], doubt: Callable[[str], None]) -> Listening:
-        """From now on call ``heard(id)``, in the running event loop, when a record is removed, and ``doubt(place)`` when ends in
-        a place may have been missed and are heard of from now on. Not called for aliases, nor for records that are renamed.
+    def listen(self, on_end: Callable[[str], None], on_gap: Callable[[str], None]) -> Listening:
+        """Call ``on_end(id)`` in the running event loop when a record is removed, but not for aliases and renamed records.
+        Call ``on_gap(place)`` when ends in a place may have been missed. From then on they are received.
         """
 
 

@@ -1,8 +1,8 @@
-"""Watch: tells those who serve a session for long, sockets and streams, that it has ended. Knows no HTTP.
+"""Watch: notifies open sockets and streams when their session has ended. Knows no HTTP.
 
-Where the store tells of ends, they are heard of at once. Ends by the clock are looked for when they are due. While the store
-cannot tell, everything that is watched is asked for every half minute. One task per event loop does it, and only while
-something is watched; what is watched costs an entry in a dict.
+A store that can be listened to reports ends at once. Ends by the clock are looked for when they are due. While the store
+does not report, every watched session is loaded every half minute. One task per event loop does this, while any session is
+watched. A watched session costs an entry in a dict.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ TICK: Final = 0.5
 """Seconds between two looks at the clock."""
 
 RECHECK: Final = 30.0
-"""Seconds between two looks into a store that does not tell of ends, or cannot at the moment."""
+"""Seconds between two looks into a store that does not report ends, or cannot at the moment."""
 
 LINGER: Final = 10.0
-"""Seconds for which the store is listened to after the last one who watched is gone."""
+"""Seconds for which the store is listened to after the last watcher has left."""
 
 AT_ONCE: Final = 64
 """How many sessions are asked for at the same time."""
@@ -61,15 +61,15 @@ class _Watched:
 class Watcher:
     """One socket or stream."""
 
-    __slots__ = ("_circle", "_end", "_watched")
+    __slots__ = ("_end", "_state", "_watched")
 
-    def __init__(self, circle: _Circle, watched: _Watched, end: Callable[[], None]) -> None:
-        self._circle = circle
+    def __init__(self, state: _LoopState, watched: _Watched, end: Callable[[], None]) -> None:
+        self._state = state
         self._watched = watched
         self._end = end
 
-    def tell(self) -> None:
-        """End the socket or stream. A failure is logged, so that the others are told too."""
+    def notify(self) -> None:
+        """End the socket or stream. A failure is logged, so that the others are notified too."""
         try:
             self._end()
         except Exception:
@@ -77,28 +77,28 @@ class Watcher:
 
     def leave(self) -> None:
         """The socket or stream is over: stop watching it."""
-        self._circle.remove(self._watched, self)
+        self._state.remove(self._watched, self)
 
 
 class Watch:
     """Everything that is watched in this process, of one store. Listens to the store once in each event loop."""
 
     def __init__(self) -> None:
-        self._circles: PerLoop[_Circle] = PerLoop(_Circle)
+        self._states: PerLoop[_LoopState] = PerLoop(_LoopState)
 
     def add(self, judge: Judge, record: Record, end: Callable[[], None]) -> Watcher | None:
         """Call ``end()`` when the session of this record ends, as ``judge`` sees it; ``None`` outside of asyncio: not watched."""
-        return None if running_loop() is None else self._circles.here().add(judge, record, end)
+        return None if running_loop() is None else self._states.here().add(judge, record, end)
 
     async def aclose(self) -> None:
         """Stop listening in this event loop."""
-        circle = self._circles.taken()
-        if circle is not None:
-            await circle.aclose()
+        state = self._states.taken()
+        if state is not None:
+            await state.aclose()
 
 
-class _Circle:
-    """What is watched in one event loop."""
+class _LoopState:
+    """What one event loop watches, and the task that does it."""
 
     def __init__(self) -> None:
         self._watched: dict[str, list[_Watched]] = {}
@@ -106,15 +106,15 @@ class _Circle:
         self._unsure: set[_Watched] = set()
         self._listening: Listening | None = None
         self._closing: set[Listening] = set()
-        self._minder: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
 
     def add(self, judge: Judge, record: Record, end: Callable[[], None]) -> Watcher:
         """As :meth:`Watch.add`, in this event loop."""
-        if self._minder is None or self._minder.done():
-            self._minder = asyncio.ensure_future(self._mind())
+        if self._task is None or self._task.done():
+            self._task = asyncio.ensure_future(self._run())
         if self._listening is None and (listen := getattr(judge.store, "listen", None)) is not None:
-            self._listening = listen(self._heard, self._doubt)
+            self._listening = listen(self._on_end, self._on_gap)
         of_session = self._watched.setdefault(record.id, [])
         watched = next((each for each in of_session if each.judge is judge), None)
         if watched is None:
@@ -149,7 +149,7 @@ class _Circle:
         if self._listening is not None:
             self._listening.remove(place_of(watched.record.key))
 
-    def _heard(self, id: str) -> None:
+    def _on_end(self, id: str) -> None:
         """The session has ended."""
         for watched in tuple(self._watched.get(id, ())):
             self._ended(watched)
@@ -157,17 +157,17 @@ class _Circle:
     def _ended(self, watched: _Watched) -> None:
         self._forget(watched)
         for watcher in tuple(watched.watchers):
-            watcher.tell()
+            watcher.notify()
 
     def _all(self) -> Iterator[_Watched]:
         return chain.from_iterable(self._watched.values())
 
-    def _doubt(self, place: str | None = None) -> None:
-        """Ends in this place, or in all, may have been missed; from now on they are heard of."""
+    def _on_gap(self, place: str | None = None) -> None:
+        """Ends in this place, or in all, may have been missed; from now on they are received."""
         self._unsure.update(each for each in self._all() if place is None or place_of(each.record.key) == place)
         self._wake.set()
 
-    async def _mind(self) -> None:
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         rechecked_at = busy_at = loop.time()
         while self._watched or loop.time() - busy_at < LINGER:
@@ -190,10 +190,10 @@ class _Circle:
                 some = [self._unsure.pop() for _ in range(min(len(self._unsure), AT_ONCE))]
                 answered = await asyncio.gather(*map(self._check, some))
                 unanswered += [each for each, is_answered in zip(some, answered, strict=True) if not is_answered]
-            # An outage ends nobody's session: those stay in doubt, and are asked for again.
+            # An outage ends no session: those stay unsure, and are asked for again.
             self._unsure.update(filter(self._is_watched, unanswered))
         listening, self._listening = self._listening, None
-        self._minder = None
+        self._task = None
         if listening is not None:
             self._closing.add(listening)
             try:
@@ -227,5 +227,5 @@ class _Circle:
                 if listening is not None:
                     closing.push_async_callback(listening.aclose)
             self._listening = None
-            if self._minder is not None:
-                await stop(self._minder)
+            if self._task is not None:
+                await stop(self._task)

@@ -1,4 +1,4 @@
-"""Telling of ends within this process."""
+"""Notifies the listeners of this process of ends."""
 
 from __future__ import annotations
 
@@ -9,34 +9,38 @@ from asgi_sessions._engine.loops import running_loop
 
 
 class Listeners:
-    """Those who want to know. From any thread."""
+    """The listeners of one store. Every method may be called from any thread.
 
-    def __init__(self, *, hears_all: bool) -> None:
-        self._hears_all = hears_all
+    Args:
+        is_live: whether this process sees every end.
+    """
+
+    def __init__(self, *, is_live: bool) -> None:
+        self._is_live = is_live
         self._all: set[_Listening] = set()
 
-    def listen(self, heard: Callable[[str], None]) -> _Listening:
+    def listen(self, on_end: Callable[[str], None]) -> _Listening:
         for other in tuple(self._all):
             if other.is_over:
                 self._all.discard(other)
-        listening = _Listening(self._all, heard, self._hears_all)
+        listening = _Listening(self._all, on_end, self._is_live)
         self._all.add(listening)
         return listening
 
-    def tell(self, ids: Iterable[str]) -> None:
+    def notify(self, ids: Iterable[str]) -> None:
         if self._all:
             for id in ids:
                 for listening in tuple(self._all):
-                    listening.tell(id)
+                    listening.notify(id)
 
 
 class _Listening:
-    """Ends as they happen, told in the event loop that listens."""
+    """Calls ``on_end`` in the event loop that listens."""
 
-    def __init__(self, listeners: set[_Listening], heard: Callable[[str], None], is_live: bool) -> None:
+    def __init__(self, listeners: set[_Listening], on_end: Callable[[str], None], is_live: bool) -> None:
         self.is_live = is_live
         self._listeners = listeners
-        self._heard = heard
+        self._on_end = on_end
         self._thread = threading.get_ident()
         self._loop = running_loop()
 
@@ -45,17 +49,17 @@ class _Listening:
         """Whether its event loop was closed before it was."""
         return self._loop is not None and self._loop.is_closed()
 
-    def tell(self, id: str) -> None:
+    def notify(self, id: str) -> None:
         if threading.get_ident() == self._thread:
-            self._heard(id)
+            self._on_end(id)
         elif self._loop is not None and not self.is_over:
-            self._loop.call_soon_threadsafe(self._heard, id)
+            self._loop.call_soon_threadsafe(self._on_end, id)
 
     def add(self, place: str) -> None:
-        """All places are told of."""
+        """All places are listened to."""
 
     def remove(self, place: str) -> None:
-        """All places are told of."""
+        """All places are listened to."""
 
     async def aclose(self) -> None:
         self._listeners.discard(self)

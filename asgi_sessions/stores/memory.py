@@ -51,7 +51,7 @@ class MemoryStore:
         self._index: dict[str, dict[str, str]] = {}
         self._histories: dict[str, deque[bytes]] = {}  # the newest first
         self._rules = Rules(0)  # by which expired records are noted: those of the last note
-        self._listeners = Listeners(hears_all=True)
+        self._listeners = Listeners(is_live=True)
         self._latest = 0.0
         self._swept_at = 0.0
         # No method awaits, so tasks cannot interleave; threads, each with a loop of its own, could.
@@ -178,9 +178,9 @@ class MemoryStore:
                 self._drop(self._index[owner][id])
             return ids
 
-    def listen(self, heard: Callable[[str], None], doubt: Callable[[str], None]) -> Listening:
+    def listen(self, on_end: Callable[[str], None], on_gap: Callable[[str], None]) -> Listening:
         """See :meth:`asgi_sessions.stores.TellingStore.listen`."""
-        return self._listeners.listen(heard)
+        return self._listeners.listen(on_end)
 
     def _admit(self, owner: str, note: Note, *, repeated: bool) -> Admission:
         self._rules = note.rules
@@ -244,7 +244,7 @@ class MemoryStore:
     def _drop(self, key: str, *, moved: bool = False) -> None:
         record = self._records.pop(key)
         if not moved and record.rev != ALIAS_REV:
-            self._listeners.tell((record.id,))
+            self._listeners.notify((record.id,))
         if record.owner is not None:
             entries = self._index.get(record.owner, {})
             if entries.get(record.id) == key:

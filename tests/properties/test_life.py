@@ -631,7 +631,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked here is what is true, not how fast: a busy machine may take its time."""
     monkeypatch.setattr("asgi_sessions._engine.guard.DEADLINE", 30.0)
     for name in ("TICKS_TO_ANSWER", "TICKS_TO_STALL"):
-        monkeypatch.setattr(f"asgi_sessions.stores.redis._link.{name}", 300, raising=False)
+        monkeypatch.setattr(f"asgi_sessions.stores.redis._connection.{name}", 300, raising=False)
 
 
 def live(kind: str, url: str | None, *, sealed: bool, examples: int) -> None:

@@ -59,7 +59,7 @@ from asgi_sessions.stores.redis._client import (
     unanswered,
 )
 from asgi_sessions.stores.redis._cluster import SLOTS, Cluster, ClusterClient, places
-from asgi_sessions.stores.redis._link import ConnectionLost
+from asgi_sessions.stores.redis._connection import ConnectionLost
 from asgi_sessions.stores.redis._scripts import (
     ADMIT,
     CREATE,
@@ -483,9 +483,9 @@ class RedisStore:
             name.startswith(f"{self._prefix}:{{") and name[-PLACE_AND_SUFFIX:][PLACE_CHARS : PLACE_CHARS + 4] == "}:s:"
         )
 
-    def listen(self, heard: Callable[[str], None], doubt: Callable[[str], None]) -> Listening:
+    def listen(self, on_end: Callable[[str], None], on_gap: Callable[[str], None]) -> Listening:
         """See :class:`~asgi_sessions._engine.contract.TellingStore`."""
-        return self._client.listen(self._stem, heard, doubt)
+        return self._client.listen(self._stem, on_end, on_gap)
 
     async def aclose(self) -> None:
         """Close the connections that the store opened in this event loop, and leave a client of yours alone."""

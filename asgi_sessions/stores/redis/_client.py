@@ -1,7 +1,7 @@
 """How commands reach the server: the seam between the store and redis-py.
 
-Two ways, one face. Our own: one :class:`Link` per event loop, opened when first needed and again when it was lost. The app's: a
-client that it passed in, used as it is.
+There are two ways with one interface. Our own: one :class:`Connection` per event loop, opened when first needed and again when it
+was lost. The app's: a client that it passed in, used as it is.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ from asgi_sessions.errors import (
     StoreUnreachable,
     TemporarilyUnavailable,
 )
-from asgi_sessions.stores.redis._ear import Deaf, Ear
-from asgi_sessions.stores.redis._link import ConnectionLost, Link, NotSent, open_link
+from asgi_sessions.stores.redis._connection import Connection, ConnectionLost, NotSent, open_connection
 from asgi_sessions.stores.redis._scripts import MOVING, Script
+from asgi_sessions.stores.redis._subscriber import NullSubscriber, Subscriber
 
 # RESP2: nothing is pushed, so every reply belongs to a question. No retries in the driver: they are ours.
 _OPTIONS: dict[str, Any] = {
     "protocol": 2,
     "decode_responses": False,
     "socket_connect_timeout": 0.4,
-    "socket_timeout": 0.4,  # of the handshake; after that the link keeps the time
+    "socket_timeout": 0.4,  # of the handshake; after that the connection keeps the time
 }
 
 TIME_TO_OPEN = 0.45
@@ -174,8 +174,9 @@ class OwnClient:
 
     def __init__(self, make_pool: Callable[[], ConnectionPool]) -> None:
         """``make_pool`` is called once per event loop; a pool opens nothing, it knows how to."""
-        self._lines: PerLoop[Line] = PerLoop(lambda: Line(make_pool()))
-        self._last: tuple[int, Any, Line | None] = (0, None, None)  # the thread, the loop in it, and the line there
+        self._connections: PerLoop[ReconnectingConnection] = PerLoop(lambda: ReconnectingConnection(make_pool()))
+        self._last: tuple[int, Any, ReconnectingConnection | None] = (0, None, None)
+        """A thread, its event loop, and the connection there."""
         after_fork.add(self)
 
     def at_once(self, command: tuple[Any, ...]) -> asyncio.Future[Any] | None:
@@ -183,12 +184,12 @@ class OwnClient:
 
         The future may hold an error reply, and may raise ConnectionLost: then use :meth:`again`; or another RedisError.
         """
-        thread, loop, line = self._last
+        thread, loop, reconnecting = self._last
         # Mostly there is one loop. To ask asyncio which one is running takes a system call.
-        if line is None or thread != get_ident() or not loop.is_running():
+        if reconnecting is None or thread != get_ident() or not loop.is_running():
             return None
-        link = line.link
-        return link.ask(command) if link is not None and link.has_room else None
+        connection = reconnecting.current
+        return connection.ask(command) if connection is not None and connection.has_room else None
 
     async def call(self, command: tuple[Any, ...]) -> Any:
         """Send one command and return its reply; once more if the connection broke.
@@ -197,8 +198,8 @@ class OwnClient:
             StoreError: there was no answer. Refused: the server answered with an error.
         """
         try:
-            link = await self._line().ready_in_time()
-            return checked(await link.ask(command))
+            connection = await self._here().ready_in_time()
+            return checked(await connection.ask(command))
         except ConnectionLost:
             return await self.again(command)
         except UNANSWERED as error:
@@ -211,13 +212,15 @@ class OwnClient:
             StoreError, Refused: as for :meth:`call`.
         """
         try:
-            link = await self._line_again().ready_in_time()
-            return checked(await link.ask(command))
+            connection = await self._here_again().ready_in_time()
+            return checked(await connection.ask(command))
         except UNANSWERED as error:
             raise unanswered(error) from error
 
-    def listen(self, stem: Callable[[str], str], heard: Callable[[str], None], doubt: Callable[[str], None]) -> Ear:
-        return Ear(self._line().new_connection, stem, heard, doubt)
+    def listen(
+        self, stem: Callable[[str], str], on_end: Callable[[str], None], on_gap: Callable[[str], None]
+    ) -> Subscriber:
+        return Subscriber(self._here().new_connection, stem, on_end, on_gap)
 
     async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: int) -> Any:
         """As :meth:`call`, and so many replicas have what was done.
@@ -229,49 +232,49 @@ class OwnClient:
         """
         try:
             try:
-                return await ask_durably(await self._line().ready_in_time(), command, lambda: mark, replicas)
+                return await ask_durably(await self._here().ready_in_time(), command, lambda: mark, replicas)
             except ConnectionLost:
-                return await ask_durably(await self._line_again().ready_in_time(), command, lambda: mark, replicas)
+                return await ask_durably(await self._here_again().ready_in_time(), command, lambda: mark, replicas)
         except UNANSWERED as error:
             raise unanswered(error) from error
 
     async def distrust(self) -> None:
         """Drop the connection: it leads to a server that is no primary now. Where to, is asked anew."""
-        line = self._lines.found()
-        if line is not None and line.link is not None and line.distrusts.may():
-            line.link.abort(ConnectionLost("the server is no primary now"))
+        reconnecting = self._connections.found()
+        if reconnecting is not None and reconnecting.current is not None and reconnecting.distrusts.may():
+            reconnecting.current.abort(ConnectionLost("the server is no primary now"))
 
-    def _line(self) -> Line:
-        line = self._lines.here()
-        self._last = (get_ident(), asyncio.get_running_loop(), line)
-        return line
+    def _here(self) -> ReconnectingConnection:
+        reconnecting = self._connections.here()
+        self._last = (get_ident(), asyncio.get_running_loop(), reconnecting)
+        return reconnecting
 
-    def _line_again(self) -> Line:
-        """For who was under way. Where the client was closed meanwhile, nobody would close a connection that is opened now."""
-        if self._lines.found() is None:
+    def _here_again(self) -> ReconnectingConnection:
+        """For a command already in flight. If the client was closed meanwhile, a connection opened now would never be closed."""
+        if self._connections.found() is None:
             raise ConnectionLost("the connection was closed")
-        return self._line()
+        return self._here()
 
     async def aclose(self) -> None:
         """Close the connection of this loop."""
         self._last = (0, None, None)
-        line = self._lines.taken()
-        if line is not None:
-            await line.aclose()
+        reconnecting = self._connections.taken()
+        if reconnecting is not None:
+            await reconnecting.aclose()
 
     def forget(self) -> None:
         """In a forked child: the sockets are the parent's."""
-        self._lines.forget()
+        self._connections.forget()
         self._last = (0, None, None)
 
 
-def say_asking(link: Link) -> None:
+def say_asking(connection: Connection) -> None:
     """The next command is of a slot that is on its way to this node of a cluster."""
-    link.ask(("ASKING",)).add_done_callback(retrieve)
+    connection.ask(("ASKING",)).add_done_callback(retrieve)
 
 
 async def ask_durably(
-    link: Link, command: tuple[Any, ...], mark: Callable[[], str], replicas: int, *, is_asking: bool = False
+    connection: Connection, command: tuple[Any, ...], mark: Callable[[], str], replicas: int, *, is_asking: bool = False
 ) -> Any:
     """The reply to a command, when replicas have what it did. All on one connection.
 
@@ -288,15 +291,15 @@ async def ask_durably(
 
     def ask(one: tuple[Any, ...]) -> asyncio.Future[Any]:
         if is_asking:
-            say_asking(link)
-        return link.ask(one)
+            say_asking(connection)
+        return connection.ask(one)
 
-    is_first, asked = not link.is_held_up, ask(command)
+    is_first, asked = not connection.is_held_up, ask(command)
     try:
         async with asyncio.timeout(TIME_TO_CONFIRM):
             while True:
                 marked = ask(("EVAL", _MARK, 1, mark(), MARK_TTL))
-                waited = link.share(("WAIT", replicas, WAIT_FOR_REPLICAS))
+                waited = connection.share(("WAIT", replicas, WAIT_FOR_REPLICAS))
                 reply, noted, reached = await asyncio.gather(asked, marked, waited)
                 checked(reply)  # after this the session has ended, so no error may say that it has not
                 if not (isinstance(noted, hiredis.ReplyError) and Refused(str(noted)).code in ("MOVED", "ASK")):
@@ -390,39 +393,39 @@ class Distrusts:
         return True
 
 
-class Line:
-    """The way to the server in one event loop: the link, or the attempt to open one."""
+class ReconnectingConnection:
+    """A connection for one event loop that is opened when it is needed, and again after it broke."""
 
-    __slots__ = ("_is_closed", "_limits", "_opening", "_pause", "_pool", "_retry_at", "distrusts", "link")
+    __slots__ = ("_is_closed", "_limits", "_opening", "_pause", "_pool", "_retry_at", "current", "distrusts")
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
         self.distrusts = Distrusts()
         self._is_closed = False
         self._limits = Deadlines(TIME_TO_OPEN)
-        self._opening: asyncio.Task[Link] | None = None
+        self._opening: asyncio.Task[Connection] | None = None
         self._pause = 0.0
         self._retry_at = 0.0
-        self.link: Link | None = None
+        self.current: Connection | None = None
 
     def new_connection(self) -> AbstractConnection:
         return new_connection(self._pool)
 
-    async def ready_in_time(self) -> Link:
+    async def ready_in_time(self) -> Connection:
         """:meth:`ready`, or TimeoutError."""
         with self._limits.limit():
             return await self.ready()
 
-    async def ready(self) -> Link:
-        """A link with room for a command; all who ask at once wait for the same one.
+    async def ready(self) -> Connection:
+        """A connection with room for a command; all who ask at once wait for the same one.
 
         Raises:
-            RedisError, OSError: the server cannot be reached. ConnectionLost: this way to it was closed meanwhile.
+            RedisError, OSError: the server cannot be reached. ConnectionLost: this one was closed meanwhile.
         """
-        link = self.link
-        while link is None or not link.has_room:
-            if link is not None and link.lost is None:
-                await link.room()
+        connection = self.current
+        while connection is None or not connection.has_room:
+            if connection is not None and connection.lost is None:
+                await connection.room()
                 continue
             if self._is_closed:
                 raise ConnectionLost("the connection was closed")  # nobody would close what is opened now
@@ -434,16 +437,16 @@ class Line:
             await asyncio.wait({opening})
             if opening.cancelled():
                 raise ConnectionLost("the connection was closed")
-            link = opening.result()
-        return link
+            connection = opening.result()
+        return connection
 
-    async def _open(self) -> Link:
+    async def _open(self) -> Connection:
         loop = asyncio.get_running_loop()
         try:
             if (wait := self._retry_at - loop.time()) > 0:
                 await asyncio.sleep(wait)
             try:
-                link = await open_link(self.new_connection())
+                connection = await open_connection(self.new_connection())
             finally:
                 await _leave_sentinels(self._pool)
         except BaseException:
@@ -453,8 +456,8 @@ class Line:
             raise
         else:
             self._pause = 0.0
-            self.link = link
-            return link
+            self.current = connection
+            return connection
 
     async def aclose(self) -> None:
         self._is_closed = True
@@ -462,8 +465,8 @@ class Line:
             if self._opening is not None:
                 await stop(self._opening)
         finally:
-            if self.link is not None:
-                await self.link.aclose()
+            if self.current is not None:
+                await self.current.aclose()
 
 
 class _Forgetful(Protocol):
@@ -529,11 +532,11 @@ class GivenClient:
             await pool.disconnect(inuse_connections=False)
 
     def listen(
-        self, stem: Callable[[str], str], heard: Callable[[str], None], doubt: Callable[[str], None]
-    ) -> Ear | Deaf:
-        """Deaf are clients that have more than one server behind them."""
+        self, stem: Callable[[str], str], on_end: Callable[[str], None], on_gap: Callable[[str], None]
+    ) -> Subscriber | NullSubscriber:
+        """A client with several servers gets a :class:`NullSubscriber`."""
         pool = getattr(self._client, "connection_pool", None)
-        return Deaf() if pool is None else Ear(lambda: new_connection(pool), stem, heard, doubt)
+        return NullSubscriber() if pool is None else Subscriber(lambda: new_connection(pool), stem, on_end, on_gap)
 
     async def aclose(self) -> None:
         """Not ours to close."""
@@ -547,7 +550,7 @@ class Client(Protocol):
     async def again(self, command: tuple[Any, ...]) -> Any: ...
     async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: int) -> Any: ...
     def listen(
-        self, stem: Callable[[str], str], heard: Callable[[str], None], doubt: Callable[[str], None]
+        self, stem: Callable[[str], str], on_end: Callable[[str], None], on_gap: Callable[[str], None]
     ) -> Listening: ...
     async def distrust(self) -> None: ...
     async def aclose(self) -> None: ...

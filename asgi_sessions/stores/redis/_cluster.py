@@ -1,7 +1,7 @@
 """A cluster: which node has which slot, and a connection to each node as to a single server.
 
-redis-py opens the connections; what is asked of a node in one turn of the event loop leaves as one write (``_link.py``). Which
-node has a slot is known from ``CLUSTER SLOTS``. A node that is asked for what it does not have says so, and has done nothing:
+redis-py opens the connections. The commands for a node in one turn of the event loop leave as one write (``_connection.py``).
+Which node has a slot is known from ``CLUSTER SLOTS``. A node that does not have what it is asked for says so, and does nothing:
 
 =================================  ====================================  ================================================
 it says                            that means                            what is done
@@ -42,7 +42,7 @@ from asgi_sessions.stores.redis._client import (
     TIME_TO_OPEN,
     UNANSWERED,
     WRONG_SERVER,
-    Line,
+    ReconnectingConnection,
     Refused,
     after_fork,
     ask_durably,
@@ -52,8 +52,8 @@ from asgi_sessions.stores.redis._client import (
     say_asking,
     unanswered,
 )
-from asgi_sessions.stores.redis._ear import Ear
-from asgi_sessions.stores.redis._link import ConnectionLost, Link
+from asgi_sessions.stores.redis._connection import Connection, ConnectionLost
+from asgi_sessions.stores.redis._subscriber import Subscriber
 
 SLOTS: Final = 16384
 
@@ -171,7 +171,7 @@ class Map:
         self._seeds = list(seeds)
         self._nodes: list[Address] = []
         self._shown_by = self._seeds[0]
-        self._lines: dict[tuple[Address, str], Line] = {}
+        self._connections: dict[tuple[Address, str], ReconnectingConnection] = {}
         # Of ours, so that a loop that stood still is not held against a node.
         self.limits, self._quick = Deadlines(TIME_TO_OPEN), Deadlines(QUICK)
         self._looking: asyncio.Task[None] | None = None
@@ -186,18 +186,18 @@ class Map:
         self.listeners: set[Callable[[], None]] = set()
         """Called when a slot is somewhere else than it was."""
 
-    def line(self, address: Address, lane: str) -> Line:
-        """The connection to a node; each lane has its own.
+    def connection_to(self, address: Address, purpose: str) -> ReconnectingConnection:
+        """The connection to a node for one purpose: ``map``, ``requests``, ``bulk``.
 
         Raises:
             ConnectionLost: the map was closed, and nobody would close what is opened now.
         """
         if self.is_closed:
             raise ConnectionLost("the store was closed")
-        line = self._lines.get((address, lane))
-        if line is None:
-            line = self._lines[address, lane] = Line(self._pool_at(address))
-        return line
+        reconnecting = self._connections.get((address, purpose))
+        if reconnecting is None:
+            reconnecting = self._connections[address, purpose] = ReconnectingConnection(self._pool_at(address))
+        return reconnecting
 
     async def find(self, slot: int | None) -> Address:
         """The primary of a slot; of no slot in particular, a node that answers.
@@ -273,8 +273,8 @@ class Map:
             self._looked_at = loop.time()
 
     async def _seen_by(self, address: Address) -> tuple[bool, _Rows]:
-        link = await self.line(address, "map").ready()
-        info, rows = await asyncio.gather(link.ask(("CLUSTER", "INFO")), link.ask(("CLUSTER", "SLOTS")))
+        connection = await self.connection_to(address, "map").ready()
+        info, rows = await asyncio.gather(connection.ask(("CLUSTER", "INFO")), connection.ask(("CLUSTER", "SLOTS")))
         shown = _rows_of(rows, address) if isinstance(rows, list) else []
         if not shown:
             raise RedisError("a node shows no map")
@@ -288,8 +288,8 @@ class Map:
             nodes.update(dict.fromkeys(addresses))
         self._nodes, self.primaries = list(nodes), list(dict.fromkeys(addresses[0] for _, addresses in rows))
         self.suspects.clear()
-        for address, lane in [each for each in self._lines if each[0] not in nodes and each[0] not in self._seeds]:
-            closing = asyncio.ensure_future(self._lines.pop((address, lane)).aclose())
+        for gone in [each for each in self._connections if each[0] not in nodes and each[0] not in self._seeds]:
+            closing = asyncio.ensure_future(self._connections.pop(gone).aclose())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
         if at != self.at:
@@ -302,10 +302,10 @@ class Map:
 
     async def aclose(self) -> None:
         self.is_closed = True
-        lines, self._lines = self._lines, {}
+        connections, self._connections = self._connections, {}
         async with AsyncExitStack() as closing:
-            for line in lines.values():
-                closing.push_async_callback(line.aclose)
+            for reconnecting in connections.values():
+                closing.push_async_callback(reconnecting.aclose)
         if self._looking is not None:
             # Not cancelled: nor were those who wait for it. It ends by itself, since no node can be asked any more.
             await asyncio.wait({self._looking})
@@ -347,11 +347,11 @@ def _redirected(refused: Refused, asked: Address) -> tuple[int, Address]:
 
 
 class ClusterClient:
-    """Connections of our own to the nodes of a cluster, one per node, event loop and ``lane``; see :class:`OwnClient`."""
+    """Connections of our own to the nodes of a cluster, one per node, event loop and purpose; see :class:`OwnClient`."""
 
-    def __init__(self, cluster: Cluster, lane: str) -> None:
+    def __init__(self, cluster: Cluster, purpose: str) -> None:
         self._cluster = cluster
-        self._lane = lane
+        self._purpose = purpose
 
     def at_once(self, command: tuple[Any, ...]) -> None:
         """A reply may lead elsewhere, so somebody has to wait for it: use :meth:`call`."""
@@ -374,10 +374,10 @@ class ClusterClient:
 
     async def _call_at(self, known: Map, address: Address, slot: int | None, command: tuple[Any, ...]) -> Any:
         """As mostly: there is a connection, and the slot is there."""
-        link = known.line(address, self._lane).link
-        if link is not None and link.has_room:
+        connection = known.connection_to(address, self._purpose).current
+        if connection is not None and connection.has_room:
             try:
-                return checked(await link.ask(command))
+                return checked(await connection.ask(command))
             except ConnectionLost:
                 known.suspect(address)
             except Refused as refused:
@@ -394,10 +394,10 @@ class ClusterClient:
         """As :meth:`OwnClient.call_durably`."""
         known, slot = self._cluster.map(), slot_of(mark)
 
-        def ask(link: Link, at: Address, /, *, is_asking: bool) -> Awaitable[Any]:
+        def ask(connection: Connection, at: Address, /, *, is_asking: bool) -> Awaitable[Any]:
             # While its slot moves, a node takes no new key of it: on the old one the mark has to be in another slot.
             return ask_durably(
-                link,
+                connection,
                 command,
                 lambda: mark if is_asking else known.elsewhere(mark, at),
                 replicas,
@@ -418,12 +418,12 @@ class ClusterClient:
             StoreError, also where the slot is on its way to another node.
         """
 
-        async def ask(link: Link, at: Address, /, *, is_asking: bool) -> Any:
+        async def ask(connection: Connection, at: Address, /, *, is_asking: bool) -> Any:
             if is_asking:
                 raise TemporarilyUnavailable(
                     "slots of the cluster are on their way to another node; go on when they are there"
                 )
-            reply, there = await asyncio.gather(link.ask(command), link.ask(("EXISTS", nobody)))
+            reply, there = await asyncio.gather(connection.ask(command), connection.ask(("EXISTS", nobody)))
             checked(there)
             return checked(reply)
 
@@ -440,8 +440,8 @@ class ClusterClient:
                     try:
                         if address is None:
                             address = await known.find(slot)
-                        link = await known.line(address, self._lane).ready()
-                        return await ask(link, address, is_asking=is_asking)
+                        connection = await known.connection_to(address, self._purpose).ready()
+                        return await ask(connection, address, is_asking=is_asking)
                     except Refused as refused:
                         trouble, is_asking = refused, refused.code == "ASK"
                         if refused.code in ("MOVED", "ASK") and address is not None:
@@ -470,8 +470,10 @@ class ClusterClient:
     async def distrust(self) -> None:
         """A primary that has become a replica says READONLY, and is suspected by then."""
 
-    def listen(self, stem: Callable[[str], str], heard: Callable[[str], None], doubt: Callable[[str], None]) -> Ears:
-        return Ears(self._cluster.map(), self._cluster._pool_at, stem, heard, doubt)
+    def listen(
+        self, stem: Callable[[str], str], on_end: Callable[[str], None], on_gap: Callable[[str], None]
+    ) -> ClusterSubscriber:
+        return ClusterSubscriber(self._cluster.map(), self._cluster._pool_at, stem, on_end, on_gap)
 
     async def aclose(self) -> None:
         await self._cluster.aclose()
@@ -480,41 +482,41 @@ class ClusterClient:
 class _Ask(Protocol):
     """Something to be asked of a node; ``is_asking``: of a slot that is on its way there."""
 
-    def __call__(self, link: Link, at: Address, /, *, is_asking: bool) -> Awaitable[Any]: ...
+    def __call__(self, connection: Connection, at: Address, /, *, is_asking: bool) -> Awaitable[Any]: ...
 
 
 def _asking(command: tuple[Any, ...]) -> _Ask:
-    async def ask(link: Link, at: Address, /, *, is_asking: bool) -> Any:
+    async def ask(connection: Connection, at: Address, /, *, is_asking: bool) -> Any:
         if is_asking:
-            say_asking(link)
-        return checked(await link.ask(command))
+            say_asking(connection)
+        return checked(await connection.ask(command))
 
     return ask
 
 
-class Ears:
-    """An :class:`Ear` at each node that somebody watches places of; they follow their slots."""
+class ClusterSubscriber:
+    """A :class:`Subscriber` at each node that has a watched place; they follow their slots."""
 
     def __init__(
         self,
         known: Map,
         pool_at: Callable[[Address], ConnectionPool],
         stem: Callable[[str], str],
-        heard: Callable[[str], None],
-        doubt: Callable[[str], None],
+        on_end: Callable[[str], None],
+        on_gap: Callable[[str], None],
     ) -> None:
         self._map = known
         self._pool_at = pool_at
-        self._told = (stem, heard, doubt)
+        self._callbacks = (stem, on_end, on_gap)
         self._places: Counter[str] = Counter()
         self._at: dict[str, Address | None] = {}
-        self._ears: dict[Address, Ear] = {}
+        self._subscribers: dict[Address, Subscriber] = {}
         self._closing: set[asyncio.Task[None]] = set()
         known.listeners.add(self._follow)
 
     @property
     def is_live(self) -> bool:
-        return None not in self._at.values() and all(ear.is_live for ear in self._ears.values())
+        return None not in self._at.values() and all(each.is_live for each in self._subscribers.values())
 
     def add(self, place: str) -> None:
         self._places[place] += 1
@@ -544,30 +546,32 @@ class Ears:
         self._leave(place, here)
         self._at[place] = there
         if there is not None:
-            ear = self._ears.get(there)
-            if ear is None:
+            subscriber = self._subscribers.get(there)
+            if subscriber is None:
                 pool = self._pool_at(there)
-                ear = Ear(lambda: new_connection(pool), *self._told, lambda: self._map.suspect(there))
-                self._ears[there] = ear
-            ear.add(place)
+                subscriber = Subscriber(
+                    lambda: new_connection(pool), *self._callbacks, lambda: self._map.suspect(there)
+                )
+                self._subscribers[there] = subscriber
+            subscriber.add(place)
 
     def _leave(self, place: str, address: Address | None) -> None:
         if address is not None:
-            self._ears[address].remove(place)
+            self._subscribers[address].remove(place)
 
     def _close_idle(self) -> None:
-        for address in self._ears.keys() - set(self._at.values()):
-            self._close(self._ears.pop(address))
+        for address in self._subscribers.keys() - set(self._at.values()):
+            self._close(self._subscribers.pop(address))
 
-    def _close(self, ear: Ear) -> None:
-        closing = ear.leave()
+    def _close(self, subscriber: Subscriber) -> None:
+        closing = subscriber.leave()
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 
     async def aclose(self) -> None:
         self._map.listeners.discard(self._follow)
-        ears, self._ears, self._at = self._ears, {}, {}
+        subscribers, self._subscribers, self._at = self._subscribers, {}, {}
         self._places.clear()
-        for ear in ears.values():
-            self._close(ear)
+        for subscriber in subscribers.values():
+            self._close(subscriber)
         await stop(*self._closing)

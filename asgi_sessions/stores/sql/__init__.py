@@ -135,7 +135,7 @@ class SQLStore:
         """Holds the two tables; for migrations of your own, see :func:`session_tables`."""
         self._say = Statements(*session_tables(self.metadata, table=table, schema=schema))
         self._lanes: PerLoop[Lane] = PerLoop(self._make_lane)
-        self._listeners = Listeners(hears_all=False)
+        self._listeners = Listeners(is_live=False)
 
     @property
     def namespace(self) -> str:
@@ -201,7 +201,7 @@ class SQLStore:
             await self._lane().run(work, writes=record.key)
             return None
         admission, ended = await self._lane().run(self._admitting(record, record.owner, note), writes=record.key)
-        self._listeners.tell(ended)
+        self._listeners.notify(ended)
         return admission
 
     async def update(self, record: Record, *, rev: int) -> None:
@@ -292,7 +292,7 @@ class SQLStore:
 
         gone = await self._lane().run(work, writes=key)
         if gone is not None and gone.rev != ALIAS_REV:
-            self._listeners.tell((gone.id,))
+            self._listeners.notify((gone.id,))
         return gone
 
     async def index(self, owner: str) -> Mapping[str, str]:
@@ -340,7 +340,7 @@ class SQLStore:
                 return [one.id for one in out], [one.id for one in (*over, *out)]
 
         ids, gone = await self._lane().run(work, writes=owner)
-        self._listeners.tell(gone)
+        self._listeners.notify(gone)
         return ids
 
     async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
@@ -369,12 +369,12 @@ class SQLStore:
                 return ids
 
         ids = await self._lane().run(work, writes=owner)
-        self._listeners.tell(ids)
+        self._listeners.notify(ids)
         return ids
 
-    def listen(self, heard: Callable[[str], None], doubt: Callable[[str], None]) -> Listening:
-        """Ends that were carried out here are told at once; those of other processes are not heard of (``is_live`` is False)."""
-        return self._listeners.listen(heard)
+    def listen(self, on_end: Callable[[str], None], on_gap: Callable[[str], None]) -> Listening:
+        """Only ends by this process are notified, at once. Ends by other processes are missed, so ``is_live`` is False."""
+        return self._listeners.listen(on_end)
 
     # ── Housekeeping ──
 
@@ -598,7 +598,7 @@ class SQLStore:
                 return over
 
         over = await lane.run(work, writes=owner)
-        self._listeners.tell(one.id for one in over)
+        self._listeners.notify(one.id for one in over)
         return len(over)
 
     async def aclose(self) -> None:

@@ -15,9 +15,9 @@ from redis.asyncio import ConnectionPool
 
 from asgi_sessions import RedisStore, StoreError
 from asgi_sessions.errors import StoreUnreachable
-from asgi_sessions.stores.redis import _link
-from asgi_sessions.stores.redis._client import Line, OwnClient, Refused, new_connection, pool_from_url
-from asgi_sessions.stores.redis._link import ConnectionLost, Link, open_link
+from asgi_sessions.stores.redis import _connection
+from asgi_sessions.stores.redis._client import OwnClient, ReconnectingConnection, Refused, new_connection, pool_from_url
+from asgi_sessions.stores.redis._connection import Connection, ConnectionLost, open_connection
 from asgi_sessions.testing import a_record
 from tests.conftest import Server
 
@@ -81,16 +81,16 @@ async def test_what_is_asked_in_one_turn_leaves_as_one_write(
     client: OwnClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await client.call(("PING",))
-    (line,) = client._lines.values()
-    assert line.link is not None
+    (reconnecting,) = client._connections.values()
+    assert reconnecting.current is not None
     flushes: list[int] = []
-    flush = Link._flush
+    flush = Connection._flush
 
-    def counted(self: Link) -> None:
+    def counted(self: Connection) -> None:
         flushes.append(len(self._out))
         flush(self)
 
-    monkeypatch.setattr(Link, "_flush", counted)
+    monkeypatch.setattr(Connection, "_flush", counted)
     async with anyio.create_task_group() as tasks:
         for _ in range(100):
             tasks.start_soon(client.call, ("PING",))
@@ -168,7 +168,7 @@ async def test_a_server_that_misbehaves_is_a_store_error_and_never_somebody_else
 
 
 async def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_link, "TICK", 0.01)
+    monkeypatch.setattr(_connection, "TICK", 0.01)
     async with a_server_that(lambda data: b"") as url:
         client = OwnClient(partial(pool_from_url, url, {}))
         with pytest.raises(StoreError, match="TimeoutError"):
@@ -179,17 +179,17 @@ async def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.Monkey
 async def test_in_flight_commands_are_bounded_and_the_rest_waits(
     client: OwnClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_link, "MAX_IN_FLIGHT", 8)
+    monkeypatch.setattr(_connection, "MAX_IN_FLIGHT", 8)
     most = 0
-    ask = Link.ask
+    ask = Connection.ask
 
-    def counted(self: Link, command: tuple[Any, ...]) -> Any:
+    def counted(self: Connection, command: tuple[Any, ...]) -> Any:
         nonlocal most
         future = ask(self, command)
         most = max(most, len(self._waiting))
         return future
 
-    monkeypatch.setattr(Link, "ask", counted)
+    monkeypatch.setattr(Connection, "ask", counted)
     async with anyio.create_task_group() as tasks:
         for _ in range(200):
             tasks.start_soon(client.call, ("PING",))
@@ -198,8 +198,8 @@ async def test_in_flight_commands_are_bounded_and_the_rest_waits(
 
 
 async def test_those_who_wait_for_room_hear_of_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_link, "MAX_IN_FLIGHT", 2)
-    monkeypatch.setattr(_link, "TICK", 0.01)
+    monkeypatch.setattr(_connection, "MAX_IN_FLIGHT", 2)
+    monkeypatch.setattr(_connection, "TICK", 0.01)
     async with a_server_that(lambda data: b"") as url:
         client = OwnClient(partial(pool_from_url, url, {}))
         outcomes = await asyncio.gather(*(client.call(("PING",)) for _ in range(10)), return_exceptions=True)
@@ -208,19 +208,19 @@ async def test_those_who_wait_for_room_hear_of_a_loss(monkeypatch: pytest.Monkey
     assert {type(outcome) for outcome in outcomes} == {StoreUnreachable}
 
 
-async def test_who_waits_for_room_on_a_line_that_is_closed_opens_no_other(valkey_url: str) -> None:
-    """Nobody would close that one: a cluster drops the line to a node that is gone, and asks elsewhere."""
-    line = Line(pool_from_url(valkey_url, {}))
-    link = await line.ready()
-    link.pause_writing()
-    waiting = asyncio.ensure_future(line.ready())
+async def test_who_waits_for_room_on_a_closed_connection_opens_no_other(valkey_url: str) -> None:
+    """Nobody would close that one: a cluster drops the connection to a node that is gone, and asks elsewhere."""
+    reconnecting = ReconnectingConnection(pool_from_url(valkey_url, {}))
+    connection = await reconnecting.ready()
+    connection.pause_writing()
+    waiting = asyncio.ensure_future(reconnecting.ready())
     await asyncio.sleep(0)
 
-    await line.aclose()
+    await reconnecting.aclose()
 
     with pytest.raises(ConnectionLost, match="closed"):
         await waiting
-    assert line.link is link
+    assert reconnecting.current is connection
 
 
 async def test_a_server_that_is_not_there_is_tried_by_one_and_left_alone_for_a_moment(own_server: Server) -> None:
@@ -243,13 +243,13 @@ async def test_a_caller_cancelled_while_the_connection_opens_does_not_take_it_fr
     await client.aclose()
 
 
-async def test_asking_a_lost_link_fails_at_once(valkey_url: str) -> None:
-    link = await open_link(new_connection(ConnectionPool.from_url(valkey_url, protocol=2)))
-    link.abort(ConnectionLost("test"))
+async def test_asking_a_lost_connection_fails_at_once(valkey_url: str) -> None:
+    connection = await open_connection(new_connection(ConnectionPool.from_url(valkey_url, protocol=2)))
+    connection.abort(ConnectionLost("test"))
 
     with pytest.raises(ConnectionLost):
-        await link.ask(("PING",))
-    await link.aclose()
+        await connection.ask(("PING",))
+    await connection.aclose()
 
 
 def _in_child(client: OwnClient, answers: Any) -> None:
@@ -317,7 +317,7 @@ async def test_what_is_under_way_when_the_client_is_closed_opens_no_connection_a
         with pytest.raises(StoreError):
             await asking
 
-        assert len(client._lines) == 0
+        assert len(client._connections) == 0
 
 
 async def test_what_is_no_message_does_not_end_the_listening() -> None:
@@ -331,11 +331,11 @@ async def test_what_is_no_message_does_not_end_the_listening() -> None:
 
     async with a_server_that(answers) as url:
         client = OwnClient(partial(pool_from_url, url, {}))
-        ear = client.listen(lambda place: place, lambda _: None, lambda _: None)
-        ear.add("Zk3")
+        subscriber = client.listen(lambda place: place, lambda _: None, lambda _: None)
+        subscriber.add("Zk3")
         async with asyncio.timeout(5):
             while asked < 2:  # noqa: ASYNC110 - a look now and then is enough
                 await asyncio.sleep(0.01)
 
-        await ear.aclose()
+        await subscriber.aclose()
         await client.aclose()

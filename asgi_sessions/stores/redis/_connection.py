@@ -57,12 +57,12 @@ class NotSent(StoreRefused):
         super().__init__("what is asked is not valid Unicode: it holds a lone surrogate")
 
 
-class Link(asyncio.Protocol):
-    """A connection to the server. Made by :func:`open_link`; dead once ``lost`` is set."""
+class Connection(asyncio.Protocol):
+    """A connection to the server. Made by :func:`open_connection`; dead once ``lost`` is set."""
 
     __slots__ = (
         "_asked",
-        "_farewell",
+        "_at_loop_end",
         "_flushing",
         "_loop",
         "_marks",
@@ -100,7 +100,7 @@ class Link(asyncio.Protocol):
         self._silent = 0  # ticks without a reply
         self._sharing = False
         self._sharers: list[asyncio.Future[Any]] = []
-        self._farewell: AsyncGenerator[None, None] | None = None
+        self._at_loop_end: AsyncGenerator[None, None] | None = None
         self.lost: Exception | None = None
         self.has_room = True
         """Whether a command may be asked now; otherwise wait for :meth:`room`, or see whether the connection is ``lost``."""
@@ -245,7 +245,7 @@ class Link(asyncio.Protocol):
     # ── The end ──
 
     def abort(self, error: Exception) -> None:
-        """Give the connection up at once; everybody who waits hears of it."""
+        """Give the connection up at once; all waiting commands fail."""
         self._die(error)
         self._transport.abort()
 
@@ -266,33 +266,33 @@ class Link(asyncio.Protocol):
     async def aclose(self) -> None:
         """Close the connection; what is still waiting fails."""
         self.abort(ConnectionLost("the store was closed"))
-        if self._farewell is not None:
-            farewell, self._farewell = self._farewell, None
-            await farewell.aclose()
+        if self._at_loop_end is not None:
+            at_loop_end, self._at_loop_end = self._at_loop_end, None
+            await at_loop_end.aclose()
         await asyncio.sleep(0)  # the transport closes its socket in the next turn
 
-    async def say_farewell(self) -> None:
-        """Have the connection closed when its event loop ends, even if nobody closes the store."""
+    async def close_with_the_loop(self) -> None:
+        """Close the connection when its event loop ends, even if the app does not close the store."""
 
         async def close() -> None:
             self.abort(ConnectionLost("the event loop ended"))
             await asyncio.sleep(0)
 
-        self._farewell = await at_the_end(close)
+        self._at_loop_end = await at_the_end(close)
 
 
-async def open_link(connection: AbstractConnection) -> Link:
-    """Have redis-py open and authenticate ``connection``, then take over its streams.
+async def open_connection(opened: AbstractConnection) -> Connection:
+    """Have redis-py open and authenticate a connection, then take over its streams.
 
     Raises:
         RedisError: the server cannot be reached, or refuses us.
     """
-    await connection.connect()  # type: ignore[no-untyped-call]  # of redis-py
-    # Two private names of redis-py; tests/test_redis_link.py pins them over the supported versions.
-    writer = connection._writer
-    connection._reader = connection._writer = None
+    await opened.connect()  # type: ignore[no-untyped-call]  # of redis-py
+    # Two private names of redis-py; tests/test_redis_connection.py pins them over the supported versions.
+    writer = opened._writer
+    opened._reader = opened._writer = None
     if writer is None:
         raise RedisError("the connection was closed while it was being opened")
-    link = Link(asyncio.get_running_loop(), writer)
-    await link.say_farewell()
-    return link
+    connection = Connection(asyncio.get_running_loop(), writer)
+    await connection.close_with_the_loop()
+    return connection

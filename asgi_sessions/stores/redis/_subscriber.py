@@ -1,4 +1,4 @@
-"""Hearing of ends: one connection per event loop that is subscribed to the places somebody watches.
+"""Subscribes to ends: one connection per event loop, subscribed to the channels of the places that are watched.
 
 Sharded channels (SSUBSCRIBE, Redis and Valkey from 7.0 on) where the server has them: on a cluster such a message stays on the
 node of its slot. Elsewhere plain ones. A message holds the id of a session and nothing else.
@@ -36,30 +36,31 @@ _NO_SHARDED_CHANNELS: Final = re.compile(r"unknown command\W+s(un)?subscribe\b",
 Connect = Callable[[], AbstractConnection]
 
 
-class Ear:
-    """Calls ``heard(id)`` for each end, ``doubt(place)`` when ends in a place are heard of from now on, and ``lost()`` when its
-    server is gone, or says that a place is elsewhere now.
+class Subscriber:
+    """Calls ``on_end(id)`` for each end. Calls ``on_gap(place)`` when a subscription begins: earlier ends may have been missed.
+
+    Calls ``on_lost()`` when its server is gone, or says that a place is on another server now.
     """
 
     def __init__(
         self,
         connect: Connect,
         stem: Callable[[str], str],
-        heard: Callable[[str], None],
-        doubt: Callable[[str], None],
-        lost: Callable[[], object] = lambda: None,
+        on_end: Callable[[str], None],
+        on_gap: Callable[[str], None],
+        on_lost: Callable[[], object] = lambda: None,
     ) -> None:
         self._connect = connect
         self._stem = stem
-        self._heard = heard
-        self._doubt = doubt
-        self._lost = lost
+        self._on_end = on_end
+        self._on_gap = on_gap
+        self._on_lost = on_lost
         self._places: Counter[str] = Counter()
         self._asked: dict[bytes, str] = {}  # channels that were subscribed to, and their places
         self._leaving: Counter[bytes] = Counter()  # channels that were given up, and how many answers to that are due
         self._waiting: set[str] = set()  # places for which the server has not said yes yet
         self._sharded = True
-        self._pause = 0.0  # before the next try; none since everything was heard
+        self._pause = 0.0  # before the next try; 0 while all subscriptions are confirmed
         self._writer: asyncio.StreamWriter | None = None
         self._task = asyncio.ensure_future(self._run())
 
@@ -71,7 +72,7 @@ class Ear:
         self._places[place] += 1
         if self._places[place] == 1:
             self._waiting.add(place)
-            self._say("SUBSCRIBE", place)
+            self._send("SUBSCRIBE", place)
 
     def remove(self, place: str) -> None:
         self._places[place] -= 1
@@ -79,7 +80,7 @@ class Ear:
             del self._places[place]
             self._waiting.discard(place)
             self._asked.pop(self._channel(place), None)
-            self._say("UNSUBSCRIBE", place)
+            self._send("UNSUBSCRIBE", place)
 
     def leave(self) -> asyncio.Task[None]:
         """Begin to close; the task is done when that is."""
@@ -92,7 +93,7 @@ class Ear:
     def _channel(self, place: str) -> bytes:
         return f"{self._stem(place)}e".encode()
 
-    def _say(self, verb: str, place: str) -> None:
+    def _send(self, verb: str, place: str) -> None:
         if self._writer is None:
             return
         channel = self._channel(place)
@@ -110,9 +111,9 @@ class Ear:
                 await self._listen()
             except (RedisError, OSError, TimeoutError, hiredis.HiredisError) as error:
                 if self._pause == 0.0:
-                    logger.warning("store.deaf: ends of sessions are not heard of. reason=%s", reason_of(error))
+                    logger.warning("store.unsubscribed: ends of sessions are not received. reason=%s", reason_of(error))
                 self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
-                self._lost()
+                self._on_lost()
             await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing
 
     async def _listen(self) -> None:
@@ -121,7 +122,7 @@ class Ear:
         try:
             await connection.connect()
             heed_cancellation()
-            # As in _link.py: two private names of redis-py, pinned by tests.
+            # As in _connection.py: two private names of redis-py, pinned by tests.
             reader, writer = connection._reader, connection._writer
             if reader is None or writer is None:
                 raise RedisError("the connection was closed while it was being opened")
@@ -130,13 +131,13 @@ class Ear:
             self._asked.clear()
             self._leaving.clear()
             for place in self._places:
-                self._say("SUBSCRIBE", place)
-            await self._hear(reader, writer)
+                self._send("SUBSCRIBE", place)
+            await self._receive(reader, writer)
         finally:
             self._writer = None
             await connection.disconnect(nowait=True)
 
-    async def _hear(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         parser, silent = hiredis.Reader(notEnoughData=None), False
         while True:
             try:
@@ -153,9 +154,9 @@ class Ear:
             silent = False
             parser.feed(data)
             while (message := parser.gets()) is not None:
-                self._take(message)
+                self._handle(message)
 
-    def _take(self, message: Any) -> None:
+    def _handle(self, message: Any) -> None:
         if isinstance(message, hiredis.ReplyError):
             if not _NO_SHARDED_CHANNELS.search(str(message)):
                 raise RedisError("the server refuses a subscription")
@@ -163,7 +164,7 @@ class Ear:
                 self._sharded = False
                 self._leaving.clear()
                 for place in tuple(self._places):
-                    self._say("SUBSCRIBE", place)
+                    self._send("SUBSCRIBE", place)
             return
         if not isinstance(message, list) or len(message) != 3:
             return  # the answer to a PING
@@ -171,12 +172,12 @@ class Ear:
         if not isinstance(channel, bytes):
             raise RedisError("the server sends what is no message")
         if kind in (b"smessage", b"message") and isinstance(content, bytes):
-            self._heard(content.decode("ascii", "replace"))
+            self._on_end(content.decode("ascii", "replace"))
         elif kind in (b"ssubscribe", b"subscribe") and channel in self._asked:
             self._waiting.discard(self._asked[channel])
             if not self._waiting:
                 self._pause = 0.0
-            self._doubt(self._asked[channel])
+            self._on_gap(self._asked[channel])
         elif kind in (b"sunsubscribe", b"unsubscribe"):
             left = self._leaving.pop(channel, 0) - 1
             if left > 0:
@@ -185,16 +186,16 @@ class Ear:
                 raise RedisError("the server ended a subscription: its slot has moved")
 
 
-class Deaf:
-    """For clients that cannot give us a connection to listen on."""
+class NullSubscriber:
+    """For clients that cannot give us a connection to listen on: receives nothing."""
 
     is_live = False
 
     def add(self, place: str) -> None:
-        """Nothing is heard."""
+        """Do nothing."""
 
     def remove(self, place: str) -> None:
-        """Nothing is heard."""
+        """Do nothing."""
 
     async def aclose(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
