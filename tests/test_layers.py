@@ -36,7 +36,7 @@ LONG_FUNCTIONS = {
 SIZES = {
     "_core": (3673, 2000),
     "_engine": (2793, 1300),
-    "_asgi": (920, 750),
+    "_asgi": (896, 750),
 }
 """Lines of each private package: the bound, which only ever gets smaller, and the target."""
 

@@ -44,7 +44,6 @@ class Exchange:
         "_scope",
         "_send",
         "_start",
-        "_started",
         "_told_caches",
         "live",
         "session",
@@ -57,7 +56,6 @@ class Exchange:
         self._middleware = middleware
         self._scope = scope
         self._send = send
-        self._started = False  # has the answer left, and the cookie with it?
         self._failed = (
             False  # did the app answer 5xx? Then its changes to the session do not count, later ones included
         )
@@ -94,7 +92,7 @@ class Exchange:
         """A copy of the start message with the headers of the session, or the message itself if there are none."""
         session = self.session
         self._start = message
-        self._started = session._started = True
+        session._started = True
         due, session._cookie = session._cookie, False
         self._told_caches = reads = session._accessed and cacheable
         if due is False and not reads:
@@ -122,11 +120,11 @@ class Exchange:
         """Answer for a store failure or a reached limit of sessions. Returns ``False`` for other errors."""
         scope, send, manager = self._scope, self._send, self._middleware._manager
         if isinstance(error, SessionLimitReached):
-            self._started, self._failure = True, error
+            self.session._started, self._failure = True, error
             text = b"Too many sessions: log out somewhere else first"
             await answer(scope, send, 403, text, *self._owed_cookie(), reason="too many sessions")
         elif isinstance(error, StoreError) and self._middleware.on_store_failure != "raise":
-            self._started, self._failure = True, error
+            self.session._started, self._failure = True, error
             await unavailable(scope, send, manager.guard.retry_after, *self._owed_cookie())
         else:
             return False
@@ -144,7 +142,7 @@ class Exchange:
     def is_complete(self) -> bool:
         """Whether the answer has begun and the session has no changes since."""
         session = self.session
-        if not self._started or self._failure is not None:
+        if not session._started or self._failure is not None:
             return False
         if session._record is None and not session._accessed:
             return True
@@ -156,7 +154,7 @@ class Exchange:
             await self._middleware._manager.settle(self.session)
             return
         # The app failed if it returned without an answer. No cookie leaves.
-        self._failed = self._failed or not self._started
+        self._failed = self._failed or not self.session._started
         self.session._started = True
         await self._commit_late()
 
@@ -172,13 +170,13 @@ class Exchange:
             return stems_from(error, self.live.ended)
         with suppress(StoreError):
             await manager.commit(self.session, failed=True)
-        if self._started:
+        if self.session._started:
             return False
         if await self._answer_for(error):  # for example out of the app's own session.save()
             return True
         if isinstance(self.session._cookie, tuple) and self._scope["type"] == "http":
             # A session was saved under a new token before the crash. The server's error page would not carry its cookie.
-            self._started = True
+            self.session._started = True
             await answer(self._scope, self._send, 500, b"", *self._owed_cookie())
         return False
 

@@ -20,8 +20,9 @@ class HttpExchange(Exchange):
     def send(self, message: Message) -> Awaitable[None]:
         if self._failure is not None:
             return nothing()
-        if self._started:
-            if not self._told_caches and self.session._accessed:
+        session = self.session
+        if session._started:
+            if not self._told_caches and session._accessed:
                 self._warn_of_late_read()
             if self._may_last and "more_body" in message and message["more_body"]:
                 self._may_last = False
@@ -31,12 +32,11 @@ class HttpExchange(Exchange):
                     return self.live.send(message)
                 self.stop_watching()  # this is the last part
         elif message["type"] == "http.response.start":
-            session = self.session
             if session._record is None and not session._accessed:
                 # No session, and the app did not ask for one: most requests of most sites. The general rules come to the
                 # same, and take a third of the cost of such a request.
                 self._start = message
-                self._started = session._started = True
+                session._started = True
                 self._failed = is_failure(message.get("status"))
             elif self._is_settled(message.get("status")):
                 message = self._with_headers(message)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
-from copy import copy
 from datetime import timedelta
 from functools import cache
 from typing import Any, Unpack, get_args
@@ -70,26 +69,22 @@ class SessionMiddleware:
         no_store_when_logged_in: bool = False,
         **options: Unpack[SessionsOptions],
     ) -> None:
-        _refuse_no_app(app)
+        if not callable(app):
+            raise ConfigurationError(
+                f"SessionMiddleware(app=<{type(app).__name__}>): give an ASGI app; it comes first, the store second"
+            )
         self.sessions: Sessions = sessions_of("SessionMiddleware", store, options)
         expect("SessionMiddleware(cookie)", cookie, CookieConfig)
         if on_store_failure not in get_args(OnStoreFailure):
             raise ConfigurationError(
                 f"SessionMiddleware(on_store_failure={on_store_failure!r}): use 'unavailable', 'raise' or 'anonymous'"
             )
-        if skip is not None and not callable(skip):
-            raise ConfigurationError(f"SessionMiddleware(skip={skip!r}): give a function")
-        if inspect.iscoroutinefunction(skip):
+        if skip is not None and (not callable(skip) or inspect.iscoroutinefunction(skip)):
             raise ConfigurationError("SessionMiddleware(skip=…): give a plain function, not a coroutine function")
-        if not isinstance(no_store_when_logged_in, bool):
-            raise ConfigurationError(
-                f"SessionMiddleware(no_store_when_logged_in={no_store_when_logged_in!r}): give True or False"
-            )
+        expect("SessionMiddleware(no_store_when_logged_in)", no_store_when_logged_in, bool)
         timeouts = self.sessions.timeouts
         if timeouts is None:
-            raise ConfigurationError(
-                "SessionMiddleware: its Sessions must know how long sessions live; give it timeouts="
-            )
+            raise ConfigurationError("SessionMiddleware: its Sessions has no timeouts; give it timeouts=")
         if timeouts.remember_absolute > timedelta(days=MOST_DAYS) and timeouts.renew is None:
             raise ConfigurationError(
                 f"Timeouts(remember_absolute={timeouts.remember_absolute!r}): browsers keep a cookie for {MOST_DAYS} days "
@@ -107,14 +102,6 @@ class SessionMiddleware:
         self._manager: Manager = self.sessions._manager.for_cookie(cookie.name, cookie.may_be_withheld)
         self._upkeep: Upkeep = self.sessions._upkeep
         self._watch: Watch | None = self._upkeep.watch if self._manager.devices.live else None
-
-    def around(self, app: Callable[..., Awaitable[None]]) -> SessionMiddleware:
-        """The same middleware around another app, for frameworks with one per route. All of them share one manager."""
-        _refuse_no_app(app)
-        refuse_twin(app, self.cookie.name)
-        other = copy(self)
-        other.app = app
-        return other
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI 3. Frameworks type their scopes differently, so the types are loose."""
@@ -191,10 +178,3 @@ class SessionMiddleware:
 @cache  # some frameworks build the middleware once per route
 def _warn_of_insecure(cookie_name: str) -> None:
     logger.warning("the session cookie %s is sent over plain http too: for development only", cookie_name)
-
-
-def _refuse_no_app(app: object) -> None:
-    if not callable(app):
-        raise ConfigurationError(
-            f"SessionMiddleware(app=<{type(app).__name__}>): give an ASGI app; it comes first, the store second"
-        )

@@ -45,7 +45,7 @@ class WebSocketExchange(Exchange):
         if self.live is not None:
             return self.live.send(message)
         accepts = kind == "websocket.accept"
-        if not self._started and (accepts or kind == "websocket.http.response.start"):
+        if not self.session._started and (accepts or kind == "websocket.http.response.start"):
             self._accepted = accepts
             if accepts and self._middleware._watch is not None:
                 return self._accept(message)
@@ -60,7 +60,7 @@ class WebSocketExchange(Exchange):
 
     async def _close(self, message: Message) -> None:
         # The server answers a refused handshake by itself, without our cookie.
-        self._started = self.session._started = True
+        self.session._started = True
         try:
             await self._middleware._manager.commit(self.session, step="commit at close")
         except StoreError:

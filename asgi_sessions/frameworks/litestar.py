@@ -139,7 +139,9 @@ class _Middleware(LitestarsMiddleware[SessionBackend]):
     """What other plugins of Litestar look for among the app's middleware. What it builds is ours."""
 
     def __new__(cls, app: Any, backend: SessionBackend) -> Any:
-        return backend.config.sessions.around(app)
+        made = copy(backend.config.sessions)
+        made.app = app
+        return made
 
 
 async def require_user(connection: Connection, handler: BaseRouteHandler) -> None:

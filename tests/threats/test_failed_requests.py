@@ -10,11 +10,21 @@ import anyio
 import pytest
 import redis.asyncio
 
-from asgi_sessions import RedisStore, Session, SessionDataError, SessionMiddleware, SessionWarning
+from asgi_sessions import RedisStore, Session, SessionDataError, SessionMiddleware, SessionWarning, StoreError
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
-from tests.threats.hostile import CONNECT, URLS, WriteAccess, cookie_header, exchange, http_scope, websocket_scope
+from tests.threats.hostile import (
+    CONNECT,
+    URLS,
+    Between,
+    WriteAccess,
+    cookie_header,
+    exchange,
+    http_scope,
+    raising,
+    websocket_scope,
+)
 
 Handler = Callable[[Session], Any]
 
@@ -224,3 +234,22 @@ async def test_what_a_handler_has_finished_is_saved_through_a_client_of_the_apps
         await cancelled_at_its_commit(browser, put(ordered=True))
 
         assert await state(browser) == (None, {"basket": 1, "ordered": True})
+
+
+async def test_a_log_in_that_was_answered_with_503_is_not_saved_later(store: Store, options: dict[str, Any]) -> None:
+    """The app caught the error of its answer. The cookie of the new session could not reach the browser any more."""
+    watched = Between(store)
+    watched.instead["create"] = raising(OSError())
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["session"].log_in("alice")
+        with pytest.raises(StoreError):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        watched.instead.clear()
+        with pytest.warns(SessionWarning, match="can no longer reach the browser"):
+            await scope["session"].save()
+
+    start, _ = await exchange(SessionMiddleware(app, watched, **options), http_scope())
+
+    assert start["status"] == 503
+    assert await store.index(owner_of("alice")) == {}
