@@ -357,3 +357,13 @@ def in_words(seconds: float) -> str:
         if seconds % size == 0 and (seconds > size or size == 60):
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def test_where_to_look_names_what_is_there() -> None:
+    for cells in rows(DESIGN, "Where to look"):
+        for cell in cells[1:]:
+            for name, file in re.findall(r"`([A-Za-z_.]+)`[^`]* in `(_\w+/\w+\.py)`", cell):
+                module = importlib.import_module("asgi_sessions." + file.removesuffix(".py").replace("/", "."))
+                found: object = module
+                for part in name.split("."):
+                    found = getattr(found, part)
