@@ -22,7 +22,7 @@ async def sizes(store: SQLStore) -> dict[str, float]:
     """Bytes of the tables, and of their indexes."""
     names = [table.name for table in store.metadata.sorted_tables]
     found = {"tables": 0.0, "indexes": 0.0}
-    async with store._lane().statement() as connection:
+    async with store._connections().statement() as connection:
         if connection.dialect.name == "sqlite":
             await connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
             asked = (
@@ -65,11 +65,11 @@ async def of(url: str, most: int, requests: int, **options: Any) -> dict[str, An
             await load.forget_late()
             rows.append(row)
             size *= 10
-        async with store._lane().statement() as connection:
+        async with store._connections().statement() as connection:
             asked = "SELECT sqlite_version()" if connection.dialect.name == "sqlite" else "SHOW server_version"
             version = str((await connection.execute(text(asked))).scalar())
     finally:
-        async with store._lane().transaction() as connection:
+        async with store._connections().transaction() as connection:
             await connection.run_sync(store.metadata.drop_all)
         await store.aclose()
     return {"version": version, "rows": rows}

@@ -340,7 +340,7 @@ class a_store:  # noqa: N801 - used like a function
 
 
 async def empty(store: SQLStore) -> None:
-    async with store._lane().statement() as connection:
+    async with store._connections().statement() as connection:
         for table in store.metadata.sorted_tables:
             await connection.execute(delete(table))
 

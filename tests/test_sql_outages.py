@@ -47,7 +47,7 @@ class Scene:
 
     @property
     def pool(self) -> Any:
-        return self.store._lane()._engine.pool
+        return self.store._connections()._engine.pool
 
     def say(self, on_postgresql: str, on_mariadb: str) -> Awaitable[None]:
         return self.server.say(on_postgresql if self.is_postgresql else on_mariadb)
@@ -91,7 +91,7 @@ class Scene:
         async with asyncio.timeout(15):
             while "data" not in (found := await read(self.alice)):  # noqa: ASYNC110 - until the breaker lets somebody ask
                 await asyncio.sleep(0.05)
-            while self.pool.checkedout() or self.store._lane()._tasks:  # noqa: ASYNC110 - of those who had given up
+            while self.pool.checkedout() or self.store._connections()._tasks:  # noqa: ASYNC110 - of those who had given up
                 await asyncio.sleep(0.05)
         return found
 
@@ -322,7 +322,7 @@ async def test_what_was_begun_on_a_database_that_stands_still_ends_by_itself(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of a transaction, and nobody comes to wake it."""
-    monkeypatch.setattr("asgi_sessions.stores.sql._lane.LONGEST", 1.0)
+    monkeypatch.setattr("asgi_sessions.stores.sql._connections.LONGEST", 1.0)
     await scene.hold("BEGIN", f"UPDATE {scene.table}_history SET at = at + 1")
     ending = asyncio.ensure_future(scene.alice.app.sessions.revoke_all("alice"))
     await scene.somebody_waits_for_a_lock()
@@ -332,7 +332,7 @@ async def test_what_was_begun_on_a_database_that_stands_still_ends_by_itself(
     with pytest.raises(StoreError):
         await ending
     async with asyncio.timeout(10):
-        while scene.store._lane()._tasks or scene.pool.checkedout():  # noqa: ASYNC110 - while it stands still
+        while scene.store._connections()._tasks or scene.pool.checkedout():  # noqa: ASYNC110 - while it stands still
             await asyncio.sleep(0.05)
     await scene.mend()
     assert (await scene.is_well_again())["user_id"] == "alice"
@@ -342,7 +342,7 @@ async def test_a_database_that_falls_silent_while_a_connection_is_given_back_kee
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On an engine of the app's SQLAlchemy says ROLLBACK then, and is not to be cancelled."""
-    monkeypatch.setattr("asgi_sessions.stores.sql._lane.LONGEST", 1.0)
+    monkeypatch.setattr("asgi_sessions.stores.sql._connections.LONGEST", 1.0)
     options: dict[str, Any] = {"connect_args": {"ssl": False}} if scene.is_postgresql else {}
     engine = create_async_engine(scene.proxy.url(scene.server.url), pool_size=2, max_overflow=0, **options)
     store, key = SQLStore(engine, table=scene.table), scene.alice.key
@@ -359,7 +359,7 @@ async def test_a_database_that_falls_silent_while_a_connection_is_given_back_kee
     assert all(isinstance(answer, StoreError | Record) for answer in answers)
     pool: Any = engine.pool
     async with asyncio.timeout(10):
-        while store._lane()._tasks or pool.checkedout():  # noqa: ASYNC110 - while it says nothing
+        while store._connections()._tasks or pool.checkedout():  # noqa: ASYNC110 - while it says nothing
             await asyncio.sleep(0.05)
     await scene.mend()
     assert await store.load(key) is not None
@@ -372,7 +372,7 @@ async def test_a_connection_that_ends_while_autocommit_is_taken_back_keeps_no_pl
     scene: Scene, silently: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLAlchemy does so after the ROLLBACK, on an engine of the app's, and forgets the place of one that fails then."""
-    monkeypatch.setattr("asgi_sessions.stores.sql._lane.TIME_TO_GIVE_BACK", 0.3)
+    monkeypatch.setattr("asgi_sessions.stores.sql._connections.TIME_TO_GIVE_BACK", 0.3)
     engine = create_async_engine(scene.proxy.url(scene.server.url), pool_size=2, max_overflow=0, pool_timeout=1)
     store, key = SQLStore(engine, table=scene.table), scene.alice.key
     dialect: Any = engine.sync_engine.dialect
@@ -437,7 +437,7 @@ async def test_a_stray_reply_is_nobodys_answer(scene: Scene, stray: bytes) -> No
 
 async def test_one_user_whose_row_is_locked_keeps_no_others_out(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice as many requests of hers as there are connections, while the lock is held for good."""
-    monkeypatch.setattr("asgi_sessions.stores.sql._lane.LONGEST", 60.0)
+    monkeypatch.setattr("asgi_sessions.stores.sql._connections.LONGEST", 60.0)
     bob = Browser(scene.alice.app)
     await bob.do(log_in("bob"))
     await lock_her_row(scene)
@@ -542,11 +542,11 @@ async def test_writes_that_wait_for_a_locked_file_leave_nothing_behind_and_keep_
     on_sqlite: tuple[Browser, SQLStore, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten times as many as there are connections, all with their session loaded before the file was locked."""
-    monkeypatch.setattr("asgi_sessions.stores.sql._lane.LONGEST", 60.0)
+    monkeypatch.setattr("asgi_sessions.stores.sql._connections.LONGEST", 60.0)
     alice, store, file = on_sqlite
     app = app_with(store, store_deadline=timedelta(seconds=1))
     tasks, threads = len(asyncio.all_tasks()), threading.active_count()
-    pool: Any = store._lane()._engine.pool
+    pool: Any = store._connections()._engine.pool
     at_the_gate, gate = asyncio.Semaphore(0), asyncio.Event()
 
     async def write(session: Session) -> None:

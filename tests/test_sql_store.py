@@ -31,7 +31,7 @@ from asgi_sessions.cli import main
 from asgi_sessions.errors import RecordDamaged
 from asgi_sessions.stores import SweepingStore
 from asgi_sessions.stores.sql import session_tables
-from asgi_sessions.stores.sql._lane import _MAY_SKIP_ROLLBACK, Lane
+from asgi_sessions.stores.sql._connections import _MAY_SKIP_ROLLBACK, ConnectionManager
 from asgi_sessions.testing import FakeClock, UserStoreContract, a_note, a_record, an_alias, lines, moved
 from tests.conftest import SQL, TABLE, a_store, empty, sql_url
 from tests.support import Browser, app_with, log_in, put, read
@@ -158,7 +158,7 @@ async def test_a_body_of_a_megabyte_is_kept(store: SQLStore) -> None:
 async def test_a_row_of_nonsense_is_a_damaged_record(store: SQLStore) -> None:
     record = a_record()
     await store.create(record)
-    async with store._lane().statement() as connection:
+    async with store._connections().statement() as connection:
         if connection.dialect.name != "sqlite":
             pytest.skip("this database looks at types")
         await connection.execute(text(f"UPDATE {TABLE} SET rev = 'nonsense', body = 7"))
@@ -173,7 +173,7 @@ async def test_a_row_of_nonsense_is_a_damaged_record(store: SQLStore) -> None:
 
 async def rows(store: SQLStore) -> tuple[int, int]:
     """Of records, and of history, the sweeper's own left out."""
-    async with store._lane().statement() as connection:
+    async with store._connections().statement() as connection:
         records, history = (store.metadata.tables[name] for name in (TABLE, f"{TABLE}_history"))
         kept = (await connection.execute(select(records))).all()
         noted = (await connection.execute(select(history).where(history.c.owner != "~sweeper"))).all()
@@ -208,11 +208,11 @@ async def test_what_is_touched_between_two_statements_of_a_sweep_stays(store: SQ
     record = a_record()
     await store.create(record)
     cut = round((record.expires_at + 1) * 1000)
-    async with store._lane().statement() as connection:
+    async with store._connections().statement() as connection:
         rows = (await connection.execute(store._say.keys_over, {"now_": cut, "some": 10})).all()
     await store.touch(record.key, seen_at=record.seen_at + 99, expires_at=record.expires_at + 99)
 
-    async with store._lane().statement() as connection:
+    async with store._connections().statement() as connection:
         await connection.execute(store._say.delete_over, {"keys_": [row.key for row in rows], "now_": cut})
 
     assert [row.key for row in rows] == [record.key]
@@ -294,7 +294,7 @@ async def test_a_sweep_that_takes_long_keeps_its_turn(store: SQLStore, monkeypat
 
     async def slowly(self: SQLStore, *args: Any) -> int:
         await asyncio.sleep(0.6)
-        said.append(await SQLStore._take_turn(store, store._lane(), now + time.monotonic() - began))
+        said.append(await SQLStore._take_turn(store, store._connections(), now + time.monotonic() - began))
         return await sweep_one(self, *args)
 
     monkeypatch.setattr(SQLStore, "_sweep_anonymous", slowly)
@@ -316,7 +316,7 @@ async def test_many_processes_may_make_the_tables_at_once(request: pytest.Fixtur
 
         assert await stores[1].load(record.key) == record
 
-        async with stores[0]._lane().transaction() as connection:
+        async with stores[0]._connections().transaction() as connection:
             await connection.run_sync(stores[0].metadata.drop_all)
         for store in stores:
             await store.aclose()
@@ -339,7 +339,7 @@ async def test_the_printed_schema_makes_what_the_store_needs(
     statements = [each for each in capsys.readouterr().out.split(";") if each.strip()]
     url = f"sqlite+aiosqlite:///{tmp_path}/printed.db" if kind == "sqlite" else sql_url(request, kind)
     store = SQLStore.from_url(url, table=f"{TABLE}_p")
-    async with store._lane().transaction() as connection:
+    async with store._connections().transaction() as connection:
         for statement in statements:
             await connection.execute(text(statement))
 
@@ -347,7 +347,7 @@ async def test_the_printed_schema_makes_what_the_store_needs(
     await store.create(record, note=a_note(record))
 
     assert await store.load(record.key) == record
-    async with store._lane().transaction() as connection:
+    async with store._connections().transaction() as connection:
         await connection.run_sync(store.metadata.drop_all)
     await store.aclose()
 
@@ -434,7 +434,7 @@ async def test_no_error_quotes_what_was_kept(store: SQLStore, request: pytest.Fi
     engine = create_async_engine(store._first.url)
     theirs = SQLStore(engine, table=TABLE)
     records = store.metadata.tables[TABLE]
-    async with store._lane().statement() as connection:
+    async with store._connections().statement() as connection:
         await connection.execute(text(f"DROP TABLE {TABLE}"))
     record = a_record(body=b"a secret body")
     try:
@@ -442,7 +442,7 @@ async def test_no_error_quotes_what_was_kept(store: SQLStore, request: pytest.Fi
             await theirs.create(record)
     finally:
         await engine.dispose()
-        async with store._lane().transaction() as connection:
+        async with store._connections().transaction() as connection:
             await connection.run_sync(records.create)
 
     shown = "".join(traceback.format_exception(caught.value))
@@ -453,7 +453,7 @@ async def test_no_error_quotes_what_was_kept(store: SQLStore, request: pytest.Fi
 async def hang_up(store: SQLStore, ask: str, kill: str) -> None:
     """The database closes all connections of this store, and nobody else's."""
     async with AsyncExitStack() as held:
-        opened = [await held.enter_async_context(store._lane().statement()) for _ in range(10)]
+        opened = [await held.enter_async_context(store._connections().statement()) for _ in range(10)]
         ids = [(await connection.execute(text(ask))).scalar_one() for connection in opened]
     other = create_async_engine(store._first.url, isolation_level="AUTOCOMMIT")
     async with other.connect() as connection:
@@ -517,12 +517,12 @@ async def test_a_load_is_one_question(store: SQLStore) -> None:
     record = a_record()
     await store.create(record)
 
-    async with store._lane().statement() as connection:
+    async with store._connections().statement() as connection:
         held = (await connection.execute(text("SELECT CONNECTION_ID()"))).scalar_one()
     said = "SELECT variable_value FROM information_schema.session_status WHERE variable_name = 'QUESTIONS'"
 
     async def questions() -> int:
-        async with store._lane().statement() as connection:
+        async with store._connections().statement() as connection:
             assert (await connection.execute(text("SELECT CONNECTION_ID()"))).scalar_one() == held
             return int((await connection.execute(text(said))).scalar_one())
 
@@ -572,18 +572,18 @@ async def test_what_is_cut_off_anywhere_keeps_no_lock_and_no_connection(
         cut = SQLStore.from_url(store._first.url.render_as_string(), table=TABLE)
     else:
         cut = SQLStore(create_async_engine(store._first.url, poolclass=AsyncAdaptedQueuePool), table=TABLE)
-    carry_out, at = Lane._carry_out, 0
+    carry_out, at = ConnectionManager._carry_out, 0
     cut_off: CutOff
 
-    async def until_cut_off(self: Lane, *args: Any) -> Any:
+    async def until_cut_off(self: ConnectionManager, *args: Any) -> Any:
         nonlocal cut_off
-        if self is not cut._lane() or not at:
+        if self is not cut._connections() or not at:
             return await carry_out(self, *args)
         cut_off = CutOff(carry_out(self, *args), at, late=late)
         return await cut_off
 
-    monkeypatch.setattr(Lane, "_carry_out", until_cut_off)
-    pool: Any = cut._lane()._engine.pool
+    monkeypatch.setattr(ConnectionManager, "_carry_out", until_cut_off)
+    pool: Any = cut._connections()._engine.pool
     gc.collect()
     gc.disable()
     try:
@@ -614,12 +614,12 @@ async def test_a_commit_that_fails_keeps_nobody_else_from_writing(
     store: SQLStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite goes on with the transaction then; here a table of the app's wants the record to stay."""
-    monkeypatch.setattr("asgi_sessions.stores.sql._lane.LONGEST", 0.5)
+    monkeypatch.setattr("asgi_sessions.stores.sql._connections.LONGEST", 0.5)
     record, other = a_record(owner="alice", number=1), a_record(number=2)
     await store.create(record, note=a_note(record))
     refusing = SQLStore.from_url(store._first.url.render_as_string(), table=TABLE)
     event.listen(refusing._first.sync_engine, "connect", lambda new, _: new.execute("PRAGMA foreign_keys=ON"))
-    async with refusing._lane().statement() as connection:
+    async with refusing._connections().statement() as connection:
         await connection.execute(
             text(f'CREATE TABLE theirs (s REFERENCES {TABLE} ("key") DEFERRABLE INITIALLY DEFERRED)')
         )
@@ -632,7 +632,7 @@ async def test_a_commit_that_fails_keeps_nobody_else_from_writing(
             await store.create(other)
         assert await refusing.load(record.key) == record
     finally:
-        async with refusing._lane().statement() as connection:
+        async with refusing._connections().statement() as connection:
             await connection.execute(text("DROP TABLE theirs"))
         await refusing.aclose()
 
@@ -700,14 +700,14 @@ def test_connections_are_closed_when_their_event_loop_ends(request: pytest.Fixtu
 
     async def ask() -> None:
         await store.load(a_record().key)
-        pools.append(store._lane()._engine.pool)
+        pools.append(store._connections()._engine.pool)
         assert pools[-1].checkedin() == 1
 
     for _ in range(3):
         asyncio.run(ask())
 
     assert [pool.checkedin() for pool in pools] == [0, 0, 0]
-    assert len(store._lanes) == 1
+    assert len(store._managers) == 1
 
 
 @pytest.mark.parametrize("kind", SQL)
@@ -719,7 +719,7 @@ def test_who_waited_for_a_connection_while_the_store_was_closed_leaves_none(
     async def ask() -> Any:
         loads = [asyncio.ensure_future(store.load(a_record().key)) for _ in range(20)]
         await asyncio.sleep(0)
-        engine = store._lane()._engine
+        engine = store._connections()._engine
         await store.aclose()
         assert await asyncio.gather(*loads) == [None] * 20
         return engine
@@ -729,11 +729,11 @@ def test_who_waited_for_a_connection_while_the_store_was_closed_leaves_none(
 
 def test_loops_that_begin_at_once_share_no_engine(tmp_path: Path) -> None:
     def begin(store: SQLStore, together: threading.Barrier) -> Any:
-        async def lane() -> Any:
+        async def opened() -> Any:
             together.wait()
-            return store._lane()._engine
+            return store._connections()._engine
 
-        return asyncio.run(lane())
+        return asyncio.run(opened())
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -766,7 +766,7 @@ async def test_who_has_one_connection_for_everything_has_whole_transactions() ->
 
 
 @pytest.mark.parametrize(
-    ("options", "places"),
+    ("options", "limit"),
     [
         ({}, 15),
         ({"pool_size": 3, "max_overflow": 0}, 3),
@@ -777,24 +777,24 @@ async def test_who_has_one_connection_for_everything_has_whole_transactions() ->
     ],
     ids=["by default", "three", "any number beyond three", "any number", "no pool", "one for all"],
 )
-async def test_as_many_go_on_at_once_as_the_pool_has_connections(options: dict[str, Any], places: int) -> None:
+async def test_as_many_go_on_at_once_as_the_pool_has_connections(options: dict[str, Any], limit: int) -> None:
     store = SQLStore(create_async_engine("postgresql+asyncpg://127.0.0.1/nothing", **options))
 
-    assert store._lane()._seats._value == places
+    assert store._connections()._semaphore._value == limit
 
 
 async def test_stores_that_come_and_go_leave_nothing_on_an_engine_of_the_apps() -> None:
     engine = create_async_engine("sqlite+aiosqlite:///unused.db")
-    lanes = weakref.WeakSet[Lane]()
+    managers = weakref.WeakSet[ConnectionManager]()
 
     for _ in range(10):
         store = SQLStore(engine)
-        lanes.add(store._lane())
+        managers.add(store._connections())
         await store.aclose()
     del store
     gc.collect()
 
-    assert not lanes
+    assert not managers
     assert len(list(engine.sync_engine.dispatch.after_execute)) == 0
 
 

@@ -370,7 +370,7 @@ async def test_sqlite_without_tables_says_so(tmp_path: Path, lines: Lines) -> No
 async def test_sqlite_that_is_full_says_so(tmp_path: Path, lines: Lines) -> None:
     async with sqlite(tmp_path / "sessions.db") as store:
         await store.create_tables()
-        async with store._lane().statement() as connection:
+        async with store._connections().statement() as connection:
             await connection.exec_driver_sql("PRAGMA max_page_count = 1")
         alice = await a_visit(store)
         await alice.do(put(much="x" * 200_000))

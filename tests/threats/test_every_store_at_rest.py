@@ -50,7 +50,7 @@ class Disk:
         if isinstance(self.store, RedisStore):
             return pickle.dumps([(name, self._value(name)) for name in self._client.keys(f"{self.store.namespace}:*")])
         tables = self.store.metadata.sorted_tables
-        async with self.store._lane().statement() as connection:
+        async with self.store._connections().statement() as connection:
             rows = [tuple(row) for table in tables for row in await connection.execute(select(table))]
         shown = pickle.dumps(rows)
         if self.store._first.dialect.name == "sqlite":  # the file itself, with what was deleted in it, and what waits
@@ -68,7 +68,7 @@ class Disk:
             return self.store._records[key]
         if isinstance(self.store, RedisStore):
             return unpack(key, self._client.get(self.store._name(key)))
-        async with self.store._lane().statement() as connection:
+        async with self.store._connections().statement() as connection:
             table = self.store.metadata.sorted_tables[0]
             return _record((await connection.execute(select(table).where(table.c.key == key))).one())
 
@@ -80,7 +80,7 @@ class Disk:
             self._client.set(self.store._name(record.key), pack(record))
         else:
             table = self.store.metadata.sorted_tables[0]
-            async with self.store._lane().writing() as connection:
+            async with self.store._connections().statement() as connection:
                 await connection.execute(delete(table).where(table.c.key == record.key))
                 await connection.execute(insert(table), _row(record))
 
@@ -93,7 +93,7 @@ class Disk:
             line: bytes = self._client.lindex(f"{self.store._stem(owner)}h:{owner}", 0)
             return line
         table = self.store.metadata.sorted_tables[1]
-        async with self.store._lane().statement() as connection:
+        async with self.store._connections().statement() as connection:
             chosen = select(table.c.facts).where(table.c.owner == owner).order_by(table.c.seq.desc()).limit(1)
             return bytes(ENTRY_HEADER) + bytes((await connection.execute(chosen)).scalar_one())
 
@@ -106,7 +106,7 @@ class Disk:
             self._client.lset(f"{self.store._stem(owner)}h:{owner}", 0, line)
         else:
             table = self.store.metadata.sorted_tables[1]
-            async with self.store._lane().writing() as connection:
+            async with self.store._connections().statement() as connection:
                 of_them = (
                     await connection.execute(select(func.max(table.c.seq)).where(table.c.owner == owner))
                 ).scalar_one()

@@ -209,7 +209,7 @@ class RedisStore:
             options: passed to redis-py's connections to every node.
         """
         cluster = Cluster([url] if isinstance(url, str) else _several(url), options)
-        store = cls._own(lambda lane: ClusterClient(cluster, lane), prefix, durable_ends)
+        store = cls._own(lambda purpose: ClusterClient(cluster, purpose), prefix, durable_ends)
         store._server_of = cluster.server_of
         store._address = lambda: cluster.address
         return store

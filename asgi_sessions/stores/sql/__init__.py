@@ -54,7 +54,7 @@ with needs("sql", "SQLStore"):
     from sqlalchemy.exc import DBAPIError, IntegrityError
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-    from asgi_sessions.stores.sql._lane import Lane, OutOfStep, address_of, build, check
+    from asgi_sessions.stores.sql._connections import ConnectionManager, OutOfStep, address_of, build, check
     from asgi_sessions.stores.sql._tables import BATCH, SWEEPER, Statements, session_tables
 
 __all__ = ["SQLStore", "owner_of", "session_tables"]
@@ -134,7 +134,7 @@ class SQLStore:
         self.metadata: MetaData = MetaData()
         """Holds the two tables; for migrations of your own, see :func:`session_tables`."""
         self._say = Statements(*session_tables(self.metadata, table=table, schema=schema))
-        self._lanes: PerLoop[Lane] = PerLoop(self._make_lane)
+        self._managers: PerLoop[ConnectionManager] = PerLoop(self._make_manager)
         self._listeners = Listeners(is_live=False)
 
     @property
@@ -149,23 +149,23 @@ class SQLStore:
     def __repr__(self) -> str:
         return f"<SQLStore {self._first.dialect.name} {self._table}>"
 
-    def _lane(self) -> Lane:
-        return self._lanes.here()
+    def _connections(self) -> ConnectionManager:
+        return self._managers.here()
 
-    def _make_lane(self) -> Lane:
+    def _make_manager(self) -> ConnectionManager:
         try:
             engine = self._unused.pop()  # one loop gets it, also where threads come at once
         except IndexError:
             engine = self._make()
-        return Lane(engine, is_own=self._is_own)
+        return ConnectionManager(engine, is_own=self._is_own)
 
     async def create_tables(self) -> None:
         """Make the tables where they are not there; for a quick start. In production let your migrations do it."""
 
-        async def work(lane: Lane) -> None:
+        async def work(connections: ConnectionManager) -> None:
             for attempt in range(MAKERS):
                 try:
-                    async with lane.transaction() as connection:
+                    async with connections.transaction() as connection:
                         await connection.run_sync(self.metadata.create_all)
                     return
                 except DBAPIError as error:
@@ -173,24 +173,24 @@ class SQLStore:
                         raise
                     await asyncio.sleep(0.05)  # another process made them at the same time: look again
 
-        await self._lane().run(work, writes=SWEEPER)
+        await self._connections().run(work, writes=SWEEPER)
 
     # ── The contract of a store ──
 
     async def load(self, key: str) -> Record | None:
         """See :meth:`asgi_sessions.stores.Store.load`."""
 
-        async def work(lane: Lane) -> Record | None:
-            async with lane.statement() as connection:
+        async def work(connections: ConnectionManager) -> Record | None:
+            async with connections.statement() as connection:
                 return await self._load(connection, key)
 
-        return await self._lane().run(work)
+        return await self._connections().run(work)
 
     async def create(self, record: Record, *, note: Note | None = None) -> Admission | None:
         """See :meth:`asgi_sessions.stores.UserStore.create`."""
 
-        async def work(lane: Lane) -> None:
-            async with lane.statement() as connection:
+        async def work(connections: ConnectionManager) -> None:
+            async with connections.statement() as connection:
                 try:
                     await connection.execute(self._say.create, _row(record))
                 except IntegrityError:
@@ -198,9 +198,9 @@ class SQLStore:
                         raise RecordExists("there is a record under this key already") from None
 
         if note is None or record.owner is None:
-            await self._lane().run(work, writes=record.key)
+            await self._connections().run(work, writes=record.key)
             return None
-        admission, ended = await self._lane().run(self._admitting(record, record.owner, note), writes=record.key)
+        admission, ended = await self._connections().run(self._admitting(record, record.owner, note), writes=record.key)
         self._listeners.notify(ended)
         return admission
 
@@ -212,8 +212,8 @@ class SQLStore:
             "seen_": row["seen_at"], "expires_": row["expires_at"], "body_": row["body"],
         }  # fmt: skip
 
-        async def work(lane: Lane) -> None:
-            async with lane.statement() as connection:
+        async def work(connections: ConnectionManager) -> None:
+            async with connections.statement() as connection:
                 done = await connection.execute(self._say.update, values)
                 if done.rowcount == 1:
                     return
@@ -224,25 +224,25 @@ class SQLStore:
             if not _same(record, there):
                 raise RecordChanged(there)
 
-        await self._lane().run(work, writes=record.key)
+        await self._connections().run(work, writes=record.key)
 
     async def touch(self, key: str, *, seen_at: float, expires_at: float) -> bool:
         """See :meth:`asgi_sessions.stores.Store.touch`."""
         values = {"key_": key, "seen_": _ms(seen_at), "expires_": _ms(expires_at)}
 
-        async def work(lane: Lane) -> bool:
-            async with lane.statement() as connection:
+        async def work(connections: ConnectionManager) -> bool:
+            async with connections.statement() as connection:
                 return (await connection.execute(self._say.touch, values)).rowcount == 1
 
-        return await self._lane().run(work, writes=key)
+        return await self._connections().run(work, writes=key)
 
     async def rename(
         self, key: str, record: Record, *, rev: int, alias: Record | None = None, note: Note | None = None
     ) -> None:
         """See :meth:`asgi_sessions.stores.Store.rename`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
 
-        async def work(lane: Lane) -> None:
-            async with lane.transaction() as connection:
+        async def work(connections: ConnectionManager) -> None:
+            async with connections.transaction() as connection:
                 if record.owner is not None:
                     # Noted or not: who ends all of a user's sessions looks at the rows that there are when it begins, and would
                     # miss one that is just being replaced by another.
@@ -264,13 +264,13 @@ class SQLStore:
                 if note is not None and record.owner is not None:
                     await self._note(connection, record.owner, [line_of(note)], note.now, note.rules)
 
-        await self._lane().run(work, writes=key)
+        await self._connections().run(work, writes=key)
 
     async def delete(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
         """See :meth:`asgi_sessions.stores.Store.delete`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
 
-        async def work(lane: Lane) -> Record | None:
-            async with lane.transaction() as connection:
+        async def work(connections: ConnectionManager) -> Record | None:
+            async with connections.transaction() as connection:
                 if note is not None:
                     # Whose it is never changes; only what is locked after this is decided by.
                     owner = await self._owner_in(connection, key)
@@ -290,7 +290,7 @@ class SQLStore:
                     await self._note(connection, there.owner, [line_of(note)], note.now, note.rules)
                 return there
 
-        gone = await self._lane().run(work, writes=key)
+        gone = await self._connections().run(work, writes=key)
         if gone is not None and gone.rev != ALIAS_REV:
             self._listeners.notify((gone.id,))
         return gone
@@ -298,20 +298,20 @@ class SQLStore:
     async def index(self, owner: str) -> Mapping[str, str]:
         """See :meth:`asgi_sessions.stores.Store.index`."""
 
-        async def work(lane: Lane) -> Mapping[str, str]:
-            async with lane.statement() as connection:
+        async def work(connections: ConnectionManager) -> Mapping[str, str]:
+            async with connections.statement() as connection:
                 rows = await connection.execute(self._say.index, {"owner_": owner})
                 return {row.id: row.key for row in rows}
 
-        return await self._lane().run(work)
+        return await self._connections().run(work)
 
     # ── The sessions of one user ──
 
     async def records(self, owner: str, *, now: float, rules: Rules) -> Sequence[Record]:
         """See :meth:`asgi_sessions.stores.UserStore.records`."""
 
-        async def work(lane: Lane) -> Sequence[Record]:
-            async with lane.statement() as connection:
+        async def work(connections: ConnectionManager) -> Sequence[Record]:
+            async with connections.statement() as connection:
                 rows = await connection.execute(self._say.of_owner, {"owner_": owner})
                 found = []
                 for row in rows:
@@ -324,13 +324,13 @@ class SQLStore:
                 return found
 
         await self._prune_if_due(owner, now, rules)
-        return await self._lane().run(work)
+        return await self._connections().run(work)
 
     async def end(self, owner: str, *, note: Note, id: str | None = None, keep: str | None = None) -> Sequence[str]:
         """See :meth:`asgi_sessions.stores.UserStore.end`."""
 
-        async def work(lane: Lane) -> tuple[list[str], list[str]]:
-            async with lane.transaction() as connection:
+        async def work(connections: ConnectionManager) -> tuple[list[str], list[str]]:
+            async with connections.transaction() as connection:
                 await self._lock(connection, owner, note.now)
                 alive, lines, over = await self._alive(connection, owner, note.now)
                 out = [one for one in alive if id in (None, one.id) and one.id != keep]
@@ -339,26 +339,26 @@ class SQLStore:
                 await self._note(connection, owner, lines, note.now, note.rules)
                 return [one.id for one in out], [one.id for one in (*over, *out)]
 
-        ids, gone = await self._lane().run(work, writes=owner)
+        ids, gone = await self._connections().run(work, writes=owner)
         self._listeners.notify(gone)
         return ids
 
     async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
         """See :meth:`asgi_sessions.stores.UserStore.history`."""
 
-        async def work(lane: Lane) -> Sequence[bytes]:
-            async with lane.statement() as connection:
+        async def work(connections: ConnectionManager) -> Sequence[bytes]:
+            async with connections.statement() as connection:
                 rows = await connection.execute(self._say.lines, {"owner_": owner})
                 return [f"{row.at:013d}{row.what}{row.id}{row.mark}".encode() + bytes(row.facts) for row in rows]
 
         await self._prune_if_due(owner, now, rules)
-        return await self._lane().run(work)
+        return await self._connections().run(work)
 
     async def erase(self, owner: str, *, sessions: bool) -> Sequence[str]:
         """See :meth:`asgi_sessions.stores.UserStore.erase`."""
 
-        async def work(lane: Lane) -> list[str]:
-            async with lane.transaction() as connection:
+        async def work(connections: ConnectionManager) -> list[str]:
+            async with connections.transaction() as connection:
                 await self._lock(connection, owner, 0.0)
                 ids: list[str] = []
                 if sessions:
@@ -368,7 +368,7 @@ class SQLStore:
                 await connection.execute(self._say.forget, {"owner_": owner})
                 return ids
 
-        ids = await self._lane().run(work, writes=owner)
+        ids = await self._connections().run(work, writes=owner)
         self._listeners.notify(ids)
         return ids
 
@@ -391,33 +391,35 @@ class SQLStore:
         Raises:
             StoreError: the database failed; what was removed stays removed.
         """
-        lane, removed, cut, began = self._lane(), 0, now - SWEEP_MARGIN, time.monotonic()
+        connections, removed, cut, began = self._connections(), 0, now - SWEEP_MARGIN, time.monotonic()
 
         async def keep_turn() -> None:
-            await self._keep_turn(lane, now + time.monotonic() - began)
+            await self._keep_turn(connections, now + time.monotonic() - began)
 
-        if not await lane.run(lambda lane: self._take_turn(lane, now), writes=SWEEPER):
+        if not await connections.run(lambda connections: self._take_turn(connections, now), writes=SWEEPER):
             return None
-        while batch := await self._sweep_users(lane, cut, now, rules):
+        while batch := await self._sweep_users(connections, cut, now, rules):
             removed += batch
             await keep_turn()
-        while batch := await lane.run(lambda lane: self._sweep_anonymous(lane, cut), writes=SWEEPER):
+        while batch := await connections.run(
+            lambda connections: self._sweep_anonymous(connections, cut), writes=SWEEPER
+        ):
             removed += batch
             await keep_turn()
         horizon = _ms(now - rules.keep)
-        while await lane.run(lambda lane: self._sweep_lines(lane, horizon), writes=SWEEPER):
+        while await connections.run(lambda connections: self._sweep_lines(connections, horizon), writes=SWEEPER):
             await keep_turn()
         return removed
 
     async def scan(self, cursor: str, some: int) -> tuple[Sequence[str], str]:
         """See :class:`asgi_sessions.rekey.ScannableStore`."""
 
-        async def work(lane: Lane) -> list[str]:
-            async with lane.statement() as connection:
+        async def work(connections: ConnectionManager) -> list[str]:
+            async with connections.statement() as connection:
                 rows = await connection.execute(self._say.keys_after, {"key_": cursor, "some": some})
                 return [row.key for row in rows]
 
-        keys = await self._lane().run(work)
+        keys = await self._connections().run(work)
         return keys, keys[-1] if len(keys) == some else ""
 
     def walked(self, cursor: str) -> float | None:
@@ -434,9 +436,9 @@ class SQLStore:
             share += weight * _IN_ORDER.index(char)
         return share
 
-    async def _take_turn(self, lane: Lane, now: float) -> bool:
+    async def _take_turn(self, connections: ConnectionManager, now: float) -> bool:
         values = {"now_": _ms(now), "until_": _ms(now + TURN)}
-        async with lane.statement() as connection:
+        async with connections.statement() as connection:
             if (await connection.execute(self._say.take_turn, values)).rowcount:
                 return True
             try:
@@ -445,35 +447,35 @@ class SQLStore:
                 return False
             return True
 
-    async def _keep_turn(self, lane: Lane, now: float) -> None:
-        async def work(lane: Lane) -> None:
-            async with lane.statement() as connection:
+    async def _keep_turn(self, connections: ConnectionManager, now: float) -> None:
+        async def work(connections: ConnectionManager) -> None:
+            async with connections.statement() as connection:
                 # Its own turn, so whatever stands there; a turn that ended long ago does no harm.
                 await connection.execute(self._say.lock, {"owner_": SWEEPER, "now_": _ms(now + TURN)})
 
-        await lane.run(work, writes=SWEEPER)
+        await connections.run(work, writes=SWEEPER)
 
-    async def _sweep_users(self, lane: Lane, cut: float, now: float, rules: Rules) -> int:
-        async def work(lane: Lane) -> list[str]:
-            async with lane.statement() as connection:
+    async def _sweep_users(self, connections: ConnectionManager, cut: float, now: float, rules: Rules) -> int:
+        async def work(connections: ConnectionManager) -> list[str]:
+            async with connections.statement() as connection:
                 rows = await connection.execute(self._say.owners_over, {"now_": _ms(cut), "some": BATCH // 10})
                 return [row.owner for row in rows]
 
         removed = 0
-        for owner in await lane.run(work):
-            removed += await self._prune(lane, owner, cut, rules, now)
+        for owner in await connections.run(work):
+            removed += await self._prune(connections, owner, cut, rules, now)
         return removed
 
-    async def _sweep_anonymous(self, lane: Lane, cut: float) -> int:
-        async with lane.statement() as connection:
+    async def _sweep_anonymous(self, connections: ConnectionManager, cut: float) -> int:
+        async with connections.statement() as connection:
             rows = await connection.execute(self._say.keys_over, {"now_": _ms(cut), "some": BATCH})
             keys = [row.key for row in rows]
             if keys:
                 await connection.execute(self._say.delete_over, {"keys_": keys, "now_": _ms(cut)})
             return len(keys)
 
-    async def _sweep_lines(self, lane: Lane, horizon: int) -> int:
-        async with lane.transaction() as connection:
+    async def _sweep_lines(self, connections: ConnectionManager, horizon: int) -> int:
+        async with connections.transaction() as connection:
             rows = (await connection.execute(self._say.old_lines, {"horizon": horizon, "some": BATCH})).all()
             if rows:
                 lines = [{"owner_": row.owner, "seq_": row.seq} for row in rows]
@@ -490,11 +492,11 @@ class SQLStore:
 
     def _admitting(
         self, record: Record, owner: str, note: Note
-    ) -> Callable[[Lane], Awaitable[tuple[Admission, list[str]]]]:
+    ) -> Callable[[ConnectionManager], Awaitable[tuple[Admission, list[str]]]]:
         rules = note.rules
 
-        async def work(lane: Lane) -> tuple[Admission, list[str]]:
-            async with lane.transaction() as connection:
+        async def work(connections: ConnectionManager) -> tuple[Admission, list[str]]:
+            async with connections.transaction() as connection:
                 await self._lock(connection, owner, note.now)
                 alive, lines, over = await self._alive(connection, owner, note.now)
                 past = await self._past(connection, owner)
@@ -579,33 +581,33 @@ class SQLStore:
             await connection.execute(self._say.trim, {"owner_": owner, "far_end": far_end, "horizon": horizon})
 
     async def _prune_if_due(self, owner: str, now: float, rules: Rules) -> None:
-        async def work(lane: Lane) -> bool:
-            async with lane.statement() as connection:
+        async def work(connections: ConnectionManager) -> bool:
+            async with connections.statement() as connection:
                 found = await connection.execute(self._say.any_over, {"owner_": owner, "now_": _ms(now)})
                 return found.first() is not None
 
-        lane = self._lane()
-        if await lane.run(work):
-            await self._prune(lane, owner, now, rules, now)
+        connections = self._connections()
+        if await connections.run(work):
+            await self._prune(connections, owner, now, rules, now)
 
-    async def _prune(self, lane: Lane, owner: str, cut: float, rules: Rules, now: float) -> int:
-        async def work(lane: Lane) -> list[Any]:
-            async with lane.transaction() as connection:
+    async def _prune(self, connections: ConnectionManager, owner: str, cut: float, rules: Rules, now: float) -> int:
+        async def work(connections: ConnectionManager) -> list[Any]:
+            async with connections.transaction() as connection:
                 await self._lock(connection, owner, now)
                 _, lines, over = await self._alive(connection, owner, cut)
                 await self._remove(connection, [one.key for one in over])
                 await self._note(connection, owner, lines, now, rules)
                 return over
 
-        over = await lane.run(work, writes=owner)
+        over = await connections.run(work, writes=owner)
         self._listeners.notify(one.id for one in over)
         return len(over)
 
     async def aclose(self) -> None:
         """Wait for what is under way and, of our own, close the connections of this event loop."""
-        lane = self._lanes.taken()
-        if lane is not None:
-            await lane.aclose()
+        connections = self._managers.taken()
+        if connections is not None:
+            await connections.aclose()
 
 
 _LAST_TIME = 10**13 - 1

@@ -1,8 +1,8 @@
 """How statements reach the database: one engine per event loop, and what is tried again.
 
-What was begun is carried out, though the caller be cancelled: SQLAlchemy throws the connection of a cancelled task away, and a
-browser that hangs up should not cost a new one. But not for long: what waits for a dead server, or for a lock that somebody
-keeps, holds a connection that others could use. A caller that still waits for its turn has begun nothing.
+An operation that has begun is finished, even if its caller is cancelled: SQLAlchemy drops the connection of a cancelled task, and
+a browser that hangs up should not cost a new one. It has two seconds for that, since an operation that waits for a dead server or
+for a lock holds a connection that others could use. A caller that is cancelled while it waits for its turn has begun nothing.
 
 The writes of one user wait for each other here, before they take a connection. In the database they would wait for that user's
 lock, and with a connection each: one user who logs in ten times at once would keep out all others.
@@ -234,8 +234,8 @@ def _look_whether_in_step(
         raise OutOfStep
 
 
-class Lane:
-    """The way to the database in one event loop."""
+class ConnectionManager:
+    """The connections of one event loop to the database."""
 
     def __init__(self, engine: AsyncEngine, *, is_own: bool) -> None:
         self._engine = engine
@@ -249,14 +249,14 @@ class Lane:
         event.listen(engine.sync_engine, "connect", _note_when)
         self._distrusted_at = -math.inf
         """Connections that were opened before this lead to a server that is no primary now."""
-        # As many as the pool gives connections: who waits here can be cancelled and leaves nothing behind.
-        self._seats = asyncio.Semaphore(_places(engine.pool))
+        # As many as the pool gives connections. A task that waits here can be cancelled and leaves nothing behind.
+        self._semaphore = asyncio.Semaphore(_pool_limit(engine.pool))
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._patience = Deadlines(LONGEST)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._farewell: AsyncGenerator[None, None] | None = None
+        self._at_loop_end: AsyncGenerator[None, None] | None = None
 
-    async def run(self, work: Callable[[Lane], Awaitable[T]], *, writes: str | None = None) -> T:
+    async def run(self, work: Callable[[ConnectionManager], Awaitable[T]], *, writes: str | None = None) -> T:
         """Carry out one operation, again where others were faster or a connection broke: all of ours are harmless to repeat.
 
         Args:
@@ -265,8 +265,8 @@ class Lane:
         Raises:
             StoreUnreachable, StoreRefused: the driver's error is the cause.
         """
-        if self._is_own and self._farewell is None:
-            self._farewell = await at_the_end(self._close)
+        if self._is_own and self._at_loop_end is None:
+            self._at_loop_end = await at_the_end(self._close)
         turn = None if writes is None else "" if self._is_sqlite else place_of(writes)
         lock = None if turn is None else self._turns.setdefault(turn, asyncio.Lock())
         await self._wait_for_turn(lock)
@@ -287,7 +287,7 @@ class Lane:
                 if lock is not None:
                     await lock.acquire()
                 waited_for = "a free connection"
-                await self._seats.acquire()
+                await self._semaphore.acquire()
         except BaseException as error:
             if lock is not None and waited_for == "a free connection":
                 lock.release()
@@ -296,13 +296,13 @@ class Lane:
             raise
 
     def _done(self, lock: asyncio.Lock | None, task: asyncio.Task[Any]) -> None:
-        self._seats.release()
+        self._semaphore.release()
         if lock is not None:
             lock.release()
         self._tasks.discard(task)
         retrieve(task)
 
-    async def _carry_out(self, work: Callable[[Lane], Awaitable[T]], limit: Limit) -> T:
+    async def _carry_out(self, work: Callable[[ConnectionManager], Awaitable[T]], limit: Limit) -> T:
         breaks = 0
         try:
             with limit:
@@ -378,7 +378,7 @@ class Lane:
         """To the pool, and soon.
 
         SQLAlchemy asks the server for one thing more, goes on though it is cancelled, and would wait for a server that has gone
-        without a word until TCP gives up, which takes a quarter of an hour. Meanwhile nobody else could have that place.
+        without a word until TCP gives up, which takes a quarter of an hour. Meanwhile nobody else could use that connection.
 
         Raises:
             TimeoutError: it did not come back, not even after it was cut off.
@@ -393,7 +393,7 @@ class Lane:
 
         def look(closing: asyncio.Future[None]) -> None:
             if not closing.cancelled() and closing.exception() is not None and pooled is not None:
-                # What was asked is answered. But SQLAlchemy forgets whose place that was, where it fails to take back AUTOCOMMIT.
+                # What was asked is answered. But SQLAlchemy loses that place of the pool where it fails to take back AUTOCOMMIT.
                 pooled.detach()
                 cut_off()
 
@@ -429,15 +429,15 @@ class Lane:
                 raise
 
     async def aclose(self) -> None:
-        if self._farewell is None:
+        if self._at_loop_end is None:
             await self._close()
         else:
-            await self._farewell.aclose()
+            await self._at_loop_end.aclose()
 
     async def _close(self) -> None:
         while self._tasks:
             await asyncio.wait(self._tasks)
-            # Who waited for one of their seats begins now, and would open a connection that nobody closes.
+            # A task that waited for the semaphore begins now, and would open a connection that nobody closes.
             await asyncio.sleep(0)
         if not self._is_own:
             return
@@ -470,7 +470,7 @@ def address_of(engine: AsyncEngine) -> str:
     return f"{host}{f':{url.port}' if url.port else ''}/{url.database or ''}"
 
 
-def _places(pool: Any) -> int:
+def _pool_limit(pool: Any) -> int:
     """How many connections a pool gives at once, as far as it has a limit."""
     if isinstance(pool, StaticPool):
         return 1  # it gives the same to everybody, and one would be in the transaction of another
