@@ -372,7 +372,7 @@ def _refuse_other_secrets(sessions: Sessions) -> None:
         problem = (
             f"{sessions._called} and {other._called} on one {type(store).__name__} "
             f"{'have no secret in common' if without is None else f'do not both have secret_keys ({without} has none)'}: "
-            "neither can read the other's sessions. Give all components one Sessions, or stores of their own."
+            "neither can read the other's sessions. Give all components one Sessions, or the same secret_keys, or own stores."
         )
         if other._called != sessions._called:
             raise ConfigurationError(problem)
