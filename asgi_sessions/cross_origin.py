@@ -13,13 +13,12 @@ headers that come twice, where one is due, are refused.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from asgi_sessions._asgi.responses import answer
-from asgi_sessions._core.arguments import several
+from asgi_sessions._core.arguments import expect_app, several
 from asgi_sessions._core.origin import SAFE_METHODS, authority, parsed, values_of
 from asgi_sessions._core.types import Scope
 from asgi_sessions.errors import ConfigurationError
@@ -56,11 +55,8 @@ class CrossOriginProtection:
         trusted_origins: Iterable[str] = (),
         skip: Callable[[Scope], bool] | None = None,
     ) -> None:
-        if not callable(app):
-            raise ConfigurationError(f"CrossOriginProtection(app={app!r}): give an ASGI app")
+        expect_app("CrossOriginProtection", app, skip)
         given = several("CrossOriginProtection(trusted_origins=…)", trusted_origins, "trusted_origins=[origin]")
-        if skip is not None and (not callable(skip) or inspect.iscoroutinefunction(skip)):
-            raise ConfigurationError("CrossOriginProtection(skip=…): give a plain function")
         self.app = app
         self._trusted = frozenset(map(_trusted, given))
         self._skip = skip

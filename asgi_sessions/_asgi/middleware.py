@@ -6,7 +6,6 @@ can be sent.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -19,7 +18,7 @@ from asgi_sessions._asgi.http import HttpExchange
 from asgi_sessions._asgi.lifespan import lifespan
 from asgi_sessions._asgi.responses import unavailable
 from asgi_sessions._asgi.websocket import WebSocketExchange
-from asgi_sessions._core.arguments import expect
+from asgi_sessions._core.arguments import expect, expect_app
 from asgi_sessions._core.cookie import MOST_DAYS, CookieConfig
 from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.hidden import forgets_arguments
@@ -69,18 +68,13 @@ class SessionMiddleware:
         no_store_when_logged_in: bool = False,
         **options: Unpack[SessionsOptions],
     ) -> None:
-        if not callable(app):
-            raise ConfigurationError(
-                f"SessionMiddleware(app=<{type(app).__name__}>): give an ASGI app; it comes first, the store second"
-            )
+        expect_app("SessionMiddleware", app, skip)
         self.sessions: Sessions = sessions_of("SessionMiddleware", store, options)
         expect("SessionMiddleware(cookie)", cookie, CookieConfig)
         if on_store_failure not in get_args(OnStoreFailure):
             raise ConfigurationError(
                 f"SessionMiddleware(on_store_failure={on_store_failure!r}): use 'unavailable', 'raise' or 'anonymous'"
             )
-        if skip is not None and (not callable(skip) or inspect.iscoroutinefunction(skip)):
-            raise ConfigurationError("SessionMiddleware(skip=…): give a plain function, not a coroutine function")
         expect("SessionMiddleware(no_store_when_logged_in)", no_store_when_logged_in, bool)
         timeouts = self.sessions.timeouts
         if timeouts is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ def expect(name: str, value: object, *kinds: type) -> None:
     if not isinstance(value, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise ConfigurationError(f"{name} is a {type(value).__name__}: give a {wanted}")
+
+
+def expect_app(called: str, app: object, skip: object = None) -> None:
+    """Refuse the ``app`` or ``skip`` of a middleware if they cannot be called.
+
+    Raises:
+        ConfigurationError: with the type only, since an argument in the wrong place may be a secret.
+    """
+    if not callable(app):
+        raise ConfigurationError(f"{called}(app=<{type(app).__name__}>): give an ASGI app; it comes first")
+    if skip is not None and (not callable(skip) or iscoroutinefunction(skip)):
+        raise ConfigurationError(f"{called}(skip=…): give a plain function, not a coroutine function")
 
 
 def whole(text: str, least: int, most: int) -> int | None:

@@ -148,7 +148,8 @@ class SessionsPage:
         except _Answer as answer:
             await answer.response(scope, receive, send)
         except StoreError:
-            await _problem(503, "The sessions cannot be read now.", {"retry-after": "1"})(scope, receive, send)
+            retry = {"retry-after": str(self._sessions._manager.guard.retry_after)}
+            await _problem(503, "The sessions cannot be read now.", retry)(scope, receive, send)
         except HTTPException as error:  # where no framework is around us that has a page for it
             problem = _problem(error.status_code, error.detail, dict(error.headers or {}))
             await problem(scope, receive, send)

@@ -11,6 +11,7 @@ from asgi_sessions._asgi.exchange import stems_from
 from asgi_sessions._asgi.foreign import refuse_foreign
 from asgi_sessions._asgi.http import warn_of_late_read
 from asgi_sessions._asgi.responses import WS_INTERNAL_ERROR, WS_POLICY_VIOLATION, answer, close, unavailable
+from asgi_sessions._core.arguments import expect, expect_app
 from asgi_sessions._core.cookie import vary_on
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.payload import MessagePackCodec
@@ -18,7 +19,6 @@ from asgi_sessions._core.session import OURS, Session
 from asgi_sessions._core.types import Message, Scope, Send
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions.errors import (
-    ConfigurationError,
     SessionReadOnly,
     SessionWarning,
     StoreError,
@@ -144,12 +144,8 @@ class BearerMiddleware:
     def __init__(
         self, app: Callable[..., Awaitable[None]], tokens: Tokens, *, strict: bool = False, required: bool = False
     ) -> None:
-        if not callable(app):
-            raise ConfigurationError(
-                f"BearerMiddleware(app={app!r}): give an ASGI app; it comes first, the tokens second"
-            )
-        if not isinstance(tokens, Tokens):
-            raise ConfigurationError(f"BearerMiddleware(tokens={type(tokens).__name__}): give a Tokens")
+        expect_app("BearerMiddleware", app)
+        expect("BearerMiddleware(tokens)", tokens, Tokens)
         self.app = app
         self._tokens = tokens
         self._strict = strict
