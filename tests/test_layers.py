@@ -26,7 +26,6 @@ LONG_CLASSES = {
 """Classes of more than ``MAX_CLASS`` lines, and why."""
 
 LONG_FUNCTIONS = {
-    "_asgi/middleware.py::SessionMiddleware.__init__": "one check for each option, each with its message",
     "_asgi/middleware.py::SessionMiddleware.__call__": "the way to the app in one frame: another one costs every await 0.15 µs",
     "_core/cookie.py::CookieConfig.__post_init__": "one check for each attribute, each with its message",
     "_core/planner.py::Planner._next": "the fields of a record and its body, in one place and one frame",
@@ -36,7 +35,7 @@ LONG_FUNCTIONS = {
 SIZES = {
     "_core": (3686, 2000),
     "_engine": (2793, 1300),
-    "_asgi": (890, 750),
+    "_asgi": (885, 750),
 }
 """Lines of each private package: the bound, which only ever gets smaller, and the target."""
 

@@ -56,9 +56,7 @@ class Exchange:
         self._middleware = middleware
         self._scope = scope
         self._send = send
-        self._failed = (
-            False  # did the app answer 5xx? Then its changes to the session do not count, later ones included
-        )
+        self._failed = False  # did the app answer 5xx? Then its changes to the session do not count
         self._failure: SessionError | None = None  # we answered in place of the app: its messages are dropped
         self._may_last = True  # may the body turn out to be a stream?
         self._told_caches = False  # does the answer say ``Vary: Cookie``?

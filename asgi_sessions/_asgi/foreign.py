@@ -41,16 +41,14 @@ def refuse_foreign_outside(app: Any) -> None:
         raise _error("found at start-up", names)
 
 
-def refuse_twin(app: Any, cookie_name: str) -> None:
-    """Refuse to wrap ``app`` if it shows another middleware of ours with the same cookie."""
+def check_inside(app: Any, cookie_name: str) -> None:
+    """Look for session middlewares in ``app``, which is about to be wrapped.
+
+    A second one of ours with the same cookie is refused. A foreign one is only logged: the app may want its session there.
+    """
     for cls, cookie in _chain(app):
         if _is_ours(cls) and cookie.name == cookie_name:
             raise twin(cookie_name)
-
-
-def report_foreign(app: Any) -> None:
-    """Log a foreign middleware inside of ours. It is allowed, but the app may expect our session in its place."""
-    for cls, _ in _chain(app):
         if name := foreign_class(cls):
             logger.warning(
                 "%s is installed inside of SessionMiddleware: request.session is its session, not ours", name

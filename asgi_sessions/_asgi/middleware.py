@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, Unpack, get_args
 
 from asgi_sessions._asgi.exchange import OnStoreFailure
-from asgi_sessions._asgi.foreign import refuse_foreign, refuse_twin, report_foreign, twin
+from asgi_sessions._asgi.foreign import check_inside, refuse_foreign, twin
 from asgi_sessions._asgi.http import HttpExchange
 from asgi_sessions._asgi.lifespan import lifespan
 from asgi_sessions._asgi.responses import unavailable
@@ -84,8 +84,7 @@ class SessionMiddleware:
                 f"Timeouts(remember_absolute={timeouts.remember_absolute!r}): browsers keep a cookie for {MOST_DAYS} days "
                 "at most. Use a shorter time, or renew=… so that a new cookie is sent now and then."
             )
-        refuse_twin(app, cookie.name)
-        report_foreign(app)
+        check_inside(app, cookie.name)
         if not cookie.secure:
             _warn_of_insecure(cookie.name)
         self.app = app
