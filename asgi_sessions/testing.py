@@ -25,7 +25,7 @@ from asgi_sessions._core.cookie import CookieConfig
 from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.history import ENTRY_HEADER, Note, Rules, line_of
 from asgi_sessions._core.record import ALIAS_REV, Record
-from asgi_sessions._core.token import key_of, new_id, owner_of, place_of
+from asgi_sessions._core.token import key_of, new_id, owner_of, shard_of
 from asgi_sessions._engine.contract import Store
 from asgi_sessions.errors import (
     RecordChanged,
@@ -186,7 +186,7 @@ class StoreContract:
     async def test_names_that_differ_in_case_are_different(self, store: Store) -> None:
         """Keys, ids and owners are compared byte by byte."""
         record = a_record(owner="alice")
-        # In the same place: its three characters belong to the user.
+        # In the same shard: its three characters belong to the user.
         key, owner = (name[:3] + name[3:].swapcase() for name in (record.key, owner_of("alice")))
         other = replace(a_record(), key=key, id=record.id.swapcase(), owner=owner)
         await store.create(record)
@@ -931,7 +931,7 @@ async def lines(store: Any, user_id: str = "alice") -> list[tuple[str, str]]:
 def a_record(*, owner: str | None = None, body: bytes = b"body", number: int = 0) -> Record:
     """A record like those of the manager, for tests of stores. ``owner`` is a user's id."""
     name = None if owner is None else owner_of(owner)
-    token = ("Zk3" if name is None else place_of(name)) + new_id() + new_id() + f"{number:011d}"
+    token = ("Zk3" if name is None else shard_of(name)) + new_id() + new_id() + f"{number:011d}"
     return Record(
         key=key_of(token),
         rev=1,
@@ -944,8 +944,8 @@ def a_record(*, owner: str | None = None, body: bytes = b"body", number: int = 0
 
 
 def moved(record: Record, number: int = 0) -> Record:
-    """The same session under another key of the same place, one revision later; always the same key for the same ``number``."""
-    key = place_of(record.key) + key_of(f"{number:03d}{record.key[3:]}")[3:]
+    """The same session under another key of the same shard, one revision later; always the same key for the same ``number``."""
+    key = shard_of(record.key) + key_of(f"{number:03d}{record.key[3:]}")[3:]
     return replace(record, key=key, rev=record.rev + 1)
 
 

@@ -19,7 +19,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from asgi_sessions import ConfigurationError, RedisStore, StoreError
-from asgi_sessions._core.token import owner_of, place_of
+from asgi_sessions._core.token import owner_of, shard_of
 from asgi_sessions.rekey import rekey
 from asgi_sessions.stores.redis._client import Refused, new_connection
 from asgi_sessions.stores.redis._cluster import (
@@ -29,7 +29,7 @@ from asgi_sessions.stores.redis._cluster import (
     _redirected,
     _rows_of,
     slot_of,
-    slot_of_place,
+    slot_of_shard,
 )
 from asgi_sessions.stores.redis._subscriber import Subscriber
 from asgi_sessions.testing import a_record
@@ -60,21 +60,21 @@ def a_map(store: RedisStore) -> Map:
 def users_at(number: int) -> Any:
     """Names of users whose slots are with the primary of this number, at first."""
     names = (f"user {n}" for n in range(10**6))
-    return (name for name in names if slot_of_place(_place(name)) in Cluster.SHARES[number])
+    return (name for name in names if slot_of_shard(_shard(name)) in Cluster.SHARES[number])
 
 
-def _place(user: str) -> str:
-    return place_of(owner_of(user))
+def _shard(user: str) -> str:
+    return shard_of(owner_of(user))
 
 
 # ── Slots and maps ──
 
 
 @given(st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", min_size=3, max_size=3))
-def test_a_slot_is_what_the_servers_take_it_for(place: str) -> None:
-    name = f"asgi-sessions:{{{place}}}:s:xyz"
+def test_a_slot_is_what_the_servers_take_it_for(shard: str) -> None:
+    name = f"asgi-sessions:{{{shard}}}:s:xyz"
 
-    assert slot_of(name) == slot_of_place(place) == key_slot(name.encode())
+    assert slot_of(name) == slot_of_shard(shard) == key_slot(name.encode())
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ async def test_a_map_that_is_wrong_is_put_right_by_the_nodes(store: RedisStore) 
 
 async def test_where_a_slot_has_moved_to_is_remembered(store: RedisStore, cluster: Cluster) -> None:
     record = a_record(owner=next(users_at(0)))
-    slot = slot_of_place(record.key[:3])
+    slot = slot_of_shard(record.key[:3])
     await store.create(record)
     source, target = cluster.nodes[:2]
 
@@ -425,7 +425,7 @@ async def test_the_rights_of_the_page_are_enough_on_a_cluster(cluster: Cluster, 
         cluster.url.replace("redis://", "redis://sessions:s3cret@"), prefix="acl", durable_ends=1
     )
     alice, user = Browser(app_with(store)), next(users_at(0))
-    slot = slot_of_place(_place(user))
+    slot = slot_of_shard(_shard(user))
 
     answers = [(await alice.do(log_in(user))).status]
     with cluster.half_moved(slot, cluster.nodes[0], cluster.nodes[1], lambda _: True):
@@ -483,10 +483,10 @@ async def test_ends_are_received_where_the_slot_has_moved_to(
 ) -> None:
     subscriber, ended, gaps = listening
     record = a_record(owner=next(users_at(0)))
-    place, slot = record.key[:3], slot_of_place(record.key[:3])
+    shard, slot = record.key[:3], slot_of_shard(record.key[:3])
     await store.create(record)
-    subscriber.add(place)
-    assert await soon(lambda: gaps == [place])
+    subscriber.add(shard)
+    assert await soon(lambda: gaps == [shard])
     source, target = cluster.nodes[:2]
 
     await asyncio.to_thread(cluster.move_slots, source, target, range(slot, slot + 1))
@@ -497,14 +497,14 @@ async def test_ends_are_received_where_the_slot_has_moved_to(
     await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))
 
 
-async def test_a_place_that_a_node_refuses_is_asked_for_more_and_more_seldom(cluster: Cluster) -> None:
-    """Each try is a gap for the other places, and whatever is watched there is asked for."""
+async def test_a_shard_that_a_node_refuses_is_asked_for_more_and_more_seldom(cluster: Cluster) -> None:
+    """Each try is a gap for the other shards, and whatever is watched there is asked for."""
     node, gaps = cluster.nodes[0], list[str]()
     pool = ConnectionPool(host=node.host, port=node.port, protocol=2)
     subscriber = Subscriber(
-        lambda: new_connection(pool), lambda place: f"ears:{{{place}}}:", lambda _: None, gaps.append
+        lambda: new_connection(pool), lambda shard: f"ears:{{{shard}}}:", lambda _: None, gaps.append
     )
-    here, elsewhere = (_place(next(users_at(number))) for number in (0, 1))
+    here, elsewhere = (_shard(next(users_at(number))) for number in (0, 1))
     subscriber.add(here)
     subscriber.add(elsewhere)
 
@@ -518,13 +518,13 @@ async def test_a_place_that_a_node_refuses_is_asked_for_more_and_more_seldom(clu
 async def test_idle_subscribers_are_closed(store: RedisStore, listening: Any) -> None:
     subscriber, _, _ = listening
     await store.load(a_record().key)
-    places = [_place(next(users_at(number))) for number in range(3)]
-    for place in places:
-        subscriber.add(place)
+    shards = [_shard(next(users_at(number))) for number in range(3)]
+    for shard in shards:
+        subscriber.add(shard)
     assert await soon(lambda: subscriber.is_live)
 
-    for place in places[1:]:
-        subscriber.remove(place)
+    for shard in shards[1:]:
+        subscriber.remove(shard)
 
     assert await soon(lambda: len(subscriber._subscribers) == 1 and not subscriber._closing)
     assert subscriber.is_live
@@ -558,7 +558,7 @@ async def test_an_end_waits_for_a_replica_while_its_slot_moves(cluster: Cluster,
     alice, user = Browser(app_with(store)), next(users_at(0))
     await alice.do(log_in(user))
     source, target = cluster.nodes[:2]
-    slot = slot_of_place(_place(user))
+    slot = slot_of_shard(_shard(user))
 
     with cluster.half_moved(slot, source, target, lambda _: gone_ahead):
         response = await alice.another().do(destroy)
@@ -581,7 +581,7 @@ async def test_an_end_whose_mark_is_refused_is_not_asked_for_again(
     await Browser(app).do(log_in(alice))
     await Browser(app).do(log_in(other))
     source, target = cluster.nodes[:2]
-    slot, choices, chosen = slot_of_place(_place(other)), random.choices, iter([_place(other)])
+    slot, choices, chosen = slot_of_shard(_shard(other)), random.choices, iter([_shard(other)])
 
     with monkeypatch.context() as patched, contextlib.ExitStack() as moving:
         patched.setattr(random, "choices", lambda *args, **more: next(chosen, None) or choices(*args, **more))
@@ -606,7 +606,7 @@ async def test_a_slot_that_stays_half_moved_is_no_trouble_for_the_others_of_its_
     await staying.do(log_in(other))
     await Browser(app).do(log_in(stuck))
     source, target = cluster.nodes[:2]
-    slot = slot_of_place(_place(stuck))
+    slot = slot_of_shard(_shard(stuck))
 
     with cluster.half_moved(slot, source, target, lambda name: ":u:" in name):
         refused = await asyncio.gather(*(Browser(app).do(log_in(stuck)) for _ in range(6)))
@@ -621,7 +621,7 @@ async def test_nodes_that_name_each_other_are_not_asked_without_a_pause(store: R
     """A slot that was left half moved: its new node does not know of it, and its old one sends there."""
     source, target = cluster.nodes[:2]
     key = a_record(owner=next(users_at(0))).key
-    slot = slot_of_place(key[:3])
+    slot = slot_of_shard(key[:3])
     await store.load(key)
     source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", cluster.id_of(target))
 
@@ -700,7 +700,7 @@ async def test_slots_that_moved_since_the_map_was_drawn_are_walked_through_where
 ) -> None:
     """A node that is asked for the keys of a slot which it has no more says "none", and not where they are."""
     record = a_record(owner=next(users_at(0)))
-    slot = slot_of_place(record.key[:3])
+    slot = slot_of_shard(record.key[:3])
     await store.create(record)
     source, target = cluster.nodes[:2]
     await asyncio.to_thread(cluster.move_slots, source, target, range(slot, slot + 1))
@@ -714,7 +714,7 @@ async def test_slots_that_moved_since_the_map_was_drawn_are_walked_through_where
 async def test_a_slot_that_is_on_its_way_is_not_walked_through(store: RedisStore, cluster: Cluster) -> None:
     """Some of its keys are here and some there, and some would be missed."""
     record = a_record(owner=next(users_at(0)))
-    slot = slot_of_place(record.key[:3])
+    slot = slot_of_shard(record.key[:3])
     await store.create(record)
     source, target = cluster.nodes[:2]
 

@@ -113,10 +113,10 @@ class Load:
         return {"answers": dict(self.answers), "lost": lost, "revived": revived, "wrong": self.wrong, "seconds": gap}
 
 
-async def recovered(app: SessionMiddleware, *, places: int = 1) -> None:
-    """Wait until log-ins of several places are answered again."""
+async def recovered(app: SessionMiddleware, *, shards: int = 1) -> None:
+    """Wait until log-ins of several shards are answered again."""
     give_up = time.monotonic() + 30
-    for number in range(places):
+    for number in range(shards):
         while (await Browser(app).do(log_in(f"probe {number}"))).status != 200:
             assert time.monotonic() < give_up, "it did not recover"
             await asyncio.sleep(0.05)
@@ -314,7 +314,7 @@ async def test_a_primary_of_the_cluster_dies_under_load(how: str) -> None:
 
         victim.kill() if how == "killed" else victim.signal(signal.SIGSTOP)
         await asyncio.to_thread(until, lambda: cluster.nodes[4].ask("ROLE")[0] in (b"master", "master"), "a promotion")
-        await recovered(app, places=12)
+        await recovered(app, shards=12)
         said = await load.stop()
 
         await store.aclose()
@@ -348,7 +348,7 @@ async def test_a_primary_of_the_cluster_is_cut_off_under_load(from_whom: str) ->
 
         cluster.cut_off(clients_too=from_whom == "everybody")
         await asyncio.to_thread(until, lambda: cluster.nodes[4].ask("ROLE")[0] in (b"master", "master"), "a promotion")
-        await recovered(app, places=12)
+        await recovered(app, shards=12)
         if from_whom == "the other nodes":
             await told_the_truth(cluster)
         cluster.reconnect()

@@ -474,10 +474,10 @@ async def test_a_server_without_sharded_channels_tells_all_the_same(own_server: 
         await store.aclose()
 
 
-@pytest.mark.parametrize("places", [1, 2, 20])
+@pytest.mark.parametrize("shards", [1, 2, 20])
 @pytest.mark.parametrize("leaves", [False, True], ids=["all stay", "some leave at once"])
 async def test_many_subscriptions_at_the_same_moment_keep_the_connection_of_a_server_without_sharded_channels(
-    own_server: Server, caplog: pytest.LogCaptureFixture, places: int, leaves: bool
+    own_server: Server, caplog: pytest.LogCaptureFixture, shards: int, leaves: bool
 ) -> None:
     """Redis 6.2 refuses each SSUBSCRIBE and SUNSUBSCRIBE that was sent before its first answer came."""
     for command in ("SSUBSCRIBE", "SUNSUBSCRIBE", "SPUBLISH"):
@@ -487,7 +487,7 @@ async def test_many_subscriptions_at_the_same_moment_keep_the_connection_of_a_se
     ended: list[str] = []
     gaps: list[str] = []
     made: Any = store.listen(ended.append, gaps.append)
-    names = [f"A{number:02}" for number in range(places)]
+    names = [f"A{number:02}" for number in range(shards)]
     assert await until(lambda: made.is_live)  # connected
 
     for name in names:
@@ -499,7 +499,7 @@ async def test_many_subscriptions_at_the_same_moment_keep_the_connection_of_a_se
     for name in names:
         await store._client.call(("PUBLISH", made._channel(name), f"end in {name}"))
 
-    assert await until(lambda: len(ended) == places)
+    assert await until(lambda: len(ended) == shards)
     assert made.is_live
     assert "store.unsubscribed" not in caplog.text
     for name in names:

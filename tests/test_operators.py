@@ -92,7 +92,7 @@ class Operator:
             ended.append(id)
             heard.set()
 
-        subscriber = store.listen(hear, lambda place: ready.set())
+        subscriber = store.listen(hear, lambda shard: ready.set())
         try:
             subscriber.add(owner_of("alice")[:3])
             with anyio.move_on_after(1):

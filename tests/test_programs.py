@@ -378,7 +378,7 @@ def test_a_page_can_be_tried_line_by_line(command: str) -> None:
 
 ELSEWHERE = {
     r"uvicorn app:app|curl -i http://127\.0\.0\.1:8000/": "test_docs.py::test_readme_shows_what_its_program_really_sends",
-    r"redis-cli .*|owner=.*|place=.*|record=.*|echo .*": "test_operators.py::test_the_commands_of_the_page_read_a_record",
+    r"redis-cli .*|owner=.*|shard=.*|record=.*|echo .*": "test_operators.py::test_the_commands_of_the_page_read_a_record",
 }
 
 

@@ -116,7 +116,7 @@ async def test_promise_03_no_token_is_stored_logged_or_shown(
     record = await store.load(browser.key)
     await browser.do(destroy)
 
-    assert len(token) == 3 + 43  # three characters of place, 32 random bytes
+    assert len(token) == 3 + 43  # three characters of the shard, 32 random bytes
     for text in (*shown, repr(seen), caplog.text, repr(record)):
         assert token not in text
         assert token[3:20] not in text

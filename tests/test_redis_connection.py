@@ -331,7 +331,7 @@ async def test_what_is_no_message_does_not_end_the_listening() -> None:
 
     async with a_server_that(answers) as url:
         client = OwnClient(partial(pool_from_url, url, {}))
-        subscriber = client.listen(lambda place: place, lambda _: None, lambda _: None)
+        subscriber = client.listen(lambda shard: shard, lambda _: None, lambda _: None)
         subscriber.add("Zk3")
         async with asyncio.timeout(5):
             while asked < 2:  # noqa: ASYNC110 - a look now and then is enough

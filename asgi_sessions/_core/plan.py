@@ -64,7 +64,7 @@ class Step(enum.Enum):
     UPDATE = "update if the revision still matches; else merge and retry"
     RENAME = "rename, only if the old one is still there"
     RENEW = "rename likewise; an alias stays for the grace"
-    LOG_IN = "create in the user's place, then delete the old"
+    LOG_IN = "create in the user's shard, then delete the old"
     DELETE = "delete"
     DELETE_UNCHANGED = "delete if the revision still matches; else merge and retry"
     DELETE_CREATE = "create, then delete the old"

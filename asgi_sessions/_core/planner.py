@@ -36,7 +36,7 @@ from asgi_sessions._core.plan import (
 from asgi_sessions._core.record import ALIAS_REV, Body, Record, seal, unseal
 from asgi_sessions._core.session import Session
 from asgi_sessions._core.timeouts import RENEWAL_GRACE, Timeouts
-from asgi_sessions._core.token import TokenMint, key_of, owner_of_known, place_of
+from asgi_sessions._core.token import TokenMint, key_of, owner_of_known, shard_of
 from asgi_sessions._core.types import Clock
 from asgi_sessions.errors import SessionDataError
 
@@ -274,7 +274,7 @@ class Planner:
         if fresh_token:
             # Renaming keeps the shard, so that it is one atomic step in one slot; a log-in moves to the user's.
             near = old.key if old is not None else owner
-            token = Hidden(self._mint.mint(None if near is None else place_of(near)))
+            token = Hidden(self._mint.mint(None if near is None else shard_of(near)))
             key, minted_at = key_of(token.value), now
         else:
             key = _known(session).key

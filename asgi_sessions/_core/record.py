@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from asgi_sessions._core.cipher import Secrets
-from asgi_sessions._core.token import ID_CHARS, OWNER_CHARS, PLACE_CHARS, owner_of_known
+from asgi_sessions._core.token import ID_CHARS, OWNER_CHARS, SHARD_CHARS, owner_of_known
 from asgi_sessions.errors import RecordDamaged
 
 ALIAS_REV: Final = 0
@@ -33,7 +33,7 @@ class Record(msgspec.Struct, frozen=True):
     """
 
     key: str
-    """Where it lives: 46 URL-safe characters; the first three are its place."""
+    """Where it lives: 46 URL-safe characters; the first three are its shard."""
     rev: int
     """Its revision, from 1, one more with every payload write; 0 for an alias."""
     seen_at: float
@@ -171,12 +171,12 @@ def pack(record: Record) -> bytes:
     """A record as one string: a header of fixed width, legible in ``redis-cli``, then the body.
 
     ``1`` (the version), ``seen_at`` and ``expires_at`` in milliseconds (13 digits each), ``rev`` (8 digits), ``id`` (16),
-    ``owner`` (22, dots for nobody), the first 16 characters of the key after its place (so that a reply to another
+    ``owner`` (22, dots for nobody), the first 16 characters of the key after its shard (so that a reply to another
     question is noticed), body.
     """
     key, clocks = record.key, pack_clocks(record.seen_at, record.expires_at)
     owner = record.owner or _NOBODY
-    header = f"1{clocks}{pack_rev(record.rev)}{record.id}{owner}{key[PLACE_CHARS : PLACE_CHARS + 16]}"
+    header = f"1{clocks}{pack_rev(record.rev)}{record.id}{owner}{key[SHARD_CHARS : SHARD_CHARS + 16]}"
     return header.encode("ascii") + record.body
 
 
@@ -202,7 +202,7 @@ def unpack(key: str, data: bytes) -> Record:
         version, seen_at, expires_at, rev, id, owner, mark = _HEADER.unpack_from(data)
         if version != b"1":
             raise RecordDamaged("what lies under the key is not a record of this version")
-        if mark != key[PLACE_CHARS : PLACE_CHARS + 16].encode("ascii"):
+        if mark != key[SHARD_CHARS : SHARD_CHARS + 16].encode("ascii"):
             raise RecordDamaged("the record under the key belongs to another key")
         if not (seen_at + expires_at + rev).isdigit():
             raise RecordDamaged("the header of a record is damaged")

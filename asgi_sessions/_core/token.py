@@ -2,7 +2,7 @@
 
 A token is what the browser keeps and nobody else::
 
-    Zk3                   its place: where the record lives (three base64url characters)
+    Zk3                   its shard: where the record lives (three base64url characters)
     q0T4…43 characters    256 random bits
     8yQb…22 characters    only with secret keys: HMAC-SHA-256, cut to 128 bits
 
@@ -22,12 +22,12 @@ from hmac import compare_digest
 from asgi_sessions._core.hmac import Hmac
 from asgi_sessions.errors import SessionDataError
 
-PLACE_CHARS = 3
-"""18 bits: 262,144 places spread well over the 16,384 slots of a Redis Cluster."""
+SHARD_CHARS = 3
+"""18 bits: 262,144 shards spread well over the 16,384 slots of a Redis Cluster."""
 
 RANDOM_BYTES = 32
-BARE_CHARS = PLACE_CHARS + 43
-"""A token without signature: its place and 32 bytes as unpadded base64url."""
+BARE_CHARS = SHARD_CHARS + 43
+"""A token without signature: its shard and 32 bytes as unpadded base64url."""
 
 SIGNATURE_BYTES = 16
 """128 bits: an attacker has one guess per request, so a forgery stays out of reach (RFC 2104, section 5)."""
@@ -102,13 +102,13 @@ def owner_of_known(user_id: str) -> str:
     return base64url(sha256(b"asgi-sessions owner\0" + user_id.encode("utf-8")).digest()[:16])
 
 
-def place_of(name: str) -> str:
-    """The place that a token, a key or an owner names: its first three characters."""
-    return name[:PLACE_CHARS]
+def shard_of(name: str) -> str:
+    """The shard that a token, a key or an owner names: its first three characters."""
+    return name[:SHARD_CHARS]
 
 
 def key_of(token: str) -> str:
-    """The key of a token's record: its place, then SHA-256 of the token as base64url; 46 characters.
+    """The key of a token's record: its shard, then SHA-256 of the token as base64url; 46 characters.
 
     Knowing a key does not help to log in, so a store, a backup or a slow-query log may hold it.
     """
@@ -117,7 +117,7 @@ def key_of(token: str) -> str:
 
 def _key_of(bare: bytes) -> str:
     digest = b2a_base64(sha256(bare).digest(), newline=False).translate(_URL_SAFE, b"=")
-    return (bare[:PLACE_CHARS] + digest).decode("ascii")
+    return (bare[:SHARD_CHARS] + digest).decode("ascii")
 
 
 class Signer:
@@ -147,11 +147,11 @@ class TokenMint:
         self._signers = tuple(Signer(key, context) for key in keys)
         self._size = SIGNED_CHARS if self._signers else BARE_CHARS
 
-    def mint(self, place: str | None = None) -> str:
-        """A fresh token in that place, or anywhere: one user's sessions live together, anonymous ones are spread out."""
-        if place is None:
-            place = place_of(secrets.token_urlsafe(PLACE_CHARS))
-        bare = place + secrets.token_urlsafe(RANDOM_BYTES)
+    def mint(self, shard: str | None = None) -> str:
+        """A fresh token in that shard, or anywhere: one user's sessions live together, anonymous ones are spread out."""
+        if shard is None:
+            shard = shard_of(secrets.token_urlsafe(SHARD_CHARS))
+        bare = shard + secrets.token_urlsafe(RANDOM_BYTES)
         if not self._signers:
             return bare
         return bare + self._signers[0].sign(bare.encode("ascii")).decode("ascii")

@@ -82,7 +82,7 @@ class Store(Protocol):
         """Replace the record under ``key``, if its revision is still ``rev``, by ``record`` under ``record.key``.
 
         Nothing remains under ``key`` unless an ``alias`` is given to stay there. The owner's index is corrected in the same
-        step. Both keys have the same place. The clocks never move backwards, as with ``update``.
+        step. Both keys are in the same shard. The clocks never move backwards, as with ``update``.
 
         Raises:
             RecordGone: there is none under ``key``.
@@ -161,10 +161,10 @@ class Listening(Protocol):
     def is_live(self) -> bool:
         """Whether every end is received now; while it is not, ends are missed."""
 
-    def add(self, place: str) -> None:
-        """Listen to this place from now on. May be called several times for one place."""
+    def add(self, shard: str) -> None:
+        """Listen to this shard from now on. May be called several times for one shard."""
 
-    def remove(self, place: str) -> None:
+    def remove(self, shard: str) -> None:
         """Take back one :meth:`add`."""
 
     async def aclose(self) -> None:
@@ -177,7 +177,7 @@ class TellingStore(Store, Protocol):
 
     def listen(self, on_end: Callable[[str], None], on_gap: Callable[[str], None]) -> Listening:
         """Call ``on_end(id)`` in the running event loop when a record is removed, but not for aliases and renamed records.
-        Call ``on_gap(place)`` when ends in a place may have been missed. From then on they are received.
+        Call ``on_gap(shard)`` when ends in a shard may have been missed. From then on they are received.
         """
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 import anyio
 
 from asgi_sessions._core.record import Record
-from asgi_sessions._core.token import PLACE_CHARS, place_of
+from asgi_sessions._core.token import SHARD_CHARS, shard_of
 from asgi_sessions._core.types import Clock
 from asgi_sessions._engine.breaker import FAILURES_TO_OPEN, Breaker, Breakers
 from asgi_sessions._engine.contract import Store, trait
@@ -123,7 +123,7 @@ class Guard:
         try:
             try:
                 with self.limit():
-                    await self.store.load(place_of(name) + NO_KEY[PLACE_CHARS:])
+                    await self.store.load(shard_of(name) + NO_KEY[SHARD_CHARS:])
             except TimeoutError as error:
                 raise self.too_slow() from error
         except _ANSWERS:

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Final, Protocol
 
 from asgi_sessions._core.record import Record
-from asgi_sessions._core.token import place_of
+from asgi_sessions._core.token import shard_of
 from asgi_sessions._core.types import Clock
 from asgi_sessions._engine.contract import Listening, Store
 from asgi_sessions._engine.loops import PerLoop, running_loop, stop
@@ -121,9 +121,9 @@ class _LoopState:
             watched = _Watched(judge, record)
             of_session.append(watched)
             if self._listening is not None:
-                self._listening.add(place_of(record.key))
+                self._listening.add(shard_of(record.key))
         elif record.rev > watched.record.rev:
-            watched.record = record  # regenerated since: of the same user or nobody, and so in the same place
+            watched.record = record  # regenerated since: of the same user or nobody, and so in the same shard
         watcher = Watcher(self, watched, end)
         watched.watchers.add(watcher)
         # It may have ended since it was loaded, which was a whole handshake ago.
@@ -147,7 +147,7 @@ class _LoopState:
             del self._watched[watched.record.id]
         self._unsure.discard(watched)
         if self._listening is not None:
-            self._listening.remove(place_of(watched.record.key))
+            self._listening.remove(shard_of(watched.record.key))
 
     def _on_end(self, id: str) -> None:
         """The session has ended."""
@@ -162,9 +162,9 @@ class _LoopState:
     def _all(self) -> Iterator[_Watched]:
         return chain.from_iterable(self._watched.values())
 
-    def _on_gap(self, place: str | None = None) -> None:
-        """Ends in this place, or in all, may have been missed; from now on they are received."""
-        self._unsure.update(each for each in self._all() if place is None or place_of(each.record.key) == place)
+    def _on_gap(self, shard: str | None = None) -> None:
+        """Ends in this shard, or in all, may have been missed; from now on they are received."""
+        self._unsure.update(each for each in self._all() if shard is None or shard_of(each.record.key) == shard)
         self._wake.set()
 
     async def _run(self) -> None:

@@ -55,11 +55,11 @@ class _Listening:
         elif self._loop is not None and not self.is_over:
             self._loop.call_soon_threadsafe(self._on_end, id)
 
-    def add(self, place: str) -> None:
-        """All places are listened to."""
+    def add(self, shard: str) -> None:
+        """All shards are listened to."""
 
-    def remove(self, place: str) -> None:
-        """All places are listened to."""
+    def remove(self, shard: str) -> None:
+        """All shards are listened to."""
 
     async def aclose(self) -> None:
         self._listeners.discard(self)

@@ -3,7 +3,7 @@
 A refresh token names its family (the session) and its generation, and is computed: the same question has the same answer, so a
 lost response, a retry, five tabs at once, or a driver that sends a command twice hurt nobody. ::
 
-    Zk3                    the place of the user's records
+    Zk3                    the shard of the user's records
     16 characters          the family: the session's id
     6 characters           the generation
     43 characters          HMAC-SHA-256 of family and generation, under a key of the family's own that lies in its record
@@ -38,14 +38,14 @@ from asgi_sessions._core.timeouts import duration
 from asgi_sessions._core.token import (
     ALPHABET,
     ID_CHARS,
-    PLACE_CHARS,
+    SHARD_CHARS,
     Signer,
     base64url,
     is_id,
     new_id,
     owner_of,
     owner_of_known,
-    place_of,
+    shard_of,
     user_id_in,
 )
 from asgi_sessions._core.types import Clock, Event, Scope, instant
@@ -77,7 +77,7 @@ MAX_REPEATS: Final = 3
 _GENERATION = 6
 _SECRET = 43
 _SIGNATURE = 22
-_SIGNED_AT = PLACE_CHARS + ID_CHARS + _GENERATION + _SECRET
+_SIGNED_AT = SHARD_CHARS + ID_CHARS + _GENERATION + _SECRET
 _SIZE = _SIGNED_AT + _SIGNATURE
 _DIGITS = ALPHABET.decode("ascii")
 
@@ -199,7 +199,7 @@ class Tokens:
             raise SessionDataError(f"log_in(data={type(data).__name__}): give a dict")
         payload = self._codec.encode(dict(data or {}))
         body = Body("token", user_id, now, now, now, False, payload, about, _encode_grant(grant))
-        record = manager.sealed(Record(_key(place_of(owner), id), 1, now, self._ends(now, now), id, owner, b""), body)
+        record = manager.sealed(Record(_key(shard_of(owner), id), 1, now, self._ends(now, now), id, owner, b""), body)
         pair = self._pair(record, body, grant)  # first: it may be refused as too long
         async with manager.asking("token log-in"):
             await manager.admit(record, body)
@@ -374,7 +374,7 @@ class Tokens:
         owner = owner_of(claims.user_id)
         async with self._manager.asking("token check"):
             # One question for a session of refresh tokens; for others the index knows where they are.
-            found = await self._manager.opened(_key(place_of(owner), claims.session_id))
+            found = await self._manager.opened(_key(shard_of(owner), claims.session_id))
             for _ in range(3):
                 if found is not None:
                     break
@@ -411,7 +411,7 @@ class Tokens:
 
     def _pair(self, record: Record, body: Body, grant: _Grant) -> TokenPair:
         bare = (
-            place_of(record.key)
+            shard_of(record.key)
             + record.id
             + _number(grant.generation)
             + _secret(grant.seed, record.id, grant.generation)
@@ -439,16 +439,16 @@ class Tokens:
             good |= hmac.compare_digest(signer.sign(bare.encode("ascii")), presented)
         if not good:
             raise TokenInvalid("that is no refresh token of ours")
-        place, id = bare[:PLACE_CHARS], bare[PLACE_CHARS : PLACE_CHARS + ID_CHARS]
+        shard, id = bare[:SHARD_CHARS], bare[SHARD_CHARS : SHARD_CHARS + ID_CHARS]
         number = 0
-        for character in bare[PLACE_CHARS + ID_CHARS :][:_GENERATION]:
+        for character in bare[SHARD_CHARS + ID_CHARS :][:_GENERATION]:
             number = number * 64 + _DIGITS.index(character)
-        return _key(place, id), number, Hidden(bare[-_SECRET:])
+        return _key(shard, id), number, Hidden(bare[-_SECRET:])
 
 
-def _key(place: str, id: str) -> str:
-    """Where the record of a family lives: in one place for as long as it lives, so that an old token finds it too."""
-    return place + base64url(sha256(b"asgi-sessions family\0" + id.encode("utf-8")).digest())
+def _key(shard: str, id: str) -> str:
+    """Where the record of a family lives: in one shard for as long as it lives, so that an old token finds it too."""
+    return shard + base64url(sha256(b"asgi-sessions family\0" + id.encode("utf-8")).digest())
 
 
 def _number(generation: int) -> str:

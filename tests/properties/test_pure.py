@@ -34,7 +34,7 @@ from asgi_sessions._core.cookie import keep_out_of_caches, vary_on
 from asgi_sessions._core.payload import MAX_CONTAINERS, MessagePackCodec, merge
 from asgi_sessions._core.record import Body, Record, pack, pack_rev, seal, unpack, unseal
 from asgi_sessions._core.timeouts import RENEWAL_GRACE
-from asgi_sessions._core.token import BARE_CHARS, SIGNED_CHARS, TokenMint, key_of, owner_of, place_of
+from asgi_sessions._core.token import BARE_CHARS, SIGNED_CHARS, TokenMint, key_of, owner_of, shard_of
 from asgi_sessions._core.types import Headers, instant
 from asgi_sessions._engine.breaker import FAILURES_TO_OPEN, LONGEST_PAUSE, Breaker
 from asgi_sessions._engine.guard import DEADLINE
@@ -59,14 +59,14 @@ unicode_text = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @given(st.lists(signing_key, max_size=3), unicode_text, st.none() | base64url(3))
-def test_what_is_minted_is_parsed(keys: list[bytes], purpose: str, place: str | None) -> None:
+def test_what_is_minted_is_parsed(keys: list[bytes], purpose: str, shard: str | None) -> None:
     mint = TokenMint(keys, purpose)
 
-    token = mint.mint(place)
+    token = mint.mint(shard)
 
     assert mint.parse(token.encode()) == token
     assert len(token) == (SIGNED_CHARS if keys else BARE_CHARS)
-    assert place is None or place_of(token) == place
+    assert shard is None or shard_of(token) == shard
 
 
 token_like = st.one_of(
@@ -159,11 +159,11 @@ def test_a_signature_has_one_spelling(key: bytes, last: str) -> None:
 
 
 @given(base64url(BARE_CHARS), base64url(BARE_CHARS), base64url(SIGNED_CHARS - BARE_CHARS))
-def test_a_key_tells_the_place_of_its_token_and_nothing_else(token: str, other: str, signature: str) -> None:
+def test_a_key_tells_the_shard_of_its_token_and_nothing_else(token: str, other: str, signature: str) -> None:
     key = key_of(token)
 
     assert re.fullmatch(r"[A-Za-z0-9_-]{46}", key)
-    assert place_of(key) == place_of(token)
+    assert shard_of(key) == shard_of(token)
     assert token[3:] not in key
     assert (key_of(other) == key) == (other == token)
     assert key_of(token + signature) == key

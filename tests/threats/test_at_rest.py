@@ -20,7 +20,7 @@ from asgi_sessions import RedisStore, Session, Timeouts
 from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.payload import MessagePackCodec
 from asgi_sessions._core.record import ALIAS_REV, Body, pack, seal
-from asgi_sessions._core.token import owner_of, place_of
+from asgi_sessions._core.token import owner_of, shard_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with, destroy, log_in, put, regenerate
@@ -649,14 +649,14 @@ async def test_aliases_in_a_circle_end(memory: Store, clock: FakeClock, events: 
 
 
 ALICE, MALLORY = "alice", "mallory180695"
-"""Two users whose sessions live in the same place: 18 bits, found in a second by anybody who may choose a name."""
+"""Two users whose sessions live in the same shard: 18 bits, found in a second by anybody who may choose a name."""
 
 
 async def test_an_entry_of_the_index_that_leads_to_somebody_else_does_not_open_their_session(
     store: Store, sealed: dict[str, Any]
 ) -> None:
     """Mallory redirects the entry of his own session to Alice's record, and logs in again: her data must not become his."""
-    assert place_of(owner_of(ALICE)) == place_of(owner_of(MALLORY))
+    assert shard_of(owner_of(ALICE)) == shard_of(owner_of(MALLORY))
     watched = Between(store)
     alice, mallory = await a_user(watched, sealed, ALICE), await a_user(watched, sealed, MALLORY, who="mallory's")
     access = WriteAccess(store)
@@ -681,7 +681,7 @@ async def test_an_entry_of_the_index_that_leads_to_somebody_else_does_not_end_th
     store: Store, sealed: dict[str, Any]
 ) -> None:
     """Somebody who can write can delete as well; but our own log-out should not be the one who does it."""
-    assert place_of(owner_of(ALICE)) == place_of(owner_of(MALLORY))
+    assert shard_of(owner_of(ALICE)) == shard_of(owner_of(MALLORY))
     watched = Between(store)
     alice, mallory = await a_user(watched, sealed, ALICE), await a_user(watched, sealed, MALLORY, who="mallory's")
     access = WriteAccess(store)

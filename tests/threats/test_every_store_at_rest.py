@@ -216,13 +216,13 @@ async def test_a_dump_shows_no_token_and_with_secrets_nothing_that_was_kept(
     if sealing:
         pair = await (theirs := some_tokens(disk, clock)).log_in("alice@example.org")
         next_pair = await theirs.refresh(pair.refresh_token)
-        tokens += [one.refresh_token[19:] for one in (pair, next_pair)]  # the place and the id are no secrets
+        tokens += [one.refresh_token[19:] for one in (pair, next_pair)]  # the shard and the id are no secrets
 
     shown = await disk.everything()
 
     for token in tokens:
         assert token.encode() not in shown
-        assert token[3:46].encode() not in shown  # without the place, which is no secret, and the signature
+        assert token[3:46].encode() not in shown  # without the shard, which is no secret, and the signature
     assert ADDRESS.encode() not in shown
     assert AGENT not in shown
     kept = [b"alice", b"example.org", b"dear diary", b"diary", b"4711", b"card", b"203.0.113", b"Firefox", b"kitchen"]

@@ -88,7 +88,7 @@ async def test_a_made_up_id_costs_one_question_and_tells_nothing(store: Store, o
     "forge",
     [
         pytest.param(lambda token: token[:-1] + ("A" if token[-1] != "A" else "B"), id="its last character changed"),
-        pytest.param(lambda token: ("A" if token[0] != "A" else "B") + token[1:], id="its place changed"),
+        pytest.param(lambda token: ("A" if token[0] != "A" else "B") + token[1:], id="its shard changed"),
         pytest.param(lambda token: token[:-1], id="its last character cut off"),
         pytest.param(lambda token: token + "A", id="one character more"),
         pytest.param(lambda token: token[:BARE_CHARS] + "A" * 22, id="a signature of zeros"),

@@ -8,7 +8,7 @@ What lies in the server, for operators (``docs/stores.md`` has the ACL and how t
     asgi-sessions:{Zk3}:e          channel  the ids of sessions as they end
     asgi-sessions:{Zk3}:w          string   nothing, for a second: with durable_ends, a write to wait for
 
-``{Zk3}`` is the place. All records of one user share it, and with it a slot of a Redis Cluster. Every key carries a TTL, which is
+``{Zk3}`` is the shard. All records of one user share it, and with it a slot of a Redis Cluster. Every key carries a TTL, which is
 housekeeping only: when a session ends is judged by the app's clock.
 """
 
@@ -27,7 +27,7 @@ from typing import Any, Self
 from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.history import ENDED_BY_CLOCK, Admission, Note, Rules, line_of
 from asgi_sessions._core.record import Record, pack, pack_clocks, pack_rev, unpack
-from asgi_sessions._core.token import PLACE_CHARS, place_of
+from asgi_sessions._core.token import SHARD_CHARS, shard_of
 from asgi_sessions._engine.contract import Listening
 from asgi_sessions.errors import (
     ConfigurationError,
@@ -58,7 +58,7 @@ from asgi_sessions.stores.redis._client import (
     run_durably,
     unanswered,
 )
-from asgi_sessions.stores.redis._cluster import SLOTS, Cluster, ClusterClient, places
+from asgi_sessions.stores.redis._cluster import SLOTS, Cluster, ClusterClient, shard_of_each_slot
 from asgi_sessions.stores.redis._connection import ConnectionLost
 from asgi_sessions.stores.redis._scripts import (
     ADMIT,
@@ -82,7 +82,7 @@ TTL_MARGIN = 60.0
 LARGE = 16 * 1024
 """Bytes. What is as long as this travels on a connection of its own, so that nothing small waits behind it."""
 
-PLACE_AND_SUFFIX = PLACE_CHARS + len("}:s:") + 43
+SHARD_AND_SUFFIX = SHARD_CHARS + len("}:s:") + 43
 """Characters at the end of a record's name that say its key."""
 
 RUN_CHARS = 12
@@ -238,13 +238,13 @@ class RedisStore:
         # A server answers nothing else on a connection that waits for replicas, so ends have one of their own.
         self._ender = client
 
-    async def _end(self, place: str, script: Script, key: str, *args: Any, durably: bool = True) -> Any:
+    async def _end(self, shard: str, script: Script, key: str, *args: Any, durably: bool = True) -> Any:
         """Run a script that ends sessions; with ``durable_ends``, until replicas have heard of it."""
         keys = (key,)
         if not (self._replicas and durably):
             return await run(self._client, script, keys, *args)
         return await run_durably(
-            self._ender, script, keys, *args, mark=f"{self._stem(place)}w", replicas=self._replicas
+            self._ender, script, keys, *args, mark=f"{self._stem(shard)}w", replicas=self._replicas
         )
 
     @property
@@ -364,22 +364,22 @@ class RedisStore:
 
     async def index(self, owner: str) -> Mapping[str, str]:
         """See :meth:`asgi_sessions.stores.Store.index`."""
-        place = place_of(owner)
+        shard = shard_of(owner)
         keys = (self._index(owner),)
         texts = _texts(await self._when_whole(owner, run, self._client, INDEX, keys, self._stem(owner)))
-        return {id: place + suffix for id, suffix in zip(texts[::2], texts[1::2], strict=True)}
+        return {id: shard + suffix for id, suffix in zip(texts[::2], texts[1::2], strict=True)}
 
     # ── The sessions of one user ──
 
     async def records(self, owner: str, *, now: float, rules: Rules) -> Sequence[Record]:
         """See :meth:`asgi_sessions.stores.UserStore.records`."""
-        place = place_of(owner)
+        shard = shard_of(owner)
         args = (self._stem(owner), _rules(now, rules))
         flat = await self._when_whole(owner, run, self._bulk, RECORDS, (self._index(owner),), *args)
         found: list[Record] = []
         for suffix, data in zip(_texts(flat[::2]), flat[1::2], strict=True):
             try:
-                found.append(unpack(place + suffix, _bytes(data)))
+                found.append(unpack(shard + suffix, _bytes(data)))
             except RecordDamaged:
                 continue  # cannot be shown, but ended
         return found
@@ -468,7 +468,7 @@ class RedisStore:
         begin = slot
         try:
             while slot < SLOTS and slot < begin + SLOTS_AT_ONCE and len(keys) < some:
-                nobody = f"{self._stem(places()[slot])}-"
+                nobody = f"{self._stem(shard_of_each_slot()[slot])}-"
                 many = await client.about_slot(nobody, ("CLUSTER", "COUNTKEYSINSLOT", slot))
                 if many:
                     names = _texts(await client.about_slot(nobody, ("CLUSTER", "GETKEYSINSLOT", slot, many)))
@@ -480,7 +480,7 @@ class RedisStore:
 
     def _is_record(self, name: str) -> bool:
         return (
-            name.startswith(f"{self._prefix}:{{") and name[-PLACE_AND_SUFFIX:][PLACE_CHARS : PLACE_CHARS + 4] == "}:s:"
+            name.startswith(f"{self._prefix}:{{") and name[-SHARD_AND_SUFFIX:][SHARD_CHARS : SHARD_CHARS + 4] == "}:s:"
         )
 
     def listen(self, on_end: Callable[[str], None], on_gap: Callable[[str], None]) -> Listening:
@@ -497,13 +497,13 @@ class RedisStore:
         return self._client if len(value) < LARGE else self._bulk
 
     def _stem(self, key: str) -> str:
-        return f"{self._prefix}:{{{key[:PLACE_CHARS]}}}:"
+        return f"{self._prefix}:{{{key[:SHARD_CHARS]}}}:"
 
     def _index(self, owner: str) -> str:
         return f"{self._stem(owner)}u:{owner}"
 
     def _name(self, key: str) -> str:
-        return f"{self._prefix}:{{{key[:PLACE_CHARS]}}}:s:{key[PLACE_CHARS:]}"
+        return f"{self._prefix}:{{{key[:SHARD_CHARS]}}}:s:{key[SHARD_CHARS:]}"
 
     async def _look_at_policy(self) -> None:
         """Say so, once, if the server would throw sessions away when memory runs short."""
@@ -559,7 +559,7 @@ def _share_of(number: int) -> float:
 
 
 def _key_in(name: str) -> str:
-    return f"{name[-PLACE_AND_SUFFIX:][:PLACE_CHARS]}{name[-43:]}"
+    return f"{name[-SHARD_AND_SUFFIX:][:SHARD_CHARS]}{name[-43:]}"
 
 
 def _several(urls: object) -> list[str]:
@@ -571,7 +571,7 @@ def _several(urls: object) -> list[str]:
 
 
 def _suffix(key: str) -> str:
-    return key[PLACE_CHARS:]
+    return key[SHARD_CHARS:]
 
 
 def _ttl(seen_at: float, expires_at: float) -> int:

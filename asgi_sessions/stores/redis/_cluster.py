@@ -33,7 +33,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import parse_url
 from redis.exceptions import RedisError
 
-from asgi_sessions._core.token import ALPHABET, PLACE_CHARS
+from asgi_sessions._core.token import ALPHABET, SHARD_CHARS
 from asgi_sessions._engine.deadline import Deadlines
 from asgi_sessions._engine.loops import PerLoop, retrieve, stop
 from asgi_sessions.errors import ConfigurationError, StoreUnreachable, TemporarilyUnavailable
@@ -57,10 +57,10 @@ from asgi_sessions.stores.redis._subscriber import Subscriber
 
 SLOTS: Final = 16384
 
-TRIES_FOR_A_PLACE: Final = 500
-"""A node of 100 has one of so many places all but surely."""
+TRIES_FOR_A_SHARD: Final = 500
+"""A node of 100 has one of so many shards all but surely."""
 
-_PLACE_ALPHABET: Final = ALPHABET.decode()
+_SHARD_ALPHABET: Final = ALPHABET.decode()
 
 QUICK: Final = 0.15
 """Seconds that a node has to show its map when others can be asked instead."""
@@ -86,22 +86,22 @@ _Rows = list[tuple[range, list[Address]]]
 """Slots, and who has them: the primary first."""
 
 
-def slot_of_place(place: str) -> int:
-    """CRC16 of the hash tag, which in our names is the place. (XMODEM's, which Python has.)"""
-    return crc_hqx(place.encode("utf-8", "replace"), 0) % SLOTS
+def slot_of_shard(shard: str) -> int:
+    """CRC16 of the hash tag, which in our names is the shard. (XMODEM's, which Python has.)"""
+    return crc_hqx(shard.encode("utf-8", "replace"), 0) % SLOTS
 
 
 @cache
-def places() -> Sequence[str]:
-    """For each slot a place that is in it."""
-    found = {slot_of_place(place): place for place in map("".join, product(_PLACE_ALPHABET, repeat=PLACE_CHARS))}
+def shard_of_each_slot() -> Sequence[str]:
+    """For each slot a shard that is in it."""
+    found = {slot_of_shard(shard): shard for shard in map("".join, product(_SHARD_ALPHABET, repeat=SHARD_CHARS))}
     return [found[slot] for slot in range(SLOTS)]
 
 
 def slot_of(name: str) -> int:
     """The slot of a name of ours."""
     begin = name.index("{") + 1
-    return slot_of_place(name[begin : begin + PLACE_CHARS])
+    return slot_of_shard(name[begin : begin + SHARD_CHARS])
 
 
 class Cluster:
@@ -133,7 +133,7 @@ class Cluster:
 
     def server_of(self, key: str) -> Address | None:
         """The node that has what lies under a key of ours, as far as is known: each node may fail by itself."""
-        return self.map().at[slot_of_place(key[:PLACE_CHARS])]
+        return self.map().at[slot_of_shard(key[:SHARD_CHARS])]
 
     def _pool_at(self, address: Address) -> ConnectionPool:
         options = {**self._pool.connection_kwargs, "host": address.host, "port": address.port}
@@ -219,11 +219,11 @@ class Map:
     def elsewhere(self, name: str, address: Address) -> str:
         """A name of ours like this one, in another slot of the node; the same if it has no other, as far as is found."""
         slot, begin = slot_of(name), name.index("{") + 1
-        for _ in range(TRIES_FOR_A_PLACE):
-            place = "".join(random.choices(_PLACE_ALPHABET, k=PLACE_CHARS))  # noqa: S311 - spreads load, guards nothing
-            other = slot_of_place(place)
+        for _ in range(TRIES_FOR_A_SHARD):
+            shard = "".join(random.choices(_SHARD_ALPHABET, k=SHARD_CHARS))  # noqa: S311 - spreads load, guards nothing
+            other = slot_of_shard(shard)
             if other != slot and self.at[other] == address:
-                return f"{name[:begin]}{place}{name[begin + PLACE_CHARS :]}"
+                return f"{name[:begin]}{shard}{name[begin + SHARD_CHARS :]}"
         return name
 
     def moved(self, slot: int, address: Address) -> None:
@@ -495,7 +495,7 @@ def _asking(command: tuple[Any, ...]) -> _Ask:
 
 
 class ClusterSubscriber:
-    """A :class:`Subscriber` at each node that has a watched place; they follow their slots."""
+    """A :class:`Subscriber` at each node that has a watched shard; they follow their slots."""
 
     def __init__(
         self,
@@ -508,7 +508,7 @@ class ClusterSubscriber:
         self._map = known
         self._pool_at = pool_at
         self._callbacks = (stem, on_end, on_gap)
-        self._places: Counter[str] = Counter()
+        self._shards: Counter[str] = Counter()
         self._at: dict[str, Address | None] = {}
         self._subscribers: dict[Address, Subscriber] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -518,33 +518,33 @@ class ClusterSubscriber:
     def is_live(self) -> bool:
         return None not in self._at.values() and all(each.is_live for each in self._subscribers.values())
 
-    def add(self, place: str) -> None:
-        self._places[place] += 1
-        if self._places[place] == 1:
-            self._at[place] = None
-            self._follow_one(place)
-            if self._at[place] is None:
+    def add(self, shard: str) -> None:
+        self._shards[shard] += 1
+        if self._shards[shard] == 1:
+            self._at[shard] = None
+            self._follow_one(shard)
+            if self._at[shard] is None:
                 self._map.look()
 
-    def remove(self, place: str) -> None:
-        self._places[place] -= 1
-        if self._places[place] <= 0:
-            del self._places[place]
-            self._leave(place, self._at.pop(place))
+    def remove(self, shard: str) -> None:
+        self._shards[shard] -= 1
+        if self._shards[shard] <= 0:
+            del self._shards[shard]
+            self._leave(shard, self._at.pop(shard))
             self._close_idle()
 
     def _follow(self) -> None:
         """Slots have moved: listen where they are now."""
-        for place in self._at:
-            self._follow_one(place)
+        for shard in self._at:
+            self._follow_one(shard)
         self._close_idle()
 
-    def _follow_one(self, place: str) -> None:
-        here, there = self._at[place], self._map.at[slot_of_place(place)]
+    def _follow_one(self, shard: str) -> None:
+        here, there = self._at[shard], self._map.at[slot_of_shard(shard)]
         if here == there:
             return
-        self._leave(place, here)
-        self._at[place] = there
+        self._leave(shard, here)
+        self._at[shard] = there
         if there is not None:
             subscriber = self._subscribers.get(there)
             if subscriber is None:
@@ -553,11 +553,11 @@ class ClusterSubscriber:
                     lambda: new_connection(pool), *self._callbacks, lambda: self._map.suspect(there)
                 )
                 self._subscribers[there] = subscriber
-            subscriber.add(place)
+            subscriber.add(shard)
 
-    def _leave(self, place: str, address: Address | None) -> None:
+    def _leave(self, shard: str, address: Address | None) -> None:
         if address is not None:
-            self._subscribers[address].remove(place)
+            self._subscribers[address].remove(shard)
 
     def _close_idle(self) -> None:
         for address in self._subscribers.keys() - set(self._at.values()):
@@ -571,7 +571,7 @@ class ClusterSubscriber:
     async def aclose(self) -> None:
         self._map.listeners.discard(self._follow)
         subscribers, self._subscribers, self._at = self._subscribers, {}, {}
-        self._places.clear()
+        self._shards.clear()
         for subscriber in subscribers.values():
             self._close(subscriber)
         await stop(*self._closing)

@@ -1,7 +1,7 @@
 """The writes of RedisStore: one short Lua script each, so that each is one atomic step.
 
 Positions are those of ``asgi_sessions._core.record.pack``, counted from 1 as Lua does: version 1, seen_at 2–14, expires_at 15–27,
-rev 28–35, id 36–51, owner 52–73. ``stem`` is ``prefix:{place}:``; every key that a script touches begins with it and so lies
+rev 28–35, id 36–51, owner 52–73. ``stem`` is ``prefix:{shard}:``; every key that a script touches begins with it and so lies
 in one slot, also the index and the history, whose names the script reads out of the record itself. A value in the index is the
 end of a key (43 characters) and the record's ``expires_at`` (13 digits). Where a server evicts, its field ``.``
 says how far SEARCH has come: ``whole``, or the run of the server and the cursor.

@@ -1,4 +1,4 @@
-"""Subscribes to ends: one connection per event loop, subscribed to the channels of the places that are watched.
+"""Subscribes to ends: one connection per event loop, subscribed to the channels of the shards that are watched.
 
 Sharded channels (SSUBSCRIBE, Redis and Valkey from 7.0 on) where the server has them: on a cluster such a message stays on the
 node of its slot. Elsewhere plain ones. A message holds the id of a session and nothing else.
@@ -37,9 +37,9 @@ Connect = Callable[[], AbstractConnection]
 
 
 class Subscriber:
-    """Calls ``on_end(id)`` for each end. Calls ``on_gap(place)`` when a subscription begins: earlier ends may have been missed.
+    """Calls ``on_end(id)`` for each end. Calls ``on_gap(shard)`` when a subscription begins: earlier ends may have been missed.
 
-    Calls ``on_lost()`` when its server is gone, or says that a place is on another server now.
+    Calls ``on_lost()`` when its server is gone, or says that a shard is on another server now.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Subscriber:
         self._on_end = on_end
         self._on_gap = on_gap
         self._on_lost = on_lost
-        self._places: Counter[str] = Counter()
-        self._asked: dict[bytes, str] = {}  # channels that were subscribed to, and their places
+        self._shards: Counter[str] = Counter()
+        self._asked: dict[bytes, str] = {}  # channels that were subscribed to, and their shards
         self._leaving: Counter[bytes] = Counter()  # channels that were given up, and how many answers to that are due
-        self._waiting: set[str] = set()  # places for which the server has not said yes yet
+        self._waiting: set[str] = set()  # shards for which the server has not said yes yet
         self._sharded = True
         self._pause = 0.0  # before the next try; 0 while all subscriptions are confirmed
         self._writer: asyncio.StreamWriter | None = None
@@ -68,19 +68,19 @@ class Subscriber:
     def is_live(self) -> bool:
         return self._writer is not None and not self._waiting
 
-    def add(self, place: str) -> None:
-        self._places[place] += 1
-        if self._places[place] == 1:
-            self._waiting.add(place)
-            self._send("SUBSCRIBE", place)
+    def add(self, shard: str) -> None:
+        self._shards[shard] += 1
+        if self._shards[shard] == 1:
+            self._waiting.add(shard)
+            self._send("SUBSCRIBE", shard)
 
-    def remove(self, place: str) -> None:
-        self._places[place] -= 1
-        if self._places[place] <= 0:
-            del self._places[place]
-            self._waiting.discard(place)
-            self._asked.pop(self._channel(place), None)
-            self._send("UNSUBSCRIBE", place)
+    def remove(self, shard: str) -> None:
+        self._shards[shard] -= 1
+        if self._shards[shard] <= 0:
+            del self._shards[shard]
+            self._waiting.discard(shard)
+            self._asked.pop(self._channel(shard), None)
+            self._send("UNSUBSCRIBE", shard)
 
     def leave(self) -> asyncio.Task[None]:
         """Begin to close; the task is done when that is."""
@@ -90,15 +90,15 @@ class Subscriber:
     async def aclose(self) -> None:
         await stop(self._task)
 
-    def _channel(self, place: str) -> bytes:
-        return f"{self._stem(place)}e".encode()
+    def _channel(self, shard: str) -> bytes:
+        return f"{self._stem(shard)}e".encode()
 
-    def _send(self, verb: str, place: str) -> None:
+    def _send(self, verb: str, shard: str) -> None:
         if self._writer is None:
             return
-        channel = self._channel(place)
+        channel = self._channel(shard)
         if verb == "SUBSCRIBE":
-            self._asked[channel] = place
+            self._asked[channel] = shard
         else:
             self._leaving[channel] += 1
         command: Any = (f"S{verb}" if self._sharded else verb, channel)
@@ -127,11 +127,11 @@ class Subscriber:
             if reader is None or writer is None:
                 raise RedisError("the connection was closed while it was being opened")
             self._writer = writer
-            self._waiting = set(self._places)
+            self._waiting = set(self._shards)
             self._asked.clear()
             self._leaving.clear()
-            for place in self._places:
-                self._send("SUBSCRIBE", place)
+            for shard in self._shards:
+                self._send("SUBSCRIBE", shard)
             await self._receive(reader, writer)
         finally:
             self._writer = None
@@ -163,8 +163,8 @@ class Subscriber:
             if self._sharded:  # else one more of those that were sent before the first answer came
                 self._sharded = False
                 self._leaving.clear()
-                for place in tuple(self._places):
-                    self._send("SUBSCRIBE", place)
+                for shard in tuple(self._shards):
+                    self._send("SUBSCRIBE", shard)
             return
         if not isinstance(message, list) or len(message) != 3:
             return  # the answer to a PING
@@ -191,10 +191,10 @@ class NullSubscriber:
 
     is_live = False
 
-    def add(self, place: str) -> None:
+    def add(self, shard: str) -> None:
         """Do nothing."""
 
-    def remove(self, place: str) -> None:
+    def remove(self, shard: str) -> None:
         """Do nothing."""
 
     async def aclose(self) -> None:

@@ -30,7 +30,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
-from asgi_sessions._core.token import place_of
+from asgi_sessions._core.token import shard_of
 from asgi_sessions._engine.deadline import Deadlines, Limit, limit_alone
 from asgi_sessions._engine.failures import reason_of
 from asgi_sessions._engine.loops import at_the_end, retrieve
@@ -267,7 +267,7 @@ class ConnectionManager:
         """
         if self._is_own and self._at_loop_end is None:
             self._at_loop_end = await at_the_end(self._close)
-        turn = None if writes is None else "" if self._is_sqlite else place_of(writes)
+        turn = None if writes is None else "" if self._is_sqlite else shard_of(writes)
         lock = None if turn is None else self._turns.setdefault(turn, asyncio.Lock())
         await self._wait_for_turn(lock)
         limit = limit_alone(LONGEST, again=TIME_TO_CLEAN_UP)
