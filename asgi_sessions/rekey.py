@@ -5,7 +5,7 @@ they are written. This is for those that nobody writes. It goes on while the app
 of the app would do: whoever is faster wins, and a session that ends meanwhile stays ended.
 
 What it does not reach: the cookies in browsers, which are signed with the secret of the day they were made (keep the old one in
-``secret_keys`` until the absolute timeout has passed, or everybody with an older cookie is logged out), and lines of the history,
+``secret_keys`` until the absolute timeout has passed, or everybody with an older cookie is logged out), and history entries,
 which age out. ``docs/quickstart.md`` says why those are left.
 """
 

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from asgi_sessions._core.arguments import expect
 from asgi_sessions._core.cookie import CookieConfig
 from asgi_sessions._core.hidden import forgets_arguments
-from asgi_sessions._core.history import ENTRY_HEADER, Note, Rules, line_of
+from asgi_sessions._core.history import ENTRY_HEADER, Note, Rules, pack_note
 from asgi_sessions._core.record import ALIAS_REV, Record
 from asgi_sessions._core.token import key_of, new_id, owner_of, shard_of
 from asgi_sessions._engine.contract import Store
@@ -587,24 +587,24 @@ class UserStoreContract(StoreContract):
     # ── A log-in ──
 
     async def test_a_log_in_is_noted(self, store: Any) -> None:
-        """``create`` with a note writes one line into the history, and says whether it is the first one."""
+        """``create`` with a note writes one entry into the history, and says whether it is the first one."""
         record = a_record(owner="alice")
 
         admission = await store.create(record, note=a_note(record))
 
         assert (admission.new_device, admission.first, admission.ended) == (True, True, ())
-        assert await lines(store) == [("n", record.id)]
+        assert await entries(store) == [("n", record.id)]
         (text,) = await store.history(owner_of("alice"), now=NOW, rules=Rules())
-        assert text == line_of(replace(a_note(record), what="n"))
+        assert text == pack_note(replace(a_note(record), what="n"))
         assert await store.load(record.key) == record
         assert await store.index(owner_of("alice")) == {record.id: record.key}
 
-    async def test_a_device_is_new_if_no_log_in_has_one_of_its_marks(self, store: Any) -> None:
-        """Any one of the marks recognises a device."""
+    async def test_a_device_is_new_if_no_log_in_has_one_of_its_fingerprints(self, store: Any) -> None:
+        """Any one of the fingerprints recognises a device."""
         said = []
-        for marks in (("markmarkm-1",), ("markmarkm-2",), ("markmarkm-3", "markmarkm-1"), ("markmarkm-3",)):
+        for fingerprints in (("fingerpri-1",), ("fingerpri-2",), ("fingerpri-3", "fingerpri-1"), ("fingerpri-3",)):
             record = a_record(owner="alice")
-            admission = await store.create(record, note=a_note(record, marks=marks))
+            admission = await store.create(record, note=a_note(record, fingerprints=fingerprints))
             said.append((admission.new_device, admission.first))
 
         assert said == [(True, True), (True, False), (False, False), (False, False)]
@@ -618,7 +618,7 @@ class UserStoreContract(StoreContract):
             again = await store.create(record, note=a_note(record, rules=rules))
             assert again.new_device == first.new_device
 
-        assert [letter for letter, _ in await lines(store)] == ["i", "l", "i", "n"]
+        assert [letter for letter, _ in await entries(store)] == ["i", "l", "i", "n"]
         assert len(await store.index(owner_of("alice"))) == 2
 
     async def test_a_log_in_never_overwrites(self, store: Any) -> None:
@@ -630,7 +630,7 @@ class UserStoreContract(StoreContract):
             await store.create(replace(record, body=b"second"), note=a_note(record))
 
         assert await store.load(record.key) == record
-        assert len(await lines(store)) == 1
+        assert len(await entries(store)) == 1
 
     async def test_the_session_idle_for_longest_makes_room(self, store: Any) -> None:
         """Beyond the limit the session with the earliest ``seen_at`` ends, and the history says so."""
@@ -644,7 +644,7 @@ class UserStoreContract(StoreContract):
 
         assert [admission.ended for admission in said] == [(), (), (records[1].id,)]
         assert await store.load(records[1].key) is None
-        assert await lines(store) == [
+        assert await entries(store) == [
             ("i", records[2].id),
             ("l", records[1].id),
             ("i", records[1].id),
@@ -662,7 +662,7 @@ class UserStoreContract(StoreContract):
 
         assert await store.load(second.key) is None
         assert await store.index(owner_of("alice")) == {first.id: first.key}
-        assert len(await lines(store)) == 1
+        assert len(await entries(store)) == 1
 
     async def test_a_session_whose_time_is_over_takes_no_room(self, store: Any) -> None:
         """Expired sessions do not count against the limit."""
@@ -699,7 +699,7 @@ class UserStoreContract(StoreContract):
         assert list(await store.records(owner_of("nobody"), now=NOW, rules=Rules())) == []
 
     async def test_records_whose_time_is_over_are_removed_and_noted(self, store: Any) -> None:
-        """``records`` removes expired sessions, with a line at the time of their end."""
+        """``records`` removes expired sessions, with an entry at the time of their end."""
         over = a_record(owner="alice")
         living = replace(a_record(owner="alice"), expires_at=over.expires_at + 1)
         for record in (over, living):
@@ -744,7 +744,7 @@ class UserStoreContract(StoreContract):
 
         assert await store.load(one.key) is None
         assert await store.load(other.key) == other
-        assert await lines(store) == [("r", one.id)]
+        assert await entries(store) == [("r", one.id)]
 
     async def test_all_sessions_but_one_are_ended(self, store: Any) -> None:
         """``end`` with ``keep`` removes all other sessions of the owner."""
@@ -760,7 +760,7 @@ class UserStoreContract(StoreContract):
         assert [await store.load(record.key) for record in records[1:]] == [None] * 3
         assert await store.load(bob.key) == bob
         assert list(await store.end(owner_of("alice"), note=an_end("a"))) == [records[0].id]
-        assert [letter for letter, _ in await lines(store)] == ["a"] * 4
+        assert [letter for letter, _ in await entries(store)] == ["a"] * 4
 
     async def test_what_is_over_by_the_clock_does_not_end_once_more(self, store: Any) -> None:
         """An expired session is noted as expired, and not among the ids that ended."""
@@ -774,7 +774,7 @@ class UserStoreContract(StoreContract):
         ended = await store.end(owner_of("alice"), note=replace(an_end("a"), now=over.expires_at + 1))
 
         assert list(ended) == [living.id]
-        assert [letter for letter, _ in await lines(store)] == ["a", "t", "i", "n"]
+        assert [letter for letter, _ in await entries(store)] == ["a", "t", "i", "n"]
 
     async def test_nothing_brings_an_ended_session_back(self, store: Any) -> None:
         """Ending is final, by ``end`` as by ``delete``."""
@@ -790,7 +790,7 @@ class UserStoreContract(StoreContract):
         assert await store.delete(record.key, note=an_end("o")) is None
 
         assert list(await store.records(owner_of("alice"), now=NOW, rules=Rules())) == []
-        assert await lines(store) == [("a", record.id)]
+        assert await entries(store) == [("a", record.id)]
 
     async def test_no_session_slips_through_by_being_renamed_while_all_are_ended(self, store: Any) -> None:
         """A ``rename`` in flight does not save a session from ``end``."""
@@ -842,7 +842,7 @@ class UserStoreContract(StoreContract):
         """A note is written with the step, and only if the step does what was asked."""
         record = a_record(owner="alice")
         await store.create(record)
-        note = replace(a_note(record), what="g", marks=())
+        note = replace(a_note(record), what="g", fingerprints=())
 
         with _raises(RecordChanged):
             await store.rename(record.key, moved(record), rev=7, note=note)
@@ -853,25 +853,25 @@ class UserStoreContract(StoreContract):
         await store.delete(moved(record).key, note=replace(note, what="o", facts=bytes(range(256))))
         await store.delete(moved(record).key, note=replace(note, what="o"))
 
-        assert await lines(store) == [("o", record.id), ("g", record.id)]
+        assert await entries(store) == [("o", record.id), ("g", record.id)]
         (newest, _) = await store.history(owner_of("alice"), now=NOW, rules=Rules())
         assert newest[ENTRY_HEADER:] == bytes(range(256))
 
     async def test_the_history_is_capped(self, store: Any) -> None:
-        """At most ``entries`` lines are kept, the newest ones."""
+        """At most ``rules.entries`` entries are kept, the newest ones."""
         for number in range(8):
             record = a_record(owner="alice", number=number)
             await store.create(record, note=a_note(record, rules=Rules(entries=5)))
 
-        assert [letter for letter, _ in await lines(store)] == ["i"] * 5
+        assert [letter for letter, _ in await entries(store)] == ["i"] * 5
 
-    async def test_old_lines_are_dropped_when_new_ones_come(self, store: Any) -> None:
-        """Lines older than ``keep`` go when a line is added."""
+    async def test_old_entries_are_dropped_when_new_ones_come(self, store: Any) -> None:
+        """Entries older than ``keep`` go when an entry is added."""
         for day in range(4):
             record = a_record(owner="alice", number=day)
             await store.create(record)
             note = replace(a_note(record, rules=Rules(keep=2 * 86400.0)), now=NOW + day * 86400.0)
-            await store.delete(record.key, note=replace(note, what="o", marks=()))
+            await store.delete(record.key, note=replace(note, what="o", fingerprints=()))
 
         found = [int(text[:13]) / 1000 for text in await store.history(owner_of("alice"), now=NOW, rules=Rules())]
         # Written on the second day, the third and the fourth: two days ago, to the minute, is not older than two days.
@@ -879,14 +879,14 @@ class UserStoreContract(StoreContract):
         assert len(found) in (2, 3)
 
     async def test_no_history_is_kept_where_none_is_wanted(self, store: Any) -> None:
-        """``Rules(entries=0)`` writes no line, and no device is new."""
+        """``Rules(entries=0)`` writes no entry, and no device is new."""
         record, rules = a_record(owner="alice"), Rules(entries=0)
 
         admission = await store.create(record, note=a_note(record, rules=rules))
         await store.end(owner_of("alice"), note=replace(an_end("a"), rules=rules))
 
         assert admission.new_device is False
-        assert await lines(store) == []
+        assert await entries(store) == []
 
     # ── To be forgotten ──
 
@@ -897,7 +897,7 @@ class UserStoreContract(StoreContract):
             await store.create(each, note=a_note(each))
 
         assert list(await store.erase(owner_of("alice"), sessions=False)) == []
-        assert await lines(store) == []
+        assert await entries(store) == []
         assert await store.load(record.key) == record
         assert list(await store.erase(owner_of("alice"), sessions=True)) == [record.id]
         assert list(await store.erase(owner_of("alice"), sessions=True)) == []
@@ -912,9 +912,9 @@ NOW = 1_800_000_030.0
 """Half a minute into the life of :func:`a_record`."""
 
 
-def a_note(record: Record, *, marks: tuple[str, ...] = ("markmarkm-0",), rules: Rules = Rules()) -> Note:  # noqa: B008 - frozen
+def a_note(record: Record, *, fingerprints: tuple[str, ...] = ("fingerpri-0",), rules: Rules = Rules()) -> Note:  # noqa: B008 - frozen
     """The note of a log-in with this record."""
-    return Note("i", record.seen_at, record.id, rules, marks, b"facts")
+    return Note("i", record.seen_at, record.id, rules, fingerprints, b"facts")
 
 
 def an_end(letter: str) -> Note:
@@ -922,8 +922,8 @@ def an_end(letter: str) -> Note:
     return Note(letter, NOW, "", Rules())
 
 
-async def lines(store: Any, user_id: str = "alice") -> list[tuple[str, str]]:
-    """What a user's history says, the newest first: the letter and the session's id of each line."""
+async def entries(store: Any, user_id: str = "alice") -> list[tuple[str, str]]:
+    """What a user's history says, the newest first: the letter and the session's id of each entry."""
     found = await store.history(owner_of(user_id), now=NOW, rules=Rules())
     return [(text[13:14].decode(), text[14:30].decode()) for text in found]
 

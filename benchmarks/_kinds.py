@@ -149,7 +149,7 @@ class Load:
         self._late.clear()
 
     async def histories(self, users: int, log_ins: int) -> int:
-        """Users who log in and out again and again; how many lines of history that left, and no session."""
+        """Users who log in and out again and again; how many history entries that left, and no session."""
         for user in range(users):
             for _ in range(log_ins):
                 _, cookie = await ask(self._app, f"/log-in/often {user}")

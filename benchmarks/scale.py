@@ -31,7 +31,7 @@ PER_SECOND = 10**5
 MIX = {"read": 0.75, "touch": 0.15, "write": 0.09, "log-in": 0.01}
 """Of these. Touches: a sixth of what only reads, as of people who send six requests in a minute. At one a minute all are."""
 LINES = 10
-"""Further lines in the history of each user who is logged in; 200 are the limit, 90 days the time."""
+"""Further entries in the history of each user who is logged in; 200 are the limit, 90 days the time."""
 HEADROOM = 1.5
 """For fragmentation, and for pages that are copied while a server forks."""
 NODE_BYTES = 25 * 2**30
@@ -136,7 +136,7 @@ def plan(data: dict[str, Any]) -> list[Step]:
     steps = [
         Step(
             "memory of a session",
-            "bytes of a session + further lines of history × bytes of a line / 2, since half have a user",
+            "bytes of a session + further history entries × bytes of an entry / 2, since half have a user",
             f"{row['memory']:.0f} B + {LINES} × {data['line']:.0f} B / 2",
             f"{per_session:.0f} B",
         ),
@@ -256,7 +256,7 @@ def of_sessions(data: dict[str, Any]) -> str:
             for cost in (row[kind] for kind in KINDS)
         ]
         rows.append([f"{row['sessions']:,}", f"{row['memory']:.0f} B", f"{row['resident']:.0f} B", *costs])
-    return table(head, rows) + f"\n\nA line of a history takes {data['line']:.0f} B.\n"
+    return table(head, rows) + f"\n\nA history entry takes {data['line']:.0f} B.\n"
 
 
 def of_in_flight(data: dict[str, Any]) -> str:

@@ -773,7 +773,7 @@ class LosesFacts(Admits):
         return await super().admitted(record, note and replace(note, facts=b""))
 
 
-@fault("a_rename_and_a_delete_are_noted_if_they_happen", "old_lines_are_dropped_when_new_ones_come")
+@fault("a_rename_and_a_delete_are_noted_if_they_happen", "old_entries_are_dropped_when_new_ones_come")
 class LosesNotesOfEnds(Deletes):
     """loses the notes of log-outs"""
 
@@ -793,7 +793,7 @@ class NotesTwice(Deletes):
         return record
 
 
-@fault("a_device_is_new_if_no_log_in_has_one_of_its_marks", "a_log_in_is_noted")
+@fault("a_device_is_new_if_no_log_in_has_one_of_its_fingerprints", "a_log_in_is_noted")
 class KnowsAllDevices(Admits):
     """knows every device"""
 
@@ -802,12 +802,12 @@ class KnowsAllDevices(Admits):
         return admission and Admission(False, admission.first, admission.ended)
 
 
-@fault("a_device_is_new_if_no_log_in_has_one_of_its_marks")
+@fault("a_device_is_new_if_no_log_in_has_one_of_its_fingerprints")
 class ComparesOneMark(Admits):
-    """compares the first mark of a device only"""
+    """compares the first fingerprint of a device only"""
 
     async def admitted(self, record: Record, note: Note | None) -> Admission | None:
-        return await super().admitted(record, note and replace(note, marks=note.marks[:1]))
+        return await super().admitted(record, note and replace(note, fingerprints=note.fingerprints[:1]))
 
 
 @fault("a_log_in_repeated_by_a_driver_is_noted_once")
@@ -1029,24 +1029,24 @@ class Tells(MemoryStore):
     async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
         return self.told(list(await super().history(owner, now=now, rules=rules)))
 
-    def told(self, lines: list[bytes]) -> list[bytes]:
-        return lines
+    def told(self, entries: list[bytes]) -> list[bytes]:
+        return entries
 
 
 @fault("the_session_idle_for_longest_makes_room", "a_rename_and_a_delete_are_noted_if_they_happen")
 class TellsTheOldestFirst(Tells):
-    """the history begins with the oldest line"""
+    """the history begins with the oldest entry"""
 
-    def told(self, lines: list[bytes]) -> list[bytes]:
-        return lines[::-1]
+    def told(self, entries: list[bytes]) -> list[bytes]:
+        return entries[::-1]
 
 
 @fault("a_rename_and_a_delete_are_noted_if_they_happen", "a_log_in_is_noted")
 class TellsWithoutFacts(Tells):
     """the history leaves out the facts"""
 
-    def told(self, lines: list[bytes]) -> list[bytes]:
-        return [line[:41] for line in lines]
+    def told(self, entries: list[bytes]) -> list[bytes]:
+        return [entry[:41] for entry in entries]
 
 
 @fault("erase_forgets_the_history_or_everything")
@@ -1067,7 +1067,7 @@ class ForgetsTheExpired(MemoryStore):
 
 
 class Notes(MemoryStore):
-    """Changes how a line is written, for the faults below."""
+    """Changes how an entry is written, for the faults below."""
 
     def rules(self, rules: Rules) -> Rules:
         raise NotImplementedError
@@ -1078,23 +1078,23 @@ class Notes(MemoryStore):
 
 @fault("the_history_is_capped")
 class KeepsEveryLine(Notes):
-    """keeps more lines than it may"""
+    """keeps more entries than it may"""
 
     def rules(self, rules: Rules) -> Rules:
         return replace_rules(rules, entries=rules.entries and 10**9)
 
 
-@fault("old_lines_are_dropped_when_new_ones_come")
+@fault("old_entries_are_dropped_when_new_ones_come")
 class KeepsOldLines(Notes):
-    """keeps old lines"""
+    """keeps old entries"""
 
     def rules(self, rules: Rules) -> Rules:
         return replace_rules(rules, keep=1e9)
 
 
-@fault("old_lines_are_dropped_when_new_ones_come")
+@fault("old_entries_are_dropped_when_new_ones_come")
 class DropsLinesEarly(Notes):
-    """drops lines before their time"""
+    """drops entries before their time"""
 
     def rules(self, rules: Rules) -> Rules:
         return replace_rules(rules, keep=rules.keep / 4)

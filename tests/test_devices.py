@@ -848,7 +848,7 @@ async def test_a_store_that_answers_nonsense_is_one_clear_error(clock: FakeClock
     lying: Any = Lying(MemoryStore(), method, answer)
     app_with(lying, clock=clock)
     if method == "history" and isinstance(answer, list):
-        assert await CALLS[method](Sessions(lying)) == []  # lines that cannot be read are left out
+        assert await CALLS[method](Sessions(lying)) == []  # entries that cannot be read are left out
         return
 
     with pytest.raises(StoreError):

@@ -16,7 +16,7 @@ from mmdb_writer import MMDBWriter
 from asgi_sessions import ConfigurationError, Devices, MemoryStore, Sessions
 from asgi_sessions._core import user_agent as _devices
 from asgi_sessions._core.facts import Facts, Location, pack_facts, unpack_facts
-from asgi_sessions._core.history import entry_of
+from asgi_sessions._core.history import unpack_entry
 from asgi_sessions._core.user_agent import MAX_FACT, Device, device_of
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with, log_in
@@ -115,7 +115,7 @@ def test_facts_that_are_none_are_nothing(data: bytes) -> None:
     facts = unpack_facts(data)
 
     assert isinstance(facts, Facts)
-    assert entry_of(data) is None or data[:13].isdigit()
+    assert unpack_entry(data) is None or data[:13].isdigit()
 
 
 _TEXT = st.none() | st.text(min_size=1, max_size=MAX_FACT)

@@ -32,7 +32,7 @@ from asgi_sessions.errors import RecordDamaged
 from asgi_sessions.stores import SweepingStore
 from asgi_sessions.stores.sql import session_tables
 from asgi_sessions.stores.sql._connections import _MAY_SKIP_ROLLBACK, ConnectionManager
-from asgi_sessions.testing import FakeClock, UserStoreContract, a_note, a_record, an_alias, lines, moved
+from asgi_sessions.testing import FakeClock, UserStoreContract, a_note, a_record, an_alias, entries, moved
 from tests.conftest import SQL, TABLE, a_store, empty, sql_url
 from tests.support import Browser, app_with, log_in, put, read
 
@@ -192,7 +192,7 @@ async def test_what_is_over_is_swept_and_what_is_not_stays(store: SQLStore) -> N
     assert removed == 3  # with the alias
     assert await store.load(living.key) == living
     assert (await rows(store))[0] == 1
-    assert await lines(store) == [("t", of_alice.id)]
+    assert await entries(store) == [("t", of_alice.id)]
 
 
 async def test_what_was_touched_meanwhile_is_not_swept(store: SQLStore) -> None:
@@ -245,7 +245,7 @@ async def test_one_of_many_sweeps(store: SQLStore) -> None:
 async def test_old_history_is_swept_and_nothing_of_a_user_who_is_gone_stays(store: SQLStore) -> None:
     record = a_record(owner="alice")
     await store.create(record, note=a_note(record))
-    await store.delete(record.key, note=replace(a_note(record), what="o", marks=()))
+    await store.delete(record.key, note=replace(a_note(record), what="o", fingerprints=()))
     assert (await rows(store))[1] == 3  # log-in, end, and the row that is the user's lock
 
     await store.sweep(now=record.seen_at + 89 * 86400, rules=Rules(keep=90 * 86400.0))
@@ -672,7 +672,7 @@ async def test_half_a_transaction_is_none(store: SQLStore, monkeypatch: pytest.M
             await store.create(record, note=a_note(record))
 
     assert await store.load(record.key) is None
-    assert await lines(store) == []
+    assert await entries(store) == []
 
 
 async def test_a_store_is_not_tied_to_one_loop(store: SQLStore) -> None:

@@ -93,7 +93,20 @@ NOT_JUDGED = {
     # Of a dict, which says what it takes.
     *("other", "more", "default", "args", "kwargs"),
     # Values that the core made itself, with the types that mypy checks.
-    *("record", "alias", "note", "rules", "rev", "seen_at", "expires_at", "now", "on_end", "on_gap", "some", "sessions"),
+    *(
+        "record",
+        "alias",
+        "note",
+        "rules",
+        "rev",
+        "seen_at",
+        "expires_at",
+        "now",
+        "on_end",
+        "on_gap",
+        "some",
+        "sessions",
+    ),
     *("created_at", "remembered", "authenticated_at", "renewed_at", "minted_at", "address", "moment", "time", "device"),
     *("options", "sentinel_options", "location", "pair", "headers", "message", "signature"),
 }

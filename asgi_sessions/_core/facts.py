@@ -21,7 +21,7 @@ from asgi_sessions._core.address import Address, ClientAddress, Header, coarse
 from asgi_sessions._core.arguments import path_in
 from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.extras import needs
-from asgi_sessions._core.history import MARK_CHARS, Rules
+from asgi_sessions._core.history import FINGERPRINT_CHARS, Rules
 from asgi_sessions._core.timeouts import duration
 from asgi_sessions._core.token import base64url
 from asgi_sessions._core.types import Scope
@@ -110,7 +110,7 @@ def unpack_facts(data: bytes) -> Facts:
 
 
 def seal_facts(facts: Facts, owner: str, id: str, secrets: Secrets, namespace: str) -> bytes:
-    """Facts for a line of the history, sealed for this user and session if there are secrets."""
+    """Facts for a history entry, sealed for this user and session if there are secrets."""
     plain = pack_facts(facts)
     if not secrets.are_given:
         return b"P" + plain
@@ -132,11 +132,11 @@ def _associated(owner: str, id: str, namespace: str) -> bytes:
     return "\0".join(("asgi-sessions history 1", owner, id, namespace)).encode("utf-8", "surrogatepass")
 
 
-def marks_of(device: Device, owner: str, secrets: Secrets) -> tuple[str, ...]:
-    """By what a device is recognised: browser, system and kind, but no version; hashed, one for each secret, newest first."""
+def fingerprints_of(device: Device, owner: str, secrets: Secrets) -> tuple[str, ...]:
+    """Hashes of browser, system and kind of a device, without its version; one for each secret, newest first."""
     what = "\0".join((owner, device.browser or "", device.system or "", device.kind)).encode("utf-8")
-    keys = secrets.subkeys("device mark") if secrets.are_given else (b"asgi-sessions device mark",)
-    return tuple(base64url(hmac.digest(key, what, "sha256")[:8])[:MARK_CHARS] for key in keys)
+    keys = secrets.subkeys("device fingerprint") if secrets.are_given else (b"asgi-sessions device fingerprint",)
+    return tuple(base64url(hmac.digest(key, what, "sha256")[:8])[:FINGERPRINT_CHARS] for key in keys)
 
 
 def name_of(name: object) -> str:

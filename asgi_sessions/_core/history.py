@@ -20,9 +20,9 @@ class Rules:
     """What a store must know to keep the sessions of a user within bounds."""
 
     entries: int = 200
-    """How many lines of history a user has at most; 0: none is written."""
+    """How many history entries a user has at most; 0: none is written."""
     keep: float = 90 * 86400.0
-    """Seconds for which a line is kept."""
+    """Seconds for which an entry is kept."""
     limit: int = 0
     """How many sessions a user may have; 0: any number."""
     refuses: bool = False
@@ -55,13 +55,13 @@ ENDED_BY_CLOCK: Final = (EXPIRED, _ENDED["idle"], _ENDED["absolute"])
 MINUTE = 60.0
 """Seconds. The history says when something happened to the minute; no more is needed to recognise it."""
 
-MARK_CHARS = 11
-NO_MARK = "." * MARK_CHARS
-ENTRY_HEADER = 13 + 1 + ID_CHARS + MARK_CHARS
+FINGERPRINT_CHARS = 11
+NO_FINGERPRINT = "." * FINGERPRINT_CHARS
+ENTRY_HEADER = 13 + 1 + ID_CHARS + FINGERPRINT_CHARS
 
 
 class Note(msgspec.Struct, frozen=True):
-    """A line to be written into the history of a user, in the same step as what it tells of."""
+    """An entry for the history of a user, written in the same step as the change that it records."""
 
     what: str
     """One letter."""
@@ -70,8 +70,8 @@ class Note(msgspec.Struct, frozen=True):
     id: str
     """Of the session."""
     rules: Rules
-    marks: tuple[str, ...] = ()
-    """By which another log-in of the same device is recognised; the first one is written."""
+    fingerprints: tuple[str, ...] = ()
+    """Of the device. An earlier log-in with one of them was by the same device. The first one is written."""
     facts: bytes = b""
     """Opaque: sealed if there are secrets."""
     at: float | None = None
@@ -88,19 +88,19 @@ class Admission(msgspec.Struct, frozen=True):
     """The ids of the sessions that had to make room."""
 
 
-def line(what: str, at: float, id: str, mark: str = NO_MARK, facts: bytes = b"") -> bytes:
-    """A line of the history as bytes: milliseconds (13 digits, to the minute), one letter, id, mark, facts."""
+def pack_entry(what: str, at: float, id: str, fingerprint: str = NO_FINGERPRINT, facts: bytes = b"") -> bytes:
+    """A history entry as bytes: milliseconds (13 digits, to the minute), one letter, id, fingerprint, facts."""
     time = min(max(int(at // MINUTE) * 60_000, 0), 10**13 - 1)
-    return f"{time:013d}{what}{id}{mark}".encode("ascii") + facts
+    return f"{time:013d}{what}{id}{fingerprint}".encode("ascii") + facts
 
 
-def line_of(note: Note) -> bytes:
+def pack_note(note: Note) -> bytes:
     at = note.now if note.at is None else note.at
-    return line(note.what, at, note.id, note.marks[0] if note.marks else NO_MARK, note.facts)
+    return pack_entry(note.what, at, note.id, note.fingerprints[0] if note.fingerprints else NO_FINGERPRINT, note.facts)
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A line of the history, taken apart."""
+    """A history entry, taken apart."""
 
     at: float
     event: Literal["logged_in", "stepped_up", "regenerated", "ended"]
@@ -110,8 +110,8 @@ class Entry(msgspec.Struct, frozen=True):
     facts: bytes
 
 
-def entry_of(data: bytes) -> Entry | None:
-    """What :func:`line` wrote; ``None`` for anything else."""
+def unpack_entry(data: bytes) -> Entry | None:
+    """What :func:`pack_entry` wrote; ``None`` for anything else."""
     try:
         header = data[:ENTRY_HEADER].decode("ascii")
         at = int(header[:13]) / 1000

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from msgspec.structs import replace
 
 from asgi_sessions._core.cipher import Secrets
-from asgi_sessions._core.facts import Devices, Facts, marks_of, pack_facts, seal_facts, unpack_facts
+from asgi_sessions._core.facts import Devices, Facts, fingerprints_of, pack_facts, seal_facts, unpack_facts
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.history import LOGGED_IN, REGENERATED, STEPPED_UP, Note, Reason, Rules
 from asgi_sessions._core.intent import NO_INTENT, Asked
@@ -92,9 +92,9 @@ class RecordRules:
         if record.owner is None or rules is None:
             return None
         facts = unpack_facts(body.about) if body.about else Facts()
-        marks = marks_of(facts.device, record.owner, self.secrets)
+        fingerprints = fingerprints_of(facts.device, record.owner, self.secrets)
         sealed = seal_facts(facts, record.owner, record.id, self.secrets, self.namespace)
-        return Note(LOGGED_IN, self.clock(), record.id, rules, marks, sealed)
+        return Note(LOGGED_IN, self.clock(), record.id, rules, fingerprints, sealed)
 
 
 class Planner:

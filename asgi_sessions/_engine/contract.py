@@ -116,7 +116,7 @@ class UserStore(Store, Protocol):
 
     A store that has these methods also takes ``note=`` in ``create``, ``rename`` and ``delete``. The note is written into the
     history of the record's owner in the same step, if that step does what was asked, and only then; once, also if the call is
-    repeated. At most ``note.rules.entries`` lines are kept; with each that is added, those at the far end are dropped that are
+    repeated. At most ``note.rules.entries`` entries are kept; with each that is added, those at the far end are dropped that are
     older than ``note.rules.keep``.
     """
 
@@ -124,7 +124,7 @@ class UserStore(Store, Protocol):
         """As :meth:`Store.create`. With a note it is a log-in, and in the same step
 
         * room is made, if the user has ``note.rules.limit`` sessions: those idle for longest are ended;
-        * the history is asked whether it knows a log-in with one of ``note.marks``; else the line says NEW_DEVICE.
+        * the history is asked whether it knows a log-in with one of ``note.fingerprints``; else the entry says NEW_DEVICE.
 
         Raises:
             RecordExists: as there.
@@ -137,14 +137,14 @@ class UserStore(Store, Protocol):
     async def end(self, owner: str, *, note: Note, id: str | None = None, keep: str | None = None) -> Sequence[str]:
         """Remove the record of the session ``id``; or all of the user's, except that of the session ``keep``.
 
-        Each gets a line of its own in the history; ``note.id`` says nothing here.
+        Each gets an entry of its own in the history; ``note.id`` says nothing here.
 
         Returns:
             The ids of the sessions that ended by this.
         """
 
     async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
-        """The lines of one user's history, the newest first."""
+        """The entries of one user's history, the newest first."""
 
     async def erase(self, owner: str, *, sessions: bool) -> Sequence[str]:
         """Forget the history of a user and, with ``sessions``, remove all records; nothing is noted.

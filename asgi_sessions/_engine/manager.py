@@ -25,7 +25,7 @@ from asgi_sessions._core.history import (
     Reason,
     Rules,
     ended,
-    entry_of,
+    unpack_entry,
 )
 from asgi_sessions._core.planner import Planner, RecordRules
 from asgi_sessions._core.record import ALIASES, Body, Record, unseal
@@ -264,15 +264,15 @@ class Manager:
         return ids
 
     async def history_of(self, owner: str, now: float) -> list[tuple[Entry, Facts | None]]:
-        """The lines of a user's history, the newest first, with their facts where they have some that open."""
+        """The entries of a user's history, the newest first, with their facts where they have some that open."""
         rules = self.rules or Rules(0)
         store: Any = self.store
-        lines = await self.guard.ask(store.history, owner, now=now, rules=rules)
-        if not isinstance(lines, list | tuple):
+        packed = await self.guard.ask(store.history, owner, now=now, rules=rules)
+        if not isinstance(packed, list | tuple):
             raise StoreUnreachable("the store answered with something other than a history")
         found = []
-        for line in lines:
-            entry = entry_of(line) if isinstance(line, bytes) else None
+        for data in packed:
+            entry = unpack_entry(data) if isinstance(data, bytes) else None
             if entry is not None and entry.at >= now - rules.keep - MINUTE:
                 facts = unseal_facts(entry.facts, owner, entry.session_id, self.secrets, self.records.namespace)
                 found.append((entry, facts))

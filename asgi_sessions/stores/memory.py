@@ -12,15 +12,15 @@ from msgspec.structs import replace
 from asgi_sessions._core.history import (
     ENTRY_HEADER,
     EXPIRED,
+    FINGERPRINT_CHARS,
     LIMIT_LETTER,
     LOGGED_IN,
-    MARK_CHARS,
     NEW_DEVICE,
     Admission,
     Note,
     Rules,
-    line,
-    line_of,
+    pack_entry,
+    pack_note,
 )
 from asgi_sessions._core.record import ALIAS_REV, Record
 from asgi_sessions._engine.contract import Listening
@@ -122,7 +122,7 @@ class MemoryStore:
             if alias is not None:
                 self._put(alias)
             if note is not None and record.owner is not None:
-                self._note(record.owner, line_of(note), note.now, note.rules)
+                self._note(record.owner, pack_note(note), note.now, note.rules)
 
     async def delete(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
         """See :meth:`asgi_sessions.stores.Store.delete`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
@@ -133,7 +133,7 @@ class MemoryStore:
                     raise RecordChanged(there)
                 self._drop(key)
                 if note is not None and there.owner is not None:
-                    self._note(there.owner, line_of(note), note.now, note.rules)
+                    self._note(there.owner, pack_note(note), note.now, note.rules)
             return there
 
     async def index(self, owner: str) -> Mapping[str, str]:
@@ -185,9 +185,9 @@ class MemoryStore:
     def _admit(self, owner: str, note: Note, *, repeated: bool) -> Admission:
         self._rules = note.rules
         known = [
-            line[13:14]
-            for line in self._histories.get(owner, ())
-            if line[14 : ENTRY_HEADER - MARK_CHARS] == note.id.encode()
+            entry[13:14]
+            for entry in self._histories.get(owner, ())
+            if entry[14 : ENTRY_HEADER - FINGERPRINT_CHARS] == note.id.encode()
         ]
         if repeated:
             return Admission(NEW_DEVICE.encode() in known)
@@ -200,25 +200,25 @@ class MemoryStore:
         out = tuple(idle_first[: max(surplus, 0)])
         for id in out:
             self._end(owner, id, LIMIT_LETTER, note.now, note.rules)
-        marks = [
-            line[ENTRY_HEADER - MARK_CHARS : ENTRY_HEADER].decode()
-            for line in self._histories.get(owner, ())
-            if line[13:14].decode() in (LOGGED_IN, NEW_DEVICE)
+        fingerprints = [
+            entry[ENTRY_HEADER - FINGERPRINT_CHARS : ENTRY_HEADER].decode()
+            for entry in self._histories.get(owner, ())
+            if entry[13:14].decode() in (LOGGED_IN, NEW_DEVICE)
         ]
-        new = note.what == LOGGED_IN and not any(mark in marks for mark in note.marks)
-        self._note(owner, line_of(replace(note, what=NEW_DEVICE) if new else note), note.now, note.rules)
-        return Admission(new and note.rules.entries > 0, not marks, out)
+        new = note.what == LOGGED_IN and not any(each in fingerprints for each in note.fingerprints)
+        self._note(owner, pack_note(replace(note, what=NEW_DEVICE) if new else note), note.now, note.rules)
+        return Admission(new and note.rules.entries > 0, not fingerprints, out)
 
     def _prune(self, owner: str, now: float, rules: Rules) -> None:
         for id, key in list(self._index.get(owner, {}).items()):
             ends_at = self._records[key].expires_at
             if ends_at <= now:
                 self._drop(key)
-                self._note(owner, line(EXPIRED, ends_at, id), now, rules)
+                self._note(owner, pack_entry(EXPIRED, ends_at, id), now, rules)
 
     def _end(self, owner: str, id: str, what: str, now: float, rules: Rules) -> None:
         self._drop(self._index[owner][id])
-        self._note(owner, line(what, now, id), now, rules)
+        self._note(owner, pack_entry(what, now, id), now, rules)
 
     def _note(self, owner: str, text: bytes, now: float, rules: Rules) -> None:
         if not rules.entries:
@@ -259,7 +259,7 @@ class MemoryStore:
         for key, record in [item for item in self._records.items() if item[1].expires_at < self._latest]:
             self._drop(key)
             if record.owner is not None:
-                self._note(record.owner, line(EXPIRED, record.expires_at, record.id), self._latest, self._rules)
+                self._note(record.owner, pack_entry(EXPIRED, record.expires_at, record.id), self._latest, self._rules)
         horizon = (self._latest - self._rules.keep) * 1000
         for owner in [owner for owner, history in self._histories.items() if int(history[0][:13]) < horizon]:
             del self._histories[owner]

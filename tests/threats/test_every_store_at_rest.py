@@ -84,26 +84,26 @@ class Disk:
                 await connection.execute(delete(table).where(table.c.key == record.key))
                 await connection.execute(insert(table), _row(record))
 
-    async def line(self, user: str) -> bytes:
+    async def newest_entry(self, user: str) -> bytes:
         """The newest of a user's history."""
         owner = owner_of(user)
         if isinstance(self.store, MemoryStore):
             return self.store._histories[owner][0]
         if isinstance(self.store, RedisStore):
-            line: bytes = self._client.lindex(f"{self.store._stem(owner)}h:{owner}", 0)
-            return line
+            entry: bytes = self._client.lindex(f"{self.store._stem(owner)}h:{owner}", 0)
+            return entry
         table = self.store.metadata.sorted_tables[1]
         async with self.store._connections().statement() as connection:
             chosen = select(table.c.facts).where(table.c.owner == owner).order_by(table.c.seq.desc()).limit(1)
             return bytes(ENTRY_HEADER) + bytes((await connection.execute(chosen)).scalar_one())
 
     async def write_facts(self, user: str, facts: bytes) -> None:
-        """In the place of those in the newest line."""
-        owner, line = owner_of(user), (await self.line(user))[:ENTRY_HEADER] + facts
+        """In the place of those in the newest entry."""
+        owner, entry = owner_of(user), (await self.newest_entry(user))[:ENTRY_HEADER] + facts
         if isinstance(self.store, MemoryStore):
-            self.store._histories[owner][0] = line
+            self.store._histories[owner][0] = entry
         elif isinstance(self.store, RedisStore):
-            self._client.lset(f"{self.store._stem(owner)}h:{owner}", 0, line)
+            self._client.lset(f"{self.store._stem(owner)}h:{owner}", 0, entry)
         else:
             table = self.store.metadata.sorted_tables[1]
             async with self.store._connections().statement() as connection:
@@ -280,7 +280,7 @@ async def test_what_was_moved_opens_for_nobody(
     assert await user_in(mallory) == "mallory"
 
 
-async def test_a_line_of_the_history_that_was_moved_to_another_user_tells_nothing(
+async def test_an_entry_of_the_history_that_was_moved_to_another_user_tells_nothing(
     disk: Disk, app: Any, clock: FakeClock
 ) -> None:
     alice, mallory = Browser(app), Browser(app)
@@ -289,18 +289,18 @@ async def test_a_line_of_the_history_that_was_moved_to_another_user_tells_nothin
     sessions = app.sessions
     assert (await sessions.history("alice"))[0].device.browser == "Firefox"
 
-    await disk.write_facts("mallory", (await disk.line("alice"))[ENTRY_HEADER:])
+    await disk.write_facts("mallory", (await disk.newest_entry("alice"))[ENTRY_HEADER:])
 
     (entry,) = await sessions.history("mallory")
     assert entry.event == "logged_in"
     assert entry.device.browser is None
 
 
-async def test_a_line_of_the_history_that_was_moved_to_another_session_tells_nothing(
+async def test_an_entry_of_the_history_that_was_moved_to_another_session_tells_nothing(
     disk: Disk, app: Any, clock: FakeClock
 ) -> None:
     await Browser(app).do(log_in("alice"), request_headers=[(b"user-agent", AGENT)])
-    first = await disk.line("alice")
+    first = await disk.newest_entry("alice")
     await Browser(app).do(log_in("alice"))
 
     await disk.write_facts("alice", first[ENTRY_HEADER:])

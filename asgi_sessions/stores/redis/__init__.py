@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, Self
 
 from asgi_sessions._core.hidden import forgets_arguments
-from asgi_sessions._core.history import ENDED_BY_CLOCK, Admission, Note, Rules, line_of
+from asgi_sessions._core.history import ENDED_BY_CLOCK, Admission, Note, Rules, pack_note
 from asgi_sessions._core.record import Record, pack, pack_clocks, pack_rev, unpack
 from asgi_sessions._core.token import SHARD_CHARS, shard_of
 from asgi_sessions._engine.contract import Listening
@@ -299,7 +299,7 @@ class RedisStore:
         if note is not None and record.owner is not None:
             script = ADMIT
             limit, refuses = note.rules.limit, int(note.rules.refuses)
-            more = (_rules(note.now, note.rules), line_of(note), "".join(note.marks), limit, refuses)
+            more = (_rules(note.now, note.rules), pack_note(note), "".join(note.fingerprints), limit, refuses)
         ttl, stem = _ttl(record.seen_at, record.expires_at), self._stem(key)
         args = (value, ttl, stem, _suffix(key), *more)
         done = await self._when_whole(record.owner, run, self._for(value), script, (self._name(key),), *args)
@@ -392,8 +392,8 @@ class RedisStore:
 
     async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
         """See :meth:`asgi_sessions.stores.UserStore.history`."""
-        lines = await run(self._bulk, HISTORY, (self._index(owner),), self._stem(owner), _rules(now, rules))
-        return [_bytes(line) for line in lines]
+        entries = await run(self._bulk, HISTORY, (self._index(owner),), self._stem(owner), _rules(now, rules))
+        return [_bytes(entry) for entry in entries]
 
     async def erase(self, owner: str, *, sessions: bool) -> Sequence[str]:
         """See :meth:`asgi_sessions.stores.UserStore.erase`."""
@@ -586,7 +586,7 @@ def _rules(now: float, rules: Rules) -> str:
 
 
 def _noted(note: Note | None) -> tuple[str | bytes, str | bytes]:
-    return ("", "") if note is None else (_rules(note.now, note.rules), line_of(note))
+    return ("", "") if note is None else (_rules(note.now, note.rules), pack_note(note))
 
 
 def _texts(answer: Any) -> list[str]:

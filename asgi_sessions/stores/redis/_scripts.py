@@ -104,7 +104,7 @@ local function announce(stem, id)
   local reply = redis.pcall('SPUBLISH', stem .. 'e', id)
   if type(reply) == 'table' and reply.err then redis.pcall('PUBLISH', stem .. 'e', id) end
 end
-local function line(what, ms, id) return string.format('%013.0f', ms - ms % 60000) .. what .. id .. '...........' end
+local function entry(what, ms, id) return string.format('%013.0f', ms - ms % 60000) .. what .. id .. '...........' end
 local function clock(record, from, to) return tonumber(string.sub(record, from, to)) or 0 end
 local function later(record, there)
   local seen, expires = string.sub(record, 2, 14), string.sub(record, 15, 27)
@@ -154,7 +154,7 @@ local function prune(index, stem, rules, some)
         announce(stem, id)
       end
       redis.call('HDEL', index, id)
-      if ended > 0 then note(index, line('t', math.min(ended, rules.now), id), rules) end
+      if ended > 0 then note(index, entry('t', math.min(ended, rules.now), id), rules) end
     end
   end
   return alive
@@ -162,7 +162,7 @@ end
 local function finish(index, stem, one, what, rules)
   redis.call('DEL', stem .. 's:' .. one[3])
   redis.call('HDEL', index, one[2])
-  note(index, line(what, rules.now, one[2]), rules)
+  note(index, entry(what, rules.now, one[2]), rules)
   announce(stem, one[2])
 end
 local function same(one, other) return one and string.sub(one, 28) == string.sub(other, 28) end
@@ -189,7 +189,7 @@ return 1
 
 ADMIT = Script(
     """
--- KEYS: record.  ARGV: value, ttl, stem, suffix, rules, line, marks, limit, refuses.
+-- KEYS: record.  ARGV: value, ttl, stem, suffix, rules, entry, fingerprints, limit, refuses.
 -- 0: another one is there;  a number below 0: refused, so many sessions are there;
 -- a list: is the device new, is the history without any log-in, and the ids of those who had to make room; or UNSURE.
 local there = redis.call('GET', KEYS[1])
@@ -201,8 +201,8 @@ for _, each in ipairs(redis.call('LRANGE', history_of(index), 0, -1)) do
   if what == 'i' or what == 'n' then
     if there and string.sub(each, 15, 30) == id then return {what == 'n' and 1 or 0, 0} end
     log_ins = log_ins + 1
-    local mark = string.sub(each, 31, 41)
-    for wanted in string.gmatch(ARGV[7], '...........') do known = known or wanted == mark end
+    local fingerprint = string.sub(each, 31, 41)
+    for wanted in string.gmatch(ARGV[7], '...........') do known = known or wanted == fingerprint end
   end
 end
 if there then return {0, 0} end
@@ -269,7 +269,7 @@ return 1
 
 RENAME = Script(
     """
--- KEYS: old, new.  ARGV: value, ttl, stem, rev, suffix of the new, alias or '', ttl of the alias, rules or '', line.
+-- KEYS: old, new.  ARGV: value, ttl, stem, rev, suffix of the new, alias or '', ttl of the alias, rules or '', entry.
 -- 1: done;  0: the old is gone;  -1: there is another one under the new key;  a string: the old as it is, having changed.
 -- Two keys are named, of which one is not there: a node refuses that by itself while their slot moves.
 local there, target = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
@@ -292,7 +292,7 @@ return 1
 
 DELETE = Script(
     """
--- KEYS: record.  ARGV: rev or '', stem, suffix, rules or '', line.
+-- KEYS: record.  ARGV: rev or '', stem, suffix, rules or '', entry.
 -- nothing: not there;  a string: what was there;  a list: what is there, changed.
 local there = redis.call('GET', KEYS[1])
 if not there then return false end
@@ -348,7 +348,7 @@ return out
 
 HISTORY = Script(
     """
--- KEYS: index.  ARGV: stem, rules.  the lines, the newest first.
+-- KEYS: index.  ARGV: stem, rules.  the entries, the newest first.
 prune(KEYS[1], ARGV[1], rules_in(ARGV[2]))
 return redis.call('LRANGE', history_of(KEYS[1]), 0, -1)
 """

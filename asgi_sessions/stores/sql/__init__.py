@@ -23,15 +23,15 @@ from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.history import (
     ENTRY_HEADER,
     EXPIRED,
+    FINGERPRINT_CHARS,
     LIMIT_LETTER,
     LOGGED_IN,
-    MARK_CHARS,
     NEW_DEVICE,
     Admission,
     Note,
     Rules,
-    line,
-    line_of,
+    pack_entry,
+    pack_note,
 )
 from asgi_sessions._core.record import ALIAS_REV, Record
 from asgi_sessions._core.token import ID_CHARS, owner_of
@@ -76,7 +76,7 @@ TELLING: Final = 6
 _IN_ORDER: Final = "-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz"
 """The characters of keys, as databases sort them: byte by byte."""
 
-_SWEEPER_ROW: Final = {"owner": SWEEPER, "seq": 0, "at": 0, "what": "", "id": "", "mark": "", "facts": b""}
+_SWEEPER_ROW: Final = {"owner": SWEEPER, "seq": 0, "at": 0, "what": "", "id": "", "fingerprint": "", "facts": b""}
 
 
 class SQLStore:
@@ -262,7 +262,7 @@ class SQLStore:
                 rows = [_row(_later(record, there))] + ([] if alias is None else [_row(alias)])
                 await connection.execute(self._say.create, rows)
                 if note is not None and record.owner is not None:
-                    await self._note(connection, record.owner, [line_of(note)], note.now, note.rules)
+                    await self._note(connection, record.owner, [pack_note(note)], note.now, note.rules)
 
         await self._connections().run(work, writes=key)
 
@@ -287,7 +287,7 @@ class SQLStore:
                     raise RecordChanged(there)
                 await connection.execute(self._say.delete, {"key_": key})
                 if note is not None and there.owner is not None:
-                    await self._note(connection, there.owner, [line_of(note)], note.now, note.rules)
+                    await self._note(connection, there.owner, [pack_note(note)], note.now, note.rules)
                 return there
 
         gone = await self._connections().run(work, writes=key)
@@ -332,11 +332,11 @@ class SQLStore:
         async def work(connections: ConnectionManager) -> tuple[list[str], list[str]]:
             async with connections.transaction() as connection:
                 await self._lock(connection, owner, note.now)
-                alive, lines, over = await self._alive(connection, owner, note.now)
+                alive, entries, over = await self._alive(connection, owner, note.now)
                 out = [one for one in alive if id in (None, one.id) and one.id != keep]
                 await self._remove(connection, [*(one.key for one in over), *(one.key for one in out)])
-                lines += [line(note.what, note.now, one.id) for one in out]
-                await self._note(connection, owner, lines, note.now, note.rules)
+                entries += [pack_entry(note.what, note.now, one.id) for one in out]
+                await self._note(connection, owner, entries, note.now, note.rules)
                 return [one.id for one in out], [one.id for one in (*over, *out)]
 
         ids, gone = await self._connections().run(work, writes=owner)
@@ -348,8 +348,8 @@ class SQLStore:
 
         async def work(connections: ConnectionManager) -> Sequence[bytes]:
             async with connections.statement() as connection:
-                rows = await connection.execute(self._say.lines, {"owner_": owner})
-                return [f"{row.at:013d}{row.what}{row.id}{row.mark}".encode() + bytes(row.facts) for row in rows]
+                rows = await connection.execute(self._say.entries, {"owner_": owner})
+                return [f"{row.at:013d}{row.what}{row.id}{row.fingerprint}".encode() + bytes(row.facts) for row in rows]
 
         await self._prune_if_due(owner, now, rules)
         return await self._connections().run(work)
@@ -379,7 +379,7 @@ class SQLStore:
     # ── Housekeeping ──
 
     async def sweep(self, *, now: float, rules: Rules = Rules()) -> int | None:  # noqa: B008 - frozen
-        """Remove what is over, in small batches: records, lines of history, locks of users who have neither.
+        """Remove what is over, in small batches: records, history entries, locks of users who have neither.
 
         Of many processes one sweeps at a time. What ended by the clock is noted in the history, at its end.
 
@@ -407,7 +407,7 @@ class SQLStore:
             removed += batch
             await keep_turn()
         horizon = _ms(now - rules.keep)
-        while await connections.run(lambda connections: self._sweep_lines(connections, horizon), writes=SWEEPER):
+        while await connections.run(lambda connections: self._sweep_history(connections, horizon), writes=SWEEPER):
             await keep_turn()
         return removed
 
@@ -442,7 +442,7 @@ class SQLStore:
             if (await connection.execute(self._say.take_turn, values)).rowcount:
                 return True
             try:
-                await connection.execute(self._say.add_line, {**_SWEEPER_ROW, "at": values["until_"]})
+                await connection.execute(self._say.add_entry, {**_SWEEPER_ROW, "at": values["until_"]})
             except IntegrityError:
                 return False
             return True
@@ -474,12 +474,12 @@ class SQLStore:
                 await connection.execute(self._say.delete_over, {"keys_": keys, "now_": _ms(cut)})
             return len(keys)
 
-    async def _sweep_lines(self, connections: ConnectionManager, horizon: int) -> int:
+    async def _sweep_history(self, connections: ConnectionManager, horizon: int) -> int:
         async with connections.transaction() as connection:
-            rows = (await connection.execute(self._say.old_lines, {"horizon": horizon, "some": BATCH})).all()
+            rows = (await connection.execute(self._say.old_entries, {"horizon": horizon, "some": BATCH})).all()
             if rows:
-                lines = [{"owner_": row.owner, "seq_": row.seq} for row in rows]
-                await connection.execute(self._say.delete_line, lines)
+                entries = [{"owner_": row.owner, "seq_": row.seq} for row in rows]
+                await connection.execute(self._say.delete_entry, entries)
                 return len(rows)
             rows = (await connection.execute(self._say.old_locks, {"horizon": horizon, "some": BATCH})).all()
             if rows:
@@ -498,7 +498,7 @@ class SQLStore:
         async def work(connections: ConnectionManager) -> tuple[Admission, list[str]]:
             async with connections.transaction() as connection:
                 await self._lock(connection, owner, note.now)
-                alive, lines, over = await self._alive(connection, owner, note.now)
+                alive, entries, over = await self._alive(connection, owner, note.now)
                 past = await self._past(connection, owner)
                 log_ins = [row for row in past if row.what in (LOGGED_IN, NEW_DEVICE)]
                 if any(one.key == record.key for one in (*alive, *over)):
@@ -514,12 +514,12 @@ class SQLStore:
                     await connection.execute(self._say.create, _row(record))
                 except IntegrityError as error:  # of somebody else: keys are random, so this is no accident
                     raise RecordExists("there is a record under this key already") from error.orig
-                known = {row.mark for row in log_ins}
-                new = bool(rules.entries) and note.what == LOGGED_IN and known.isdisjoint(note.marks)
-                text = line_of(note)
-                lines += [line(LIMIT_LETTER, note.now, one.id) for one in out]
-                lines.append(text[:13] + NEW_DEVICE.encode() + text[14:] if new else text)
-                await self._note(connection, owner, lines, note.now, rules, past)
+                known = {row.fingerprint for row in log_ins}
+                new = bool(rules.entries) and note.what == LOGGED_IN and known.isdisjoint(note.fingerprints)
+                text = pack_note(note)
+                entries += [pack_entry(LIMIT_LETTER, note.now, one.id) for one in out]
+                entries.append(text[:13] + NEW_DEVICE.encode() + text[14:] if new else text)
+                await self._note(connection, owner, entries, note.now, rules, past)
                 ended = [one.id for one in out]
                 return Admission(new, not log_ins, tuple(ended)), [*(one.id for one in over), *ended]
 
@@ -540,43 +540,43 @@ class SQLStore:
         """From here to the end of the transaction nobody else changes what is this user's."""
         if not (await connection.execute(self._say.lock, {"owner_": owner, "now_": _ms(now)})).rowcount:
             # Two at once: one of them meets the primary key, and begins anew.
-            await connection.execute(self._say.add_line, {**_SWEEPER_ROW, "owner": owner, "at": _ms(now)})
+            await connection.execute(self._say.add_entry, {**_SWEEPER_ROW, "owner": owner, "at": _ms(now)})
 
     async def _alive(
         self, connection: AsyncConnection, owner: str, now: float
     ) -> tuple[list[Any], list[bytes], list[Any]]:
-        """Of a user's records: those whose time is not over; lines about the others; the others, still to be removed."""
+        """Of a user's records: those whose time is not over; entries about the others; the others, still to be removed."""
         rows = (await connection.execute(self._say.heads_locked, {"owner_": owner})).all()
         at = _ms(now)
         over = [row for row in rows if row.expires_at <= at]
-        lines = [line(EXPIRED, row.expires_at / 1000, row.id) for row in over]
-        return [row for row in rows if row.expires_at > at], lines, over
+        entries = [pack_entry(EXPIRED, row.expires_at / 1000, row.id) for row in over]
+        return [row for row in rows if row.expires_at > at], entries, over
 
     async def _remove(self, connection: AsyncConnection, keys: Iterable[str]) -> None:
         if keys := list(keys):
             await connection.execute(self._say.delete_these, {"keys_": keys})
 
     async def _past(self, connection: AsyncConnection, owner: str) -> Sequence[Any]:
-        """The lines of the history as they are now, without facts."""
+        """The history entries as they are now, without facts."""
         return (await connection.execute(self._say.past, {"owner_": owner})).all()
 
     async def _note(
         self,
         connection: AsyncConnection,
         owner: str,
-        lines: Sequence[bytes],
+        entries: Sequence[bytes],
         now: float,
         rules: Rules,
         past: Sequence[Any] | None = None,
     ) -> None:
-        if not rules.entries or not lines:
+        if not rules.entries or not entries:
             return
         if past is None:
             past = await self._past(connection, owner)
         last = max((row.seq for row in past), default=0)
-        rows = [{"owner": owner, "seq": last + n, **_columns(text)} for n, text in enumerate(lines, 1)]
-        await connection.execute(self._say.add_line, rows)
-        far_end, horizon = last + len(lines) - rules.entries, _ms(now - rules.keep)
+        rows = [{"owner": owner, "seq": last + n, **_columns(text)} for n, text in enumerate(entries, 1)]
+        await connection.execute(self._say.add_entry, rows)
+        far_end, horizon = last + len(entries) - rules.entries, _ms(now - rules.keep)
         if any(row["seq"] <= far_end or row["at"] < horizon for row in (*(one._mapping for one in past), *rows)):
             await connection.execute(self._say.trim, {"owner_": owner, "far_end": far_end, "horizon": horizon})
 
@@ -594,9 +594,9 @@ class SQLStore:
         async def work(connections: ConnectionManager) -> list[Any]:
             async with connections.transaction() as connection:
                 await self._lock(connection, owner, now)
-                _, lines, over = await self._alive(connection, owner, cut)
+                _, entries, over = await self._alive(connection, owner, cut)
                 await self._remove(connection, [one.key for one in over])
-                await self._note(connection, owner, lines, now, rules)
+                await self._note(connection, owner, entries, now, rules)
                 return over
 
         over = await connections.run(work, writes=owner)
@@ -669,13 +669,13 @@ def _are_one(there: Record, alias: Record | None) -> bool:
 
 
 def _columns(text: bytes) -> dict[str, Any]:
-    """A line of the history, as :func:`line_of` makes it, taken apart."""
+    """A history entry, as :func:`pack_note` makes it, taken apart."""
     header = text[:ENTRY_HEADER].decode("ascii")
-    mark = ENTRY_HEADER - MARK_CHARS
+    fingerprint = ENTRY_HEADER - FINGERPRINT_CHARS
     return {
         "at": int(header[:13]),
         "what": header[13],
         "id": header[14 : 14 + ID_CHARS],
-        "mark": header[mark:],
+        "fingerprint": header[fingerprint:],
         "facts": text[ENTRY_HEADER:],
     }

@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 
 from asgi_sessions._core.arguments import expect
-from asgi_sessions._core.history import MARK_CHARS
+from asgi_sessions._core.history import FINGERPRINT_CHARS
 from asgi_sessions._core.token import BARE_CHARS, ID_CHARS, OWNER_CHARS
 from asgi_sessions.errors import ConfigurationError
 
@@ -112,7 +112,7 @@ def session_tables(
         Column("at", BigInteger, nullable=False, index=True),
         Column("what", _text(1), nullable=False),
         Column("id", _text(ID_CHARS), nullable=False),
-        Column("mark", _text(MARK_CHARS), nullable=False),
+        Column("fingerprint", _text(FINGERPRINT_CHARS), nullable=False),
         Column("facts", _bytes(), nullable=False),
         schema=schema,
     )
@@ -167,11 +167,11 @@ class Statements:
         self.delete_all = delete(records).where(r.owner == owner)
 
         self.lock = update(history).where(h.owner == owner, h.seq == 0).values(at=now)
-        self.lines = (
-            select(h.at, h.what, h.id, h.mark, h.facts).where(h.owner == owner, h.seq > 0).order_by(h.seq.desc())
+        self.entries = (
+            select(h.at, h.what, h.id, h.fingerprint, h.facts).where(h.owner == owner, h.seq > 0).order_by(h.seq.desc())
         )
-        self.past = select(h.seq, h.at, h.what, h.id, h.mark).where(h.owner == owner, h.seq > 0)
-        self.add_line = insert(history)
+        self.past = select(h.seq, h.at, h.what, h.id, h.fingerprint).where(h.owner == owner, h.seq > 0)
+        self.add_entry = insert(history)
         self.trim = delete(history).where(
             h.owner == owner, h.seq > 0, or_(h.seq <= bindparam("far_end"), h.at < bindparam("horizon"))
         )
@@ -186,8 +186,8 @@ class Statements:
             r.key.in_(bindparam("keys_", expanding=True)), r.expires_at <= now, r.owner.is_(None)
         )
         old = history.alias("old")
-        self.old_lines = select(h.owner, h.seq).where(h.at < bindparam("horizon"), h.seq > 0).limit(bindparam("some"))
-        self.delete_line = delete(history).where(and_(h.owner == owner, h.seq == bindparam("seq_")))
+        self.old_entries = select(h.owner, h.seq).where(h.at < bindparam("horizon"), h.seq > 0).limit(bindparam("some"))
+        self.delete_entry = delete(history).where(and_(h.owner == owner, h.seq == bindparam("seq_")))
         others = select(old.c.seq).where(old.c.owner == h.owner, old.c.seq > 0).exists()
         self.old_locks = (
             select(h.owner)
