@@ -36,6 +36,9 @@ class StoreError(SessionError):
     host: str | None = None
     """The server that failed, where a store has several; without a password."""
 
+    is_guess: bool = False
+    """Whether the server may answer other calls, though this one had no answer: on a connection of its own, for example."""
+
 
 class StoreUnreachable(StoreError):
     """The store cannot be asked: no connection, no reply in time, or a reply that makes no sense.

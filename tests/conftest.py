@@ -260,6 +260,7 @@ ON_EVERY_DATABASE = {
     "test_promises",
     "test_races",
     "test_devices",
+    "test_guard",
     "test_refresh",
     "test_separate_requests",
     "test_sql_store",

@@ -532,6 +532,24 @@ async def test_ends_at_the_same_time_wait_together() -> None:
         await store.aclose()
 
 
+async def test_an_end_on_a_server_that_is_full_reaches_the_replicas() -> None:
+    """The server refuses what needs memory; to end a session needs none."""
+    with FarReplica() as servers:
+        store = RedisStore.from_url(f"redis://127.0.0.1:{servers.primary.port}", durable_ends=1)
+        app = app_with(store)
+        phone, laptop = Browser(app), Browser(app)
+        for browser in (phone, laptop):
+            await browser.do(log_in("alice"))
+        servers.primary.ask("CONFIG", "SET", "maxmemory", "1")
+
+        assert (await laptop.do(put(a=1))).status == 503
+        assert (await laptop.do(destroy)).status == 200
+        assert await Sessions(store).revoke_all("alice") == 1
+
+        assert (await read(phone))["user_id"] is None
+        await store.aclose()
+
+
 @pytest.mark.parametrize("renewed", [False, True], ids=["a session of nobody", "a token that was renewed"])
 async def test_what_is_over_and_nobodys_waits_for_no_replica(valkey_url: str, clock: FakeClock, renewed: bool) -> None:
     """There is no history to write it into, and yet it is the clock that ends it."""

@@ -17,7 +17,9 @@ import redis
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from asgi_sessions import RedisStore, SQLStore
+from asgi_sessions.errors import StoreError, StoreRefused, StoreUnreachable
 from asgi_sessions.stores import Store
+from asgi_sessions.testing import a_record
 from tests.conftest import Server
 from tests.databases import DatabaseServer
 from tests.ports import free_port, give_back
@@ -57,6 +59,14 @@ def holds(lines: Lines, host: str, phrase: str, *, step: str = "commit") -> None
         said
     )
     assert not [line for line in said if PASSWORD in line or len(line) > 600]
+
+
+async def fails_by(store: Store, kind: type[StoreError]) -> None:
+    """A write raises this kind of error, which says whether it counts against the store."""
+    with pytest.raises(StoreError) as failed:
+        await store.create(a_record(owner="bob"))
+
+    assert type(failed.value) is kind
 
 
 # ── Redis ──
@@ -107,22 +117,27 @@ def without_a_server(server: Server) -> str:
     return server.url
 
 
-REDIS: dict[str, tuple[Callable[[Server], str], str]] = {
-    "no password": (with_password, "Authentication required or already authenticated"),
-    "a wrong password": (with_another_password, "invalid username-password"),
-    "a command that is not allowed": (with_few_rights, "NOPERM"),
-    "keys that are not allowed": (with_other_keys, "NOPERM"),
-    "no memory": (full, "OOM"),
-    "a replica": (a_replica, "READONLY"),
-    "a replica without a primary": (a_replica_that_serves_nothing, "MASTERDOWN"),
-    "no server": (without_a_server, "Connect call failed"),
+REDIS: dict[str, tuple[Callable[[Server], str], str, type[StoreError]]] = {
+    "no password": (with_password, "Authentication required or already authenticated", StoreUnreachable),
+    "a wrong password": (with_another_password, "invalid username-password", StoreUnreachable),
+    "a command that is not allowed": (with_few_rights, "NOPERM", StoreRefused),
+    "keys that are not allowed": (with_other_keys, "NOPERM", StoreRefused),
+    "no memory": (full, "OOM", StoreRefused),
+    "a replica": (a_replica, "READONLY", StoreRefused),
+    "a replica without a primary": (a_replica_that_serves_nothing, "MASTERDOWN", StoreUnreachable),
+    "no server": (without_a_server, "Connect call failed", StoreUnreachable),
 }
 
 
 @pytest.mark.parametrize("is_given", [False, True], ids=["own connections", "a client of the app"])
-@pytest.mark.parametrize(("spoil", "phrase"), REDIS.values(), ids=REDIS)
+@pytest.mark.parametrize(("spoil", "phrase", "kind"), REDIS.values(), ids=REDIS)
 async def test_redis_says_why(
-    own_server: Server, lines: Lines, spoil: Callable[[Server], str], phrase: str, is_given: bool
+    own_server: Server,
+    lines: Lines,
+    spoil: Callable[[Server], str],
+    phrase: str,
+    kind: type[StoreError],
+    is_given: bool,
 ) -> None:
     own_server.start()
     url = await asyncio.to_thread(spoil, own_server)
@@ -132,6 +147,7 @@ async def test_redis_says_why(
     await a_visit(store)
 
     holds(lines, f"127.0.0.1:{own_server.port}", phrase)
+    await fails_by(store, kind)
     await store.aclose()
     if client is not None:
         await client.aclose()
@@ -199,6 +215,18 @@ async def test_redis_that_is_slow_says_so(own_server: Server, lines: Lines) -> N
         holds(lines, f"127.0.0.1:{proxy.port}", "did not answer within", step="load")
         proxy.hanging = False
         await store.aclose()
+
+
+async def test_a_client_without_a_free_connection_says_so(valkey_url: str, lines: Lines) -> None:
+    client = redis.asyncio.Redis.from_url(valkey_url, max_connections=1)
+    store = RedisStore(client)
+    await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]  # of redis-py; somebody else's
+
+    await a_visit(store)
+
+    holds(lines, valkey_url.removeprefix("redis://").removesuffix("/0"), "Too many connections")
+    await fails_by(store, StoreRefused)
+    await client.aclose()
 
 
 async def test_a_key_of_another_type_shows_no_key(valkey_url: str, lines: Lines) -> None:
@@ -317,21 +345,26 @@ async def tls_where_there_is_none(base: Base) -> str:
     return base.url()
 
 
-SQL: dict[str, tuple[Callable[[Base], Awaitable[str]], str, str]] = {
+SQL: dict[str, tuple[Callable[[Base], Awaitable[str]], str, str, type[StoreError]]] = {
     # the phrases of PostgreSQL and of MariaDB
-    "no tables": (no_tables, "there are no tables", "there are no tables"),
-    "no database": (no_database, "database … does not exist", "Unknown database"),
-    "no server": (no_server, "Connect call failed", "Can't connect"),
-    "a wrong password": (a_wrong_password, "password authentication failed", "Access denied"),
-    "no rights": (no_rights, "permission denied", "command denied"),
-    "read-only": (read_only, "read-only", "read-only"),
-    "TLS where there is none": (tls_where_there_is_none, "SSL", "SSL"),
+    "no tables": (no_tables, "there are no tables", "there are no tables", StoreRefused),
+    "no database": (no_database, "database … does not exist", "Unknown database", StoreUnreachable),
+    "no server": (no_server, "Connect call failed", "Can't connect", StoreUnreachable),
+    "a wrong password": (a_wrong_password, "password authentication failed", "Access denied", StoreUnreachable),
+    "no rights": (no_rights, "permission denied", "command denied", StoreRefused),
+    "read-only": (read_only, "read-only", "read-only", StoreRefused),
+    "TLS where there is none": (tls_where_there_is_none, "SSL", "SSL", StoreUnreachable),
 }
 
 
-@pytest.mark.parametrize(("spoil", "on_postgresql", "on_mariadb"), SQL.values(), ids=SQL)
+@pytest.mark.parametrize(("spoil", "on_postgresql", "on_mariadb", "kind"), SQL.values(), ids=SQL)
 async def test_a_database_says_why(
-    base: Base, lines: Lines, spoil: Callable[[Base], Awaitable[str]], on_postgresql: str, on_mariadb: str
+    base: Base,
+    lines: Lines,
+    spoil: Callable[[Base], Awaitable[str]],
+    on_postgresql: str,
+    on_mariadb: str,
+    kind: type[StoreError],
 ) -> None:
     url = await spoil(base)
     store = SQLStore.from_url(url, table=base.table, **base.options)
@@ -339,6 +372,7 @@ async def test_a_database_says_why(
     await a_visit(store)
 
     holds(lines, url.partition("@")[2], on_postgresql if base.is_postgresql else on_mariadb)
+    await fails_by(store, kind)
     await store.aclose()
 
 
@@ -348,6 +382,7 @@ async def test_a_pool_without_a_free_connection_says_so(base: Base, lines: Lines
 
     async with engine.connect():
         await a_visit(store)
+        await fails_by(store, StoreRefused)
 
     holds(lines, base.url().partition("@")[2], "QueuePool limit")
     await engine.dispose()
@@ -363,6 +398,7 @@ async def sqlite(path: Path) -> AsyncIterator[SQLStore]:
 async def test_sqlite_without_tables_says_so(tmp_path: Path, lines: Lines) -> None:
     async with sqlite(tmp_path / "sessions.db") as store:
         await a_visit(store)
+        await fails_by(store, StoreRefused)
 
     holds(lines, f"sqlite:{tmp_path}/sessions.db", "there are no tables")
 
@@ -374,6 +410,8 @@ async def test_sqlite_that_is_full_says_so(tmp_path: Path, lines: Lines) -> None
             await connection.exec_driver_sql("PRAGMA max_page_count = 1")
         alice = await a_visit(store)
         await alice.do(put(much="x" * 200_000))
+        with pytest.raises(StoreRefused):
+            await store.create(a_record(body=b"x" * 200_000))
 
     holds(lines, f"sqlite:{tmp_path}/sessions.db", "disk is full")
 
@@ -384,6 +422,7 @@ async def test_sqlite_that_is_read_only_says_so(tmp_path: Path, lines: Lines) ->
         await store.create_tables()
     async with sqlite(Path(f"file:{path}?mode=ro&uri=true")) as store:
         await a_visit(store)
+        await fails_by(store, StoreRefused)
 
     said = lines()
     assert "readonly" in said[0], said

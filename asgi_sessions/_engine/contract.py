@@ -219,9 +219,9 @@ class Traits:
     """For a store that has this attribute: the middleware puts a function here, to report what is no error."""
 
 
-_METHODS = frozenset(
-    {"load", "create", "update", "touch", "rename", "delete", "index", "records", "end", "history", "erase"}
-)
+STORE_METHODS = ("load", "create", "update", "touch", "rename", "delete", "index", "aclose")
+_USER_METHODS = ("records", "end", "history", "erase")
+_DESCRIBED = {*STORE_METHODS, *_USER_METHODS} - {"aclose"}
 _OF_METHODS = frozenset({"keeps_its_own_deadline", "server_of"})
 
 
@@ -233,13 +233,9 @@ def trait(store: object, name: str) -> Any:
     for space in (getattr(store, "__dict__", {}), *map(vars, type(store).__mro__)):
         if name in space:
             return getattr(store, name)
-        if not _METHODS.isdisjoint(space):
+        if not _DESCRIBED.isdisjoint(space):
             break
     return silent
-
-
-STORE_METHODS = ("load", "create", "update", "touch", "rename", "delete", "index", "aclose")
-_USER_METHODS = ("records", "end", "history", "erase")
 
 
 def lacking_for_users(store: object) -> list[str]:

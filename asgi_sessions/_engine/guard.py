@@ -146,12 +146,14 @@ class Guard:
             breaker.succeeded()
         elif isinstance(error, _SAY_NOTHING):
             breaker.abandoned()
-        elif isinstance(error, StoreError):
-            breaker.failed(now, reason_of(error), is_sure=is_sure or not isinstance(error.__cause__, TimeoutError))
         elif isinstance(error, Exception):
-            wrapped = StoreUnreachable(f"the store failed: {reason_of(error)}")
-            breaker.failed(now, reason_of(wrapped), is_sure=is_sure or not isinstance(error, TimeoutError))
-            raise wrapped from error
+            failure, cause = error, error.__cause__
+            if not isinstance(failure, StoreError):
+                failure, cause = StoreUnreachable(f"the store failed: {reason_of(error)}"), error
+            is_guess = failure.is_guess or isinstance(cause, TimeoutError)
+            breaker.failed(now, reason_of(failure), is_sure=is_sure or not is_guess)
+            if failure is not error:
+                raise failure from error
         elif now - began - self._stood_since(began) > self.deadline / 2:
             # Cancelled: by our deadline, or by a client that gave up.
             breaker.failed(now, reason_of(self.too_slow()), is_sure=is_sure)

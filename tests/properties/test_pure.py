@@ -1230,6 +1230,33 @@ def test_a_breaker_opens_after_so_many_failures_in_a_row_and_closes_on_the_first
     assert breaker.allows(now)
 
 
+@given(st.lists(st.sampled_from(["answer", "failure", "guess"]), max_size=40))
+def test_no_number_of_guesses_shuts_a_store(row: list[str]) -> None:
+    """As long as there is a guess in the row, the next caller may find out, at once. If it fails, the store is left alone."""
+    breaker = Breaker()
+    since_answer: list[str] = []
+    for outcome in row:
+        since_answer = [] if outcome == "answer" else [*since_answer, outcome]
+        if outcome == "answer":
+            breaker.succeeded()
+        else:
+            breaker.failed(0.0, is_sure=outcome == "failure")
+        if breaker.is_open:
+            break
+
+    if not breaker.is_open:
+        assert len(since_answer) < FAILURES_TO_OPEN
+    elif "guess" in since_answer:
+        assert breaker.allows(0.0)
+        assert not breaker.allows(0.0)  # one finds out for all
+        assert breaker.is_doubted
+        breaker.failed(0.0)
+        assert not breaker.allows(0.0)
+        assert not breaker.is_doubted
+    else:
+        assert not breaker.allows(0.0)
+
+
 @given(st.lists(st.floats(0, DEADLINE), max_size=12))
 def test_however_often_a_probe_fails_the_next_one_is_never_far(answers: list[float]) -> None:
     """Each answer: how long it took to fail."""

@@ -44,6 +44,7 @@ from asgi_sessions.errors import (
 )
 from asgi_sessions.stores.redis._client import (
     PATIENCE,
+    REQUESTS,
     UNANSWERED,
     Client,
     GivenClient,
@@ -149,7 +150,7 @@ class RedisStore:
             options: passed to redis-py's connections, for example ``ssl_ca_certs=…`` or ``max_connections=…``.
         """
         address = address_of(pool_from_url(url, options))
-        store = cls._own(lambda _: OwnClient(lambda: pool_from_url(url, options)), prefix, durable_ends)
+        store = cls._own(lambda purpose: OwnClient(lambda: pool_from_url(url, options), purpose), prefix, durable_ends)
         store._address = lambda: address
         return store
 
@@ -188,7 +189,9 @@ class RedisStore:
         quick = dict(sentinel_options or {})
         pool_from_sentinels(pairs, service, options, quick)
         store = cls._own(
-            lambda _: OwnClient(lambda: pool_from_sentinels(pairs, service, options, quick)), prefix, durable_ends
+            lambda purpose: OwnClient(lambda: pool_from_sentinels(pairs, service, options, quick), purpose),
+            prefix,
+            durable_ends,
         )
         asked = ",".join(f"{host}:{port}" for host, port in pairs)
         store._address = lambda: f"{service}({asked})"
@@ -221,7 +224,7 @@ class RedisStore:
                 f"RedisStore(durable_ends={durable_ends!r}): give the number of replicas to wait for, 0 to 10"
             )
         store = cls.__new__(cls)
-        store._set_up(client("requests"), client("large"), prefix)
+        store._set_up(client(REQUESTS), client("large"), prefix)
         if durable_ends:
             store._replicas, store._ender = durable_ends, client("ends")
         return store

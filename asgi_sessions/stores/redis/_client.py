@@ -146,9 +146,18 @@ UNANSWERED = (RedisError, OSError, TimeoutError)
 """What it may raise to ask a server that does not answer."""
 
 
-def unanswered(error: BaseException) -> StoreError:
-    is_full = isinstance(error, MaxConnectionsError) or any(each in str(error) for each in _NO_CONNECTION_LEFT)
-    return (StoreRefused if is_full else StoreUnreachable)(f"Redis cannot be asked: {reason_of(error)}")
+REQUESTS = "requests"
+"""The purpose of the connection that all requests share. Others are for large records, and for ends that wait for replicas."""
+
+
+def unanswered(error: BaseException, purpose: str = REQUESTS) -> StoreError:
+    """The error to raise where there was no answer on a connection for this purpose."""
+    why = f"Redis cannot be asked: {reason_of(error)}"
+    if isinstance(error, MaxConnectionsError) or any(each in str(error) for each in _NO_CONNECTION_LEFT):
+        return StoreRefused(why)
+    failure = StoreUnreachable(why)
+    failure.is_guess = purpose != REQUESTS
+    return failure
 
 
 def address_of(client: Any) -> str:
@@ -172,8 +181,9 @@ def checked(reply: Any) -> Any:
 class OwnClient:
     """Our own connections: one per event loop."""
 
-    def __init__(self, make_pool: Callable[[], ConnectionPool]) -> None:
+    def __init__(self, make_pool: Callable[[], ConnectionPool], purpose: str = REQUESTS) -> None:
         """``make_pool`` is called once per event loop; a pool opens nothing, it knows how to."""
+        self.purpose = purpose
         self._connections: PerLoop[ReconnectingConnection] = PerLoop(lambda: ReconnectingConnection(make_pool()))
         self._last: tuple[int, Any, ReconnectingConnection | None] = (0, None, None)
         """A thread, its event loop, and the connection there."""
@@ -203,7 +213,7 @@ class OwnClient:
         except ConnectionLost:
             return await self.again(command)
         except UNANSWERED as error:
-            raise unanswered(error) from error
+            raise unanswered(error, self.purpose) from error
 
     async def again(self, command: tuple[Any, ...]) -> Any:
         """Send a command whose connection broke once more: every command of ours is harmless to repeat; see the scripts.
@@ -215,7 +225,7 @@ class OwnClient:
             connection = await self._here_again().ready_in_time()
             return checked(await connection.ask(command))
         except UNANSWERED as error:
-            raise unanswered(error) from error
+            raise unanswered(error, self.purpose) from error
 
     def listen(
         self, stem: Callable[[str], str], on_end: Callable[[str], None], on_gap: Callable[[str], None]
@@ -236,7 +246,7 @@ class OwnClient:
             except ConnectionLost:
                 return await ask_durably(await self._here_again().ready_in_time(), command, lambda: mark, replicas)
         except UNANSWERED as error:
-            raise unanswered(error) from error
+            raise unanswered(error, self.purpose) from error
 
     async def distrust(self) -> None:
         """Drop the connection: it leads to a server that is no primary now. Where to, is asked anew."""
@@ -488,6 +498,8 @@ if hasattr(os, "register_at_fork"):
 class GivenClient:
     """A ``redis.asyncio`` client of the app: its pool, its retries, its care."""
 
+    purpose = REQUESTS
+
     def __init__(self, client: Any) -> None:
         self._client = client
         self._distrusts = Distrusts()
@@ -545,6 +557,9 @@ class GivenClient:
 class Client(Protocol):
     """How commands reach the servers: :class:`OwnClient` says what each of these does."""
 
+    @property
+    def purpose(self) -> str: ...
+
     def at_once(self, command: tuple[Any, ...]) -> asyncio.Future[Any] | None: ...
     async def call(self, command: tuple[Any, ...]) -> Any: ...
     async def again(self, command: tuple[Any, ...]) -> Any: ...
@@ -577,7 +592,7 @@ async def run(client: Client, script: Script, keys: tuple[str, ...], *args: Any)
     except Refused as refused:
         raise await refusal(refused, client) from refused
     except UNANSWERED as error:
-        raise unanswered(error) from error
+        raise unanswered(error, client.purpose) from error
 
 
 async def _with_text(client: Client, script: Script, command: tuple[Any, ...]) -> Any:

@@ -351,7 +351,7 @@ class ClusterClient:
 
     def __init__(self, cluster: Cluster, purpose: str) -> None:
         self._cluster = cluster
-        self._purpose = purpose
+        self.purpose = purpose
 
     def at_once(self, command: tuple[Any, ...]) -> None:
         """A reply may lead elsewhere, so somebody has to wait for it: use :meth:`call`."""
@@ -374,7 +374,7 @@ class ClusterClient:
 
     async def _call_at(self, known: Map, address: Address, slot: int | None, command: tuple[Any, ...]) -> Any:
         """As mostly: there is a connection, and the slot is there."""
-        connection = known.connection_to(address, self._purpose).current
+        connection = known.connection_to(address, self.purpose).current
         if connection is not None and connection.has_room:
             try:
                 return checked(await connection.ask(command))
@@ -385,7 +385,7 @@ class ClusterClient:
                     raise
             except UNANSWERED as error:
                 known.suspect(address)
-                raise unanswered(error) from error
+                raise unanswered(error, self.purpose) from error
         return await self._carry(known, slot, _asking(command))
 
     again = call
@@ -440,7 +440,7 @@ class ClusterClient:
                     try:
                         if address is None:
                             address = await known.find(slot)
-                        connection = await known.connection_to(address, self._purpose).ready()
+                        connection = await known.connection_to(address, self.purpose).ready()
                         return await ask(connection, address, is_asking=is_asking)
                     except Refused as refused:
                         trouble, is_asking = refused, refused.code == "ASK"
@@ -457,7 +457,7 @@ class ClusterClient:
                     except UNANSWERED as error:
                         trouble, is_asking = error, False
                         if known.is_closed:
-                            raise unanswered(error) from error
+                            raise unanswered(error, self.purpose) from error
                     await asyncio.wait({known.suspect(address)})
                     await asyncio.sleep(PAUSE)
                     address = None
@@ -465,7 +465,7 @@ class ClusterClient:
             known.suspect(address)
             if isinstance(trouble, Refused):
                 raise trouble from error
-            raise unanswered(trouble) from error
+            raise unanswered(trouble, self.purpose) from error
 
     async def distrust(self) -> None:
         """A primary that has become a replica says READONLY, and is suspected by then."""
