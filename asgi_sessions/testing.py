@@ -664,6 +664,24 @@ class UserStoreContract(StoreContract):
         assert await store.index(owner_of("alice")) == {first.id: first.key}
         assert len(await entries(store)) == 1
 
+    async def test_the_session_that_a_log_in_replaces_takes_no_room(self, store: Any) -> None:
+        """``note.replaces`` does not count against the limit, and does not have to make room. It is left alone."""
+        rules = Rules(limit=2)
+        records = [
+            replace(a_record(owner="alice", number=n), seen_at=1_800_000_000.0 + at)
+            for n, at in enumerate((3, 6, 9, 12))
+        ]
+        for record in records[:2]:
+            await store.create(record, note=a_note(record, rules=rules))
+        oldest, second, third, newest = records
+
+        said = await store.create(third, note=replace(a_note(third, rules=rules), replaces=oldest.id))
+        there = await store.index(owner_of("alice"))
+        again = await store.create(newest, note=replace(a_note(newest, rules=rules), replaces=oldest.id))
+
+        assert (said.ended, again.ended) == ((), (second.id,))
+        assert there == {each.id: each.key for each in (oldest, second, third)}
+
     async def test_a_session_whose_time_is_over_takes_no_room(self, store: Any) -> None:
         """Expired sessions do not count against the limit."""
         rules = Rules(limit=1, refuses=True)

@@ -869,6 +869,14 @@ class NeverRefuses(Admits):
         return await super().admitted(record, note and replace(note, rules=replace_rules(note.rules, refuses=False)))
 
 
+@fault("the_session_that_a_log_in_replaces_takes_no_room")
+class CountsTheReplaced(Admits):
+    """counts the session that a log-in replaces against the limit"""
+
+    async def admitted(self, record: Record, note: Note | None) -> Admission | None:
+        return await super().admitted(record, note and replace(note, replaces=""))
+
+
 @fault("a_session_whose_time_is_over_takes_no_room")
 class CountsTheExpired(Admits):
     """counts expired sessions against the limit"""

@@ -604,6 +604,41 @@ async def test_a_verb_after_a_refused_log_in_still_means_the_session_before(
     assert (await read(browser))["user_id"] == (None if then is destroy else "alice")
 
 
+async def test_a_refused_log_in_gives_the_cookie_of_what_was_saved_before(store: Store, clock: FakeClock) -> None:
+    app = app_with(store, clock=clock, devices=Devices(max_sessions=1, at_limit="refuse"))
+    browser = Browser(app)
+    await Browser(app).do(log_in("bob"))
+    await browser.do(put(a=1))
+
+    async def alice_then_bob(session: Session) -> None:
+        session.log_in("alice")
+        await session.save()
+        session.log_in("bob")
+
+    response = await browser.do(alice_then_bob)
+
+    assert response.status == 403
+    assert (await read(browser))["user_id"] == "alice"
+
+
+@pytest.mark.parametrize("at_limit", ["refuse", "end_oldest"])
+async def test_a_limit_is_kept_though_the_session_that_a_log_in_replaces_has_ended(
+    store: Store, clock: FakeClock, at_limit: Any
+) -> None:
+    """It does not count, and then neither does its end make room."""
+    app = app_with(store, clock=clock, devices=Devices(max_sessions=1, at_limit=at_limit))
+    browser = Browser(app)
+    await browser.do(log_in("alice"))
+    slow = browser.another()
+
+    async with slow.paused(log_in("alice")) as request:
+        await browser.do(destroy)
+        await browser.do(log_in("alice"))
+
+    assert request.response.status == (403 if at_limit == "refuse" else 200)
+    assert len(await store.index(owner_of("alice"))) == 1
+
+
 async def test_what_a_session_wanted_of_the_others_of_its_user_ends_with_it(store: Store, clock: FakeClock) -> None:
     browser = Browser(app_with(store, clock=clock))
     await browser.do(log_in("alice"))

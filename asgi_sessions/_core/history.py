@@ -76,6 +76,8 @@ class Note(msgspec.Struct, frozen=True):
     """Opaque: sealed if there are secrets."""
     at: float | None = None
     """When it happened, if that was not now."""
+    replaces: str = ""
+    """Of a log-in: the id of a session that ends right after it, and does not count against the limit."""
 
 
 class Admission(msgspec.Struct, frozen=True):

@@ -87,14 +87,14 @@ class RecordRules:
         facts = seal_facts(unpack_facts(about), owner, id, self.secrets, self.namespace) if about else b""
         return Note(what, self.clock(), id, self.rules, (), facts, at)
 
-    def note_of_log_in(self, record: Record, body: Body, rules: Rules | None) -> Note | None:
+    def note_of_log_in(self, record: Record, body: Body, rules: Rules | None, replaces: str = "") -> Note | None:
         """The entry that the history gets with a log-in; ``None`` for an anonymous session."""
         if record.owner is None or rules is None:
             return None
         facts = unpack_facts(body.about) if body.about else Facts()
         fingerprints = fingerprints_of(facts.device, record.owner, self.secrets)
         sealed = seal_facts(facts, record.owner, record.id, self.secrets, self.namespace)
-        return Note(LOGGED_IN, self.clock(), record.id, rules, fingerprints, sealed)
+        return Note(LOGGED_IN, self.clock(), record.id, rules, fingerprints, sealed, replaces=replaces)
 
 
 class Planner:
@@ -242,13 +242,10 @@ class Planner:
         plan.token, record, body = self._next(session, payload, fresh_token=True)
         plan.max_age = self._max_age(session)
         rules, intent = self.rules.rules, session._intent
-        if rules is not None and rules.limit and record.owner is not None:
-            # What this very log-in ends does not count.
-            if session._user_id in intent.others:
-                rules = with_fields(rules, limit=0)
-            elif intent.leaving is not None and intent.leaving.record.owner == record.owner:
-                rules = with_fields(rules, limit=rules.limit + 1)
-        plan.calls.append(Create(record, body, self.rules.note_of_log_in(record, body, rules)))
+        if rules is not None and session._user_id in intent.others:
+            rules = with_fields(rules, limit=0)  # they end with this very log-in
+        replaces = "" if intent.leaving is None else intent.leaving.record.id
+        plan.calls.append(Create(record, body, self.rules.note_of_log_in(record, body, rules, replaces)))
 
     def _rename(self, session: Session, payload: bytes, plan: Plan, *, is_renewal: bool) -> None:
         old, is_confirmed = _known(session), _is_confirmed(session)

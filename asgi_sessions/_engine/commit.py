@@ -291,10 +291,10 @@ class Committer:
             self._mark_ended(session, told)
             return True
         except SessionLimitReached:
-            # The log-in did not happen. The session before it is as it was, and the browser has its cookie.
+            # The log-in did not happen. The session before it is as it was, and the browser has its cookie, or gets it now.
             session._plan = None
             told.append(self._events.event("session.refused", user_id=session._user_id, reason="limit"))
-            session._user_id, session._authenticated_at, session._cookie = None, None, False
+            session._user_id = session._authenticated_at = None
             if session._intent.asked is Asked.DESTROY:  # before the log-in; it counts without that
                 await self._attempt(session, told, failed=True, is_save=True)
             leaving = session._intent.leaving  # what later verbs of this request still mean

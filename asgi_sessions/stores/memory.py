@@ -192,7 +192,7 @@ class MemoryStore:
         if repeated:
             return Admission(NEW_DEVICE.encode() in known)
         self._prune(owner, note.now, note.rules)
-        sessions = self._index.get(owner, {})
+        sessions = {id: key for id, key in self._index.get(owner, {}).items() if id != note.replaces}
         surplus = len(sessions) - note.rules.limit + 1 if note.rules.limit else 0
         if surplus > 0 and note.rules.refuses:
             raise SessionLimitReached(f"the user has {len(sessions)} sessions already")

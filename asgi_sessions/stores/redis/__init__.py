@@ -301,8 +301,8 @@ class RedisStore:
         script, more = CREATE, tuple[str | bytes | int, ...]()
         if note is not None and record.owner is not None:
             script = ADMIT
-            limit, refuses = note.rules.limit, int(note.rules.refuses)
-            more = (_rules(note.now, note.rules), pack_note(note), "".join(note.fingerprints), limit, refuses)
+            limits = (note.rules.limit, int(note.rules.refuses), note.replaces)
+            more = (_rules(note.now, note.rules), pack_note(note), "".join(note.fingerprints), *limits)
         ttl, stem = _ttl(record.seen_at, record.expires_at), self._stem(key)
         args = (value, ttl, stem, _suffix(key), *more)
         done = await self._when_whole(record.owner, run, self._for(value), script, (self._name(key),), *args)

@@ -189,7 +189,7 @@ return 1
 
 ADMIT = Script(
     """
--- KEYS: record.  ARGV: value, ttl, stem, suffix, rules, entry, fingerprints, limit, refuses.
+-- KEYS: record.  ARGV: value, ttl, stem, suffix, rules, entry, fingerprints, limit, refuses, id that does not count or ''.
 -- 0: another one is there;  a number below 0: refused, so many sessions are there;
 -- a list: is the device new, is the history without any log-in, and the ids of those who had to make room; or UNSURE.
 local there = redis.call('GET', KEYS[1])
@@ -207,7 +207,10 @@ for _, each in ipairs(redis.call('LRANGE', history_of(index), 0, -1)) do
 end
 if there then return {0, 0} end
 if limit > 0 and not is_whole(index) then return 'UNSURE' end
-local alive, out = prune(index, ARGV[3], rules, limit == 0), {}
+local alive, out = {}, {}
+for _, one in ipairs(prune(index, ARGV[3], rules, limit == 0)) do
+  if one[2] ~= ARGV[10] then alive[#alive + 1] = one end
+end
 if limit > 0 and #alive >= limit then
   if ARGV[9] == '1' then return -#alive end
   table.sort(alive, function(one, other) return one[1] < other[1] end)

@@ -505,6 +505,7 @@ class SQLStore:
                     if await self._load(connection, record.key) != _rounded(record):
                         raise RecordExists("there is a record under this key already")
                     return Admission(any(row.id == note.id and row.what == NEW_DEVICE for row in log_ins)), []
+                alive = [one for one in alive if one.id != note.replaces]
                 surplus = len(alive) - rules.limit + 1 if rules.limit else 0
                 if surplus > 0 and rules.refuses:
                     raise SessionLimitReached(f"the user has {len(alive)} sessions already")
