@@ -105,10 +105,10 @@ async def rekey(
         raise ConfigurationError(f"rekey(rate={rate!r}): give records per second")
     if report is not None and not callable(report):
         raise ConfigurationError(f"rekey(report={type(report).__name__}): give a function")
-    tell = report if report is not None else _tell_nobody
+    notify = report if report is not None else _ignore
     pace, at_once = _Pace(rate), max(1, int(min(AT_ONCE, rate)))
     progress = Progress(cursor=cursor, share=_share(store, cursor))
-    tell(progress)
+    notify(progress)
     while True:
         # A batch may be empty: in a server that holds much else, most are. To ask for it counts as a record.
         await pace.wait_for(1)
@@ -125,7 +125,7 @@ async def rekey(
             cursor,
             _share(store, cursor) if cursor else 1.0,
         )
-        tell(progress)
+        notify(progress)
         if not cursor:
             return progress
 
@@ -180,5 +180,5 @@ def _share(store: Store, cursor: str) -> float | None:
     return store.walked(cursor) if isinstance(store, MeasuredStore) else None
 
 
-def _tell_nobody(progress: Progress) -> None:
+def _ignore(progress: Progress) -> None:
     """Nobody wants to know."""

@@ -500,7 +500,7 @@ class StoreContract:
         assert await store.delete(record.key, rev=1) == record
 
     async def test_of_many_deletes_one_gets_the_record(self, store: Store) -> None:
-        """``delete`` is one atomic step, so an end is told once."""
+        """``delete`` is one atomic step, so an end is reported once."""
         record = a_record()
         await store.create(record)
 

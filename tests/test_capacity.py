@@ -19,7 +19,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def a_visitor(**known: Any) -> Visitor:
     now = time.monotonic()
-    told = {
+    given = {
         "cookie": "a=b",
         "mark": "m1",
         "user": "alice",
@@ -28,7 +28,7 @@ def a_visitor(**known: Any) -> Visitor:
         "leaves": now + 60,
         "values": {"a": 7},
     }
-    return Visitor(**{**told, **known})
+    return Visitor(**{**given, **known})
 
 
 HERS = {"user": "alice", "mark": "m1", "a": 7}

@@ -96,8 +96,8 @@ async def test_a_row_of_the_table(row: Row, was: Was, data: Data, asked: Asked, 
         assert store.calls == (["create", "delete"] if was is Was.FOUND else ["create"])
     else:
         assert store.calls == QUESTIONS[row.store]
-    told = {Cookie.NOTHING: False, Cookie.DELETE: True}.get(row.cookie)
-    assert session._cookie is told or (told is None and isinstance(session._cookie, tuple))
+    cookie = {Cookie.NOTHING: False, Cookie.DELETE: True}.get(row.cookie)
+    assert session._cookie is cookie or (cookie is None and isinstance(session._cookie, tuple))
     is_not_saved = row.store in (Step.NOT_SAVED, Step.DELETE_ONLY)
     assert bool(warned) == (is_not_saved and phase is not Phase.WITHHELD)
 
@@ -127,14 +127,14 @@ async def test_a_row_of_the_table_as_a_browser_sees_it(
         assert asked_of_store == (["create", "delete"] if was is Was.FOUND else ["create"])
     else:
         assert asked_of_store == QUESTIONS[row.store]
-    told = response.set_cookie or ""
+    cookie = response.set_cookie or ""
     if row.cookie is Cookie.NOTHING:
-        assert told == ""
+        assert cookie == ""
         assert browser.token == before
     elif row.cookie is Cookie.SET:
         assert browser.token not in (None, before)
     else:
-        assert "Max-Age=0" in told
+        assert "Max-Age=0" in cookie
 
 
 def test_every_case_stands_in_one_row_only() -> None:

@@ -1035,9 +1035,9 @@ class Tells(MemoryStore):
     """Changes what the history says, for the faults below."""
 
     async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
-        return self.told(list(await super().history(owner, now=now, rules=rules)))
+        return self.shown(list(await super().history(owner, now=now, rules=rules)))
 
-    def told(self, entries: list[bytes]) -> list[bytes]:
+    def shown(self, entries: list[bytes]) -> list[bytes]:
         return entries
 
 
@@ -1045,7 +1045,7 @@ class Tells(MemoryStore):
 class TellsTheOldestFirst(Tells):
     """the history begins with the oldest entry"""
 
-    def told(self, entries: list[bytes]) -> list[bytes]:
+    def shown(self, entries: list[bytes]) -> list[bytes]:
         return entries[::-1]
 
 
@@ -1053,7 +1053,7 @@ class TellsTheOldestFirst(Tells):
 class TellsWithoutFacts(Tells):
     """the history leaves out the facts"""
 
-    def told(self, entries: list[bytes]) -> list[bytes]:
+    def shown(self, entries: list[bytes]) -> list[bytes]:
         return [entry[:41] for entry in entries]
 
 
@@ -1068,7 +1068,7 @@ class TellsOthers(Tells):
 
 @fault("the_history_tells_of_sessions_whose_time_is_over")
 class ForgetsTheExpired(MemoryStore):
-    """the history does not tell of expired sessions"""
+    """the history does not have expired sessions"""
 
     async def history(self, owner: str, *, now: float, rules: Rules) -> Sequence[bytes]:
         return await super().history(owner, now=0.0, rules=rules)

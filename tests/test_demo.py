@@ -136,7 +136,7 @@ def log_in_keeps_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def log_in_leaves_the_old_session_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def end(self: object, known: Record, reason: str, told: object) -> Record | None:
+    async def end(self: object, known: Record, reason: str, events: object) -> Record | None:
         return known
 
     monkeypatch.setattr(asgi_sessions._engine.resolve.Resolver, "end", end)

@@ -507,7 +507,7 @@ async def test_any_number_of_sessions(store: Store, options: dict[str, Any]) -> 
 # ── The history ──
 
 
-def told(history: Any) -> list[Any]:
+def outcomes(history: Any) -> list[Any]:
     return [(entry.event, entry.reason) for entry in reversed(history)]
 
 
@@ -519,7 +519,12 @@ async def test_the_history_tells_what_happened(app: SessionMiddleware, sessions:
 
     history = await sessions.history("alice")
 
-    assert told(history) == [("logged_in", None), ("regenerated", None), ("stepped_up", None), ("ended", "logged_out")]
+    assert outcomes(history) == [
+        ("logged_in", None),
+        ("regenerated", None),
+        ("stepped_up", None),
+        ("ended", "logged_out"),
+    ]
     assert {str(entry.device) for entry in history} == {"Firefox 133 on Linux"}
     assert {entry.location.network for entry in history} == {"203.0.113.0/24"}
     assert len({entry.session_id for entry in history}) == 1
@@ -540,7 +545,7 @@ async def test_every_end_has_its_reason(store: Store, clock: FakeClock, options:
         await logged_in(app)
         clock.advance(timedelta(minutes=2))
 
-    ends = [reason for event, reason in told(await sessions.history("alice")) if event == "ended"]
+    ends = [reason for event, reason in outcomes(await sessions.history("alice")) if event == "ended"]
 
     assert ends == ["logged_out", "revoked", "revoked_all", "replaced", "revoked_all", "limit"]
 
@@ -582,7 +587,7 @@ async def test_an_end_is_told_once(app: SessionMiddleware, sessions: Sessions, c
             tasks.start_soon(sessions.list, "alice")
             tasks.start_soon(browser.another().do)
 
-    assert told(await sessions.history("alice")) == [("logged_in", None), ("ended", "idle")]
+    assert outcomes(await sessions.history("alice")) == [("logged_in", None), ("ended", "idle")]
 
 
 async def test_a_new_device_is_judged_against_the_history(
@@ -632,7 +637,7 @@ async def test_the_history_is_capped_and_ages(store: Store, options: dict[str, A
     clock.advance(timedelta(days=2))
 
     history = await sessions.history("alice")
-    assert told(history) == [("logged_in", None), ("ended", "idle")]
+    assert outcomes(history) == [("logged_in", None), ("ended", "idle")]
 
 
 async def test_no_history_is_kept_where_none_is_wanted(store: Store, options: dict[str, Any]) -> None:
@@ -664,7 +669,7 @@ async def test_renewals_and_reads_are_not_told(store: Store, clock: FakeClock, o
         clock.advance(timedelta(minutes=6))
         await browser.do()
 
-    assert told(await app.sessions.history("alice")) == [("logged_in", None)]
+    assert outcomes(await app.sessions.history("alice")) == [("logged_in", None)]
 
 
 async def test_failed_requests_are_not_told(app: SessionMiddleware, sessions: Sessions) -> None:

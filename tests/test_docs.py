@@ -241,10 +241,10 @@ def test_the_layout_is_that_of_the_code() -> None:
     package = Path(asgi_sessions.__file__).parent
     real = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
 
-    told = {cells[0].strip("`"): cells[1] for cells in rows(DESIGN, "The layout")}
+    listed = {cells[0].strip("`"): cells[1] for cells in rows(DESIGN, "The layout")}
 
-    assert set(told) == real
-    for name, layer in told.items():
+    assert set(listed) == real
+    for name, layer in listed.items():
         assert layer == ("" if name == "__init__.py" else layer_of(name)), name
 
 

@@ -87,7 +87,7 @@ def requests_with_a_hook_that_takes_long(store: Store) -> Job:
     up = Up(store, on_event=hook)
 
     async def job() -> None:
-        asyncio.ensure_future(up.middleware._manager.tell("cookie.duplicated"))  # noqa: RUF006 - cut off with its loop
+        asyncio.ensure_future(up.middleware._manager.emit_event("cookie.duplicated"))  # noqa: RUF006 - cut off with its loop
         await asyncio.sleep(0)
 
     return job

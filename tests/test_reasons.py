@@ -187,14 +187,14 @@ DOWN = ConnectionError("Error 111 connecting to redis://app:hunter2@db:6379.")
 async def test_a_failure_is_one_line_and_one_event_that_say_the_same(
     memory: MemoryStore, clock: FakeClock, lines: Lines, step: str, method: str, handler: Any, plan: dict[str, Any]
 ) -> None:
-    told: list[Event] = []
+    events: list[Event] = []
     store = Between(memory)
-    alice = await visit(store, clock, told.append)  # type: ignore[arg-type]  # a hook like another
+    alice = await visit(store, clock, events.append)  # type: ignore[arg-type]  # a hook like another
     store.instead[method] = raising(DOWN)
 
     await alice.do(handler or (lambda session: None), **plan)
 
-    (event,) = [event for event in told if event.name == "store.failed"]
+    (event,) = [event for event in events if event.name == "store.failed"]
     expected = {
         "step": step,
         "host": "Between",
@@ -254,16 +254,16 @@ async def test_what_is_asked_for_a_user_is_told_by_its_step(clock: FakeClock, li
 async def test_a_thousand_failures_are_few_lines_and_a_thousand_events(
     memory: MemoryStore, clock: FakeClock, lines: Lines
 ) -> None:
-    told: list[Event] = []
+    events: list[Event] = []
     store = Between(memory)
-    alice = await visit(store, clock, told.append)  # type: ignore[arg-type]
+    alice = await visit(store, clock, events.append)  # type: ignore[arg-type]
     store.instead["update"] = raising(DOWN)
 
     for _ in range(100):
         assert (await alice.do(put(a=1))).status == 503
         clock.advance(0.25)
 
-    assert len([event for event in told if event.name == "store.failed"]) == 100
+    assert len([event for event in events if event.name == "store.failed"]) == 100
     failed = lines("store.failed")
     assert [re.findall("left_out=([0-9]+)", line) for line in failed] == [[], ["39"], ["39"]]  # in 25 seconds
 

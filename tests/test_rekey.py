@@ -160,7 +160,7 @@ async def test_what_does_not_open_is_left_alone_and_counted(store: Any, clock: F
     assert await store.load(stranger.key) == stranger
 
 
-async def test_lines_of_the_history_stay_as_they_are_and_show_less_without_the_old_secret(
+async def test_entries_of_the_history_stay_as_they_are_and_show_less_without_the_old_secret(
     store: Any, clock: FakeClock
 ) -> None:
     """What the documentation says of it: when and what is known, where from is not."""
@@ -169,8 +169,8 @@ async def test_lines_of_the_history_stay_as_they_are_and_show_less_without_the_o
     await Browser(app).do(log_in("alice"), request_headers=[(b"user-agent", firefox)])
     await rekey(store, [NEW, OLD])
 
-    told = Sessions(store, secret_keys=[NEW, OLD], clock=clock)
-    (with_both,) = await told.history("alice")
+    sessions = Sessions(store, secret_keys=[NEW, OLD], clock=clock)
+    (with_both,) = await sessions.history("alice")
     (session,) = await Sessions(store, secret_keys=[NEW], clock=clock).list("alice")
     (with_new,) = await Sessions(store, secret_keys=[NEW], clock=clock).history("alice")
 

@@ -124,7 +124,7 @@ class SessionMiddleware:
         values = self.cookie.read(scope.get("headers", ()))
         if values and len(values) > 1 and self.cookie.is_host_bound:
             # Browsers keep one cookie under a __Host- name. A second one is an attack, and either may be the false one.
-            await self._manager.tell("cookie.duplicated", count=len(values))
+            await self._manager.emit_event("cookie.duplicated", count=len(values))
             values = []
         keys = self._manager.recognise(values) if values else None
         del values  # error collectors record the local variables of each frame in a traceback

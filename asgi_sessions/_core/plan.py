@@ -1,7 +1,7 @@
 """Plan: what one commit does, as data. Pure.
 
 A commit looks up its row in :data:`COMMIT_TABLE`. The planner (``planner.py``) turns the row into a :class:`Plan`: store calls in
-their order, the new token, and what the browser is told. A plan notes how far it got. Each of its calls can be repeated with the
+their order, the new token, and what the browser receives. A plan notes how far it got. Each of its calls can be repeated with the
 same record: the second time it has no further effect. So a commit that was interrupted goes on with its plan.
 """
 
@@ -223,7 +223,7 @@ class Plan:
 
     @property
     def cookie(self) -> tuple[Hidden[str], int | None] | bool:
-        """What the browser must be told once the first call has taken effect: the token that it has is dead, or about to be."""
+        """What the browser must receive once the first call has taken effect: the token that it has is dead, or about to be."""
         return (self.token, self.max_age) if self.token is not None and self.done else False
 
     @property

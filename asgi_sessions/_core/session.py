@@ -394,8 +394,8 @@ class Session(TrackedDict):
 
     def _warn_of_taken_name(self, name: str) -> None:
         """Warn, once for each name and store, of data whose name is taken by an attribute."""
-        told = self._keeper.shadowed
-        if name in told:
+        warned = self._keeper.shadowed
+        if name in warned:
             return
         way = "log the user in with session.log_in(user_id)" if name == "user_id" else "store it under another name"
         warnings.warn(
@@ -404,7 +404,7 @@ class Session(TrackedDict):
             SessionWarning,
             stacklevel=3,
         )
-        told.add(name)
+        warned.add(name)
 
 
 for _name in NAMES:

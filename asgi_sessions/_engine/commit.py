@@ -1,6 +1,6 @@
 """Commit: carries out a plan, call by call. Each call may be repeated, so a commit that was interrupted goes on with its plan.
 
-Two answers of the store tell that another request was faster. The record has changed: rebase on it, and make another plan. Or it
+Two answers of the store say that another request was faster. The record has changed: rebase on it, and make another plan. Or it
 is gone: go on where the other request has moved the session; if it has ended it, write nothing, and say nothing to the browser.
 """
 
@@ -119,29 +119,29 @@ class Committer:
             return
         while session._committing:
             await _turn_of(session)
-        told: list[Event] = []
+        events: list[Event] = []
         session._committing = True
         try:
             try:
-                await self._commit_uncut(session, told, failed=failed, is_save=is_save)
+                await self._commit_uncut(session, events, failed=failed, is_save=is_save)
             except TimeoutError as error:
                 raise self._guard.too_slow() from error
             if session._over and not failed:
                 self._warn_of_lost_changes(session)
         except StoreError as failure:
             if step:
-                told.append(self._events.failure(step, failure, session._id or None))
+                events.append(self._events.failure(step, failure, session._id or None))
             raise
         finally:
             if session._committing is True:
                 session._committing = False
                 if session._next_turn is not None:
                     _give_turn(session)
-            if told:
-                await self._events.emit(*told)
+            if events:
+                await self._events.emit(*events)
 
     async def settle(self, session: Session) -> None:
-        """After a commit that failed: undo it, or finish it if the browser was told of its token."""
+        """After a commit that failed: undo it, or finish it if the browser received its token."""
         if session._plan is not None:
             session._touch_due = False  # the store has just failed: activity is not worth another call
             try:
@@ -156,24 +156,24 @@ class Committer:
         if plan is not None and plan.cookie:
             return plan.cookie  # of what was committed: the token that the browser has is dead, or about to be
         if session._intent.asked is Asked.DESTROY:
-            # The user is told that the log-out failed. The session may live on, but not in this browser.
+            # The user learns that the log-out failed. The session may live on, but not in this browser.
             return not self._planner.is_cookie_withheld(session)
         return due
 
-    async def _commit_uncut(self, session: Session, told: list[Event], *, failed: bool, is_save: bool) -> None:
+    async def _commit_uncut(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> None:
         """A commit that is cancelled goes on where the browser could not go on without it."""
         limit: Callable[[], AbstractContextManager[Any]] = self._guard.limit
         try:
             if self._is_one_call(session):
                 # The store keeps its own deadline, and one of ours would cost 1 µs of 20.
                 began = time.monotonic()
-                if await self._attempt(session, told, failed=failed, is_save=is_save):
+                if await self._attempt(session, events, failed=failed, is_save=is_save):
                     return
                 # Someone else was faster. What is left of the time is left for trying again; and there is always some, since the
                 # store has answered, and if that took long it may have been the loop that stood still.
                 limit = partial(self._guard.limit, min(time.monotonic() - began, self._guard.deadline * MOST_SPENT))
             with limit():
-                await self._commit(session, told, failed=failed, is_save=is_save)
+                await self._commit(session, events, failed=failed, is_save=is_save)
         except anyio.get_cancelled_exc_class():
             plan: Plan | None = session._plan
             if session._record is not None or failed or (plan is not None and not plan.can_be_undone):
@@ -186,16 +186,16 @@ class Committer:
         """Go on in a task of its own: a caller that is cancelled once more only stops waiting for it."""
 
         async def finish() -> None:
-            told: list[Event] = []
+            events: list[Event] = []
             try:
                 with limit():
-                    await self._commit(session, told, failed=failed, is_save=is_save)
+                    await self._commit(session, events, failed=failed, is_save=is_save)
             except (StoreError, TimeoutError) as error:
                 failure = self._guard.too_slow() if isinstance(error, TimeoutError) else error
-                told.append(self._events.failure("commit", failure, session._id or None))
+                events.append(self._events.failure("commit", failure, session._id or None))
             finally:
                 _give_turn(session)
-            await self._events.emit(*told)
+            await self._events.emit(*events)
 
         with anyio.CancelScope(shield=True):
             if running_loop() is None:
@@ -215,23 +215,23 @@ class Committer:
             and self._lives(session)
         )
 
-    async def _commit(self, session: Session, told: list[Event], *, failed: bool, is_save: bool) -> None:
+    async def _commit(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> None:
         plan: Plan | None = session._plan
         if plan is not None:
             if plan.can_be_undone and (failed or (session._started and plan.token is not None)):
                 await self.calls.undo(session, plan)
             else:
-                await self._carry_out(session, plan, told)
-        if not self._lives(session) and not await self._still_lives(session, told):
-            self._mark_ended(session, told)
+                await self._carry_out(session, plan, events)
+        if not self._lives(session) and not await self._still_lives(session, events):
+            self._mark_ended(session, events)
             return
-        if await self._attempt(session, told, failed=failed, is_save=is_save):
+        if await self._attempt(session, events, failed=failed, is_save=is_save):
             return
         # Someone else was faster. Queue up with the others of this process, or everybody meets again at every attempt.
         # A lock belongs to one event loop, and a loop to one thread.
         async with self._queues.setdefault((session._id, threading.get_ident()), anyio.Lock()):
             for attempt in range(MAX_ATTEMPTS):
-                if await self._attempt(session, told, failed=failed, is_save=is_save):
+                if await self._attempt(session, events, failed=failed, is_save=is_save):
                     return
                 await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
         raise StoreError(f"the session was changed by others {MAX_ATTEMPTS} times while it was being saved")
@@ -241,62 +241,62 @@ class Committer:
         record, stored, rules = session._record, session._stored, self._planner.rules
         return record is None or stored is None or rules.over(record, stored, rules.clock()) is None
 
-    async def _still_lives(self, session: Session, told: list[Event]) -> bool:
+    async def _still_lives(self, session: Session, events: list[Event]) -> bool:
         """Whether others have been heard from, where this request knows of nobody: a socket may be open for hours."""
         known = session._record
-        if known is None or not await self._rebase(session, await self._resolver.load(known.key, told), told):
+        if known is None or not await self._rebase(session, await self._resolver.load(known.key, events), events):
             return False
         record, stored, now = session._record, session._stored, self._planner.rules.clock()
-        return record is None or stored is None or not await self._resolver.is_over(record, stored, now, told)
+        return record is None or stored is None or not await self._resolver.is_over(record, stored, now, events)
 
     # ── One attempt ──
 
-    async def _attempt(self, session: Session, told: list[Event], *, failed: bool, is_save: bool) -> bool:
+    async def _attempt(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> bool:
         """Make a plan and carry it out; ``False``: someone else was faster, the session is rebased, try again."""
         try:
             plan = self._planner.plan(session, failed=failed, is_save=is_save)
         except SessionDataError:
             # What was written after destroy() cannot be kept. That must not undo the destroy().
             if session._intent.asked is Asked.DESTROY:
-                await self._attempt(session, told, failed=True, is_save=is_save)
+                await self._attempt(session, events, failed=True, is_save=is_save)
             raise
         for name in ATTRIBUTES & dict.keys(session):
             session._warn_of_taken_name(name)  # from before this session had that attribute, or put in past its methods
         step = plan.row.store
         if step is Step.REFUSE:
-            # Promise 6: nobody is told "logged out" by a stand-in.
+            # Promise 6: no stand-in says "logged out".
             verb = "log out" if session._intent.asked is Asked.DESTROY else "log in"
             raise StoreUnreachable(f"nobody can {verb} while the store cannot be asked")
         if step is Step.NOT_SAVED or step is Step.DELETE_ONLY:
-            self._warn_not_saved(session, plan.phase, told)
+            self._warn_not_saved(session, plan.phase, events)
         if not plan.calls:
             return True
         session._plan = plan
-        return await self._carry_out(session, plan, told)
+        return await self._carry_out(session, plan, events)
 
-    async def _carry_out(self, session: Session, plan: Plan, told: list[Event]) -> bool:
+    async def _carry_out(self, session: Session, plan: Plan, events: list[Event]) -> bool:
         """Make the calls of a plan that are left; ``False``: someone else was faster, and the session is rebased."""
         try:
             while plan.done < len(plan.calls):
                 call = plan.calls[plan.done]
                 is_repeated, plan.is_unsure = plan.is_unsure, True
-                await CALLERS[type(call)](self.calls, session, plan, call, told, is_repeated)
+                await CALLERS[type(call)](self.calls, session, plan, call, events, is_repeated)
                 plan.done, plan.is_unsure = plan.done + 1, False
                 session._cookie = plan.cookie or session._cookie
         except (RecordChanged, RecordGone) as conflict:
             session._plan = None
             current = checked(conflict.current) if isinstance(conflict, RecordChanged) else None
-            if session._record is not None and await self._rebase(session, current, told):
+            if session._record is not None and await self._rebase(session, current, events):
                 return False
-            self._mark_ended(session, told)
+            self._mark_ended(session, events)
             return True
         except SessionLimitReached:
             # The log-in did not happen. The session before it is as it was, and the browser has its cookie, or gets it now.
             session._plan = None
-            told.append(self._events.event("session.refused", user_id=session._user_id, reason="limit"))
+            events.append(self._events.event("session.refused", user_id=session._user_id, reason="limit"))
             session._user_id = session._authenticated_at = None
             if session._intent.asked is Asked.DESTROY:  # before the log-in; it counts without that
-                await self._attempt(session, told, failed=True, is_save=True)
+                await self._attempt(session, events, failed=True, is_save=True)
             leaving = session._intent.leaving  # what later verbs of this request still mean
             session._intent, session._over = NO_INTENT if leaving is None else Intent(leaving=leaving), True
             raise
@@ -309,7 +309,7 @@ class Committer:
             session._cookie = session._cookie is False or not self._planner.is_cookie_withheld(session)
         return True
 
-    async def _rebase(self, session: Session, current: Record | None, told: list[Event]) -> bool:
+    async def _rebase(self, session: Session, current: Record | None, events: list[Event]) -> bool:
         """Someone else was faster: what they wrote is the ground now, and what this request changed comes on top.
 
         ``current``: what lies under its key now. ``False``: the session has ended.
@@ -319,7 +319,7 @@ class Committer:
             return False
         if current is not None and current.id != known.id:
             raise StoreUnreachable("the store answered with something other than the record that was asked for")
-        found = await self._resolver.locate(known, current, told)
+        found = await self._resolver.locate(known, current, events)
         if session._epoch != epoch:
             return True
         if found is None:
@@ -328,7 +328,7 @@ class Committer:
         try:
             theirs = codec.decode(found.body.payload)
         except RecordDamaged as damage:
-            told.append(self._events.event("session.damaged", session_id=known.id, reason=str(damage)))
+            events.append(self._events.event("session.damaged", session_id=known.id, reason=str(damage)))
             return False
         if session._maybe_changed:
             loaded = codec.decode(session._loaded) if session._loaded else {}
@@ -344,9 +344,9 @@ class Committer:
             session._intent = session._intent.settled()
         return True
 
-    def _mark_ended(self, session: Session, told: list[Event]) -> None:
+    def _mark_ended(self, session: Session, events: list[Event]) -> None:
         """Another request ended the session meanwhile. That is nobody's fault: a normal response, no cookie."""
-        told.append(self._events.event("session.lost", session_id=session._id or None, user_id=session._user_id))
+        events.append(self._events.event("session.lost", session_id=session._id or None, user_id=session._user_id))
         is_other = session._record is None  # after destroy() the session at hand is another one already
         session._end()
         session._over = not is_other
@@ -364,9 +364,9 @@ class Committer:
             why = "another request had logged in or out"
             warnings.warn(f"an anonymous session was changed after {why}: not saved", SessionWarning, stacklevel=2)
 
-    def _warn_not_saved(self, session: Session, phase: Phase, told: list[Event]) -> None:
+    def _warn_not_saved(self, session: Session, phase: Phase, events: list[Event]) -> None:
         why = _NOT_SAVED[phase]
-        told.append(self._events.event("session.not_saved", session_id=session._handle(), reason=why))
+        events.append(self._events.event("session.not_saved", session_id=session._handle(), reason=why))
         session._cookie, session._over = False, True
         if phase is not Phase.WITHHELD:
             warnings.warn(
@@ -401,8 +401,8 @@ class Calls:
         self._resolver = resolver
         self._events = events
 
-    async def create(self, session: Session, plan: Plan, call: Create, told: list[Event], again: bool) -> None:
-        events = await self.admit(call.record, call.body, call.note)
+    async def create(self, session: Session, plan: Plan, call: Create, events: list[Event], again: bool) -> None:
+        admitted = await self.admit(call.record, call.body, call.note)
         if session._epoch != plan.epoch:
             # While this was under way, another task of the request destroyed the session or logged somebody in.
             await self._guard.ask(self._store.delete, call.record.key)
@@ -410,16 +410,16 @@ class Calls:
             return
         session._adopt(call.record, call.body)
         session._intent = session._intent.settled()
-        told.extend(events)
+        events.extend(admitted)
 
     async def admit(self, record: Record, body: Body, note: Note | None) -> list[Event]:
-        """Store a new record; of a log-in, with its history entry. What there is to tell."""
+        """Store a new record; of a log-in, with its history entry. Return the events to emit."""
         id, user_id = record.id, body.user_id
         admission: object = await self._guard.ask(self._store.create, record, **noting(note))
         if user_id is None:
             return [self._events.event("session.created", session_id=id)]
         details: dict[str, Any] = {"remembered": body.remembered}
-        told: list[Event] = []
+        events: list[Event] = []
         if isinstance(admission, Admission):
             facts = unpack_facts(body.about) if body.about else Facts()
             details |= {
@@ -428,10 +428,10 @@ class Calls:
                 "device": str(facts.device),
                 "location": str(facts.location),
             }
-            told = self._events.ended(admission.ended, user_id, "limit")
-        return [*told, self._events.event("session.logged_in", session_id=id, user_id=user_id, **details)]
+            events = self._events.ended(admission.ended, user_id, "limit")
+        return [*events, self._events.event("session.logged_in", session_id=id, user_id=user_id, **details)]
 
-    async def touch(self, session: Session, plan: Plan, call: Touch, told: list[Event], again: bool) -> None:
+    async def touch(self, session: Session, plan: Plan, call: Touch, events: list[Event], again: bool) -> None:
         record, guard, seen_at = call.record, self._guard, session._now
         session._touch_due = False  # once is enough, whatever comes of it
         timeouts = self._planner.rules.timeouts
@@ -440,13 +440,13 @@ class Calls:
         try:
             with guard.touch_deadlines.limit():
                 found = await guard.ask(self._store.touch, record.key, seen_at=seen_at, expires_at=expires_at)
-                current = None if found else await self._resolver.load(record.key, told)
+                current = None if found else await self._resolver.load(record.key, events)
                 if current is not None and current.rev == record.rev:
                     raise StoreUnreachable("the store would not touch a record that is there")
         except (StoreError, TimeoutError) as failure:
             if isinstance(failure, TimeoutError):
                 failure = guard.too_slow(TOUCH_SHARE)
-            told.append(self._events.failure("touch", failure, record.id))
+            events.append(self._events.failure("touch", failure, record.id))
             return
         if not found:
             if current is not None:
@@ -455,7 +455,7 @@ class Calls:
         if session._record is record:
             session._record = replace(record, seen_at=seen_at, expires_at=expires_at)
 
-    async def update(self, session: Session, plan: Plan, call: Update, told: list[Event], again: bool) -> None:
+    async def update(self, session: Session, plan: Plan, call: Update, events: list[Event], again: bool) -> None:
         guard = self._guard
         if guard.breaker.failures or guard.failures.is_open or guard.server_of is not None:
             await guard.ask(self._store.update, call.record, rev=call.rev)
@@ -470,13 +470,13 @@ class Calls:
         if session._epoch == plan.epoch:
             session._adopt(call.record, call.body)
 
-    async def rename(self, session: Session, plan: Plan, call: Rename, told: list[Event], again: bool) -> None:
+    async def rename(self, session: Session, plan: Plan, call: Rename, events: list[Event], again: bool) -> None:
         old, record, body = call.old, call.record, call.body
         rename = self._store.rename
         try:
             await self._guard.ask(rename, old.key, record, rev=old.rev, alias=call.alias, **noting(call.note))
         except (RecordChanged, RecordGone):
-            there = await self._resolver.load(record.key, told) if again else None
+            there = await self._resolver.load(record.key, events) if again else None
             if there is None or there.id != record.id:
                 raise
         if session._epoch != plan.epoch:
@@ -485,11 +485,11 @@ class Calls:
             return
         session._adopt(record, body)
         session._intent = session._intent.settled()
-        told.append(self._events.event(call.event, session_id=record.id, user_id=body.user_id))
+        events.append(self._events.event(call.event, session_id=record.id, user_id=body.user_id))
 
-    async def end(self, session: Session, plan: Plan, call: End, told: list[Event], again: bool) -> None:
+    async def end(self, session: Session, plan: Plan, call: End, events: list[Event], again: bool) -> None:
         leaving = call.leaving
-        gone = await self._resolver.end(leaving.record, call.reason, told)
+        gone = await self._resolver.end(leaving.record, call.reason, events)
         if session._intent.leaving is leaving:
             session._intent = session._intent.settled()
         if gone is None and not again:
@@ -498,18 +498,18 @@ class Calls:
             return
         if call.reason == "logged_out":
             reason = "destroyed" if leaving.user_id is None else "logged_out"
-            told += self._events.ended([leaving.record.id], leaving.user_id, reason)
+            events += self._events.ended([leaving.record.id], leaving.user_id, reason)
         is_changed = gone is not None and gone.rev != leaving.record.rev
         if gone is not None and is_changed and leaving.payload is not None and session._epoch == plan.epoch:
-            self._bring_along(session, plan, gone, leaving.payload, told)
+            self._bring_along(session, plan, gone, leaving.payload, events)
 
-    def _bring_along(self, session: Session, plan: Plan, gone: Record, loaded: bytes, told: list[Event]) -> None:
+    def _bring_along(self, session: Session, plan: Plan, gone: Record, loaded: bytes, events: list[Event]) -> None:
         """Another request changed the old session while this one was logging in: its keys come along."""
         codec = self._planner.codec
         try:
             theirs = codec.decode(self._planner.rules.open(gone).payload)
         except RecordDamaged as damage:
-            told.append(self._events.event("session.damaged", session_id=gone.id, reason=str(damage)))
+            events.append(self._events.event("session.damaged", session_id=gone.id, reason=str(damage)))
             return
         merged = merge(codec.decode(loaded) if loaded else {}, dict.copy(session), theirs, codec)
         payload = codec.encode(merged)
@@ -519,7 +519,7 @@ class Calls:
             plan.calls.insert(plan.done + 1, self._planner.update(session, payload))
 
     async def delete_unchanged(
-        self, session: Session, plan: Plan, call: DeleteUnchanged, told: list[Event], again: bool
+        self, session: Session, plan: Plan, call: DeleteUnchanged, events: list[Event], again: bool
     ) -> None:
         record = call.record
         gone = await self._guard.ask(self._store.delete, record.key, rev=record.rev)
@@ -528,18 +528,18 @@ class Calls:
         if session._record is record:
             session._intent = session._intent.settled()
             session._begin(session._now)
-        told += self._events.ended([record.id], None, "emptied")
+        events += self._events.ended([record.id], None, "emptied")
 
-    async def end_others(self, session: Session, plan: Plan, call: EndOthers, told: list[Event], again: bool) -> None:
+    async def end_others(self, session: Session, plan: Plan, call: EndOthers, events: list[Event], again: bool) -> None:
         store: Any = self._store
         rules = self._planner.rules
         note = Note(ended("revoked_all"), rules.clock(), "", rules.rules or Rules(0))
         found = await self._guard.ask(store.end, owner_of_known(call.user_id), note=note, keep=call.keep)
-        told += self._events.ended(checked_ids(found), call.user_id, "revoked_all")
+        events += self._events.ended(checked_ids(found), call.user_id, "revoked_all")
         session._intent = session._intent.without_other(call.user_id)
 
     async def undo(self, session: Session, plan: Plan) -> None:
-        """Take back the first call of a plan, if it took effect. The browser was not told of its token."""
+        """Take back the first call of a plan, if it took effect. The browser did not receive its token."""
         session._plan = None
         call = plan.calls[0]
         if not plan.is_unsure:

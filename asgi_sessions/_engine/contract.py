@@ -172,8 +172,8 @@ class Listening(Protocol):
 
 
 @runtime_checkable
-class TellingStore(Store, Protocol):
-    """A store that tells of ends: whoever ended a session, on whatever server."""
+class NotifyingStore(Store, Protocol):
+    """A store that notifies listeners of every end, whichever process or server ended the session."""
 
     def listen(self, on_end: Callable[[str], None], on_gap: Callable[[str], None]) -> Listening:
         """Call ``on_end(id)`` in the running event loop when a record is removed, but not for aliases and renamed records.
@@ -215,8 +215,8 @@ class Traits:
     address: str | None = None
     """Where the server is, for the log; without user and password."""
 
-    notice: Callable[..., Awaitable[None]] | None = None
-    """For a store that has this attribute: the middleware puts a function here, to report what is no error."""
+    emit_event: Callable[..., Awaitable[None]] | None = None
+    """For a store that has this attribute: the middleware puts a function here, to report an event that is no error."""
 
 
 STORE_METHODS = ("load", "create", "update", "touch", "rename", "delete", "index", "aclose")

@@ -36,7 +36,9 @@ CUT: Final = "…"
 _CLASS_IN_FRONT = re.compile(r"^<class '[\w.]+'>: ")  # SQLAlchemy's adapter for asyncpg
 _USER_INFO = re.compile(r"(\w://).*@")  # to the last @: a password may hold any character
 _LOCAL_PART = re.compile(r"[^\s@'\"`(),/]+@")
-_LONELY_USER = re.compile(r"\w://[^\s/@]*:(?!\d{1,5}(?:[/?]|[.,;:)\]'\"]*(?:\s|$)))")  # a password, no port, and no @ after it
+_LONELY_USER = re.compile(
+    r"\w://[^\s/@]*:(?!\d{1,5}(?:[/?]|[.,;:)\]'\"]*(?:\s|$)))"
+)  # a password, no port, and no @ after it
 _QUERY = re.compile(r"(\w://[^\s?]*\?).*")  # to the end: where an option ends is for its author to say
 _DATA = re.compile(
     r"\[SQL:|\[parameters:|\(Background on|DETAIL:|Failing row|with args beginning|[{»«„“”‘’‚‹›]|\)=\(|"
@@ -221,5 +223,5 @@ class FailureLog:
             self.is_open = bool(self._outages)
             for name, said in self._kinds.items():
                 if isinstance(name, tuple) and name[0] == way:
-                    said[1] = 0  # told now
+                    said[1] = 0  # logged now
             return max(now - outage[0], 0.0), int(outage[1])

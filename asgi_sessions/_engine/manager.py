@@ -78,8 +78,8 @@ class Manager:
         self.clock = clock
         self.secrets: Secrets = secrets if secrets is not None else Secrets()
         self.guard: Guard = Guard(store, deadline=deadline, clock=clock)
-        if hasattr(store, "notice") and (store.notice is None or on_event is not None):
-            store.notice = self.tell
+        if hasattr(store, "emit_event") and (store.emit_event is None or on_event is not None):
+            store.emit_event = self.emit_event
         self.shadowed: set[str] = set()
         self.devices: Devices = devices if devices is not None else Devices()
         self.knows_users: bool = not lacking_for_users(store)
@@ -155,25 +155,25 @@ class Manager:
             else:
                 if record is None or self._fill(session, checked(record, keys[0])):
                     return session
-        told: list[Event] = []
+        events: list[Event] = []
         try:
             with guard.limit():
                 for key in keys:
-                    found = await self.resolver.by_token(key, session._now, told, record)
-                    if found is not None and self._fill(session, found.record, told):
+                    found = await self.resolver.by_token(key, session._now, events, record)
+                    if found is not None and self._fill(session, found.record, events):
                         break
         except TimeoutError as error:
             raise guard.too_slow() from error
         finally:
-            if told:
-                await self.events.emit(*told)
+            if events:
+                await self.events.emit(*events)
         return session
 
-    def _fill(self, session: Session, record: Record, told: list[Event] | None = None) -> bool:
+    def _fill(self, session: Session, record: Record, events: list[Event] | None = None) -> bool:
         """Fill the session from the record of a living session; anything else is left to the resolver.
 
         Args:
-            told: takes the event of a damaged record; without it, such a record is left to the resolver too.
+            events: takes the event of a damaged record; without it, such a record is left to the resolver too.
         """
         try:
             body = unseal(record, self.records.secrets, self.records.namespace)  # as records.open(), in one frame less
@@ -181,8 +181,8 @@ class Manager:
                 return False
             data = self.planner.codec.decode(body.payload)
         except RecordDamaged as damage:
-            if told is not None:
-                told.append(self.events.event("session.damaged", reason=reason_of(damage)))
+            if events is not None:
+                events.append(self.events.event("session.damaged", reason=reason_of(damage)))
             return False
         session._adopt(record, body)
         dict.update(session, data)
@@ -197,10 +197,10 @@ class Manager:
     # ── Commit ──
 
     async def save(self, session: Session) -> None:
-        """Commit in the middle of a request; what the browser must be told is kept for the response."""
+        """Commit in the middle of a request; what the browser must receive is kept for the response."""
         await self.commit(session, is_save=True, step="save")
 
-    # ── Sessions that live by refresh tokens, for the room ``tokens`` ──
+    # ── Sessions that live by refresh tokens, for the package ``tokens`` ──
 
     async def admit(self, record: Record, body: Body) -> None:
         """Keep the record of a log-in that is to live by refresh tokens."""
@@ -213,9 +213,9 @@ class Manager:
 
     async def opened(self, key: str) -> tuple[Record, Body] | None:
         """The living session of any kind under a key; one whose time is over is ended."""
-        told: list[Event] = []
-        found = await self.resolver.by_token(key, self.clock(), told, kinds=("session", "token"))
-        await self.events.emit(*told)
+        events: list[Event] = []
+        found = await self.resolver.by_token(key, self.clock(), events, kinds=("session", "token"))
+        await self.events.emit(*events)
         return None if found is None else (found.record, found.body)
 
     async def replaced(self, record: Record, *, rev: int) -> None:
@@ -230,11 +230,11 @@ class Manager:
         """Where the sessions of a user are: id → key."""
         return await self.resolver.index_of(owner)
 
-    async def tell_of(self, event: Event) -> None:
-        """Log an event of a room and hand it to the app's hook."""
+    async def emit(self, event: Event) -> None:
+        """Log an event of another package and hand it to the app's hook."""
         await self.events.emit(event)
 
-    # ── The sessions of one user, for the room ``devices`` ──
+    # ── The sessions of one user, for ``sessions.py`` ──
 
     async def records_of(self, owner: str, now: float) -> list[tuple[Record, Body]]:
         """The sessions of a user that are within their limits and open."""
@@ -307,23 +307,23 @@ class Manager:
 
     async def lives(self, record: Record) -> Record | None:
         """The record of a session as it is now, wherever it is; ``None``: it has ended. Notes and ends nothing."""
-        now, told = self.clock(), list[Event]()
+        now, events = self.clock(), list[Event]()
         async with self.asking("watch"):
-            current = await self.resolver.load(record.key, told)
-            found = await self.resolver.locate(record, current, told)
+            current = await self.resolver.load(record.key, events)
+            found = await self.resolver.locate(record, current, events)
         if found is None:
-            # No index leads to nobody's session. Its end is told; till its time is over it is taken to live.
+            # No index leads to nobody's session. Its end is reported; till its time is over it is taken to live.
             return record if record.owner is None and now < record.expires_at else None
         return found.record if self.records.over(found.record, found.body, now) is None else None
 
     @asynccontextmanager
     async def asking(self, step: str) -> AsyncIterator[None]:
-        """A deadline for what is asked in it. A failure is told under the name of this step.
+        """A deadline for what is asked in it. A failure is reported under the name of this step.
 
         Raises:
             StoreError: the store failed, or took longer than the deadline.
         """
-        told: list[Event] = []
+        events: list[Event] = []
         try:
             with self.events.held_back() as held:
                 try:
@@ -332,12 +332,12 @@ class Manager:
                 except TimeoutError as error:
                     raise self.guard.too_slow() from error
                 finally:
-                    told = held
+                    events = held
         except StoreError as failure:
-            told.append(self.events.failure(step, failure))
+            events.append(self.events.failure(step, failure))
             raise
         finally:
-            await self.events.emit(*told)
+            await self.events.emit(*events)
 
     async def start(self) -> None:
         """Ask the store once, so that a wrong address or missing tables are in the log before a visitor meets them.
@@ -379,7 +379,7 @@ class Manager:
 
     # ── Events ──
 
-    async def tell(self, name: str, **details: object) -> None:
+    async def emit_event(self, name: str, **details: object) -> None:
         """Log an event and hand it to the app's hook."""
         await self.events.emit(Event(name, instant(self.clock()), None, None, details))
 

@@ -40,8 +40,8 @@ class Resolver:
         self._rules = rules
         self._events = events
 
-    async def load(self, key: str, told: list[Event]) -> Record | None:
-        """The record under a key; a damaged one is told of and is none."""
+    async def load(self, key: str, events: list[Event]) -> Record | None:
+        """The record under a key; a damaged one is reported and is none."""
         try:
             record = await self._guard.ask(self._store.load, key)
         except RecordDamaged:
@@ -49,7 +49,7 @@ class Resolver:
             try:
                 record = await self._guard.ask(self._store.load, key)
             except RecordDamaged as damage:
-                told.append(self._damaged(damage))
+                events.append(self._damaged(damage))
                 return None
         return None if record is None else checked(record, key)
 
@@ -69,7 +69,7 @@ class Resolver:
         self,
         key: str,
         now: float,
-        told: list[Event],
+        events: list[Event],
         record: Record | None = None,
         *,
         kinds: Container[str] = ("session",),
@@ -77,7 +77,7 @@ class Resolver:
         """The living session that a token leads to; one whose time is over is ended. ``record``: what lies there, if known."""
         for _ in range(MAX_HOPS + 1):
             if record is None:
-                record = await self.load(key, told)
+                record = await self.load(key, events)
             if record is None:
                 return None
             try:
@@ -88,13 +88,13 @@ class Resolver:
                     key, record = _successor(body), None
                     continue
             except RecordDamaged as damage:
-                told.append(self._damaged(damage))  # without its id: nothing in it is to be believed
+                events.append(self._damaged(damage))  # without its id: nothing in it is to be believed
                 return None
-            is_found = body.kind in kinds and not await self.is_over(record, body, now, told)
+            is_found = body.kind in kinds and not await self.is_over(record, body, now, events)
             return Found(record, body) if is_found else None
         return None
 
-    async def is_over(self, record: Record, body: Body, now: float, told: list[Event]) -> bool:
+    async def is_over(self, record: Record, body: Body, now: float, events: list[Event]) -> bool:
         """Whether the time of a session is over. It is ended at once, so that setting the clock back does not revive it."""
         reason = self._rules.over(record, body, now)
         if reason is None:
@@ -104,17 +104,17 @@ class Resolver:
         at = min(record.expires_at, now)
         note = self._rules.note(ended(reason), record.id, record.owner, body.about, at=at)
         await self._guard.ask(self._store.delete, record.key, **noting(note or self.in_passing(record.id)))
-        told.append(self._events.event("session.ended", session_id=record.id, user_id=body.user_id, reason=reason))
+        events.append(self._events.event("session.ended", session_id=record.id, user_id=body.user_id, reason=reason))
         return True
 
     def in_passing(self, id: str) -> Note | None:
-        """For the end of what is nobody's, or over: tells a store that nobody waits for others to have heard of it."""
+        """For the end of what is nobody's, or over: the store need not wait until replicas have it."""
         rules = self._rules
         return None if rules.rules is None else Note(EXPIRED, rules.clock(), id, rules.rules)
 
     # ── By what a request knows of it ──
 
-    async def locate(self, known: Record, found: Record | None, told: list[Event]) -> Found | None:
+    async def locate(self, known: Record, found: Record | None, events: list[Event]) -> Found | None:
         """A session as it is now, wherever other requests have moved it. Judges no time.
 
         Args:
@@ -128,7 +128,7 @@ class Resolver:
                 moved_to: object = None if known.owner is None else (await self.index_of(known.owner)).get(known.id)
                 if not isinstance(moved_to, str) or moved_to == key:
                     return None
-                key, found, is_renewed = moved_to, await self.load(moved_to, told), False
+                key, found, is_renewed = moved_to, await self.load(moved_to, events), False
                 continue
             try:
                 body = self._rules.open(found)
@@ -137,12 +137,12 @@ class Resolver:
                 is_renewed = is_renewed and body.kind == "alias"
                 key = _successor(body)
             except RecordDamaged as damage:
-                told.append(self._damaged(damage, known.id))
+                events.append(self._damaged(damage, known.id))
                 return None
-            found = await self.load(key, told)
+            found = await self.load(key, events)
         raise StoreError("other requests moved the session each time it was looked for")
 
-    async def end(self, known: Record, reason: Reason, told: list[Event]) -> Record | None:
+    async def end(self, known: Record, reason: Reason, events: list[Event]) -> Record | None:
         """Delete a session's record wherever it is now; the record as it was, ``None`` if the session had ended.
 
         Another request may renew or regenerate the token while this one logs out. The log-out still means this session.
@@ -166,13 +166,13 @@ class Resolver:
                 # Another request has saved to it, or an alias lies there. That stays: an end that is interrupted needs it again.
                 lies_there = checked(conflict.current, key)
             except RecordDamaged as damage:
-                told.append(self._damaged(damage, known.id))
+                events.append(self._damaged(damage, known.id))
             else:
                 if gone is not None and checked(gone, key).id != known.id:
-                    raise StoreUnreachable("the store deleted something other than what it was told to")
+                    raise StoreUnreachable("the store deleted something other than it was asked to")
                 if gone is not None:
                     return gone
-            found = await self.locate(known, lies_there, told)
+            found = await self.locate(known, lies_there, events)
             if found is None:
                 return None
             key, rev = found.record.key, found.record.rev

@@ -241,7 +241,7 @@ class Tour:
         self._check("the laptop is told so", _leads_to(response), "./?done=ended-others")
         self._check("the phone is logged out", _leads_to(await phone.get("/account")), "/login?next=account")
         history = (await laptop.get("/account/sessions/api/history")).json()["history"]
-        told = [(entry["reason"] or entry["event"], entry["device"]["kind"], entry["new_device"]) for entry in history]
+        shown = [(entry["reason"] or entry["event"], entry["device"]["kind"], entry["new_device"]) for entry in history]
         expected = [
             ("revoked_all", "phone", False),
             ("logged_in", "phone", False),
@@ -249,7 +249,7 @@ class Tour:
             ("logged_in", "phone", True),
             ("logged_in", "computer", True),
         ]
-        self._check("the history tells all of it, the latest first", told, expected)
+        self._check("the history tells all of it, the latest first", shown, expected)
         self._check("one session ends when grace is to be forgotten", await self._store.forget_user("grace"), 1)
         self._check("the laptop is logged out", _leads_to(await laptop.get("/account")), "/login?next=account")
         await self._store.forget_user("ada")
@@ -442,7 +442,7 @@ class Watched:
         return await self._store.delete(key, rev=rev, **note)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)  # what it can do for users, and telling of ends
+        return getattr(self._store, name)  # what it can do for users, and listening
 
     async def index(self, owner: str) -> Mapping[str, str]:
         self._asked.append("index")

@@ -232,7 +232,7 @@ class SessionsPage:
         limit = whole(given[0], 1, MAX_ENTRIES) if len(given) == 1 else None
         if limit is None:
             raise _api_error(422, f"limit is a number from 1 to {MAX_ENTRIES}.")
-        return _json({"history": [_told(entry) for entry in await self._sessions.history(user_id, limit)]})
+        return _json({"history": [_entry_as_json(entry) for entry in await self._sessions.history(user_id, limit)]})
 
     async def _api_document(self, request: Request) -> Response:
         base = str(request.scope["asgi_sessions.asked"]).rstrip("/").removesuffix("/api/openapi.json")
@@ -404,7 +404,7 @@ def _plain(info: SessionInfo) -> dict[str, Any]:
     }
 
 
-def _told(entry: HistoryEntry) -> dict[str, Any]:
+def _entry_as_json(entry: HistoryEntry) -> dict[str, Any]:
     return {
         "at": entry.at.isoformat(),
         "event": entry.event,

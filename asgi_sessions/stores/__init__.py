@@ -1,6 +1,6 @@
 """Where records are kept. Each store fulfils :class:`asgi_sessions.stores.Store`, and nothing else knows it.
 
-:class:`UserStore` is what it may do besides, so that users can see and end their sessions, and :class:`TellingStore`, so that
+:class:`UserStore` is what it may do besides, so that users can see and end their sessions, and :class:`NotifyingStore`, so that
 sockets and streams close when their session ends. :class:`SweepingStore` is one that has to be asked to forget.
 
 What a store of your own raises is here too: :class:`RecordExists`, :class:`RecordGone`, :class:`RecordChanged` and
@@ -9,7 +9,7 @@ What a store of your own raises is here too: :class:`RecordExists`, :class:`Reco
 
 from asgi_sessions._core.history import Admission, Note, Rules
 from asgi_sessions._core.record import Record
-from asgi_sessions._engine.contract import Listening, Store, SweepingStore, TellingStore, Traits, UserStore
+from asgi_sessions._engine.contract import Listening, NotifyingStore, Store, SweepingStore, Traits, UserStore
 from asgi_sessions.errors import (
     EndUnconfirmed,
     RecordChanged,
@@ -27,6 +27,7 @@ __all__ = [
     "EndUnconfirmed",
     "Listening",
     "Note",
+    "NotifyingStore",
     "Record",
     "RecordChanged",
     "RecordDamaged",
@@ -38,7 +39,6 @@ __all__ = [
     "StoreRefused",
     "StoreUnreachable",
     "SweepingStore",
-    "TellingStore",
     "TemporarilyUnavailable",
     "Traits",
     "UserStore",

@@ -179,7 +179,7 @@ class MemoryStore:
             return ids
 
     def listen(self, on_end: Callable[[str], None], on_gap: Callable[[str], None]) -> Listening:
-        """See :meth:`asgi_sessions.stores.TellingStore.listen`."""
+        """See :meth:`asgi_sessions.stores.NotifyingStore.listen`."""
         return self._listeners.listen(on_end)
 
     def _admit(self, owner: str, note: Note, *, repeated: bool) -> Admission:

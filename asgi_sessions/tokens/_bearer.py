@@ -305,7 +305,7 @@ class _Exchange:
         """Warn of what was changed after the answer had left."""
         if not self._is_answered and self._session.modified:
             why = "it came with an access token and is read-only"
-            await self._manager.tell("session.not_saved", session=self._session, reason=why)
+            await self._manager.emit_event("session.not_saved", session=self._session, reason=why)
             warnings.warn(f"the session was changed and is not saved: {why}", SessionWarning, stacklevel=2)
 
     async def _forbid(self, refusal: SessionReadOnly) -> None:

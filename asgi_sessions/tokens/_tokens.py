@@ -256,7 +256,7 @@ class Tokens:
         """Exchange a refresh token for its successor and a new access token.
 
         Args:
-            scope: of the request: what is known of the presenter is told in an event, should the token be a stolen one.
+            scope: of the request: what is known of the presenter is part of an event, should the token be a stolen one.
         Raises:
             TokenInvalid: it is none of ours, or its session has ended. TokenReused: it was spent before; the session has ended.
             StoreError: the store failed; the token may be presented again.
@@ -330,7 +330,7 @@ class Tokens:
         presenter = manager.devices.describe(scope)
         await self._end(record.owner or "", user_id, record.id, "refresh_reused")
         details = {"device": str(presenter.device), "location": str(presenter.location)}
-        await manager.tell_of(Event("session.refresh_reused", instant(manager.clock()), record.id, user_id, details))
+        await manager.emit(Event("session.refresh_reused", instant(manager.clock()), record.id, user_id, details))
 
     async def revoke(self, token: str) -> bool:
         """End the session of a refresh token, spent ones included; whether it was there.

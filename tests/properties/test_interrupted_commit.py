@@ -48,7 +48,7 @@ class Played(NamedTuple):
     status: int
     seen: Seen
     calls: list[str]
-    told: Counter[str]
+    emitted: Counter[str]
     """The events that say what happened to sessions."""
 
 
@@ -91,11 +91,11 @@ async def one_play(
     except (Crash, StoreError):
         status = 500
     store.disarm()
-    told = Counter(event.name for event in events if event.name in HAPPENED)
+    emitted = Counter(event.name for event in events if event.name in HAPPENED)
     seen = await world.seen()
     if inner is not None:
         await world.clear()
-    return Played(status, seen, store.calls, told)
+    return Played(status, seen, store.calls, emitted)
 
 
 def interruptions(then: str, calls: Sequence[str], *, hangs: bool = True) -> Iterator[tuple[int, Mode]]:
@@ -127,13 +127,13 @@ async def wrong(start: str, verbs: Sequence[str], then: str, inner: Any = None, 
             continue
         played = await one_play(start, verbs, at=at, mode=mode, then=then, inner=inner)
         if played.seen == uninterrupted.seen:
-            is_wrong = played.told - uninterrupted.told
+            is_wrong = played.emitted - uninterrupted.emitted
         else:
             is_wrong = Counter({"seen": 1}) if played.status == 200 else Counter()
             if played.seen not in [each.seen for each in allowed]:
                 is_wrong["seen"] += 1
             elif played.seen == never_began.seen:
-                is_wrong += played.told  # nothing happened
+                is_wrong += played.emitted  # nothing happened
         if is_wrong:
             found[f"{', '.join(verbs)}: {uninterrupted.calls[at]} {mode}: {dict(is_wrong)}"] += 1
     return found

@@ -73,9 +73,9 @@ async def test_after_the_grace_it_is_theft(tokens: Tokens, store: Store, clock: 
     assert await outcome(tokens, second.refresh_token) is TokenInvalid
     assert await tokens.sessions.list("alice") == []
     assert [entry.reason for entry in await tokens.sessions.history("alice")] == ["refresh_reused", None]
-    (told,) = [event for event in events if event.name == "session.refresh_reused"]
-    assert (told.session_id, told.user_id) == (first.session_id, "alice")
-    assert told.details["location"] == "198.51.100.0/24"
+    (reused,) = [event for event in events if event.name == "session.refresh_reused"]
+    assert (reused.session_id, reused.user_id) == (first.session_id, "alice")
+    assert reused.details["location"] == "198.51.100.0/24"
 
 
 async def test_once_its_successor_was_used_it_is_theft_at_once(tokens: Tokens) -> None:

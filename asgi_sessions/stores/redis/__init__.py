@@ -109,7 +109,7 @@ class RedisStore:
     """
 
     needs_asyncio = True
-    notice: Callable[..., Awaitable[None]] | None = None
+    emit_event: Callable[..., Awaitable[None]] | None = None
     _server_of: Callable[[str], Hashable] | None = None
     _address: Callable[[], str]
 
@@ -487,7 +487,7 @@ class RedisStore:
         )
 
     def listen(self, on_end: Callable[[str], None], on_gap: Callable[[str], None]) -> Listening:
-        """See :class:`~asgi_sessions._engine.contract.TellingStore`."""
+        """See :class:`~asgi_sessions._engine.contract.NotifyingStore`."""
         return self._client.listen(self._stem, on_end, on_gap)
 
     async def aclose(self) -> None:
@@ -524,8 +524,8 @@ class RedisStore:
         policy = _said_in(answer, "maxmemory_policy")
         if policy in (None, "noeviction"):
             return
-        if self.notice is not None:
-            await self.notice("store.evicts", policy=policy)
+        if self.emit_event is not None:
+            await self.emit_event("store.evicts", policy=policy)
         warnings.warn(
             f"Redis has maxmemory-policy {policy}: when memory runs short it logs users out without a word. Every record "
             "carries a TTL, so 'noeviction' is the right policy; give sessions a server of their own.",

@@ -230,7 +230,7 @@ class Map:
         """A node said where this slot is now; others are likely to have moved too."""
         if self.at[slot] != address:
             self.at[slot] = address
-            self._tell()
+            self._notify()
         self.look()
 
     def suspect(self, address: Address | None) -> asyncio.Task[None]:
@@ -294,9 +294,9 @@ class Map:
             closing.add_done_callback(self._closing.discard)
         if at != self.at:
             self.at = at
-            self._tell()
+            self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         for listener in tuple(self.listeners):
             listener()
 
