@@ -11,9 +11,12 @@ Starlette's ``TestClient`` and httpx's ``ASGITransport`` that changes the scheme
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol, Unpack
+from unittest import SkipTest
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -26,13 +29,14 @@ from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.history import ENTRY_HEADER, Note, Rules, pack_note
 from asgi_sessions._core.record import ALIAS_REV, Record
 from asgi_sessions._core.token import key_of, new_id, owner_of, shard_of
-from asgi_sessions._engine.contract import Store
+from asgi_sessions._engine.contract import Store, lacking_for_users, trait
 from asgi_sessions.errors import (
     RecordChanged,
     RecordExists,
     RecordGone,
     SessionDataError,
     SessionLimitReached,
+    StoreUnreachable,
 )
 from asgi_sessions.sessions import Sessions, SessionsOptions, sessions_of
 
@@ -160,8 +164,12 @@ class StoreContract:
                 await store.aclose()
 
     The fixture must give an empty store (or an empty namespace of it) to each test. Needs ``anyio_mode = "auto"`` in pytest's
-    configuration, or ``pytestmark = pytest.mark.anyio`` in your module.
+    configuration, or ``pytestmark = pytest.mark.anyio`` in your module. A store with a server overrides :meth:`at`.
     """
+
+    def at(self, port: int) -> Store:
+        """A store whose server is at this port of 127.0.0.1. No server answers there. A store without a server skips the test."""
+        raise SkipTest("define at(port), and this store proves what it does when its server does not answer")
 
     # ── What is read is what was written ──
 
@@ -580,6 +588,59 @@ class StoreContract:
             assert await store.index(owner_of(f"user {number}")) == {later.id: later.key}
             await store.aclose()
 
+    # ── Trouble, and what the store says of itself ──
+
+    async def test_a_call_that_is_cancelled_takes_effect_as_a_whole_or_not_at_all(self, store: Store) -> None:
+        """A client that hangs up leaves no record outside of its index, and no entry without a record."""
+        for turns in range(8):
+            record = a_record(owner="alice")
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(_later, turns, _cancel(scope))
+                    await store.create(record)
+            with anyio.fail_after(5):  # what was begun may go on for a moment
+                while (await store.load(record.key) is None) is (record.id in await store.index(owner_of("alice"))):  # noqa: ASYNC110 - no event tells
+                    await anyio.sleep(0.02)
+
+    async def test_what_it_says_of_itself_makes_sense(self, store: Store) -> None:
+        """Traits are of their kind, an address names no user, and all of one user are on one server."""
+        for name in ("keeps_its_own_deadline", "needs_asyncio", "is_of_one_process"):
+            assert isinstance(trait(store, name), bool), name
+        address, server_of = trait(store, "address"), trait(store, "server_of")
+        assert address is None or (isinstance(address, str) and "@" not in address), "without user and password"
+        record = a_record(owner="alice")
+        if server_of is not None:
+            assert {server_of(record.key), server_of(moved(record).key)} == {server_of(owner_of("alice"))}
+
+    async def test_a_server_that_is_not_there_is_unreachable(self, store: Store) -> None:
+        """Every method raises StoreUnreachable. The cause is the driver's error, and the text names no key and no owner."""
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            dead, record = self.at(nobody.getsockname()[1]), a_record(owner="alice")
+            for call in _calls(dead, record):
+                with _raises(StoreUnreachable) as caught:
+                    await call()
+                assert caught[0].__cause__ is not None, "raise … from error"
+                assert not [name for name in (record.key, record.owner) if str(name) in str(caught[0])]
+            await dead.aclose()
+
+    async def test_a_server_that_says_nothing_keeps_nobody_waiting(self, store: Store) -> None:
+        """A call ends when it is cancelled. Where the store keeps its own deadline, it raises StoreUnreachable by itself."""
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen(64)
+            slow = self.at(silent.getsockname()[1])
+            for call in _calls(slow, a_record(owner="alice")):
+                began = anyio.current_time()
+                if trait(slow, "keeps_its_own_deadline"):
+                    with anyio.fail_after(5), _raises(StoreUnreachable):
+                        await call()
+                else:
+                    with anyio.move_on_after(0.05):
+                        await call()
+                assert anyio.current_time() < began + 5, "it goes on though it is cancelled"
+            await slow.aclose()
+
 
 class UserStoreContract(StoreContract):
     """What a :class:`~asgi_sessions.stores.UserStore` must do besides. Inherit from it instead of StoreContract."""
@@ -970,6 +1031,28 @@ def moved(record: Record, number: int = 0) -> Record:
 def an_alias(record: Record) -> Record:
     """What stays under the key of a renewed record for a moment."""
     return Record(record.key, ALIAS_REV, record.seen_at, record.seen_at + 30, record.id, None, b"alias")
+
+
+def _calls(store: Any, record: Record) -> Iterator[Callable[[], Awaitable[object]]]:
+    """Each method of a store, about this record."""
+    key, owner, rev = record.key, record.owner, record.rev
+    clocks = {"seen_at": record.seen_at, "expires_at": record.expires_at}
+    yield partial(store.load, key)
+    yield partial(store.create, record)
+    yield partial(store.update, record, rev=rev)
+    yield partial(store.touch, key, **clocks)
+    yield partial(store.rename, key, moved(record), rev=rev)
+    yield partial(store.delete, key)
+    yield partial(store.index, owner)
+    if not lacking_for_users(store):
+        yield partial(store.records, owner, now=NOW, rules=Rules())
+        yield partial(store.end, owner, note=an_end("a"))
+        yield partial(store.history, owner, now=NOW, rules=Rules())
+        yield partial(store.erase, owner, sessions=True)
+
+
+async def _cancel(scope: anyio.CancelScope) -> None:
+    scope.cancel()
 
 
 async def _outcome(method: Any, *args: Any, **kwargs: Any) -> str:

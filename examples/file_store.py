@@ -17,7 +17,7 @@ from anyio import to_thread
 from msgspec import msgpack
 from msgspec.structs import replace
 
-from asgi_sessions.stores import Record, RecordChanged, RecordExists, RecordGone, StoreError
+from asgi_sessions.stores import Record, RecordChanged, RecordExists, RecordGone, StoreRefused
 
 T = TypeVar("T")
 Records = dict[str, Record]
@@ -25,6 +25,7 @@ Records = dict[str, Record]
 
 class FileStore:
     namespace = "file"
+    is_of_one_process = True
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
@@ -47,7 +48,7 @@ class FileStore:
             new.write_bytes(msgpack.encode(records))
             os.replace(new, self._path)
         except OSError as error:
-            raise StoreError(f"the file of sessions cannot be written: {type(error).__name__}") from error
+            raise StoreRefused(f"the file of sessions cannot be written: {type(error).__name__}") from error
 
     async def load(self, key: str) -> Record | None:
         return self._records.get(key)

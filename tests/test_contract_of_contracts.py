@@ -6,6 +6,7 @@ does a fault that the tests named beside it do not notice.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,10 +18,10 @@ from msgspec.structs import replace
 from asgi_sessions import MemoryStore
 from asgi_sessions._core.history import Admission, Note, Rules
 from asgi_sessions._core.record import ALIAS_REV
-from asgi_sessions.stores import Record, RecordChanged, RecordExists, RecordGone
+from asgi_sessions.stores import Record, RecordChanged, RecordExists, RecordGone, Store, StoreRefused, StoreUnreachable
 from asgi_sessions.testing import UserStoreContract
 
-Made = Callable[[], MemoryStore]
+Made = type[MemoryStore]
 FAULTS: dict[str, tuple[Made, frozenset[str]]] = {}
 CONTRACT = {name: test for name, test in inspect.getmembers(UserStoreContract) if name.startswith("test_")}
 
@@ -35,13 +36,46 @@ def fault(*noticed_by: str) -> Callable[[type[MemoryStore]], type[MemoryStore]]:
     return enter
 
 
+class Remote(MemoryStore):
+    """Asks a server for everything, and is impatient."""
+
+    keeps_its_own_deadline = True
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self.port = port
+
+    async def ask(self) -> None:
+        try:
+            with anyio.fail_after(0.02):
+                async with await anyio.connect_tcp("127.0.0.1", self.port) as connection:
+                    await connection.receive()
+        except OSError as error:  # TimeoutError is one
+            raise StoreUnreachable("there is no answer") from error
+
+    async def _call(self, *args: Any, **kwargs: Any) -> Any:
+        await self.ask()
+
+    load = create = update = touch = rename = delete = index = records = end = history = erase = _call
+
+
+class Contract(UserStoreContract):
+    """With a server that does not answer, for stores that say where they find it."""
+
+    def __init__(self, make: Any) -> None:
+        self.make = make
+
+    def at(self, port: int) -> Store:
+        return (self.make if issubclass(self.make, Remote) else Remote)(port)
+
+
 async def red(make: Made) -> set[str]:
     """The contract tests that fail for such a store."""
     failed = set()
     for name, test in CONTRACT.items():
         try:
             with anyio.fail_after(10):
-                await test(UserStoreContract(), make())
+                await test(Contract(make), MemoryStore() if issubclass(make, Remote) else make())
         except Exception:  # whatever it is, pytest would report it
             failed.add(name)
     return failed
@@ -739,6 +773,119 @@ class ClosesOnceAfterUse(MemoryStore):
 
     async def aclose(self) -> None:
         self.closings += 1
+
+
+# ── Trouble, and what a store says of itself ──
+
+
+@fault("a_call_that_is_cancelled_takes_effect_as_a_whole_or_not_at_all")
+class CreatesHalfWhenCancelled(MemoryStore):
+    """writes the record first and the index later, and a cancelled caller gets half"""
+
+    async def create(self, record: Record, *, note: Note | None = None) -> Admission | None:
+        await super().create(replace(record, owner=None))
+        await anyio.sleep(0.001)
+        del self._records[record.key]
+        return await super().create(record, note=note)
+
+
+@fault("what_it_says_of_itself_makes_sense")
+class SaysAWord(MemoryStore):
+    """says a word where yes or no is due"""
+
+    keeps_its_own_deadline: Any = "mostly"
+
+
+@fault("what_it_says_of_itself_makes_sense")
+class SaysItsPassword(MemoryStore):
+    """says its password in its address"""
+
+    address = "app:hunter2@db.internal"
+
+
+@fault("what_it_says_of_itself_makes_sense")
+class SpreadsAUser(MemoryStore):
+    """says that the sessions of one user are on several servers"""
+
+    def server_of(self, key: str) -> str:
+        return key[-1]
+
+
+@fault("a_server_that_is_not_there_is_unreachable", "a_server_that_says_nothing_keeps_nobody_waiting")
+class LetsTheDriverSpeak(Remote):
+    """lets the error of its driver through"""
+
+    async def ask(self) -> None:
+        try:
+            await super().ask()
+        except StoreUnreachable as error:
+            raise OSError("no answer") from error
+
+
+@fault("a_server_that_is_not_there_is_unreachable", "a_server_that_says_nothing_keeps_nobody_waiting")
+class BlamesTheCall(Remote):
+    """says that a server that is not there has refused"""
+
+    async def ask(self) -> None:
+        try:
+            await super().ask()
+        except StoreUnreachable as error:
+            raise StoreRefused("no answer") from error
+
+
+@fault("a_server_that_is_not_there_is_unreachable", "a_server_that_says_nothing_keeps_nobody_waiting")
+class FindsNothing(Remote):
+    """takes a server that is not there for one without records"""
+
+    async def ask(self) -> None:
+        with contextlib.suppress(StoreUnreachable):
+            await super().ask()
+
+
+@fault("a_server_that_is_not_there_is_unreachable")
+class ForgetsTheCause(Remote):
+    """does not say what the driver said"""
+
+    async def ask(self) -> None:
+        try:
+            await super().ask()
+        except StoreUnreachable as error:
+            raise error from None
+
+
+@fault("a_server_that_is_not_there_is_unreachable")
+class ShowsKeys(Remote):
+    """shows the key in its errors"""
+
+    async def load(self, key: str) -> Record | None:
+        try:
+            await self.ask()
+        except StoreUnreachable as error:
+            raise StoreUnreachable(f"no answer about {key}") from error
+        return None
+
+
+@fault("a_server_that_says_nothing_keeps_nobody_waiting")
+class BreaksItsWord(Remote):
+    """says that it keeps its own deadline, and waits"""
+
+    async def ask(self) -> None:
+        try:
+            async with await anyio.connect_tcp("127.0.0.1", self.port) as connection:
+                await connection.receive()
+        except OSError as error:
+            raise StoreUnreachable("there is no answer") from error
+
+
+@fault("a_server_that_says_nothing_keeps_nobody_waiting")
+class WillNotBeStopped(BreaksItsWord):
+    """goes on though it is cancelled"""
+
+    keeps_its_own_deadline = False
+
+    async def ask(self) -> None:
+        with anyio.move_on_after(5.5, shield=True):
+            await super().ask()
 
 
 # ── The sessions of one user ──

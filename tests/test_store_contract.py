@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError
 from typing import Any
@@ -10,14 +11,42 @@ from typing import Any
 import anyio
 import pytest
 from msgspec.structs import replace
+from redis.asyncio import Redis
 
-from asgi_sessions.stores import Record, RecordChanged, StoreError
+from asgi_sessions import MemoryStore, RedisStore, SQLStore
+from asgi_sessions.stores import Record, RecordChanged, Store, StoreError
 from asgi_sessions.testing import StoreContract, UserStoreContract, a_record
 from examples.file_store import FileStore
 
 
 class TestEveryStore(UserStoreContract):
     """Runs once per store: the fixture ``store`` is parametrized."""
+
+
+SERVERS: dict[str, Callable[[int], Store]] = {
+    "Redis": lambda port: RedisStore.from_url(f"redis://127.0.0.1:{port}"),
+    "Redis, a client of the app": lambda port: RedisStore(Redis(port=port)),
+    "Redis, durable ends": lambda port: RedisStore.from_url(f"redis://127.0.0.1:{port}", durable_ends=1),
+    "Redis Cluster": lambda port: RedisStore.from_cluster(f"redis://127.0.0.1:{port}"),
+    "PostgreSQL": lambda port: SQLStore.from_url(f"postgresql+asyncpg://app:hunter2@127.0.0.1:{port}/none"),
+    "MariaDB": lambda port: SQLStore.from_url(f"mysql+asyncmy://app:hunter2@127.0.0.1:{port}/none"),
+}
+
+
+@pytest.mark.parametrize("at", SERVERS.values(), ids=SERVERS)
+@pytest.mark.parametrize(
+    "test",
+    [
+        StoreContract.test_a_server_that_is_not_there_is_unreachable,
+        StoreContract.test_a_server_that_says_nothing_keeps_nobody_waiting,
+    ],
+    ids=["not there", "says nothing"],
+)
+async def test_every_store_without_its_server(at: Callable[[int], Store], test: Any, memory: MemoryStore) -> None:
+    contract: Any = UserStoreContract()
+    contract.at = at
+
+    await test(contract, memory)
 
 
 class TestTheStoreOfTheExample(StoreContract):

@@ -515,12 +515,9 @@ class RedisStore:
             answer = await self._client.call(("INFO", "memory"))
         except Refused:
             return  # an ACL without INFO; nothing can be said
-        except StoreError:
+        except (StoreError, asyncio.CancelledError):
             self._policy_known = False
-            return
-        except asyncio.CancelledError:
-            self._policy_known = False
-            raise
+            raise  # what comes next would wait as long
         policy = _said_in(answer, "maxmemory_policy")
         if policy in (None, "noeviction"):
             return
