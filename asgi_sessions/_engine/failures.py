@@ -43,7 +43,7 @@ _QUERY = re.compile(r"(\w://[^\s?]*\?).*")  # to the end: where an option ends i
 _DATA = re.compile(
     r"\[SQL:|\[parameters:|\(Background on|DETAIL:|Failing row|with args beginning|[{»«„“”‘’‚‹›]|\)=\(|"
     r"(?<![A-Za-z])(?:\w+[_-])?(?:password|passwd|passphrase|pwd|secret|token|cookie|session|auth|authorization|credentials?|api[_-]?key|key)"
-    r"s?\b\s*[=:]\s*(?!YES\b|NO\b|…)(?=\S)",
+    r"s?\b\s*[=:]\s*(?!(?:YES|NO)(?:\)|$)|…)(?=\S)",
     re.IGNORECASE,
 )
 _QUOTE = re.compile(r"(?<!\w)[bBrRuUfF]{0,2}(['\"`])")

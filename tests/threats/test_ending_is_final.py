@@ -80,6 +80,7 @@ async def test_a_slow_request_does_not_bring_a_logged_out_session_back(
     assert (await read(tab))["user_id"] is None
 
 
+@pytest.mark.filterwarnings("ignore:an anonymous session was changed")  # what is lost is warned of: test_races.py
 @pytest.mark.parametrize("slow", [param for param in SLOW if param.id != "confirms"])
 async def test_a_slow_request_does_not_bring_an_anonymous_session_back(
     store: Store, options: dict[str, Any], clock: FakeClock, slow: Handler
@@ -113,6 +114,7 @@ async def test_the_innocent_loser_of_the_race_sees_no_error_page(
     assert "session.lost" in events.names
 
 
+@pytest.mark.filterwarnings("ignore:an anonymous session was changed")  # what is lost is warned of: test_races.py
 async def test_a_request_that_was_under_way_does_not_hang_on_after_a_log_in(
     store: Store, options: dict[str, Any]
 ) -> None:
@@ -132,6 +134,7 @@ async def test_a_request_that_was_under_way_does_not_hang_on_after_a_log_in(
 # ── A late response puts the old cookie over a fresh one ──
 
 
+@pytest.mark.filterwarnings("ignore:an anonymous session was changed")  # what is lost is warned of: test_races.py
 @pytest.mark.parametrize("fast", [log_in("alice"), regenerate, destroy], ids=["logs in", "regenerates", "logs out"])
 @pytest.mark.parametrize("slow", [lambda session: dict(session), put(late=True)], ids=["reads", "writes"])
 async def test_a_late_response_does_not_put_the_old_cookie_over_a_fresh_one(
