@@ -594,19 +594,19 @@ async def test_a_server_that_says_nothing_to_an_end_is_trouble_of_its_own_and_no
     own_server.start()
     with Proxy(own_server.port) as proxy:
         store = RedisStore.from_url(proxy.url(own_server.url), durable_ends=1)
-        app = app_with(store)
-        alice = Browser(app)
+        sessions = Sessions(store)
+        alice = Browser(app_with(sessions))
         await alice.do(log_in("alice"))
         with pytest.raises(EndUnconfirmed):
             await store.delete(a_record().key)  # the connection for ends is there now
         proxy.hanging = True
 
         with pytest.raises(StoreError) as failed:
-            await Sessions(store).revoke_all("alice")
+            await sessions.revoke_all("alice")
 
         proxy.hanging = False
         assert not isinstance(failed.value, EndUnconfirmed)
-        assert app._manager.guard.breakers.whole.failures == 1
+        assert sessions._manager.guard.breakers.whole.failures == 1
         await store.aclose()
 
 
