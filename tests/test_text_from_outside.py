@@ -104,6 +104,7 @@ NOT_JUDGED = {
         "now",
         "on_end",
         "on_gap",
+        "port",  # of a test
         "some",
         "sessions",
     ),
