@@ -201,7 +201,7 @@ OPTIONS: dict[str, Any] = {"postgresql": {"connect_args": {"server_settings": {"
 """The suite waits for no disk either: its promises are not about power cuts."""
 
 TABLE = f"test_{secrets.token_hex(6)}"
-"""Of this run: made once per database, emptied after each test. To make tables takes longer than most tests."""
+"""Of this run: made once per database, emptied before each test. To make tables takes longer than most tests."""
 
 
 def aside(function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
@@ -313,7 +313,10 @@ async def store(request: pytest.FixtureRequest, anyio_backend: Any) -> AsyncIter
 
 
 class a_store:  # noqa: N801 - used like a function
-    """A store of the given kind with a namespace of its own, which is emptied afterwards."""
+    """A store of the given kind, empty: in a namespace of its own, or in the tables of this run, which it empties first.
+
+    First, not afterwards: what a test left to finish on its own may write after the test, until its loop is closed.
+    """
 
     def __init__(self, request: pytest.FixtureRequest, kind: str) -> None:
         self.prefix = f"test-{secrets.token_hex(6)}"
@@ -328,11 +331,11 @@ class a_store:  # noqa: N801 - used like a function
             self.store = RedisStore.from_url(self.url, prefix=self.prefix)
 
     async def __aenter__(self) -> Store:
+        if isinstance(self.store, SQLStore):
+            await empty(self.store)
         return self.store
 
     async def __aexit__(self, *error: object) -> None:
-        if isinstance(self.store, SQLStore):
-            await empty(self.store)
         await self.store.aclose()
         if self.url is not None:
             with redis.Redis.from_url(self.url) as client:

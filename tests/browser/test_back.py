@@ -90,7 +90,12 @@ def plain_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url.rpartition(":")[2]
 
 
+LOADED = "return performance.getEntriesByType('navigation')[0].loadEventEnd > 0"
+
+
 def log_out_here(driver: Any, base: str, query: str = "") -> None:
+    # What a page submits before its load event has ended takes the page's place in the history.
+    assert until(lambda: driver.execute_script(LOADED), 20)
     driver.execute_script("document.forms[0].action += arguments[0]; document.forms[0].submit()", query)
     assert until(lambda: text_of(driver) == "bye", 20)
 
