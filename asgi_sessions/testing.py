@@ -26,7 +26,7 @@ from msgspec.structs import replace
 from asgi_sessions._core.arguments import expect
 from asgi_sessions._core.cookie import CookieConfig
 from asgi_sessions._core.hidden import forgets_arguments
-from asgi_sessions._core.history import ENTRY_HEADER, Note, Rules, pack_note
+from asgi_sessions._core.history import ENTRY_HEADER, Note, Replaced, Rules, pack_note
 from asgi_sessions._core.record import ALIAS_REV, Record
 from asgi_sessions._core.token import key_of, new_id, owner_of, shard_of
 from asgi_sessions._engine.contract import Store, lacking_for_users, trait
@@ -726,7 +726,7 @@ class UserStoreContract(StoreContract):
         assert len(await entries(store)) == 1
 
     async def test_the_session_that_a_log_in_replaces_takes_no_room(self, store: Any) -> None:
-        """``note.replaces`` does not count against the limit, and does not have to make room. It is left alone."""
+        """``note.replaces`` does not count against the limit. Where it has ended, somebody else has to make room."""
         rules = Rules(limit=2)
         records = [
             replace(a_record(owner="alice", number=n), seen_at=1_800_000_000.0 + at)
@@ -736,12 +736,76 @@ class UserStoreContract(StoreContract):
             await store.create(record, note=a_note(record, rules=rules))
         oldest, second, third, newest = records
 
-        said = await store.create(third, note=replace(a_note(third, rules=rules), replaces=oldest.id))
+        said = await store.create(third, note=a_note(third, rules=rules, replaces=second))
         there = await store.index(owner_of("alice"))
-        again = await store.create(newest, note=replace(a_note(newest, rules=rules), replaces=oldest.id))
+        again = await store.create(newest, note=a_note(newest, rules=rules, replaces=second))
 
-        assert (said.ended, again.ended) == ((), (second.id,))
-        assert there == {each.id: each.key for each in (oldest, second, third)}
+        assert (said.ended, again.ended) == ((), (oldest.id,))
+        assert there == {each.id: each.key for each in (oldest, third)}
+
+    async def test_the_session_that_a_log_in_replaces_ends_in_the_same_step(self, store: Any) -> None:
+        """Its record is gone, and the history has both notes; once, also if the call is repeated. It says what it was."""
+        first, second = a_record(owner="alice", number=1), a_record(owner="alice", number=2)
+        await store.create(first, note=a_note(first))
+        note = a_note(second, replaces=first)
+
+        said = [await store.create(second, note=note) for _ in range(2)]
+
+        assert [admission.replaced for admission in said] == [first, None]
+        assert await store.load(first.key) is None
+        assert await store.index(owner_of("alice")) == {second.id: second.key}
+        assert await entries(store) == [("p", first.id), ("i", second.id), ("n", first.id)]
+
+    async def test_a_session_that_was_moved_or_changed_is_replaced_all_the_same(self, store: Any) -> None:
+        """``note.replaces`` means the session, wherever its record is now. What is under its old key stays."""
+        first, second = a_record(owner="alice", number=1), a_record(owner="alice", number=2)
+        alias = replace(a_record(), key=first.key, rev=ALIAS_REV, id=first.id)
+        await store.create(first)
+        await store.rename(first.key, moved(first), rev=1, alias=alias)
+        changed = replace(moved(first), rev=3, body=b"changed")
+        await store.update(changed, rev=2)
+
+        said = await store.create(second, note=a_note(second, replaces=first))
+
+        assert said.replaced == changed
+        assert await store.load(moved(first).key) is None
+        assert await store.load(first.key) == alias
+        assert await store.index(owner_of("alice")) == {second.id: second.key}
+
+    async def test_a_log_in_replaces_no_session_of_somebody_else(self, store: Any) -> None:
+        """``note.replaces`` is a session of the same user."""
+        bobs, record = a_record(owner="bob"), a_record(owner="alice")
+        await store.create(bobs)
+
+        said = await store.create(record, note=a_note(record, replaces=bobs))
+
+        assert said.replaced is None
+        assert await store.load(bobs.key) == bobs
+
+    async def test_a_refused_log_in_replaces_nothing(self, store: Any) -> None:
+        """With ``refuses`` SessionLimitReached leaves the session of ``note.replaces`` alone."""
+        rules = Rules(limit=1, refuses=True)
+        records = [a_record(owner="alice", number=n) for n in range(3)]
+        for record in records[:2]:
+            await store.create(record)
+
+        with _raises(SessionLimitReached):
+            await store.create(records[2], note=a_note(records[2], rules=rules, replaces=records[0]))
+
+        assert await store.index(owner_of("alice")) == {each.id: each.key for each in records[:2]}
+
+    async def test_a_session_can_take_back_its_place(self, store: Any) -> None:
+        """``rename`` may put another session in the place of one. The index then names that one and not the other."""
+        first, second = a_record(owner="alice", number=1), a_record(owner="alice", number=2)
+        await store.create(second, note=a_note(second))
+        back = replace(first, rev=second.rev + 1)
+
+        await store.rename(second.key, back, rev=second.rev, note=an_end("o", second.id))
+
+        assert await store.load(second.key) is None
+        assert await store.load(first.key) == back
+        assert await store.index(owner_of("alice")) == {first.id: first.key}
+        assert await entries(store) == [("o", second.id), ("n", second.id)]
 
     async def test_a_session_whose_time_is_over_takes_no_room(self, store: Any) -> None:
         """Expired sessions do not count against the limit."""
@@ -991,14 +1055,21 @@ NOW = 1_800_000_030.0
 """Half a minute into the life of :func:`a_record`."""
 
 
-def a_note(record: Record, *, fingerprints: tuple[str, ...] = ("fingerpri-0",), rules: Rules = Rules()) -> Note:  # noqa: B008 - frozen
-    """The note of a log-in with this record."""
-    return Note("i", record.seen_at, record.id, rules, fingerprints, b"facts")
+def a_note(
+    record: Record,
+    *,
+    fingerprints: tuple[str, ...] = ("fingerpri-0",),
+    rules: Rules = Rules(),  # noqa: B008 - frozen
+    replaces: Record | None = None,
+) -> Note:
+    """The note of a log-in with this record, over the session of ``replaces``."""
+    replaced = None if replaces is None else Replaced(replaces, an_end("p", replaces.id))
+    return Note("i", record.seen_at, record.id, rules, fingerprints, b"facts", replaces=replaced)
 
 
-def an_end(letter: str) -> Note:
+def an_end(letter: str, id: str = "") -> Note:
     """The note of an end, by its letter."""
-    return Note(letter, NOW, "", Rules())
+    return Note(letter, NOW, id, Rules())
 
 
 async def entries(store: Any, user_id: str = "alice") -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from asgi_sessions import MemoryStore
+from asgi_sessions import MemoryStore, SessionLimitReached
 from asgi_sessions._core.history import Admission, Note, Rules
 from asgi_sessions._core.record import ALIAS_REV
 from asgi_sessions.stores import Record, RecordChanged, RecordExists, RecordGone, Store, StoreRefused, StoreUnreachable
@@ -1021,7 +1021,68 @@ class CountsTheReplaced(Admits):
     """counts the session that a log-in replaces against the limit"""
 
     async def admitted(self, record: Record, note: Note | None) -> Admission | None:
-        return await super().admitted(record, note and replace(note, replaces=""))
+        rules = note.rules if note else Rules()
+        if note is not None and note.replaces is not None and rules.limit:
+            rules = replace_rules(rules, limit=max(rules.limit - 1, 1))
+        return await super().admitted(record, note and replace(note, rules=rules))
+
+
+@fault(
+    "the_session_that_a_log_in_replaces_ends_in_the_same_step",
+    "a_session_that_was_moved_or_changed_is_replaced_all_the_same",
+)
+class ReplacesNothing(Admits):
+    """leaves the session alone that a log-in replaces"""
+
+    async def admitted(self, record: Record, note: Note | None) -> Admission | None:
+        return await super().admitted(record, note and replace(note, replaces=None))
+
+
+@fault("a_session_that_was_moved_or_changed_is_replaced_all_the_same", "a_log_in_replaces_no_session_of_somebody_else")
+class ReplacesByKey(Admits):
+    """ends whatever is under the key of the session that a log-in replaces"""
+
+    async def admitted(self, record: Record, note: Note | None) -> Admission | None:
+        gone = None
+        if note is not None and note.replaces is not None:
+            gone = await self.delete(note.replaces.record.key, note=note.replaces.note)
+        said = await super().admitted(record, note and replace(note, replaces=None))
+        return said and replace(said, replaced=gone)
+
+
+@fault("a_refused_log_in_replaces_nothing")
+class ReplacesFirst(Admits):
+    """ends the session that a log-in replaces although it refuses the log-in"""
+
+    async def admitted(self, record: Record, note: Note | None) -> Admission | None:
+        try:
+            return await super().admitted(record, note)
+        except SessionLimitReached:
+            if note is not None and note.replaces is not None:
+                await self.delete(note.replaces.record.key)
+            raise
+
+
+@fault("the_session_that_a_log_in_replaces_ends_in_the_same_step")
+class SaysNothingOfTheReplaced(Admits):
+    """does not say what the replaced session was"""
+
+    async def admitted(self, record: Record, note: Note | None) -> Admission | None:
+        said = await super().admitted(record, note)
+        return said and replace(said, replaced=None)
+
+
+@fault("a_session_can_take_back_its_place")
+class KeepsTheOldId(MemoryStore):
+    """keeps the id of the session that was in this place in the index"""
+
+    async def rename(
+        self, key: str, record: Record, *, rev: int, alias: Record | None = None, note: Note | None = None
+    ) -> None:
+        there = self._records.get(key)
+        await super().rename(key, record, rev=rev, alias=alias, note=note)
+        if there is not None and there.owner is not None and there.id != record.id:
+            self._index[there.owner][there.id] = record.key
 
 
 @fault("a_session_whose_time_is_over_takes_no_room")

@@ -29,6 +29,7 @@ from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.conftest import Server
+from tests.properties.faults import Faulty
 from tests.support import Browser, Handler, Response, app_with, destroy, log_in, put, read, regenerate
 from tests.threats.hostile import Between
 from tests.websockets import Socket
@@ -713,3 +714,59 @@ async def test_a_commit_that_has_begun_is_finished_however_often_its_caller_is_c
 
     assert await memory.load(old) is None
     assert len(await memory.index(owner_of("alice"))) == 1
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [put(b=2), lambda session: (session.regenerate(), session.update(b=2))],
+    ids=["writes", "regenerates and writes"],
+)
+async def test_a_log_in_over_ones_own_session_is_one_step(store: Store, clock: FakeClock, meanwhile: Handler) -> None:
+    """It ends that session wherever another request has moved it, and what was written there comes along."""
+    faulty: Any = Faulty(store)
+    browser = Browser(app_with(faulty, clock=clock, devices=Devices(max_sessions=1, at_limit="refuse")))
+    await browser.do(log_in("alice"))
+    slow = browser.another()
+
+    async def fail(*args: Any, **kwargs: Any) -> Any:
+        raise StoreError("a log-in needs no second step")
+
+    async with slow.paused(log_in("alice")) as request:
+        await browser.do(meanwhile)
+        faulty.delete = faulty.end = fail
+    del faulty.delete, faulty.end
+
+    assert request.response.status == 200
+    assert (await read(slow))["data"] == {"b": 2}
+    assert (await read(browser))["is_new"]
+    assert len(await store.index(owner_of("alice"))) == 1
+
+
+@pytest.mark.parametrize("then", [destroy, log_in("alice"), log_in("bob")], ids=["destroy", "alice", "bob"])
+async def test_a_verb_beside_a_log_in_over_ones_own_session_means_what_came_of_that(
+    memory: MemoryStore, clock: FakeClock, then: Handler
+) -> None:
+    """Another task of the request uses the session while the log-in is being saved."""
+    store: Any = Faulty(memory)
+    browser = Browser(app_with(store, clock=clock))
+    await browser.do(log_in("alice"))
+    old = browser.key
+
+    async def handler(session: Session) -> None:
+        async def slow(*args: Any, **kwargs: Any) -> Any:
+            del store.create
+            answer = await store.create(*args, **kwargs)
+            then(session)
+            return answer
+
+        store.create = slow
+        session.log_in("alice")
+        await session.save()
+
+    response = await browser.do(handler)
+
+    user = {destroy: None}.get(then, (await read(browser))["user_id"])
+    assert (response.status, (await read(browser))["user_id"]) == (200, user)
+    assert await memory.load(old) is None
+    alive = {name: len(await memory.index(owner_of(name))) for name in ("alice", "bob")}
+    assert alive == {name: int(name == user) for name in ("alice", "bob")}

@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from asgi_sessions._core.record import Record
 from asgi_sessions._core.token import ID_CHARS
 
 Reason = Literal[
@@ -76,8 +77,17 @@ class Note(msgspec.Struct, frozen=True):
     """Opaque: sealed if there are secrets."""
     at: float | None = None
     """When it happened, if that was not now."""
-    replaces: str = ""
-    """Of a log-in: the id of a session that ends right after it, and does not count against the limit."""
+    replaces: Replaced | None = None
+    """Of a log-in: a session of the same user that ends in the same step, and does not count against the limit."""
+
+
+class Replaced(msgspec.Struct, frozen=True):
+    """The session whose place a log-in takes."""
+
+    record: Record
+    """As it was last seen. Another request may have moved it since; the index knows where to."""
+    note: Note
+    """Of its end."""
 
 
 class Admission(msgspec.Struct, frozen=True):
@@ -88,6 +98,8 @@ class Admission(msgspec.Struct, frozen=True):
     """The history knows of no log-in at all."""
     ended: tuple[str, ...] = ()
     """The ids of the sessions that had to make room."""
+    replaced: Record | None = None
+    """What the session of ``note.replaces`` was when it ended; ``None``: it had ended before."""
 
 
 def pack_entry(what: str, at: float, id: str, fingerprint: str = NO_FINGERPRINT, facts: bytes = b"") -> bytes:

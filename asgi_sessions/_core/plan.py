@@ -149,12 +149,22 @@ ROWS = {
 
 
 @dataclass(frozen=True, slots=True)
+class End:
+    """End the session that the request began with, wherever its record is now."""
+
+    leaving: Leaving
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
 class Create:
     """Keep a new record; with a note, it is a log-in."""
 
     record: Record
     body: Body
     note: Note | None
+    end: End | None
+    """What is carried out in the same step: the user logs in over a session of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,14 +194,6 @@ class Touch:
 @dataclass(frozen=True, slots=True)
 class DeleteUnchanged:
     record: Record
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """End the session that the request began with, wherever its record is now."""
-
-    leaving: Leaving
-    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)

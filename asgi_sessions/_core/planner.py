@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.facts import Devices, Facts, fingerprints_of, pack_facts, seal_facts, unpack_facts
 from asgi_sessions._core.hidden import Hidden
-from asgi_sessions._core.history import LOGGED_IN, REGENERATED, STEPPED_UP, Note, Reason, Rules
-from asgi_sessions._core.intent import NO_INTENT, Asked
+from asgi_sessions._core.history import LOGGED_IN, REGENERATED, STEPPED_UP, Note, Reason, Replaced, Rules, ended
+from asgi_sessions._core.intent import NO_INTENT, Asked, Intent, Leaving
 from asgi_sessions._core.payload import MessagePackCodec
 from asgi_sessions._core.plan import (
     ROWS,
@@ -38,7 +38,7 @@ from asgi_sessions._core.session import Session
 from asgi_sessions._core.timeouts import RENEWAL_GRACE, Timeouts
 from asgi_sessions._core.token import TokenMint, key_of, owner_of_known, shard_of
 from asgi_sessions._core.types import Clock
-from asgi_sessions.errors import SessionDataError
+from asgi_sessions.errors import RecordDamaged, SessionDataError
 
 _DESTROY = Asked.DESTROY
 _NO_TOKEN = Hidden("")
@@ -87,7 +87,19 @@ class RecordRules:
         facts = seal_facts(unpack_facts(about), owner, id, self.secrets, self.namespace) if about else b""
         return Note(what, self.clock(), id, self.rules, (), facts, at)
 
-    def note_of_log_in(self, record: Record, body: Body, rules: Rules | None, replaces: str = "") -> Note | None:
+    def note_of_end(self, known: Record, reason: Reason) -> Note | None:
+        """The entry that the history gets with the end of a session; ``None`` for an anonymous one."""
+        if self.rules is None or known.owner is None:
+            return None
+        try:
+            about = self.open(known).about
+        except RecordDamaged:
+            about = b""
+        return self.note(ended(reason), known.id, known.owner, about)
+
+    def note_of_log_in(
+        self, record: Record, body: Body, rules: Rules | None, replaces: Replaced | None = None
+    ) -> Note | None:
         """The entry that the history gets with a log-in; ``None`` for an anonymous session."""
         if record.owner is None or rules is None:
             return None
@@ -226,8 +238,9 @@ class Planner:
         intent = session._intent
         if intent is not NO_INTENT and phase is not Phase.ENDED:
             if intent.leaving is not None and not (phase is Phase.FAILED and intent.asked is not _DESTROY):
-                reason: Reason = "logged_out" if intent.asked is _DESTROY else "replaced"
-                calls.append(End(intent.leaving, reason))
+                first = calls[0] if calls else None
+                if not (isinstance(first, Create) and first.end is not None):
+                    calls.append(_end(intent.leaving, intent))
             if phase is not Phase.FAILED:
                 user_id, id = session._user_id, session._id
                 calls += [EndOthers(other, id if other == user_id else None) for other in intent.others]
@@ -244,8 +257,14 @@ class Planner:
         rules, intent = self.rules.rules, session._intent
         if rules is not None and session._user_id in intent.others:
             rules = with_fields(rules, limit=0)  # they end with this very log-in
-        replaces = "" if intent.leaving is None else intent.leaving.record.id
-        plan.calls.append(Create(record, body, self.rules.note_of_log_in(record, body, rules, replaces)))
+        end: End | None = None
+        replaces: Replaced | None = None
+        if intent.leaving is not None and intent.leaving.record.owner == record.owner is not None:
+            left = _end(intent.leaving, intent)
+            note = self.rules.note_of_end(left.leaving.record, left.reason)
+            if note is not None:
+                end, replaces = left, Replaced(left.leaving.record, note)
+        plan.calls.append(Create(record, body, self.rules.note_of_log_in(record, body, rules, replaces), end))
 
     def _rename(self, session: Session, payload: bytes, plan: Plan, *, is_renewal: bool) -> None:
         old, is_confirmed = _known(session), _is_confirmed(session)
@@ -330,6 +349,10 @@ class Planner:
 def _is_confirmed(session: Session) -> bool:
     """Whether the user has proved again who they are in this request."""
     return session._stored is not None and session._stored.authenticated_at != session._authenticated_at
+
+
+def _end(leaving: Leaving, intent: Intent) -> End:
+    return End(leaving, "logged_out" if intent.asked is _DESTROY else "replaced")
 
 
 def _known(session: Session) -> Record:

@@ -402,25 +402,31 @@ class Calls:
         self._events = events
 
     async def create(self, session: Session, plan: Plan, call: Create, events: list[Event], again: bool) -> None:
-        admitted = await self.admit(call.record, call.body, call.note)
+        admitted, replaced = await self.admit(call.record, call.body, call.note)
         if session._epoch != plan.epoch:
             # While this was under way, another task of the request destroyed the session or logged somebody in.
-            await self._guard.ask(self._store.delete, call.record.key)
             plan.token = None
+            if call.end is None:
+                await self._guard.ask(self._store.delete, call.record.key)
+            else:
+                session._intent = session._intent.moved(call.end.leaving.record, call.record)
             return
         session._adopt(call.record, call.body)
         session._intent = session._intent.settled()
         events.extend(admitted)
+        if call.end is not None and (replaced is not None or again):
+            self._left(session, plan, call.end, replaced, events)
 
-    async def admit(self, record: Record, body: Body, note: Note | None) -> list[Event]:
-        """Store a new record; of a log-in, with its history entry. Return the events to emit."""
+    async def admit(self, record: Record, body: Body, note: Note | None) -> tuple[list[Event], Record | None]:
+        """Store a new record; of a log-in, with its history entry. Return the events to emit, and the session it replaced."""
         id, user_id = record.id, body.user_id
         admission: object = await self._guard.ask(self._store.create, record, **noting(note))
         if user_id is None:
-            return [self._events.event("session.created", session_id=id)]
+            return [self._events.event("session.created", session_id=id)], None
         details: dict[str, Any] = {"remembered": body.remembered}
-        events: list[Event] = []
+        events, replaced = list[Event](), None
         if isinstance(admission, Admission):
+            replaced = admission.replaced
             facts = unpack_facts(body.about) if body.about else Facts()
             details |= {
                 "new_device": admission.new_device,
@@ -429,7 +435,7 @@ class Calls:
                 "location": str(facts.location),
             }
             events = self._events.ended(admission.ended, user_id, "limit")
-        return [*events, self._events.event("session.logged_in", session_id=id, user_id=user_id, **details)]
+        return [*events, self._events.event("session.logged_in", session_id=id, user_id=user_id, **details)], replaced
 
     async def touch(self, session: Session, plan: Plan, call: Touch, events: list[Event], again: bool) -> None:
         record, guard, seen_at = call.record, self._guard, session._now
@@ -496,6 +502,11 @@ class Calls:
             if plan.row.store is Step.DELETE:
                 raise RecordGone("the session was ended by someone else meanwhile")
             return
+        self._left(session, plan, call, gone, events)
+
+    def _left(self, session: Session, plan: Plan, call: End, gone: Record | None, events: list[Event]) -> None:
+        """The session that the request began with has ended; ``gone``: what it was, if that is known."""
+        leaving = call.leaving
         if call.reason == "logged_out":
             reason = "destroyed" if leaving.user_id is None else "logged_out"
             events += self._events.ended([leaving.record.id], leaving.user_id, reason)
@@ -547,26 +558,41 @@ class Calls:
         rules, store, ask = self._planner.rules, self._store, self._guard.ask
         if isinstance(call, Create):
             note = rules.note(ended("logged_out"), call.record.id, call.record.owner, call.body.about)
-            await ask(store.delete, call.record.key, **noting(note))
+            if call.end is None:
+                await ask(store.delete, call.record.key, **noting(note))
+            else:
+                await self._rename_back(call.record, call.end.leaving.record, note=note)
         elif isinstance(call, Rename):
-            await self._rename_back(session, call)
+            await self._rename_back(call.record, call.old, session._stored, has_alias=call.alias is not None)
 
-    async def _rename_back(self, session: Session, call: Rename) -> None:
-        """Give a session the key of the old token again. A request that was under way may have saved to the new one."""
-        old, stored, store, rules, ask = call.old, session._stored, self._store, self._planner.rules, self._guard.ask
-        there = await self._resolver.load(call.record.key, [])
-        if there is None or there.id != old.id or stored is None:
-            return  # the rename had not taken effect, or the session has ended since
+    async def _rename_back(
+        self,
+        record: Record,
+        old: Record,
+        stored: Body | None = None,
+        *,
+        has_alias: bool = False,
+        note: Note | None = None,
+    ) -> None:
+        """Let the old token lead to the session again that it led to before ``record`` took its place, if it has done so.
+
+        Args:
+            stored: if it is the same session, its body before. A request that was under way may have saved to it since.
+        """
+        store, rules, ask = self._store, self._planner.rules, self._guard.ask
+        there = await self._resolver.load(record.key, [])
+        if there is None or there.id != record.id:
+            return  # it had not taken effect, or the session has ended since
         back = replace(old, rev=there.rev + 1)
-        if there.rev != call.record.rev:
+        if there.rev != record.rev and stored is not None:
             body = replace(rules.open(there), minted_at=stored.minted_at, authenticated_at=stored.authenticated_at)
             back = rules.sealed(replace(there, key=old.key, rev=back.rev), body)
         try:
-            if call.alias is not None:
+            if has_alias:
                 await ask(store.delete, old.key, rev=ALIAS_REV)
-            await ask(store.rename, there.key, back, rev=there.rev)
+            await ask(store.rename, there.key, back, rev=there.rev, **noting(note))
         except (RecordChanged, RecordGone):
-            await self._rename_back(session, call)
+            await self._rename_back(record, old, stored, has_alias=has_alias, note=note)
 
 
 CALLERS: Mapping[type[Call], Callable[..., Awaitable[None]]] = {

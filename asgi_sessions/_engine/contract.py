@@ -123,7 +123,8 @@ class UserStore(Store, Protocol):
     async def create(self, record: Record, *, note: Note | None = None) -> Admission | None:
         """As :meth:`Store.create`. With a note it is a log-in, and in the same step
 
-        * room is made, if the user has ``note.rules.limit`` sessions besides ``note.replaces``: those idle for longest are ended;
+        * the user's session ``note.replaces`` ends, wherever its record is now, and its own note is written;
+        * room is made, if the user has ``note.rules.limit`` sessions besides that one: those idle for longest are ended;
         * the history is asked whether it knows a log-in with one of ``note.fingerprints``; else the entry says NEW_DEVICE.
 
         Raises:

@@ -205,7 +205,8 @@ class Manager:
     async def admit(self, record: Record, body: Body) -> None:
         """Keep the record of a log-in that is to live by refresh tokens."""
         note = self.records.note_of_log_in(record, body, self.rules)
-        await self.events.emit(*await self._committer.calls.admit(record, body, note))
+        events, _ = await self._committer.calls.admit(record, body, note)
+        await self.events.emit(*events)
 
     def sealed(self, record: Record, body: Body) -> Record:
         """The record with this body."""

@@ -151,12 +151,8 @@ class Resolver:
         if known.owner is None:
             # Whoever has the token of a session that somebody left by logging in has nothing: it was anonymous.
             note = self.in_passing(known.id) if reason == "replaced" else None
-        elif self._rules.rules is not None:
-            try:
-                about = self._rules.open(known).about
-            except RecordDamaged:
-                about = b""
-            note = self._rules.note(ended(reason), known.id, known.owner, about)
+        else:
+            note = self._rules.note_of_end(known, reason)
         key, rev = known.key, known.rev
         for _ in range(MAX_MOVES):
             lies_there: Record | None = None

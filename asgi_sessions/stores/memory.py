@@ -192,7 +192,8 @@ class MemoryStore:
         if repeated:
             return Admission(NEW_DEVICE.encode() in known)
         self._prune(owner, note.now, note.rules)
-        sessions = {id: key for id, key in self._index.get(owner, {}).items() if id != note.replaces}
+        sessions = dict(self._index.get(owner, ()))
+        replaced = sessions.pop(note.replaces.record.id, None) if note.replaces is not None else None
         surplus = len(sessions) - note.rules.limit + 1 if note.rules.limit else 0
         if surplus > 0 and note.rules.refuses:
             raise SessionLimitReached(f"the user has {len(sessions)} sessions already")
@@ -207,7 +208,12 @@ class MemoryStore:
         ]
         new = note.what == LOGGED_IN and not any(each in fingerprints for each in note.fingerprints)
         self._note(owner, pack_note(replace(note, what=NEW_DEVICE) if new else note), note.now, note.rules)
-        return Admission(new and note.rules.entries > 0, not fingerprints, out)
+        gone = None
+        if replaced is not None and note.replaces is not None:
+            gone = self._records[replaced]
+            self._drop(replaced)
+            self._note(owner, pack_note(note.replaces.note), note.now, note.rules)
+        return Admission(new and note.rules.entries > 0, not fingerprints, out, gone)
 
     def _prune(self, owner: str, now: float, rules: Rules) -> None:
         for id, key in list(self._index.get(owner, {}).items()):

@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, Self
 
 from asgi_sessions._core.hidden import forgets_arguments
-from asgi_sessions._core.history import ENDED_BY_CLOCK, Admission, Note, Rules, pack_note
+from asgi_sessions._core.history import ENDED_BY_CLOCK, Admission, Note, Replaced, Rules, pack_note
 from asgi_sessions._core.record import Record, pack, pack_clocks, pack_rev, unpack
 from asgi_sessions._core.token import SHARD_CHARS, shard_of
 from asgi_sessions._engine.contract import Listening
@@ -301,18 +301,23 @@ class RedisStore:
         script, more = CREATE, tuple[str | bytes | int, ...]()
         if note is not None and record.owner is not None:
             script = ADMIT
-            limits = (note.rules.limit, int(note.rules.refuses), note.replaces)
-            more = (_rules(note.now, note.rules), pack_note(note), "".join(note.fingerprints), *limits)
+            limits, fingerprints = (note.rules.limit, int(note.rules.refuses)), "".join(note.fingerprints)
+            replaces = _NOBODY if note.replaces is None else _replaced(note.replaces)
+            more = (_rules(note.now, note.rules), pack_note(note), fingerprints, *limits, *replaces)
         ttl, stem = _ttl(record.seen_at, record.expires_at), self._stem(key)
         args = (value, ttl, stem, _suffix(key), *more)
-        done = await self._when_whole(record.owner, run, self._for(value), script, (self._name(key),), *args)
+        if note is not None and note.replaces is not None and self._replicas:
+            done = await self._when_whole(record.owner, self._end, key, script, self._name(key), *args)
+        else:
+            done = await self._when_whole(record.owner, run, self._for(value), script, (self._name(key),), *args)
         if done == 0:
             raise RecordExists("there is a record under this key already")
         if not isinstance(done, list):
             if done < 0:
                 raise SessionLimitReached(f"the user has {-done} sessions already")
             return None
-        return Admission(bool(done[0]), bool(done[1]), tuple(_texts(done[2:])))
+        replaced = _gone(note.replaces, done[2]) if note is not None and note.replaces is not None else None
+        return Admission(bool(done[0]), bool(done[1]), tuple(_texts(done[3:])), replaced)
 
     async def update(self, record: Record, *, rev: int) -> None:
         """See :meth:`asgi_sessions.stores.Store.update`."""
@@ -587,6 +592,26 @@ def _rules(now: float, rules: Rules) -> str:
 
 def _noted(note: Note | None) -> tuple[str | bytes, str | bytes]:
     return ("", "") if note is None else (_rules(note.now, note.rules), pack_note(note))
+
+
+_NOBODY = ("", "", "", "")
+
+
+def _replaced(replaces: Replaced) -> tuple[str | bytes, ...]:
+    """For ADMIT: the session that a log-in replaces."""
+    record = replaces.record
+    return (record.id, _suffix(record.key), pack_rev(record.rev), pack_note(replaces.note))
+
+
+def _gone(replaces: Replaced, answer: Any) -> Record | None:
+    """What ADMIT says that this session was."""
+    known, value = replaces.record, _bytes(answer)
+    if not value:
+        return None
+    try:
+        return known if value == b"=" else unpack(shard_of(known.key) + value[:43].decode("ascii"), value[43:])
+    except RecordDamaged:
+        return None
 
 
 def _texts(answer: Any) -> list[str]:

@@ -189,9 +189,11 @@ return 1
 
 ADMIT = Script(
     """
--- KEYS: record.  ARGV: value, ttl, stem, suffix, rules, entry, fingerprints, limit, refuses, id that does not count or ''.
+-- KEYS: record.  ARGV: value, ttl, stem, suffix, rules, entry, fingerprints, limit, refuses,
+-- and of the session that it replaces: id or '', suffix where it was last seen, rev then, entry.
 -- 0: another one is there;  a number below 0: refused, so many sessions are there;
--- a list: is the device new, is the history without any log-in, and the ids of those who had to make room; or UNSURE.
+-- a list: is the device new, is the history without any log-in, what the replaced one was (suffix and value; '=': as last
+-- seen; '': it had ended), and the ids of those who had to make room; or UNSURE.
 local there = redis.call('GET', KEYS[1])
 if there and there ~= ARGV[1] then return 0 end
 local index, rules, limit = index_of(ARGV[1], ARGV[3]), rules_in(ARGV[5]), tonumber(ARGV[8])
@@ -199,15 +201,28 @@ local id, log_ins, known = string.sub(ARGV[1], 36, 51), 0, false
 for _, each in ipairs(redis.call('LRANGE', history_of(index), 0, -1)) do
   local what = string.sub(each, 14, 14)
   if what == 'i' or what == 'n' then
-    if there and string.sub(each, 15, 30) == id then return {what == 'n' and 1 or 0, 0} end
+    if there and string.sub(each, 15, 30) == id then return {what == 'n' and 1 or 0, 0, ''} end
     log_ins = log_ins + 1
     local fingerprint = string.sub(each, 31, 41)
     for wanted in string.gmatch(ARGV[7], '...........') do known = known or wanted == fingerprint end
   end
 end
-if there then return {0, 0} end
-if limit > 0 and not is_whole(index) then return 'UNSURE' end
-local alive, out = {}, {}
+if there then return {0, 0, ''} end
+local function lies_at(suffix)
+  local head = suffix and head_of(ARGV[3] .. 's:' .. suffix)
+  return suffix and string.sub(head, 36, 51) == ARGV[10] and index_of(head, ARGV[3]) == index and suffix
+end
+local replaced = false
+if ARGV[10] ~= '' then
+  all_here(KEYS[1], ARGV[3] .. 's:' .. ARGV[11])
+  replaced = lies_at(ARGV[11])
+end
+if (limit > 0 or (ARGV[10] ~= '' and not replaced)) and not is_whole(index) then return 'UNSURE' end
+if ARGV[10] ~= '' and not replaced then
+  local found = redis.call('HGET', index, ARGV[10])
+  replaced = found and lies_at(string.sub(found, 1, 43))
+end
+local alive, out, value = {}, {}, ''
 for _, one in ipairs(prune(index, ARGV[3], rules, limit == 0)) do
   if one[2] ~= ARGV[10] then alive[#alive + 1] = one end
 end
@@ -219,12 +234,21 @@ if limit > 0 and #alive >= limit then
     out[i] = alive[i][2]
   end
 end
+if replaced then
+  local name = ARGV[3] .. 's:' .. replaced
+  value = redis.call('GETRANGE', name, 27, 34) == ARGV[12] and '=' or redis.call('GET', name) or ''
+  if #value > 1 then value = replaced .. value end
+  redis.call('DEL', name)
+  redis.call('HDEL', index, ARGV[10])
+  announce(ARGV[3], ARGV[10])
+end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 enter(index, id, ARGV[4], string.sub(ARGV[1], 15, 27))
 keep(index, math.max(tonumber(ARGV[2]), rules.entries > 0 and tonumber(rules.keep) or 0))
 local new = rules.entries > 0 and not known and string.sub(ARGV[6], 14, 14) == 'i'
 note(index, new and string.sub(ARGV[6], 1, 13) .. 'n' .. string.sub(ARGV[6], 15) or ARGV[6], rules)
-return {new and 1 or 0, log_ins == 0 and not (new and evicts()) and 1 or 0, unpack(out)}
+if value ~= '' then note(index, ARGV[13], rules) end
+return {new and 1 or 0, log_ins == 0 and not (new and evicts()) and 1 or 0, value, unpack(out)}
 """
 )
 
@@ -282,6 +306,10 @@ if string.sub(there, 28, 35) ~= ARGV[4] then return there end
 if target then return -1 end
 local value = later(ARGV[1], there)
 local index = index_of(ARGV[1], ARGV[3])
+if index and string.sub(there, 36, 51) ~= string.sub(value, 36, 51) then
+  all_here(KEYS[1], index)
+  redis.call('HDEL', index, string.sub(there, 36, 51))
+end
 redis.call('SET', KEYS[2], value, 'PX', ARGV[2])
 if ARGV[6] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[6], 'PX', ARGV[7]) end
 if index then

@@ -505,12 +505,15 @@ class SQLStore:
                     if await self._load(connection, record.key) != _rounded(record):
                         raise RecordExists("there is a record under this key already")
                     return Admission(any(row.id == note.id and row.what == NEW_DEVICE for row in log_ins)), []
-                alive = [one for one in alive if one.id != note.replaces]
+                replaces = note.replaces.record.id if note.replaces is not None else None
+                replaced = [one for one in alive if one.id == replaces]
+                alive = [one for one in alive if one.id != replaces]
                 surplus = len(alive) - rules.limit + 1 if rules.limit else 0
                 if surplus > 0 and rules.refuses:
                     raise SessionLimitReached(f"the user has {len(alive)} sessions already")
                 out = sorted(alive, key=lambda one: one.seen_at)[: max(surplus, 0)]
-                await self._remove(connection, [one.key for one in (*over, *out)])
+                gone = await self._readable(connection, replaced[0].key) if replaced else None
+                await self._remove(connection, [one.key for one in (*over, *out, *replaced)])
                 try:
                     await connection.execute(self._say.create, _row(record))
                 except IntegrityError as error:  # of somebody else: keys are random, so this is no accident
@@ -520,9 +523,12 @@ class SQLStore:
                 text = pack_note(note)
                 entries += [pack_entry(LIMIT_LETTER, note.now, one.id) for one in out]
                 entries.append(text[:13] + NEW_DEVICE.encode() + text[14:] if new else text)
+                if replaced and note.replaces is not None:
+                    entries.append(pack_note(note.replaces.note))
                 await self._note(connection, owner, entries, note.now, rules, past)
                 ended = [one.id for one in out]
-                return Admission(new, not log_ins, tuple(ended)), [*(one.id for one in over), *ended]
+                admission = Admission(new, not log_ins, tuple(ended), gone)
+                return admission, [*(one.id for one in (*over, *replaced)), *ended]
 
         return work
 
@@ -532,6 +538,12 @@ class SQLStore:
         if row is not None and row.key != key:
             raise OutOfStep
         return None if row is None else _record(row)
+
+    async def _readable(self, connection: AsyncConnection, key: str) -> Record | None:
+        try:
+            return await self._load(connection, key, locked=True)
+        except RecordDamaged:
+            return None
 
     async def _owner_in(self, connection: AsyncConnection, key: str) -> str | None:
         row = (await connection.execute(self._say.load, {"key_": key})).one_or_none()
