@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from asgi_sessions._asgi.middleware import SessionMiddleware
@@ -21,9 +22,9 @@ from asgi_sessions.errors import (
 )
 from asgi_sessions.sessions import Sessions, UserSessions
 from asgi_sessions.stores.memory import MemoryStore
-from asgi_sessions.stores.redis import RedisStore
 
 if TYPE_CHECKING:
+    from asgi_sessions.stores.redis import RedisStore
     from asgi_sessions.stores.sql import SQLStore
 
 __version__ = "0.1.0"
@@ -50,11 +51,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """``SQLStore`` when it is first asked for: SQLAlchemy is an extra, and takes a third of a second to import."""
-    if name != "SQLStore":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from asgi_sessions.stores.sql import SQLStore
+_STORES = {"RedisStore": "asgi_sessions.stores.redis", "SQLStore": "asgi_sessions.stores.sql"}
 
-    globals()[name] = SQLStore
-    return SQLStore
+
+def __getattr__(name: str) -> Any:
+    """A store when it is first asked for. redis-py takes half a second to import; SQLAlchemy takes a third, and is an extra."""
+    if name not in _STORES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    store = globals()[name] = getattr(import_module(_STORES[name]), name)
+    return store

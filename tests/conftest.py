@@ -259,23 +259,37 @@ ON_EVERY_DATABASE = {
     "test_store_contract",
     "test_promises",
     "test_races",
-    "test_devices",
     "test_guard",
-    "test_refresh",
     "test_separate_requests",
     "test_sql_store",
     "test_rekey",
     "test_live",
-    "test_doors",
     "test_interrupted_commit",
-    "test_page",
     "test_text_from_outside",
 }
 """Modules that run on databases too. What the others ask of a store, these ask as well."""
 
+ON_ONE_DATABASE = {"test_devices", "test_doors", "test_page", "test_refresh"}
+"""Modules that run on SQLite too. The contract has all databases answer alike, and these ask for what it says."""
+
 
 COVERED_BY_OTHERS = {"redis", "postgresql", "mariadb"}
-"""Stores that take the same way through our code as Valkey and SQLite do. The tracer doubles what a test costs."""
+"""Stores that take the same way through our code as Valkey and SQLite do. The tracer takes a third of what a test costs."""
+
+GO_OLD_WAYS = (
+    "tests/properties/",
+    "tests/chaos/",
+    "tests/servers/",
+    "tests/browser/",
+    "tests/test_command_line.py",
+    "tests/test_flood.py",
+    "tests/test_programs.py",
+    "tests/test_suite.py",
+    "tests/test_text_from_outside.py",
+    "tests/threats/test_frames.py",
+    "tests/tokens/test_machine.py",
+)
+"""Modules that go where others have been, in other ways and many times."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -284,14 +298,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         module = item.nodeid.partition("::")[0].rpartition("/")[2].removesuffix(".py")
         kind = params.get("store")
         # What is sealed is bytes to a database like any other: once is enough.
-        return kind not in SQL or (
-            module in ON_EVERY_DATABASE and (kind == "sqlite" or params.get("options") != "sealed")
-        )
+        if kind == "sqlite":
+            return module in ON_EVERY_DATABASE | ON_ONE_DATABASE
+        return kind not in SQL or (module in ON_EVERY_DATABASE and params.get("options") != "sealed")
 
     items[:] = [item for item in items if wanted(item)]
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {}).values()
-        if any(isinstance(value, str) and value in COVERED_BY_OTHERS for value in params):
+        is_old_way = item.nodeid.startswith(GO_OLD_WAYS)
+        if is_old_way or any(isinstance(value, str) and value in COVERED_BY_OTHERS for value in params):
             item.add_marker(pytest.mark.no_cover)
     if nameless := [item.nodeid for item in items if " at 0x" in item.nodeid]:
         raise pytest.UsageError(f"{nameless[0]} has another name in each process: give its cases ids=[…]")
@@ -347,6 +362,13 @@ async def empty(store: SQLStore) -> None:
     async with store._connections().statement() as connection:
         for table in store.metadata.sorted_tables:
             await connection.execute(delete(table))
+
+
+@pytest.fixture(autouse=True)
+def programs_are_covered_as_tests_are(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``no_cover`` counts for the programs that a test starts, too."""
+    if request.node.get_closest_marker("no_cover") is not None:
+        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 
 @pytest.fixture

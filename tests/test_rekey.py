@@ -29,6 +29,8 @@ from asgi_sessions.testing import FakeClock, a_record, session_cookie
 from tests.conftest import SQL, TABLE, Server, a_store, sql_url
 from tests.support import Browser, app_with, destroy, log_in, put, read
 
+pytestmark = pytest.mark.usefixtures("patience")
+
 OLD, NEW = "the-old-secret-of-at-least-32-bytes!", "the-new-secret-of-at-least-32-bytes!"
 BOTH = f"{NEW} {OLD}"
 BASE64URL = string.ascii_letters + string.digits + "-_"

@@ -820,17 +820,6 @@ def test_what_does_not_fit_fails_when_the_store_is_built(make: Any, message: str
         make()
 
 
-def test_sqlalchemy_is_imported_when_it_is_asked_for_and_not_before() -> None:
-    program = (
-        "import sys, asgi_sessions; print('sqlalchemy' in sys.modules); asgi_sessions.SQLStore; "
-        "print('sqlalchemy' in sys.modules)"
-    )
-
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-
-    assert answer.stdout.split() == ["False", "True"]
-
-
 def test_without_sqlalchemy_it_says_what_to_install() -> None:
     program = "import sys; sys.modules['sqlalchemy'] = None; from asgi_sessions import SQLStore"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import packages_distributions
 from types import TracebackType
 from typing import Final
 
@@ -41,6 +40,8 @@ class needs:  # noqa: N801 - reads as a sentence: with needs("page", "asgi_sessi
         package = _PACKAGE_OF.get(module, module.replace("_", "-"))
         if isinstance(error, ModuleNotFoundError) and error.name == module:
             raise MissingExtra(f"{self._what} needs {package}: {self._install}", name=module) from error
+        from importlib.metadata import packages_distributions  # only here: 20 ms
+
         others = [name for name in packages_distributions().get(module, ()) if name.lower() != package]
         if others:
             advice = f"pip uninstall {' '.join(others)}; pip install --force-reinstall {package}"

@@ -8,7 +8,8 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from asgi_sessions import ConfigurationError, RedisStore
+import asgi_sessions
+from asgi_sessions import ConfigurationError
 from asgi_sessions.stores import Store
 
 T = TypeVar("T")
@@ -30,13 +31,11 @@ def store_of(url: str, name: str | None) -> Store:
             and SQLAlchemy or the driver is not there.
     """
     if (node := url_of_a_node(url)) is not None:
-        return RedisStore.from_cluster(node, prefix=name or "asgi-sessions")
+        return asgi_sessions.RedisStore.from_cluster(node, prefix=name or "asgi-sessions")
     if url.startswith(("redis://", "rediss://", "unix://")):
-        return RedisStore.from_url(url, prefix=name or "asgi-sessions")
-    from asgi_sessions import SQLStore
-
+        return asgi_sessions.RedisStore.from_url(url, prefix=name or "asgi-sessions")
     _refuse_missing_file(url)
-    return SQLStore.from_url(url, table=name or "asgi_sessions")
+    return asgi_sessions.SQLStore.from_url(url, table=name or "asgi_sessions")
 
 
 def _refuse_missing_file(url: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from os import PathLike
 from os.path import isdir
 from pathlib import Path
@@ -36,7 +37,15 @@ from asgi_sessions.page._strings import Strings
 from asgi_sessions.sessions import HistoryEntry, SessionInfo, Sessions, refuse_no_users
 
 with needs("page", "asgi_sessions.page"):
-    from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
+    from jinja2 import (
+        BaseLoader,
+        ChoiceLoader,
+        Environment,
+        FileSystemLoader,
+        PackageLoader,
+        StrictUndefined,
+        Template,
+    )
 
 __all__ = ["SessionsPage", "Strings"]
 
@@ -45,6 +54,19 @@ MAX_BODY: Final = 4096
 
 MAX_ENTRIES: Final = 200
 """Entries of the history in one answer."""
+
+
+def _template(*first: BaseLoader) -> Template:
+    """The page's template; ``first``: where it is looked for before it is ours."""
+    loader = ChoiceLoader([*first, PackageLoader("asgi_sessions.page")])
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("asgi_sessions/sessions.html")
+
+
+_own_template = cache(_template)
+"""Compiled once, which takes 20 ms."""
 
 _STYLE = (Path(__file__).parent / "style.css").read_bytes()
 
@@ -107,12 +129,7 @@ class SessionsPage:
         self._confirm_url = confirm_url
         self._after_log_out = after_log_out
         self._strings = strings
-        own = PackageLoader("asgi_sessions.page")
-        loader = own if templates is None else ChoiceLoader([FileSystemLoader(templates), own])
-        environment = Environment(
-            loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
-        self._template = environment.get_template("asgi_sessions/sessions.html")
+        self._template = _own_template() if templates is None else _template(FileSystemLoader(templates))
         router = Router(
             [
                 Route("/", self._page),
