@@ -175,7 +175,7 @@ class Sessions:
         this = current.id if isinstance(current, Session) else current
         manager = self._of_users()
         async with manager.asking("list"):
-            found = await manager.records_of(owner_of(user_id), manager.clock())
+            found = await manager.users.records(user_id)
         found.sort(key=lambda each: (each[0].seen_at, each[1].created_at), reverse=True)
         return [_info(record, body, this) for record, body in found]
 
@@ -187,7 +187,7 @@ class Sessions:
         """
         manager = self._of_users()
         async with manager.asking("count"):
-            return len(await manager.records_of(owner_of(user_id), manager.clock()))
+            return len(await manager.users.records(user_id))
 
     async def revoke(self, user_id: str, id: str) -> bool:
         """End one session of a user; whether there was such a session. Its next request is nobody's.
@@ -222,7 +222,7 @@ class Sessions:
             raise SessionError(f"history(limit={type(limit).__name__}): give a whole number")
         manager = self._of_users()
         async with manager.asking("history"):
-            found = await manager.history_of(owner_of(user_id), manager.clock())
+            found = await manager.users.history(user_id)
         # What ends by a store's hand, or all at once, is noted without a device; the log-in of that session has it.
         facts = {entry.session_id: known for entry, known in found if known is not None}
         entries = [_entry(entry, known or facts.get(entry.session_id, Facts())) for entry, known in found]
@@ -244,7 +244,7 @@ class Sessions:
             raise SessionDataError(f"rename(): {error}") from None
         manager = self._of_users()
         async with manager.asking("rename"):
-            return await manager.name(owner_of(user_id), id, name, manager.clock())
+            return await manager.users.rename(user_id, id, name)
 
     async def erase(self, user_id: str, *, history_only: bool = False) -> int:
         """Forget a user: end all sessions and delete the history, so that nothing of theirs is left in the store.
@@ -259,13 +259,13 @@ class Sessions:
         """
         manager = self._of_users()
         async with manager.asking("erase"):
-            return len(await manager.erase(owner_of(user_id), user_id, sessions=not history_only))
+            return len(await manager.users.erase(user_id, sessions=not history_only))
 
     async def _end(self, user_id: str, *, id: str | None = None, keep: str | None = None) -> Sequence[str]:
         manager = self._of_users()
         reason: Reason = "revoked_all" if id is None else "revoked"
         async with manager.asking("revoke"):
-            return await manager.end(owner_of(user_id), user_id, reason, manager.clock(), id=id, keep=keep)
+            return await manager.users.end(user_id, reason, id=id, keep=keep)
 
     def _of_users(self) -> Manager:
         """The manager, if the store knows the sessions of a user."""

@@ -13,41 +13,25 @@ from copy import copy
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-import anyio
-from msgspec.structs import replace
-
 from asgi_sessions._core.cipher import Secrets
-from asgi_sessions._core.facts import Devices, Facts, pack_facts, unpack_facts, unseal_facts
-from asgi_sessions._core.history import (
-    MINUTE,
-    Entry,
-    Note,
-    Reason,
-    Rules,
-    ended,
-    unpack_entry,
-)
+from asgi_sessions._core.facts import Devices
+from asgi_sessions._core.history import Rules
 from asgi_sessions._core.planner import Planner, RecordRules
-from asgi_sessions._core.record import ALIASES, Body, Record, unseal
+from asgi_sessions._core.record import Body, Record, unseal
 from asgi_sessions._core.session import Session
 from asgi_sessions._core.timeouts import Timeouts
-from asgi_sessions._core.token import TokenMint, is_id
+from asgi_sessions._core.token import TokenMint
 from asgi_sessions._core.types import Clock, Event, EventHook, instant
-from asgi_sessions._engine.commit import MAX_ATTEMPTS, Committer, Queues
+from asgi_sessions._engine.commit import Committer, Queues
 from asgi_sessions._engine.contract import Store, SweepingStore, lacking_for_users, trait
 from asgi_sessions._engine.events import Events
 from asgi_sessions._engine.failures import reason_of
-from asgi_sessions._engine.guard import NO_KEY, Guard, checked, checked_ids
+from asgi_sessions._engine.guard import NO_KEY, Guard, checked
 from asgi_sessions._engine.loops import heed_cancellation
 from asgi_sessions._engine.processes import worker_processes
 from asgi_sessions._engine.resolve import Resolver
-from asgi_sessions.errors import (
-    RecordChanged,
-    RecordDamaged,
-    RecordGone,
-    StoreError,
-    StoreUnreachable,
-)
+from asgi_sessions._engine.users import Users
+from asgi_sessions.errors import RecordDamaged, StoreError
 
 logger = logging.getLogger("asgi_sessions")
 
@@ -93,6 +77,7 @@ class Manager:
         host = trait(store, "address") or type(store).__name__
         self.events: Events = Events(host, on_event, self.guard.failures, clock)
         self.resolver: Resolver = Resolver(store, self.guard, self.records, self.events)
+        self.users: Users = Users(store, self.guard, self.records, self.events)
         self._queues: Queues = WeakValueDictionary()
         self._serve("", None)
 
@@ -234,77 +219,6 @@ class Manager:
     async def emit(self, event: Event) -> None:
         """Log an event of another package and hand it to the app's hook."""
         await self.events.emit(event)
-
-    # ── The sessions of one user, for ``sessions.py`` ──
-
-    async def records_of(self, owner: str, now: float) -> list[tuple[Record, Body]]:
-        """The sessions of a user that are within their limits and open."""
-        store: Any = self.store
-        found = await self.guard.ask(store.records, owner, now=now, rules=self.rules or Rules(0))
-        if not isinstance(found, list | tuple):
-            raise StoreUnreachable("the store answered with something other than records")
-        living = []
-        for record in found:
-            try:
-                body = self.records.open(checked(record))
-            except RecordDamaged as damage:
-                await self.events.emit(self.events.event("session.damaged", reason=reason_of(damage)))
-                continue
-            if record.owner == owner and body.kind not in ALIASES and self.records.over(record, body, now) is None:
-                living.append((record, body))
-        return living
-
-    async def end(
-        self, owner: str, user_id: str, reason: Reason, now: float, *, id: str | None = None, keep: str | None = None
-    ) -> Sequence[str]:
-        """End the session ``id`` of a user, or all but ``keep``; the ids that ended by this."""
-        store: Any = self.store
-        note = Note(ended(reason), now, "", self.rules or Rules(0))
-        ids = checked_ids(await self.guard.ask(store.end, owner, note=note, id=id, keep=keep))
-        await self.events.emit(*self.events.ended(ids, user_id, reason))
-        return ids
-
-    async def history_of(self, owner: str, now: float) -> list[tuple[Entry, Facts | None]]:
-        """The entries of a user's history, the newest first, with their facts where they have some that open."""
-        rules = self.rules or Rules(0)
-        store: Any = self.store
-        packed = await self.guard.ask(store.history, owner, now=now, rules=rules)
-        if not isinstance(packed, list | tuple):
-            raise StoreUnreachable("the store answered with something other than a history")
-        found = []
-        for data in packed:
-            entry = unpack_entry(data) if isinstance(data, bytes) else None
-            if entry is not None and entry.at >= now - rules.keep - MINUTE:
-                facts = unseal_facts(entry.facts, owner, entry.session_id, self.secrets, self.records.namespace)
-                found.append((entry, facts))
-        return found
-
-    async def erase(self, owner: str, user_id: str, *, sessions: bool) -> Sequence[str]:
-        """Forget the history of a user, and with ``sessions`` everything."""
-        store: Any = self.store
-        ids = checked_ids(await self.guard.ask(store.erase, owner, sessions=sessions))
-        await self.events.emit(*self.events.ended(ids, user_id, "erased"))
-        return ids
-
-    async def name(self, owner: str, id: str, name: str, now: float) -> bool:
-        """Give the device of a session a name; whether there is such a session."""
-        if not is_id(id):
-            return False
-        for attempt in range(MAX_ATTEMPTS):
-            found = next((each for each in await self.records_of(owner, now) if each[0].id == id), None)
-            if found is None:
-                return False
-            record, body = found
-            body = replace(body, about=pack_facts(replace(unpack_facts(body.about), name=name)))
-            try:
-                await self.replaced(self.sealed(replace(record, rev=record.rev + 1), body), rev=record.rev)
-            except RecordChanged:
-                await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
-                continue
-            except RecordGone:
-                continue  # ended, or its token was just renewed: the next look tells
-            return True
-        raise StoreError(f"the session was changed by others {MAX_ATTEMPTS} times while its device was being named")
 
     async def lives(self, record: Record) -> Record | None:
         """The record of a session as it is now, wherever it is; ``None``: it has ended. Notes and ends nothing."""

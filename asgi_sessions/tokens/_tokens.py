@@ -326,9 +326,9 @@ class Tokens:
         return (*found, grant)
 
     async def _end_reused(self, record: Record, body: Body, scope: Scope | None) -> None:
-        manager, user_id = self._manager, body.user_id or ""
+        manager, user_id = self._manager, body.user_id
         presenter = manager.devices.describe(scope)
-        await self._end(record.owner or "", user_id, record.id, "refresh_reused")
+        await self._end(user_id, record.id, "refresh_reused")
         details = {"device": str(presenter.device), "location": str(presenter.location)}
         await manager.emit(Event("session.refresh_reused", instant(manager.clock()), record.id, user_id, details))
 
@@ -342,7 +342,7 @@ class Tokens:
             del token
             async with self._manager.asking("token revoke"):
                 record, body, _ = await self._found(*given)
-                return await self._end(record.owner or "", body.user_id or "", record.id, "logged_out")
+                return await self._end(body.user_id, record.id, "logged_out")
         except TokenInvalid:
             return False
 
@@ -390,10 +390,10 @@ class Tokens:
         """End the session of an access token; whether it was there."""
         expect("end(claims)", claims, Claims)
         async with self._manager.asking("token revoke"):
-            return await self._end(owner_of(claims.user_id), claims.user_id, claims.session_id, "logged_out")
+            return await self._end(claims.user_id, claims.session_id, "logged_out")
 
-    async def _end(self, owner: str, user_id: str, id: str, reason: Reason) -> bool:
-        return is_id(id) and bool(await self._manager.end(owner, user_id, reason, self._manager.clock(), id=id))
+    async def _end(self, user_id: str | None, id: str, reason: Reason) -> bool:
+        return user_id is not None and is_id(id) and bool(await self._manager.users.end(user_id, reason, id=id))
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
         """The public keys, for those who verify access tokens elsewhere (RFC 7517, section 5)."""

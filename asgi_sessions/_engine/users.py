@@ -1,0 +1,99 @@
+"""The sessions of one user: list, end, rename, history, erase."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+from msgspec.structs import replace
+
+from asgi_sessions._core.facts import Facts, pack_facts, unpack_facts, unseal_facts
+from asgi_sessions._core.history import MINUTE, Entry, Note, Reason, Rules, ended, unpack_entry
+from asgi_sessions._core.planner import RecordRules
+from asgi_sessions._core.record import ALIASES, Body, Record
+from asgi_sessions._core.token import is_id, owner_of
+from asgi_sessions._engine.commit import MAX_ATTEMPTS
+from asgi_sessions._engine.events import Events
+from asgi_sessions._engine.failures import reason_of
+from asgi_sessions._engine.guard import Guard, checked, checked_ids
+from asgi_sessions.errors import RecordChanged, RecordDamaged, RecordGone, StoreError, StoreUnreachable
+
+
+class Users:
+    """What a store that knows users is asked. Every method raises StoreError, and SessionDataError if it is no user's id."""
+
+    def __init__(self, store: Any, guard: Guard, records: RecordRules, events: Events) -> None:
+        self._store = store
+        self._guard = guard
+        self._records = records
+        self._rules = records.rules or Rules(0)
+        self._events = events
+
+    async def records(self, user_id: str) -> list[tuple[Record, Body]]:
+        """The sessions of a user that are within their limits and open."""
+        owner, now = owner_of(user_id), self._records.clock()
+        found = await self._guard.ask(self._store.records, owner, now=now, rules=self._rules)
+        if not isinstance(found, list | tuple):
+            raise StoreUnreachable("the store answered with something other than records")
+        living = []
+        for record in found:
+            try:
+                body = self._records.open(checked(record))
+            except RecordDamaged as damage:
+                await self._events.emit(self._events.event("session.damaged", reason=reason_of(damage)))
+                continue
+            if record.owner == owner and body.kind not in ALIASES and self._records.over(record, body, now) is None:
+                living.append((record, body))
+        return living
+
+    async def end(
+        self, user_id: str, reason: Reason, *, id: str | None = None, keep: str | None = None
+    ) -> Sequence[str]:
+        """End the session ``id`` of a user, or all but ``keep``; the ids that ended by this."""
+        note = Note(ended(reason), self._records.clock(), "", self._rules)
+        ids = checked_ids(await self._guard.ask(self._store.end, owner_of(user_id), note=note, id=id, keep=keep))
+        await self._events.emit(*self._events.ended(ids, user_id, reason))
+        return ids
+
+    async def history(self, user_id: str) -> list[tuple[Entry, Facts | None]]:
+        """The entries of a user's history, the newest first, with their facts where they have some that open."""
+        owner, now, rules = owner_of(user_id), self._records.clock(), self._rules
+        packed = await self._guard.ask(self._store.history, owner, now=now, rules=rules)
+        if not isinstance(packed, list | tuple):
+            raise StoreUnreachable("the store answered with something other than a history")
+        found = []
+        for data in packed:
+            entry = unpack_entry(data) if isinstance(data, bytes) else None
+            if entry is not None and entry.at >= now - rules.keep - MINUTE:
+                secrets, namespace = self._records.secrets, self._records.namespace
+                found.append((entry, unseal_facts(entry.facts, owner, entry.session_id, secrets, namespace)))
+        return found
+
+    async def erase(self, user_id: str, *, sessions: bool) -> Sequence[str]:
+        """Forget the history of a user, and with ``sessions`` everything; the ids that ended by this."""
+        ids = checked_ids(await self._guard.ask(self._store.erase, owner_of(user_id), sessions=sessions))
+        await self._events.emit(*self._events.ended(ids, user_id, "erased"))
+        return ids
+
+    async def rename(self, user_id: str, id: str, name: str) -> bool:
+        """Give the device of a session a name; whether there is such a session."""
+        if not is_id(id):
+            return False
+        for attempt in range(MAX_ATTEMPTS):
+            found = next((each for each in await self.records(user_id) if each[0].id == id), None)
+            if found is None:
+                return False
+            record, body = found
+            body = replace(body, about=pack_facts(replace(unpack_facts(body.about), name=name)))
+            renamed = self._records.sealed(replace(record, rev=record.rev + 1), body)
+            try:
+                await self._guard.ask(self._store.update, renamed, rev=record.rev)
+            except RecordChanged:
+                await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
+                continue
+            except RecordGone:
+                continue  # ended, or its token was just renewed: the next look tells
+            return True
+        raise StoreError(f"the session was changed by others {MAX_ATTEMPTS} times while its device was being named")
