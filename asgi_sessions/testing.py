@@ -46,6 +46,9 @@ __all__ = ["FakeClock", "StoreContract", "UserStoreContract", "log_in", "log_in_
 class FakeClock:
     """A clock that stands still until it is moved. Pass it as ``SessionMiddleware(…, clock=clock)``."""
 
+    stands_still = True
+    """The clock of a store's server does not correct it."""
+
     def __init__(self, now: float = 1_800_000_000.0) -> None:
         self.now: float = now
 

@@ -6,13 +6,15 @@ The table in ``docs/timeouts.md`` says the same.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from asgi_sessions import Session, Sessions, Timeouts
+from asgi_sessions import MemoryStore, Session, Sessions, Timeouts
+from asgi_sessions._engine.clock import clock_for
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import SigningKey, TokenInvalid, Tokens
@@ -149,3 +151,97 @@ async def test_an_access_token_of_a_fast_server_does_not_count_yet(servers: Serv
     clock.advance(APART - 10)
 
     assert right.verify(pair.access_token).user_id == "alice"
+
+
+# ── Where the store's server says what time it is ──
+
+SERVERS = ["valkey", "redis", "postgresql", "mariadb"]
+
+
+def fast_by(seconds: float) -> Callable[[], float]:
+    return lambda: time.time() + seconds
+
+
+@pytest.mark.parametrize("store", SERVERS, indirect=True)
+@pytest.mark.parametrize("seconds", [-APART, APART], ids=["slow", "fast"])
+async def test_a_server_whose_clock_differs_goes_by_that_of_the_store(
+    store: Store, seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without it, an idle timeout of five minutes ends a session at once on a fast server, with its very first request."""
+    timeouts = Timeouts.owasp_high_value()
+    right, other = (Sessions(store, timeouts=timeouts, clock=fast_by(by)) for by in (0.0, seconds))
+    browser = Browser(app_with(right))
+    await browser.do(log_in("alice"))
+
+    there = Browser(app_with(other), browser.token)
+
+    assert (await read(there))["user_id"] == "alice"
+    assert other._manager.clock() == pytest.approx(time.time(), abs=2)
+    assert len([each for each in caplog.records if each.message.startswith("clock.differs:")]) == 1
+    await there.do(log_in("bob"))
+    assert (await read(Browser(app_with(right), there.token)))["user_id"] == "bob"
+
+
+@pytest.mark.parametrize("store", SERVERS, indirect=True)
+async def test_the_old_token_counts_for_thirty_seconds_of_the_stores_time(store: Store) -> None:
+    timeouts = Timeouts(renew=timedelta(seconds=30))
+    object.__setattr__(timeouts, "_renew", 0.0)  # at once: nobody waits for half a minute here
+    right, fast = (Sessions(store, timeouts=timeouts, clock=fast_by(by)) for by in (0.0, APART))
+    browser = Browser(app_with(right))
+    await browser.do(log_in("alice"))
+    old = Browser(app_with(fast), browser.token)
+    await browser.do()
+
+    assert old.token != browser.token
+    assert (await read(old))["user_id"] == "alice"
+
+
+@pytest.mark.parametrize("store", SERVERS, indirect=True)
+async def test_a_clock_of_tests_counts_whatever_the_server_says(store: Store) -> None:
+    clock = FakeClock(time.time() + 60)
+    sessions = Sessions(store, clock=clock)
+    await Browser(app_with(sessions)).do(log_in("alice"))
+
+    assert sessions._manager.clock() == clock()
+
+
+class Heard:
+    """A store that knows what time its server has."""
+
+    server_time: tuple[float, float] | None = None
+
+    def hear(self, server_time: float) -> None:
+        self.server_time = (server_time, time.monotonic())
+
+
+@pytest.mark.parametrize(
+    ("ahead", "counts"),
+    [(0.0, "app"), (1.9, "app"), (-1.9, "app"), (2.1, "store"), (-899.0, "store"), (901.0, "app"), (-1e9, "app")],
+)
+def test_it_counts_if_the_difference_is_one_of_seconds_or_minutes(ahead: float, counts: str) -> None:
+    store, now = Heard(), time.time()
+    clock = clock_for(lambda: now, store)
+    before = clock()
+    store.hear(now + ahead)
+
+    assert before == now
+    assert clock() == pytest.approx(now + ahead if counts == "store" else now, abs=0.1)
+
+
+def test_a_wall_clock_that_is_set_later_moves_no_session(caplog: pytest.LogCaptureFixture) -> None:
+    store, now = Heard(), [time.time()]
+    clock = clock_for(lambda: now[0], store)
+    store.hear(now[0] + APART)
+    first = clock()
+    now[0] += APART  # NTP repairs it
+
+    assert clock() == pytest.approx(first, abs=0.1)
+
+    store.hear(now[0])  # with the next connection
+
+    assert clock() == now[0]
+    assert len(caplog.records) == 1
+
+
+def test_a_store_without_a_server_leaves_the_clock_of_the_app() -> None:
+    assert clock_for(time.time, MemoryStore()) is time.time

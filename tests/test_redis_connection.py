@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,10 @@ async def client(valkey_url: str, anyio_backend: Any) -> AsyncIterator[OwnClient
     await client.aclose()
 
 
+TIME = b"*1\r\n$4\r\nTIME\r\n"
+"""The first command on each connection of a store."""
+
+
 @asynccontextmanager
 async def a_server_that(answers: Callable[[bytes], bytes | None]) -> AsyncIterator[str]:
     """A TCP server on loopback: ``answers`` is given what arrives; ``None`` closes the connection, b"" says nothing."""
@@ -36,14 +40,17 @@ async def a_server_that(answers: Callable[[bytes], bytes | None]) -> AsyncIterat
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append(writer)
-        while data := await reader.read(65536):
-            if b"SETINFO" in data:  # the handshake of redis-py
-                answer: bytes | None = b"+OK\r\n" * data.count(b"SETINFO")
-            else:
-                answer = answers(data)
-            if answer is None:
-                break
-            writer.write(answer)
+        with suppress(ConnectionResetError):
+            while data := await reader.read(65536):
+                if b"SETINFO" in data:  # the handshake of redis-py
+                    answer: bytes | None = b"+OK\r\n" * data.count(b"SETINFO")
+                else:
+                    data, time = data.replace(TIME, b""), b"*2\r\n:1\r\n:2\r\n" * data.count(TIME)
+                    answer = answers(data) if data else b""
+                    answer = None if answer is None else time + answer
+                if answer is None:
+                    break
+                writer.write(answer)
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)

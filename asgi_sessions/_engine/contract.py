@@ -216,6 +216,10 @@ class Traits:
     address: str | None = None
     """Where the server is, for the log; without user and password."""
 
+    server_time: tuple[float, float] | None = None
+    """For a store that has this attribute: what its server's clock said last, in seconds since the epoch, and when that was by
+    ``time.monotonic()``. An app whose clock differs by seconds or minutes goes by the server's."""
+
     emit_event: Callable[..., Awaitable[None]] | None = None
     """For a store that has this attribute: the middleware puts a function here, to report an event that is no error."""
 

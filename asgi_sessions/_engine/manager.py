@@ -22,6 +22,7 @@ from asgi_sessions._core.session import Session
 from asgi_sessions._core.timeouts import Timeouts
 from asgi_sessions._core.token import TokenMint
 from asgi_sessions._core.types import Clock, Event, EventHook, instant
+from asgi_sessions._engine.clock import clock_for
 from asgi_sessions._engine.commit import Committer, Queues
 from asgi_sessions._engine.contract import Store, SweepingStore, lacking_for_users, trait
 from asgi_sessions._engine.events import Events
@@ -59,7 +60,7 @@ class Manager:
     ) -> None:
         self.store = store
         self.timeouts: Timeouts = timeouts if timeouts is not None else Timeouts()
-        self.clock = clock
+        self.clock = clock = clock_for(clock, store)
         self.secrets: Secrets = secrets if secrets is not None else Secrets()
         self.guard: Guard = Guard(store, deadline=deadline, clock=clock)
         if hasattr(store, "emit_event") and (store.emit_event is None or on_event is not None):
@@ -124,9 +125,7 @@ class Manager:
         Raises:
             StoreError: the store failed, was too slow, or answered with something else.
         """
-        session, guard = Session._empty(self, self.clock()), self.guard
-        session._active, session._renews = active, renews
-        record: Record | None = None
+        guard, record, is_answered = self.guard, None, False
         if len(keys) == 1 and guard.keeps_time and not (guard.breaker.failures or guard.failures.is_open):
             # One call and a plain answer, mostly. The general way below comes to the same in four frames more: 2 µs.
             began = time.monotonic()
@@ -138,21 +137,31 @@ class Manager:
                 guard.blame(error, began, guard.breaker)
                 raise
             else:
-                if record is None or self._fill(session, checked(record, keys[0])):
-                    return session
+                is_answered = True
+        # Not before: with its first answer the store may have said what time it is.
+        session = Session._empty(self, self.clock())
+        session._active, session._renews = active, renews
+        if is_answered and (record is None or self._fill(session, checked(record, keys[0]))):
+            return session
+        await self._find(session, keys, record)
+        return session
+
+    async def _find(self, session: Session, keys: Sequence[str], record: Record | None) -> None:
+        """Fill the session from the first key that leads to one. ``record``: what lies under the first, if known."""
         events: list[Event] = []
         try:
-            with guard.limit():
+            with self.guard.limit():
                 for key in keys:
-                    found = await self.resolver.by_token(key, session._now, events, record)
+                    found = await self.resolver.by_token(key, events, record)
+                    session._now = session._created_at = self.clock()
                     if found is not None and self._fill(session, found.record, events):
-                        break
+                        return
+                    record = None
         except TimeoutError as error:
-            raise guard.too_slow() from error
+            raise self.guard.too_slow() from error
         finally:
             if events:
                 await self.events.emit(*events)
-        return session
 
     def _fill(self, session: Session, record: Record, events: list[Event] | None = None) -> bool:
         """Fill the session from the record of a living session; anything else is left to the resolver.
@@ -200,7 +209,7 @@ class Manager:
     async def opened(self, key: str) -> tuple[Record, Body] | None:
         """The living session of any kind under a key; one whose time is over is ended."""
         events: list[Event] = []
-        found = await self.resolver.by_token(key, self.clock(), events, kinds=("session", "token"))
+        found = await self.resolver.by_token(key, events, kinds=("session", "token"))
         await self.events.emit(*events)
         return None if found is None else (found.record, found.body)
 

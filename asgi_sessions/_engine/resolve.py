@@ -68,7 +68,6 @@ class Resolver:
     async def by_token(
         self,
         key: str,
-        now: float,
         events: list[Event],
         record: Record | None = None,
         *,
@@ -80,6 +79,7 @@ class Resolver:
                 record = await self.load(key, events)
             if record is None:
                 return None
+            now = self._rules.clock()
             try:
                 body = self._rules.open(record)
                 if body.kind == "alias":

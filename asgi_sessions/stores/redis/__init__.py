@@ -18,9 +18,10 @@ import asyncio
 import inspect
 import math
 import re
+import time
 import warnings
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any, Self
 
@@ -48,6 +49,7 @@ from asgi_sessions.stores.redis._client import (
     UNANSWERED,
     Client,
     GivenClient,
+    OnOpen,
     OwnClient,
     Refused,
     address_of,
@@ -60,7 +62,7 @@ from asgi_sessions.stores.redis._client import (
     unanswered,
 )
 from asgi_sessions.stores.redis._cluster import SLOTS, Cluster, ClusterClient, shard_of_each_slot
-from asgi_sessions.stores.redis._connection import ConnectionLost
+from asgi_sessions.stores.redis._connection import Connection, ConnectionLost
 from asgi_sessions.stores.redis._scripts import (
     ADMIT,
     CREATE,
@@ -110,6 +112,7 @@ class RedisStore:
 
     needs_asyncio = True
     emit_event: Callable[..., Awaitable[None]] | None = None
+    server_time: tuple[float, float] | None = None
     _server_of: Callable[[str], Hashable] | None = None
     _address: Callable[[], str]
 
@@ -150,7 +153,11 @@ class RedisStore:
             options: passed to redis-py's connections, for example ``ssl_ca_certs=…`` or ``max_connections=…``.
         """
         address = address_of(pool_from_url(url, options))
-        store = cls._own(lambda purpose: OwnClient(lambda: pool_from_url(url, options), purpose), prefix, durable_ends)
+        store = cls._own(
+            lambda purpose, on_open: OwnClient(lambda: pool_from_url(url, options), purpose, on_open),
+            prefix,
+            durable_ends,
+        )
         store._address = lambda: address
         return store
 
@@ -189,7 +196,9 @@ class RedisStore:
         quick = dict(sentinel_options or {})
         pool_from_sentinels(pairs, service, options, quick)
         store = cls._own(
-            lambda purpose: OwnClient(lambda: pool_from_sentinels(pairs, service, options, quick), purpose),
+            lambda purpose, on_open: OwnClient(
+                lambda: pool_from_sentinels(pairs, service, options, quick), purpose, on_open
+            ),
             prefix,
             durable_ends,
         )
@@ -212,22 +221,38 @@ class RedisStore:
             options: passed to redis-py's connections to every node.
         """
         cluster = Cluster([url] if isinstance(url, str) else _several(url), options)
-        store = cls._own(lambda purpose: ClusterClient(cluster, purpose), prefix, durable_ends)
+        store = cls._own(lambda purpose, _: ClusterClient(cluster, purpose), prefix, durable_ends)
+        cluster.on_open = store._on_open
         store._server_of = cluster.server_of
         store._address = lambda: cluster.address
         return store
 
     @classmethod
-    def _own(cls, client: Callable[[str], OwnClient | ClusterClient], prefix: str, durable_ends: int) -> Self:
+    def _own(cls, client: Callable[[str, OnOpen], OwnClient | ClusterClient], prefix: str, durable_ends: int) -> Self:
         if not isinstance(durable_ends, int) or isinstance(durable_ends, bool) or not 0 <= durable_ends <= 10:
             raise ConfigurationError(
                 f"RedisStore(durable_ends={durable_ends!r}): give the number of replicas to wait for, 0 to 10"
             )
         store = cls.__new__(cls)
-        store._set_up(client(REQUESTS), client("large"), prefix)
+        store._set_up(client(REQUESTS, store._on_open), client("large", store._on_open), prefix)
         if durable_ends:
-            store._replicas, store._ender = durable_ends, client("ends")
+            store._replicas, store._ender = durable_ends, client("ends", store._on_open)
         return store
+
+    def _on_open(self, connection: Connection) -> None:
+        """Ask a server what time it is, each time that a connection to it is opened."""
+        connection.ask(("TIME",)).add_done_callback(self._hear_time)
+
+    def _hear_time(self, answer: asyncio.Future[Any]) -> None:
+        if not answer.cancelled() and answer.exception() is None:
+            self._note_time(answer.result())
+
+    def _note_time(self, answer: Any) -> None:
+        try:
+            seconds, micros = map(int, answer)
+        except (TypeError, ValueError):
+            return  # an ACL may forbid TIME; then the app's clock counts
+        self.server_time = (seconds + micros / 1e6, time.monotonic())
 
     def _set_up(self, client: Client, bulk: Client, prefix: str) -> None:
         if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
@@ -517,6 +542,9 @@ class RedisStore:
         """Say so, once, if the server would throw sessions away when memory runs short."""
         self._policy_known = True
         try:
+            if isinstance(self._client, GivenClient):
+                with suppress(Refused):
+                    self._note_time(await self._client.call(("TIME",)))
             answer = await self._client.call(("INFO", "memory"))
         except Refused:
             return  # an ACL without INFO; nothing can be said

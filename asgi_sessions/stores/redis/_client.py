@@ -178,13 +178,24 @@ def checked(reply: Any) -> Any:
     return reply
 
 
+OnOpen = Callable[[Connection], None]
+
+
+def nothing(connection: Connection) -> None:
+    """What is done with a new connection unless somebody says more."""
+
+
 class OwnClient:
     """Our own connections: one per event loop."""
 
-    def __init__(self, make_pool: Callable[[], ConnectionPool], purpose: str = REQUESTS) -> None:
+    def __init__(
+        self, make_pool: Callable[[], ConnectionPool], purpose: str = REQUESTS, on_open: OnOpen = nothing
+    ) -> None:
         """``make_pool`` is called once per event loop; a pool opens nothing, it knows how to."""
         self.purpose = purpose
-        self._connections: PerLoop[ReconnectingConnection] = PerLoop(lambda: ReconnectingConnection(make_pool()))
+        self._connections: PerLoop[ReconnectingConnection] = PerLoop(
+            lambda: ReconnectingConnection(make_pool(), on_open)
+        )
         self._last: tuple[int, Any, ReconnectingConnection | None] = (0, None, None)
         """A thread, its event loop, and the connection there."""
         after_fork.add(self)
@@ -406,10 +417,22 @@ class Distrusts:
 class ReconnectingConnection:
     """A connection for one event loop that is opened when it is needed, and again after it broke."""
 
-    __slots__ = ("_is_closed", "_limits", "_opening", "_pause", "_pool", "_retry_at", "current", "distrusts")
+    __slots__ = (
+        "_is_closed",
+        "_limits",
+        "_on_open",
+        "_opening",
+        "_pause",
+        "_pool",
+        "_retry_at",
+        "current",
+        "distrusts",
+    )
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: ConnectionPool, on_open: OnOpen = nothing) -> None:
+        """``on_open`` is called with each connection that is opened, before any other command is sent on it."""
         self._pool = pool
+        self._on_open = on_open
         self.distrusts = Distrusts()
         self._is_closed = False
         self._limits = Deadlines(TIME_TO_OPEN)
@@ -466,6 +489,7 @@ class ReconnectingConnection:
             raise
         else:
             self._pause = 0.0
+            self._on_open(connection)
             self.current = connection
             return connection
 

@@ -42,12 +42,14 @@ from asgi_sessions.stores.redis._client import (
     TIME_TO_OPEN,
     UNANSWERED,
     WRONG_SERVER,
+    OnOpen,
     ReconnectingConnection,
     Refused,
     after_fork,
     ask_durably,
     checked,
     new_connection,
+    nothing,
     pool_from_url,
     say_asking,
     unanswered,
@@ -119,7 +121,8 @@ class Cluster:
                 "so give the same scheme, user, password and options in each"
             )
         self._seeds = [_address_in(pool) for pool in pools]
-        self._maps: PerLoop[Map] = PerLoop(lambda: Map(self._pool_at, self._seeds))
+        self.on_open: OnOpen = nothing
+        self._maps: PerLoop[Map] = PerLoop(lambda: Map(self._pool_at, self._seeds, self.on_open))
         after_fork.add(self)
 
     @property
@@ -166,8 +169,11 @@ def _address_in(pool: ConnectionPool) -> Address:
 class Map:
     """The nodes of a cluster and their slots, in one event loop."""
 
-    def __init__(self, pool_at: Callable[[Address], ConnectionPool], seeds: Sequence[Address]) -> None:
+    def __init__(
+        self, pool_at: Callable[[Address], ConnectionPool], seeds: Sequence[Address], on_open: OnOpen = nothing
+    ) -> None:
         self._pool_at = pool_at
+        self._on_open = on_open
         self._seeds = list(seeds)
         self._nodes: list[Address] = []
         self._shown_by = self._seeds[0]
@@ -196,7 +202,8 @@ class Map:
             raise ConnectionLost("the store was closed")
         reconnecting = self._connections.get((address, purpose))
         if reconnecting is None:
-            reconnecting = self._connections[address, purpose] = ReconnectingConnection(self._pool_at(address))
+            pool = self._pool_at(address)
+            reconnecting = self._connections[address, purpose] = ReconnectingConnection(pool, self._on_open)
         return reconnecting
 
     async def find(self, slot: int | None) -> Address:

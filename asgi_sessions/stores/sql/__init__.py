@@ -91,6 +91,7 @@ class SQLStore:
     """
 
     needs_asyncio = True
+    server_time: tuple[float, float] | None = None
 
     sweep_every: float = 60.0
     """Seconds between two sweeps while an app is up."""
@@ -157,7 +158,10 @@ class SQLStore:
             engine = self._unused.pop()  # one loop gets it, also where threads come at once
         except IndexError:
             engine = self._make()
-        return ConnectionManager(engine, is_own=self._is_own)
+        return ConnectionManager(engine, is_own=self._is_own, hear_time=self._hear_time)
+
+    def _hear_time(self, now: float) -> None:
+        self.server_time = (now, time.monotonic())
 
     async def create_tables(self) -> None:
         """Make the tables where they are not there; for a quick start. In production let your migrations do it."""

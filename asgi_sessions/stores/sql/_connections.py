@@ -104,6 +104,11 @@ _BEGIN: Final = {
     "sqlite": ("BEGIN IMMEDIATE",),
 }
 _MYSQL = ("mysql", "mariadb")
+_TIME: Final = {
+    "postgresql": "SELECT EXTRACT(EPOCH FROM clock_timestamp())",
+    **dict.fromkeys(_MYSQL, "SELECT UNIX_TIMESTAMP(SYSDATE(6))"),
+}
+"""How a server is asked what time it is. SQLite has none."""
 _MAY_SKIP_ROLLBACK: Final = "skip_autocommit_rollback" in signature(DefaultDialect).parameters  # SQLAlchemy 2.0.43
 
 _EXAMPLE = (
@@ -237,7 +242,7 @@ def _look_whether_in_step(
 class ConnectionManager:
     """The connections of one event loop to the database."""
 
-    def __init__(self, engine: AsyncEngine, *, is_own: bool) -> None:
+    def __init__(self, engine: AsyncEngine, *, is_own: bool, hear_time: Callable[[float], None]) -> None:
         self._engine = engine
         self._is_sqlite = engine.dialect.name == "sqlite"
         self._begin: tuple[str, ...] = _BEGIN[engine.dialect.name]
@@ -247,6 +252,8 @@ class ConnectionManager:
         self._is_own = is_own
         event.listen(self._single.sync_engine, "after_execute", _look_whether_in_step)
         event.listen(engine.sync_engine, "connect", _note_when)
+        if (question := _TIME.get(engine.dialect.name)) is not None:
+            event.listen(engine.sync_engine, "connect", partial(_ask_time, question, hear_time))
         self._distrusted_at = -math.inf
         """Connections that were opened before this lead to a server that is no primary now."""
         # As many as the pool gives connections. A task that waits here can be cancelled and leaves nothing behind.
@@ -457,6 +464,16 @@ class ConnectionManager:
 
 def _note_when(_connection: object, record: Any) -> None:
     record.info[_MADE_AT] = time.monotonic()
+
+
+def _ask_time(question: str, hear: Callable[[float], None], connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute(question)
+    row = cursor.fetchone()
+    cursor.close()
+    connection.rollback()
+    if row is not None:
+        hear(float(row[0]))
 
 
 def address_of(engine: AsyncEngine) -> str:
