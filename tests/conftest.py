@@ -37,12 +37,12 @@ settings.load_profile("ci" if CI else "default")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """For ``-n auto``: three for the whole suite, whose tests wait more than they compute; none for a part of it.
+    """For ``-n auto``: four for the whole suite, whose tests wait more than they compute; none for a part of it.
 
     A part starts sooner without, and what it prints with ``-s`` is seen, and ``--pdb`` has somebody to talk to.
     """
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    return 3 if is_whole and config.option.capture != "no" and not config.option.usepdb else 0
+    return 4 if is_whole and config.option.capture != "no" and not config.option.usepdb else 0
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
