@@ -21,8 +21,11 @@ import redis.asyncio
 from redis.crc import key_slot
 
 from asgi_sessions import ConfigurationError, RedisStore, SessionMiddleware, Sessions, StoreError, Timeouts
+from asgi_sessions._core.record import Record
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.errors import EndUnconfirmed
+from asgi_sessions.stores.redis import LARGE
+from asgi_sessions.stores.redis._client import sentinels_of
 from asgi_sessions.stores.redis._cluster import Address, ClusterClient
 from asgi_sessions.testing import FakeClock, UserStoreContract, a_record, moved
 from tests.clusters import AT_ONCE, Apart, Cluster, Nodes, Watched, may_make_namespaces, until
@@ -386,6 +389,66 @@ async def test_the_primary_dies_under_load_and_the_sentinels_name_another(watche
     assert (said["revived"], said["wrong"]) == (0, [])
     assert said["answers"][200] > 50
     assert set(said["answers"]) <= {200, 503}
+
+
+@pytest.mark.parametrize("connection", ["requests", "large", "ends"])
+async def test_a_process_that_was_idle_does_not_go_on_with_an_old_primary(watched: Watched, connection: str) -> None:
+    """An old primary that returns takes commands for 10 seconds, until a sentinel demotes it. Nothing may be read there."""
+    here, there = (
+        RedisStore.from_sentinel(watched.addresses, watched.SERVICE, durable_ends=1, prefix=f"idle-{connection}")
+        for _ in range(2)
+    )
+    large = a_record(body=bytes(LARGE) if connection == "large" else b"body")
+    await here.create(large)
+    assert await there.load(large.key) == large
+    if connection == "ends":
+        await there.delete(a_record(number=1).key)  # opens the third connection
+    victim = watched.primary
+
+    victim.signal(signal.SIGSTOP)
+    await asyncio.to_thread(until, lambda: watched.primary is not victim, "a failover")
+    await there_is(here, large)
+    victim.signal(signal.SIGCONT)
+    await here.delete(large.key)
+
+    assert victim.ask("ROLE")[0] == b"master", "too late to show anything"
+    assert await there.load(large.key) is None
+    assert await there.delete(large.key) is None
+    for store in (here, there):
+        await store.aclose()
+
+
+async def there_is(store: RedisStore, record: Record) -> None:
+    give_up = time.monotonic() + 10
+    while time.monotonic() < give_up:
+        try:
+            if await store.load(record.key) == record:
+                return
+        except StoreError:
+            pass
+        await asyncio.sleep(0.05)
+    raise AssertionError("it did not recover")
+
+
+async def test_the_sentinel_with_the_newest_configuration_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is cut off together with the old primary still names that one, and may be the first that answers."""
+    sentinels = sentinels_of([("127.0.0.1", 1), ("127.0.0.1", 2), ("127.0.0.1", 3)], {})
+    up = {"is_master": True, "is_sdown": False, "is_odown": False, "num-other-sentinels": 2}
+
+    def says(**state: Any) -> Callable[[], Awaitable[Any]]:
+        async def answer() -> Any:
+            return {Watched.SERVICE: {**up, **state}}
+
+        return answer
+
+    first, second, third = sentinels.sentinels
+    monkeypatch.setattr(first, "sentinel_masters", says(ip="10.0.0.1", port=6379, **{"config-epoch": 9}))
+    monkeypatch.setattr(second, "sentinel_masters", says(ip="10.0.0.2", port=6379, **{"config-epoch": 10}))
+    monkeypatch.setattr(
+        third, "sentinel_masters", says(ip="10.0.0.3", port=6379, is_odown=True, **{"config-epoch": 11})
+    )
+
+    assert await sentinels.discover_master(Watched.SERVICE) == ("10.0.0.2", 6379)
 
 
 async def test_sentinels_that_are_gone_are_passed_over(watched: Watched) -> None:

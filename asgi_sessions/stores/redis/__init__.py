@@ -30,6 +30,7 @@ from asgi_sessions._core.history import ENDED_BY_CLOCK, Admission, Note, Replace
 from asgi_sessions._core.record import Record, pack, pack_clocks, pack_rev, unpack
 from asgi_sessions._core.token import SHARD_CHARS, shard_of
 from asgi_sessions._engine.contract import Listening
+from asgi_sessions._engine.loops import PerLoop
 from asgi_sessions.errors import (
     ConfigurationError,
     RecordChanged,
@@ -53,12 +54,14 @@ from asgi_sessions.stores.redis._client import (
     OwnClient,
     Refused,
     address_of,
+    after_fork,
     checked,
     pool_from_sentinels,
     pool_from_url,
     refusal,
     run,
     run_durably,
+    sentinels_of,
     unanswered,
 )
 from asgi_sessions.stores.redis._cluster import SLOTS, Cluster, ClusterClient, shard_of_each_slot
@@ -78,6 +81,7 @@ from asgi_sessions.stores.redis._scripts import (
     UPDATE,
     Script,
 )
+from asgi_sessions.stores.redis._sentinel import Address, SentinelWatch
 
 TTL_MARGIN = 60.0
 """Seconds for which the server keeps a record beyond its end, so that it is the app's clock that ends it."""
@@ -113,6 +117,7 @@ class RedisStore:
     needs_asyncio = True
     emit_event: Callable[..., Awaitable[None]] | None = None
     server_time: tuple[float, float] | None = None
+    _watches: PerLoop[SentinelWatch] | None = None
     _server_of: Callable[[str], Hashable] | None = None
     _address: Callable[[], str]
 
@@ -202,6 +207,10 @@ class RedisStore:
             prefix,
             durable_ends,
         )
+        store._watches = PerLoop(
+            lambda: SentinelWatch(sentinels_of(pairs, quick), service, store._lead_to)  # of its own: connections stay
+        )
+        after_fork.add(store._watches)
         asked = ",".join(f"{host}:{port}" for host, port in pairs)
         store._address = lambda: f"{service}({asked})"
         return store
@@ -240,8 +249,16 @@ class RedisStore:
         return store
 
     def _on_open(self, connection: Connection) -> None:
-        """Ask a server what time it is, each time that a connection to it is opened."""
+        """Ask the server what time it is. If sentinels named it, drop the connections that lead to another server."""
         connection.ask(("TIME",)).add_done_callback(self._hear_time)
+        if self._watches is not None:
+            self._watches.here()
+            self._lead_to(connection.peer)
+
+    def _lead_to(self, address: Address | None) -> None:
+        for client in (self._client, self._bulk, self._ender):
+            if isinstance(client, OwnClient) and address is not None:
+                client.lead_to(address)
 
     def _hear_time(self, answer: asyncio.Future[Any]) -> None:
         if not answer.cancelled() and answer.exception() is None:
@@ -523,6 +540,8 @@ class RedisStore:
     async def aclose(self) -> None:
         """Close the connections that the store opened in this event loop, and leave a client of yours alone."""
         async with AsyncExitStack() as closing:  # each of them, though another one fails
+            if self._watches is not None and (watch := self._watches.taken()) is not None:
+                closing.push_async_callback(watch.aclose)
             for client in (self._ender, self._bulk, self._client):
                 closing.push_async_callback(client.aclose)
 

@@ -20,7 +20,7 @@ import hiredis
 from redis.asyncio import ConnectionPool, RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     BusyLoadingError,
@@ -52,6 +52,7 @@ from asgi_sessions.errors import (
 )
 from asgi_sessions.stores.redis._connection import Connection, ConnectionLost, NotSent, open_connection
 from asgi_sessions.stores.redis._scripts import MOVING, Script
+from asgi_sessions.stores.redis._sentinel import Address, Sentinels
 from asgi_sessions.stores.redis._subscriber import NullSubscriber, Subscriber
 
 # RESP2: nothing is pushed, so every reply belongs to a question. No retries in the driver: they are ours.
@@ -259,6 +260,13 @@ class OwnClient:
         except UNANSWERED as error:
             raise unanswered(error, self.purpose) from error
 
+    def lead_to(self, address: Address) -> None:
+        """The primary is here: drop the connection of this loop if it leads to another server."""
+        reconnecting = self._connections.found()
+        current = None if reconnecting is None else reconnecting.current
+        if current is not None and current.lost is None and current.peer != address:
+            current.abort(ConnectionLost("the primary is another server now"))
+
     async def distrust(self) -> None:
         """Drop the connection: it leads to a server that is no primary now. Where to, is asked anew."""
         reconnecting = self._connections.found()
@@ -364,10 +372,8 @@ def pool_from_sentinels(
 ) -> ConnectionPool:
     """A pool whose connections ask the sentinels who the primary is, each time one is opened."""
     common = {**_OPTIONS, "retry": Retry(NoBackoff(), 0)}
-    # Sentinels that are down are asked too, one after the other: they get less time, so that the next has some.
-    quick = {**common, "socket_connect_timeout": 0.1, "socket_timeout": 0.1, **sentinel_options}
     try:
-        watchers = Sentinel(list(sentinels), sentinel_kwargs=quick)  # type: ignore[no-untyped-call]  # of redis-py
+        watchers = sentinels_of(sentinels, sentinel_options)
         pool = SentinelConnectionPool(service, watchers, **{**common, **options})  # type: ignore[no-untyped-call]
         new_connection(pool)
     except (ValueError, TypeError, RedisError) as error:
@@ -376,6 +382,12 @@ def pool_from_sentinels(
         ) from None
     _check_protocol(pool, "from_sentinel")
     return pool
+
+
+def sentinels_of(sentinels: Sequence[tuple[str, int]], options: dict[str, Any]) -> Sentinels:
+    # One that is down is asked too. It gets less time than the connection to the primary has.
+    quick = {**_OPTIONS, "retry": Retry(NoBackoff(), 0), "socket_connect_timeout": 0.1, "socket_timeout": 0.1}
+    return Sentinels(list(sentinels), sentinel_kwargs={**quick, **options})  # type: ignore[no-untyped-call]
 
 
 def _check_protocol(pool: ConnectionPool, method: str) -> None:
@@ -387,10 +399,8 @@ def _check_protocol(pool: ConnectionPool, method: str) -> None:
 
 
 async def _leave_sentinels(pool: ConnectionPool) -> None:
-    """They are asked once in a while; no connection to them need stay open."""
     if isinstance(pool, SentinelConnectionPool):
-        for sentinel in pool.sentinel_manager.sentinels:
-            await sentinel.aclose()
+        await pool.sentinel_manager.leave()
 
 
 def new_connection(pool: ConnectionPool) -> AbstractConnection:

@@ -106,6 +106,12 @@ class Connection(asyncio.Protocol):
         """Whether a command may be asked now; otherwise wait for :meth:`room`, or see whether the connection is ``lost``."""
         self._transport.set_protocol(self)
 
+    @property
+    def peer(self) -> tuple[str, int] | None:
+        """The address of the server, unless it is the path of a socket."""
+        name = self._transport.get_extra_info("peername")
+        return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
+
     def ask(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
         """Send a command; the future holds the reply, an error reply included, or raises ConnectionLost.
 
