@@ -704,3 +704,40 @@ async def test_an_answer_of_another_kind_is_a_store_error_and_not_an_absence(own
 def test_what_does_not_fit_fails_when_the_store_is_built(make: Any) -> None:
     with pytest.raises(ConfigurationError):
         make()
+
+
+async def test_a_log_out_that_finds_nothing_waits_for_the_replicas_too(valkey_url: str) -> None:
+    """The first one ended the session on the primary and said 503. The second must not say that all is well."""
+    store = RedisStore.from_url(valkey_url, prefix=f"again-{secrets.token_hex(4)}", durable_ends=1)
+    app = app_with(store)
+    alice = Browser(app)
+    await alice.do(log_in("alice"))
+    token = alice.token
+
+    answers = [(await Browser(app, token).do(destroy)).status for _ in range(2)]
+    anonymous = (await Browser(app).do(destroy)).status
+    forged = (await Browser(app, "nonsense").do(destroy)).status
+
+    assert answers == [503, 503]
+    assert (anonymous, forged) == (200, 200)
+    await store.aclose()
+
+
+async def test_once_replicas_have_it_a_repeated_log_out_is_done_and_more_can_follow(watched: Watched) -> None:
+    store = RedisStore.from_sentinel(watched.addresses, watched.SERVICE, durable_ends=1)
+    app = app_with(store)
+    alice = Browser(app)
+    await alice.do(log_in("alice"))
+    again, writes, logs_in = (alice.another() for _ in range(3))
+    await alice.do(destroy)
+
+    answers = [
+        (await again.do(destroy)).status,
+        (await writes.do(lambda session: (session.destroy(), session.update(a=1)))).status,
+        (await logs_in.do(lambda session: (session.destroy(), session.log_in("bob")))).status,
+    ]
+
+    assert (answers, again.token) == ([200, 200, 200], None)
+    assert (await read(writes))["data"] == {"a": 1}
+    assert (await read(logs_in))["user_id"] == "bob"
+    await store.aclose()

@@ -44,6 +44,8 @@ class Intent(msgspec.Struct, frozen=True):
     leaving: Leaving | None = None
     others: tuple[str, ...] = ()
     """The users whose other sessions are to end."""
+    missing: str | None = None
+    """The key of a session that is to end and was not found: see ``Traits.confirms_ends``."""
 
     def regenerate(self) -> Intent:
         """A stronger verb makes a new token by itself."""
@@ -54,11 +56,11 @@ class Intent(msgspec.Struct, frozen=True):
         asked = Asked.DESTROY if self.asked is Asked.DESTROY else Asked.LOG_IN
         return replace(self, asked=asked, leaving=self._leave(stored, keep_data=keep_data))
 
-    def destroy(self, stored: Leaving | None, *, is_unknown: bool) -> Intent:
+    def destroy(self, stored: Leaving | None, *, is_unknown: bool, missing: str | None = None) -> Intent:
         """``is_unknown``: the store could not be asked, so there may be a session to end."""
         leaving = self._leave(stored, keep_data=False)
-        if leaving is not None or is_unknown:
-            return Intent(Asked.DESTROY, leaving, self.others)
+        if leaving is not None or is_unknown or missing is not None:
+            return Intent(Asked.DESTROY, leaving, self.others, missing if leaving is None else None)
         return self.settled()
 
     def end_others(self, user_id: str) -> Intent:
@@ -80,7 +82,11 @@ class Intent(msgspec.Struct, frozen=True):
     def without_other(self, user_id: str) -> Intent:
         """The other sessions of this user have ended."""
         others = tuple(each for each in self.others if each != user_id)
-        return Intent(self.asked, self.leaving, others) if others or self.asked is not Asked.NOTHING else NO_INTENT
+        return (
+            Intent(self.asked, self.leaving, others, self.missing)
+            if others or self.asked is not Asked.NOTHING
+            else NO_INTENT
+        )
 
     def moved(self, old: Record, new: Record) -> Intent:
         """The session that is to end has been given another token meanwhile."""

@@ -197,6 +197,13 @@ class DeleteUnchanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Confirm:
+    """Delete what was not there: the store answers when its replicas have the end, too."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class EndOthers:
     """End the sessions of a user, except for the session ``keep``."""
 
@@ -204,7 +211,7 @@ class EndOthers:
     keep: str | None
 
 
-Call = Create | Update | Rename | Touch | DeleteUnchanged | End | EndOthers
+Call = Create | Update | Rename | Touch | DeleteUnchanged | End | Confirm | EndOthers
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from asgi_sessions._core.payload import MessagePackCodec
 from asgi_sessions._core.plan import (
     ROWS,
     Call,
+    Confirm,
     Create,
     Data,
     DeleteUnchanged,
@@ -168,7 +169,8 @@ class Planner:
         phase = Phase.STARTED if session._started else Phase.OPEN
         if session._over or failed or session._degraded:
             phase = Phase.ENDED if session._over else Phase.FAILED if failed else Phase.DEGRADED
-        was = Was.NONE if session._record is None and session._intent.leaving is None else Was.FOUND
+        is_none = session._record is None and session._intent.leaving is None and session._intent.missing is None
+        was = Was.NONE if is_none else Was.FOUND
         asked = session._intent.asked
         payload = b""
         if phase is Phase.FAILED or phase is Phase.ENDED:
@@ -241,6 +243,8 @@ class Planner:
                 first = calls[0] if calls else None
                 if not (isinstance(first, Create) and first.end is not None):
                     calls.append(_end(intent.leaving, intent))
+            if intent.missing is not None and intent.asked is _DESTROY:
+                calls.append(Confirm(intent.missing))
             if phase is not Phase.FAILED:
                 user_id, id = session._user_id, session._id
                 calls += [EndOthers(other, id if other == user_id else None) for other in intent.others]

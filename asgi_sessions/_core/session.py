@@ -69,6 +69,7 @@ class Session(TrackedDict):
         "_keeper",
         "_loaded",
         "_marked",
+        "_missing",
         "_next_turn",
         "_now",
         "_origin",
@@ -98,6 +99,9 @@ class Session(TrackedDict):
     _intent: Intent
     _keeper: Keeper
     _loaded: bytes  # the payload as it is in the store
+    _missing: (
+        str | None
+    )  # the key that the browser's token stands for, where a log-out must be confirmed even if it finds nothing
     _marked: bool  # was mark_modified() called since the data was last encoded?
     _next_turn: Any  # an event for those who wait for the commit that is under way
     _now: float  # the clock when the request came
@@ -128,7 +132,7 @@ class Session(TrackedDict):
         self._id = ""
         self._loaded = b""
         self._record = self._stored = self._user_id = self._authenticated_at = self._plan = self._next_turn = None
-        self._origin = None
+        self._origin = self._missing = None
         return self
 
     # ── What the engine does to it ──
@@ -349,7 +353,7 @@ class Session(TrackedDict):
         """
         self._accessed = True
         dict.clear(self)
-        self._intent = self._intent.destroy(self._as_stored(), is_unknown=self._degraded)
+        self._intent = self._intent.destroy(self._as_stored(), is_unknown=self._degraded, missing=self._missing)
         self._begin(self._keeper.clock())
 
     async def save(self) -> None:

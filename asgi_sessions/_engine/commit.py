@@ -28,6 +28,7 @@ from asgi_sessions._core.intent import NO_INTENT, Asked, Intent
 from asgi_sessions._core.payload import merge
 from asgi_sessions._core.plan import (
     Call,
+    Confirm,
     Cookie,
     Create,
     DeleteUnchanged,
@@ -529,6 +530,12 @@ class Calls:
             session._maybe_changed = True
             plan.calls.insert(plan.done + 1, self._planner.update(session, payload))
 
+    async def confirm(self, session: Session, plan: Plan, call: Confirm, events: list[Event], again: bool) -> None:
+        gone = await self._guard.ask(self._store.delete, call.key)
+        session._intent = session._intent.settled()
+        if gone is not None:  # a failover has just brought it back
+            events += self._events.ended([gone.id], None, "destroyed")
+
     async def delete_unchanged(
         self, session: Session, plan: Plan, call: DeleteUnchanged, events: list[Event], again: bool
     ) -> None:
@@ -602,5 +609,6 @@ CALLERS: Mapping[type[Call], Callable[..., Awaitable[None]]] = {
     Touch: Calls.touch,
     DeleteUnchanged: Calls.delete_unchanged,
     End: Calls.end,
+    Confirm: Calls.confirm,
     EndOthers: Calls.end_others,
 }

@@ -210,6 +210,9 @@ class Traits:
     needs_asyncio: bool = False
     """Works in asyncio's event loops only. Under trio the lifespan of its app fails with an error that says so."""
 
+    confirms_ends: bool = False
+    """``delete()`` answers when replicas have the end, also if it finds nothing. So a log-out that finds no session asks, too."""
+
     is_of_one_process: bool = False
     """Other processes do not see the records. The middleware warns under several worker processes."""
 

@@ -65,6 +65,7 @@ class Manager:
         self.guard: Guard = Guard(store, deadline=deadline, clock=clock)
         if hasattr(store, "emit_event") and (store.emit_event is None or on_event is not None):
             store.emit_event = self.emit_event
+        self._confirms_ends: bool = trait(store, "confirms_ends") is True
         self.shadowed: set[str] = set()
         self.devices: Devices = devices if devices is not None else Devices()
         self.knows_users: bool = not lacking_for_users(store)
@@ -141,6 +142,8 @@ class Manager:
         # Not before: with its first answer the store may have said what time it is.
         session = Session._empty(self, self.clock())
         session._active, session._renews = active, renews
+        if self._confirms_ends and keys:
+            session._missing = keys[0]
         if is_answered and (record is None or self._fill(session, checked(record, keys[0]))):
             return session
         await self._find(session, keys, record)

@@ -127,6 +127,11 @@ class RedisStore:
         return isinstance(self._client, OwnClient)
 
     @property
+    def confirms_ends(self) -> bool:
+        """See :class:`asgi_sessions.stores.Traits`. With ``durable_ends`` it does."""
+        return self._replicas > 0
+
+    @property
     def server_of(self) -> Callable[[str], Hashable] | None:
         """See :class:`asgi_sessions.stores.Traits`. On a cluster it is the node."""
         return self._server_of
