@@ -741,3 +741,49 @@ async def test_once_replicas_have_it_a_repeated_log_out_is_done_and_more_can_fol
     assert (await read(writes))["data"] == {"a": 1}
     assert (await read(logs_in))["user_id"] == "bob"
     await store.aclose()
+
+
+async def test_all_replicas_are_as_many_as_the_primary_has_had(watched: Watched) -> None:
+    """One that hangs, or is gone, still counts: it may be the one that takes over, and has not heard of the end."""
+    store = RedisStore.from_sentinel(watched.addresses, watched.SERVICE, durable_ends="all")
+    app = app_with(store)
+    primary = watched.primary
+    slow = next(server for server in watched.servers if server is not primary)
+
+    async def log_out() -> int:
+        browser = Browser(app)
+        await browser.do(log_in("alice"))
+        return (await browser.do(destroy)).status
+
+    answers = [await log_out()]
+    slow.signal(signal.SIGSTOP)
+    answers.append(await log_out())
+    primary.ask("CLIENT", "KILL", "TYPE", "replica")
+    await asyncio.to_thread(until, lambda: primary.ask("INFO", "replication")["connected_slaves"] == 1)
+    answers.append(await log_out())
+    slow.signal(signal.SIGCONT)
+    await asyncio.to_thread(until, lambda: primary.ask("INFO", "replication")["connected_slaves"] == 2)
+    await asyncio.to_thread(until, lambda: primary.ask("INFO", "replication")["slave0"]["state"] == "online")
+    await asyncio.to_thread(until, lambda: primary.ask("INFO", "replication")["slave1"]["state"] == "online")
+    answers.append(await log_out())
+
+    assert answers == [200, 503, 503, 200]
+    await store.aclose()
+
+
+async def test_all_of_no_replicas_is_none_that_has_it(valkey_url: str) -> None:
+    store = RedisStore.from_url(valkey_url, prefix="all", durable_ends="all")
+
+    with pytest.raises(EndUnconfirmed, match="0 of 1 replicas"):
+        await store.delete(a_record().key)
+    await store.aclose()
+
+
+@pytest.mark.parametrize("end", [destroy, lambda session: session.clear()], ids=["destroy", "clear"])
+async def test_the_end_of_an_anonymous_session_waits_too(valkey_url: str, end: Any) -> None:
+    store = RedisStore.from_url(valkey_url, prefix=f"anonymous-{secrets.token_hex(4)}", durable_ends=1)
+    browser = Browser(app_with(store))
+    await browser.do(put(a=1))
+
+    assert (await browser.do(end)).status == 503
+    await store.aclose()

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.history import ENDED_BY_CLOCK, Admission, Note, Replaced, Rules, pack_note
@@ -53,6 +53,7 @@ from asgi_sessions.stores.redis._client import (
     OnOpen,
     OwnClient,
     Refused,
+    Replicas,
     address_of,
     after_fork,
     checked,
@@ -85,6 +86,8 @@ from asgi_sessions.stores.redis._sentinel import Address, SentinelWatch
 
 TTL_MARGIN = 60.0
 """Seconds for which the server keeps a record beyond its end, so that it is the app's clock that ends it."""
+
+DurableEnds = int | Literal["all"]
 
 LARGE = 16 * 1024
 """Bytes. What is as long as this travels on a connection of its own, so that nothing small waits behind it."""
@@ -129,7 +132,7 @@ class RedisStore:
     @property
     def confirms_ends(self) -> bool:
         """See :class:`asgi_sessions.stores.Traits`. With ``durable_ends`` it does."""
-        return self._replicas > 0
+        return self._replicas is not None
 
     @property
     def server_of(self) -> Callable[[str], Hashable] | None:
@@ -152,14 +155,17 @@ class RedisStore:
 
     @classmethod
     @forgets_arguments
-    def from_url(cls, url: str, *, prefix: str = "asgi-sessions", durable_ends: int = 0, **options: Any) -> Self:
+    def from_url(
+        cls, url: str, *, prefix: str = "asgi-sessions", durable_ends: DurableEnds = 0, **options: Any
+    ) -> Self:
         """A store with its own connections.
 
         Args:
             url: ``redis://[[user]:password@]host[:port][/db]``, ``rediss://…`` (TLS) or ``unix://path``.
             prefix: what every key begins with; letters, digits and ``_.:/-``. One prefix per app.
-            durable_ends: how many replicas must have heard of it before a session counts as ended (``WAIT``), so that a failover
-                does not bring it back. Where they have not within 0.35 seconds, the one who ended it hears a StoreError.
+            durable_ends: how many replicas must have it before a session counts as ended (``WAIT``), so that a failover does not
+                bring it back. If they do not acknowledge within 0.35 seconds, the call that ends the session raises a StoreError.
+                ``"all"``: as many as the primary has had. Only then no failover can promote a replica that has not heard.
             options: passed to redis-py's connections, for example ``ssl_ca_certs=…`` or ``max_connections=…``.
         """
         address = address_of(pool_from_url(url, options))
@@ -179,7 +185,7 @@ class RedisStore:
         service: str,
         *,
         prefix: str = "asgi-sessions",
-        durable_ends: int = 0,
+        durable_ends: DurableEnds = 0,
         sentinel_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Self:
@@ -223,7 +229,7 @@ class RedisStore:
     @classmethod
     @forgets_arguments
     def from_cluster(
-        cls, url: str | Sequence[str], *, prefix: str = "asgi-sessions", durable_ends: int = 0, **options: Any
+        cls, url: str | Sequence[str], *, prefix: str = "asgi-sessions", durable_ends: DurableEnds = 0, **options: Any
     ) -> Self:
         """A store on a Redis or Valkey Cluster, with its own connections to the nodes: one each, as on a single server.
 
@@ -242,15 +248,18 @@ class RedisStore:
         return store
 
     @classmethod
-    def _own(cls, client: Callable[[str, OnOpen], OwnClient | ClusterClient], prefix: str, durable_ends: int) -> Self:
-        if not isinstance(durable_ends, int) or isinstance(durable_ends, bool) or not 0 <= durable_ends <= 10:
+    def _own(
+        cls, client: Callable[[str, OnOpen], OwnClient | ClusterClient], prefix: str, durable_ends: DurableEnds
+    ) -> Self:
+        is_number = isinstance(durable_ends, int) and not isinstance(durable_ends, bool) and 0 <= durable_ends <= 10
+        if durable_ends != "all" and not is_number:
             raise ConfigurationError(
-                f"RedisStore(durable_ends={durable_ends!r}): give the number of replicas to wait for, 0 to 10"
+                f"RedisStore(durable_ends={durable_ends!r}): give the number of replicas to wait for, 0 to 10, or 'all'"
             )
         store = cls.__new__(cls)
         store._set_up(client(REQUESTS, store._on_open), client("large", store._on_open), prefix)
         if durable_ends:
-            store._replicas, store._ender = durable_ends, client("ends", store._on_open)
+            store._replicas, store._ender = Replicas(durable_ends), client("ends", store._on_open)
         return store
 
     def _on_open(self, connection: Connection) -> None:
@@ -284,14 +293,14 @@ class RedisStore:
         self._client, self._bulk = client, bulk
         self._prefix = prefix
         self._policy_known = False
-        self._replicas = 0
+        self._replicas: Replicas | None = None
         # A server answers nothing else on a connection that waits for replicas, so ends have one of their own.
         self._ender = client
 
     async def _end(self, shard: str, script: Script, key: str, *args: Any, durably: bool = True) -> Any:
         """Run a script that ends sessions; with ``durable_ends``, until replicas have heard of it."""
         keys = (key,)
-        if not (self._replicas and durably):
+        if self._replicas is None or not durably:
             return await run(self._client, script, keys, *args)
         return await run_durably(
             self._ender, script, keys, *args, mark=f"{self._stem(shard)}w", replicas=self._replicas
@@ -353,7 +362,7 @@ class RedisStore:
             more = (_rules(note.now, note.rules), pack_note(note), fingerprints, *limits, *replaces)
         ttl, stem = _ttl(record.seen_at, record.expires_at), self._stem(key)
         args = (value, ttl, stem, _suffix(key), *more)
-        if note is not None and note.replaces is not None and self._replicas:
+        if note is not None and note.replaces is not None and self._replicas is not None:
             done = await self._when_whole(record.owner, self._end, key, script, self._name(key), *args)
         else:
             done = await self._when_whole(record.owner, run, self._for(value), script, (self._name(key),), *args)

@@ -12,9 +12,10 @@ import random
 import re
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from threading import get_ident
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import hiredis
 from redis.asyncio import ConnectionPool, RedisCluster
@@ -244,7 +245,7 @@ class OwnClient:
     ) -> Subscriber:
         return Subscriber(self._here().new_connection, stem, on_end, on_gap)
 
-    async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: int) -> Any:
+    async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: Replicas) -> Any:
         """As :meth:`call`, and so many replicas have what was done.
 
         Args:
@@ -302,8 +303,48 @@ def say_asking(connection: Connection) -> None:
     connection.ask(("ASKING",)).add_done_callback(retrieve)
 
 
+class Replicas:
+    """How many replicas must have the end of a session: a number, or ``"all"`` that the primary has had in this process.
+
+    A replica that is gone still counts then, since it may be the one that takes over.
+    """
+
+    def __init__(self, wanted: int | Literal["all"]) -> None:
+        self._wanted = wanted
+        self._most: dict[Any, int] = {}
+
+    async def of(self, connection: Connection) -> int:
+        """The number for the server at the other end.
+
+        Raises:
+            ConnectionLost. EndUnconfirmed: the server does not say how many it has.
+        """
+        if self._wanted != "all":
+            return self._wanted
+        answer, peer = connection.ask(("INFO", "replication")), connection.peer
+        if peer in self._most:
+            answer.add_done_callback(partial(self._note, peer))  # for the next end
+        else:
+            await asyncio.wait({answer})
+            self._note(peer, answer)
+            if peer not in self._most:
+                raise EndUnconfirmed("the server does not say how many replicas it has (INFO replication)")
+        return max(self._most[peer], 1)
+
+    def _note(self, peer: Any, answer: asyncio.Future[Any]) -> None:
+        if not answer.cancelled() and answer.exception() is None and isinstance(answer.result(), bytes):
+            found = re.search(rb"^connected_slaves:(\d+)", answer.result(), re.MULTILINE)
+            if found is not None:
+                self._most[peer] = max(self._most.get(peer, 0), int(found[1]))
+
+
 async def ask_durably(
-    connection: Connection, command: tuple[Any, ...], mark: Callable[[], str], replicas: int, *, is_asking: bool = False
+    connection: Connection,
+    command: tuple[Any, ...],
+    mark: Callable[[], str],
+    wanted: Replicas,
+    *,
+    is_asking: bool = False,
 ) -> Any:
     """The reply to a command, when replicas have what it did. All on one connection.
 
@@ -323,6 +364,7 @@ async def ask_durably(
             say_asking(connection)
         return connection.ask(one)
 
+    replicas = await wanted.of(connection)
     is_first, asked = not connection.is_held_up, ask(command)
     try:
         async with asyncio.timeout(TIME_TO_CONFIRM):
@@ -342,7 +384,7 @@ async def ask_durably(
         if isinstance(answer, hiredis.ReplyError):
             raise EndUnconfirmed(f"replicas did not acknowledge an end: Redis refused: {cleaned(str(answer))}")
     if reached < replicas:
-        raise EndUnconfirmed(f"the end of a session reached {reached} of {replicas} replicas")
+        raise EndUnconfirmed(f"the end of a session reached {reached} of {replicas} replicas (durable_ends)")
     return reply
 
 
@@ -567,7 +609,7 @@ class GivenClient:
 
     again = call
 
-    async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: int) -> Any:
+    async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: Replicas) -> Any:
         """A command and the WAIT after it cannot be held on one connection."""
         raise NotImplementedError
 
@@ -597,7 +639,7 @@ class Client(Protocol):
     def at_once(self, command: tuple[Any, ...]) -> asyncio.Future[Any] | None: ...
     async def call(self, command: tuple[Any, ...]) -> Any: ...
     async def again(self, command: tuple[Any, ...]) -> Any: ...
-    async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: int) -> Any: ...
+    async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: Replicas) -> Any: ...
     def listen(
         self, stem: Callable[[str], str], on_end: Callable[[str], None], on_gap: Callable[[str], None]
     ) -> Listening: ...
@@ -634,7 +676,7 @@ async def _with_text(client: Client, script: Script, command: tuple[Any, ...]) -
 
 
 async def run_durably(
-    client: Client, script: Script, keys: tuple[str, ...], *args: Any, mark: str, replicas: int
+    client: Client, script: Script, keys: tuple[str, ...], *args: Any, mark: str, replicas: Replicas
 ) -> Any:
     """:func:`run`, and so many replicas have what was done.
 

@@ -45,6 +45,7 @@ from asgi_sessions.stores.redis._client import (
     OnOpen,
     ReconnectingConnection,
     Refused,
+    Replicas,
     after_fork,
     ask_durably,
     checked,
@@ -397,7 +398,7 @@ class ClusterClient:
 
     again = call
 
-    async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: int) -> Any:
+    async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: Replicas) -> Any:
         """As :meth:`OwnClient.call_durably`."""
         known, slot = self._cluster.map(), slot_of(mark)
 
