@@ -223,7 +223,7 @@ class Committer:
                 await self.calls.undo(session, plan)
             else:
                 await self._carry_out(session, plan, events)
-        if not self._lives(session) and not await self._still_lives(session, events):
+        if not (session._over or self._lives(session) or await self._still_lives(session, events)):
             self._mark_ended(session, events)
             return
         if await self._attempt(session, events, failed=failed, is_save=is_save):

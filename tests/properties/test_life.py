@@ -879,6 +879,22 @@ async def test_after_a_5xx_only_a_log_out_counts_however_late(store: Store, cloc
     assert await store.load(alice.key) is None
 
 
+async def test_a_session_that_a_request_has_outlived_is_lost_once(store: Store, clock: FakeClock) -> None:
+    """The response notes that it is gone. What the app does after that asks the store no more."""
+    heard: list[str] = []
+    app = app_with(store, clock=clock, timeouts=LIMITS, on_event=lambda event: heard.append(event.name))
+    browser = Browser(app)
+    await browser.do(lambda session: session.update(a=1))
+    clock.advance(LIMITS.idle - timedelta(seconds=1))
+    slow = browser.another()
+
+    async with slow.paused():
+        await browser.do(lambda session: session.log_in("alice"))
+        clock.advance(1)
+
+    assert heard.count("session.lost") == 1
+
+
 # ── On every store ──
 
 
