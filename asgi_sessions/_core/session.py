@@ -324,7 +324,7 @@ class Session(TrackedDict):
             SessionError: nobody is logged in.
             ResponseStarted: the cookie can no longer be sent.
         """
-        if self._user_id is None:
+        if self.user_id is None:  # noted as a read: the error tells that nobody is logged in
             raise SessionError("confirm(): nobody is logged in; call log_in(user_id) after checking who it is")
         self.regenerate()
         self._authenticated_at = self._keeper.clock()
@@ -338,12 +338,12 @@ class Session(TrackedDict):
             SessionError: nobody is logged in, or the store does not know the sessions of a user.
             ResponseStarted: the cookie can no longer be sent.
         """
-        if self._user_id is None:
+        if (user_id := self.user_id) is None:  # noted as a read, as in confirm()
             raise SessionError("end_others(): nobody is logged in; call log_in(user_id) first")
         if not self._keeper.knows_users:
             raise SessionError("end_others(): this store does not know which sessions belong to a user")
         self._verb("end_others()")
-        self._intent = self._intent.end_others(self._user_id)
+        self._intent = self._intent.end_others(user_id)
 
     def destroy(self) -> None:
         """End this session. It is gone from the store when the response starts, even if the handler crashes after this.

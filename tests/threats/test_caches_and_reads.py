@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from asgi_sessions import Session, SessionMiddleware, SessionWarning, StoreError
+from asgi_sessions import Session, SessionError, SessionMiddleware, SessionWarning, StoreError
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
@@ -285,6 +285,20 @@ async def test_cookies_and_headers_of_others_are_neither_lost_nor_doubled(memory
 
 
 # ── Vary, and what is forgotten as access ──
+
+
+@pytest.mark.parametrize("verb", ["confirm", "end_others"])
+async def test_a_verb_that_says_that_nobody_is_logged_in_is_a_read(memory: Store, verb: str) -> None:
+    """The app may make a page of the error; to somebody who is logged in it would be wrong."""
+    visitor = Browser(app_with(memory))
+
+    def try_it(session: Session) -> None:
+        with pytest.raises(SessionError):
+            getattr(session, verb)()
+
+    response = await visitor.do(try_it)
+
+    assert response.get("vary") == "Cookie"
 
 
 @pytest.mark.parametrize(
