@@ -187,6 +187,8 @@ class Model:
         """By the id of a new session: whom the real store has ended for it. Of equally idle ones it may choose any."""
         self.events: list[tuple[str, str, str]] = []
         """What the app is to hear: event, id, reason."""
+        self.outlived: set[str] = set()
+        """The ids of sessions begun by a log-out of an expired one. If the store has swept it away, it is lost and not ended."""
         self.writes = 0
         """How often anything but a touch or an ending was tried."""
         self.aliases = 0
@@ -404,7 +406,9 @@ class Model:
         self.stand_on(view, life)
         view.asked = None
         self.tell_token(view, life)
-        if (yield from self.end_leaving(view, logs_out=logs_out)) and leaving is not None:
+        # A user who logs in over a session of their own ends it in the same step.
+        at_once = leaving is not None and leaving.life.user == life.user is not None
+        if (yield from self.end_leaving(view, logs_out=logs_out, at_once=at_once)) and leaving is not None:
             left = leaving.life
             if left.version != leaving.version and leaving.data is not None:
                 self.note("brought along")
@@ -450,17 +454,20 @@ class Model:
         else:
             self.lose(view)
 
-    def end_leaving(self, view: View, *, logs_out: bool) -> Generator[None, None, bool]:
-        """Ends the session that a verb left behind, wherever it is by now. Whether it was there."""
+    def end_leaving(self, view: View, *, logs_out: bool, at_once: bool = False) -> Generator[None, None, bool]:
+        """End the session that a verb left behind, wherever it is by now. Whether it was there. ``at_once``: in the last step."""
         leaving, view.leaving = view.leaving, None
         if leaving is None:
             return False
         life, known = leaving.life, (leaving.move, leaving.version)
         while True:
-            yield
+            if not at_once:
+                yield
             if life.ended:
                 return False
-            if known == (life.move, life.version):
+            if self.is_expired(life):
+                self.outlived.add(view.id)
+            if at_once or known == (life.move, life.version):
                 break
             known = (life.move, life.version)
         life.ended = True
