@@ -179,7 +179,7 @@ class PostgreSQL(DatabaseServer):
     def admin_url(self) -> str:
         return f"postgresql+asyncpg://admin@127.0.0.1:{self.port}/{'test' if self._is_made else 'postgres'}"
 
-    _users = ("CREATE ROLE app LOGIN", "CREATE DATABASE test OWNER app")
+    _users: tuple[str, ...] = ("CREATE ROLE app LOGIN", "CREATE DATABASE test OWNER app")
 
     def _to_make(self, program: str) -> list[str]:
         return [program, "-D", f"{self.directory}/data", "-U", "admin", "-A", "trust", "--no-sync", "-E", "UTF8"]

@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 from asgi_sessions._core.extras import needs
 from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.history import (
+    ENDED_BY_CLOCK,
     ENTRY_HEADER,
     EXPIRED,
     FINGERPRINT_CHARS,
@@ -76,6 +77,9 @@ TELLING: Final = 6
 _IN_ORDER: Final = "-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz"
 """The characters of keys, as databases sort them: byte by byte."""
 
+ENDER: Final = "~ender"
+"""The owner of a row that is written where an end finds nothing, so that there is something to wait for."""
+
 _SWEEPER_ROW: Final = {"owner": SWEEPER, "seq": 0, "at": 0, "what": "", "id": "", "fingerprint": "", "facts": b""}
 
 
@@ -96,24 +100,41 @@ class SQLStore:
     sweep_every: float = 60.0
     """Seconds between two sweeps while an app is up."""
 
-    def __init__(self, engine: AsyncEngine, *, table: str = "asgi_sessions", schema: str | None = None) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        table: str = "asgi_sessions",
+        schema: str | None = None,
+        durable_ends: bool = False,
+    ) -> None:
         if not isinstance(engine, AsyncEngine):
             raise ConfigurationError(
                 f"SQLStore({type(engine).__name__}): give an AsyncEngine of SQLAlchemy (create_async_engine), "
                 "or use SQLStore.from_url('postgresql+asyncpg://…')"
             )
         check(engine)
-        self._set_up(lambda: engine, engine, table, schema, is_own=False)
+        self._set_up(lambda: engine, engine, table, schema, is_own=False, durable_ends=durable_ends)
 
     @classmethod
     @forgets_arguments
-    def from_url(cls, url: str, *, table: str = "asgi_sessions", schema: str | None = None, **options: Any) -> Self:
+    def from_url(
+        cls,
+        url: str,
+        *,
+        table: str = "asgi_sessions",
+        schema: str | None = None,
+        durable_ends: bool = False,
+        **options: Any,
+    ) -> Self:
         """A store with its own connections.
 
         Args:
             url: ``postgresql+asyncpg://…``, ``mysql+asyncmy://…`` (or ``aiomysql``) or ``sqlite+aiosqlite:///path``.
             table: the name of the table of records; that of the history ends with ``_history``. One table per app.
             schema: where the tables lie, if not in the default schema.
+            durable_ends: PostgreSQL only. A session counts as ended when the synchronous standbys show it
+                (``synchronous_commit = remote_apply``), so that a failover to one of them does not bring it back.
             options: passed to ``create_async_engine``, for example ``pool_size=20`` or ``connect_args={"ssl": …}``.
         """
         if not isinstance(url, str):
@@ -122,12 +143,27 @@ class SQLStore:
             )
         first = build(url, options)
         store = cls.__new__(cls)
-        store._set_up(lambda: build(url, options), first, table, schema, is_own=True)
+        store._set_up(lambda: build(url, options), first, table, schema, is_own=True, durable_ends=durable_ends)
         return store
 
     def _set_up(
-        self, make: Callable[[], AsyncEngine], first: AsyncEngine, table: str, schema: str | None, *, is_own: bool
+        self,
+        make: Callable[[], AsyncEngine],
+        first: AsyncEngine,
+        table: str,
+        schema: str | None,
+        *,
+        is_own: bool,
+        durable_ends: bool,
     ) -> None:
+        if not isinstance(durable_ends, bool):
+            raise ConfigurationError(f"SQLStore(durable_ends={durable_ends!r}): give True or False")
+        if durable_ends and first.dialect.name != "postgresql":
+            raise ConfigurationError(
+                f"SQLStore(durable_ends=True): {first.dialect.name} cannot be told this for single transactions; set it on the "
+                "server instead (docs/stores.md, Standbys of databases)"
+            )
+        self.confirms_ends: bool = durable_ends
         self._make, self._first, self._is_own = make, first, is_own
         self._unused = [first]
         """The engine that was made to see whether it can be made."""
@@ -273,8 +309,11 @@ class SQLStore:
     async def delete(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
         """See :meth:`asgi_sessions.stores.Store.delete`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
 
+        # What ended by the clock does so on a standby too.
+        durably = self.confirms_ends and (note is None or note.what not in ENDED_BY_CLOCK)
+
         async def work(connections: ConnectionManager) -> Record | None:
-            async with connections.transaction() as connection:
+            async with connections.transaction(durably=durably) as connection:
                 if note is not None:
                     # Whose it is never changes; only what is locked after this is decided by.
                     owner = await self._owner_in(connection, key)
@@ -286,6 +325,8 @@ class SQLStore:
                     await connection.execute(self._say.delete, {"key_": key})
                     return None
                 if there is None:
+                    if durably:  # a COMMIT that writes something waits, also for what an earlier one wrote
+                        await self._lock(connection, ENDER, time.time())
                     return None
                 if rev is not None and there.rev != rev:
                     raise RecordChanged(there)
@@ -334,7 +375,7 @@ class SQLStore:
         """See :meth:`asgi_sessions.stores.UserStore.end`."""
 
         async def work(connections: ConnectionManager) -> tuple[list[str], list[str]]:
-            async with connections.transaction() as connection:
+            async with connections.transaction(durably=self.confirms_ends) as connection:
                 await self._lock(connection, owner, note.now)
                 alive, entries, over = await self._alive(connection, owner, note.now)
                 out = [one for one in alive if id in (None, one.id) and one.id != keep]
@@ -362,7 +403,7 @@ class SQLStore:
         """See :meth:`asgi_sessions.stores.UserStore.erase`."""
 
         async def work(connections: ConnectionManager) -> list[str]:
-            async with connections.transaction() as connection:
+            async with connections.transaction(durably=self.confirms_ends) as connection:
                 await self._lock(connection, owner, 0.0)
                 ids: list[str] = []
                 if sessions:
@@ -500,7 +541,7 @@ class SQLStore:
         rules = note.rules
 
         async def work(connections: ConnectionManager) -> tuple[Admission, list[str]]:
-            async with connections.transaction() as connection:
+            async with connections.transaction(durably=self.confirms_ends and note.replaces is not None) as connection:
                 await self._lock(connection, owner, note.now)
                 alive, entries, over = await self._alive(connection, owner, note.now)
                 past = await self._past(connection, owner)

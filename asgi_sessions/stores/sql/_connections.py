@@ -103,6 +103,9 @@ _BEGIN: Final = {
     "mariadb": ("START TRANSACTION",),
     "sqlite": ("BEGIN IMMEDIATE",),
 }
+DURABLY: Final = "SET LOCAL synchronous_commit = remote_apply"
+"""PostgreSQL: COMMIT answers when the synchronous standbys show what was done; without any, when it is on this server's disk."""
+
 _MYSQL = ("mysql", "mariadb")
 _TIME: Final = {
     "postgresql": "SELECT EXTRACT(EPOCH FROM clock_timestamp())",
@@ -416,14 +419,17 @@ class ConnectionManager:
             raise TimeoutError
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+    async def transaction(self, *, durably: bool = False) -> AsyncIterator[AsyncConnection]:
         """All of it takes effect, or nothing. What is read FOR UPDATE stays as it is until the end.
+
+        Args:
+            durably: its COMMIT waits for the synchronous standbys of PostgreSQL.
 
         Begun and ended in words, on a connection that SQLAlchemy need not switch to and fro: on MariaDB that were four questions
         more; and SQLite's driver begins by itself, but too late, when what was read before the first write may have changed.
         """
         async with self.statement() as connection:
-            for words in self._begin:
+            for words in (*self._begin, DURABLY) if durably else self._begin:
                 await connection.exec_driver_sql(words)
             try:
                 yield connection

@@ -1,0 +1,154 @@
+"""Ends that a failover of PostgreSQL does not undo: a primary, a synchronous standby that lags, and its promotion."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asgi_sessions import ConfigurationError, MemoryStore, SQLStore
+from tests.conftest import require
+from tests.databases import SERVERS, DatabaseServer, PostgreSQL
+from tests.support import Browser, app_with, destroy, log_in, put, read
+
+
+class Standby(PostgreSQL):
+    """Follows another server."""
+
+    def __init__(self, primary: DatabaseServer) -> None:
+        super().__init__()
+        self._primary = primary
+
+    def _to_make(self, program: str) -> list[str]:
+        copy = str(Path(program).with_name("pg_basebackup"))
+        return [
+            copy,
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(self._primary.port),
+            "-U",
+            "admin",
+            "-D",
+            f"{self.directory}/data",
+            "-R",
+            "-c",
+            "fast",
+        ]
+
+    _users: tuple[str, ...] = ()
+
+
+@dataclass
+class Pair:
+    primary: PostgreSQL
+    standby: Standby
+
+    async def part(self) -> None:
+        """The standby hears nothing from now on."""
+        self.standby.freeze()
+        await self.primary.say("SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
+
+    async def fail_over(self) -> None:
+        self.primary.kill()
+        self.standby.thaw()
+        await self.standby.say("SELECT pg_promote()")
+
+
+@pytest.fixture
+async def pair(anyio_backend: Any) -> AsyncIterator[Pair]:
+    if SERVERS["postgresql"].find() is None:
+        require("no PostgreSQL server is installed here")
+    primary = PostgreSQL()
+    await asyncio.to_thread(primary.start)
+    standby = Standby(primary)
+    try:
+        store = SQLStore.from_url(primary.url)
+        await store.create_tables()
+        await store.aclose()
+        standby._is_made = False
+        await asyncio.to_thread(standby.start)
+        await primary.say(
+            "ALTER SYSTEM SET synchronous_standby_names = '*'",
+            "ALTER SYSTEM SET synchronous_commit = 'local'",  # of what need not wait
+            "SELECT pg_reload_conf()",
+        )
+        yield Pair(primary, standby)
+    finally:
+        for server in (standby, primary):
+            await asyncio.to_thread(server.remove)
+
+
+async def answered(browser: Browser, handler: Any, status: int) -> None:
+    give_up = time.monotonic() + 10
+    while (response := await browser.another().do(handler)).status != status:
+        assert time.monotonic() < give_up, response.status
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.timeout(120)
+async def test_an_end_counts_when_the_standby_shows_it(pair: Pair) -> None:
+    """Both ways: that it matters, and that it helps."""
+    durable = SQLStore.from_url(pair.primary.url, durable_ends=True)
+    plain = SQLStore.from_url(pair.primary.url)
+    careful, careless, early = Browser(app_with(durable)), Browser(app_with(plain)), Browser(app_with(durable))
+    for browser in (careful, careless, early):
+        await answered(browser, lambda session: None, 200)
+        await browser.do(log_in("alice"))
+        await browser.do(put(a=1))
+    early_token, careless_token, careful_token = early.token, careless.token, careful.token
+
+    assert (await early.do(destroy)).status == 200
+    await pair.part()
+    again = careful.another()
+
+    assert (await careful.do(destroy)).status == 503  # it is not said that the session has ended
+    assert (await again.another().do(destroy)).status == 503  # nor does a second look find nothing and say so
+    assert (await careless.do(destroy)).status == 200
+    assert (await careful.do(log_in("alice"))).status == 200  # which nobody waits for
+
+    for store in (durable, plain):
+        await store.aclose()
+    await pair.fail_over()
+    promoted = SQLStore.from_url(pair.standby.url)
+    alive = {
+        name: (await read(Browser(app_with(promoted), token)))["user_id"]
+        for name, token in (("early", early_token), ("careless", careless_token), ("careful", careful_token))
+    }
+    await promoted.aclose()
+
+    assert alive == {
+        "early": None,
+        "careless": "alice",
+        "careful": "alice",
+    }  # and only one of them was told that it is over
+
+
+@pytest.mark.timeout(120)
+async def test_a_standby_that_catches_up_confirms_a_repeated_log_out(pair: Pair) -> None:
+    store = SQLStore.from_url(pair.primary.url, durable_ends=True)
+    alice = Browser(app_with(store))
+    await answered(alice, lambda session: None, 200)
+    await alice.do(log_in("alice"))
+    again = alice.another()
+    await pair.part()
+    assert (await alice.do(destroy)).status == 503
+
+    pair.standby.thaw()
+    await answered(again, destroy, 200)
+    await store.aclose()
+
+
+@pytest.mark.parametrize("url", ["sqlite+aiosqlite:///x.db", "mysql+asyncmy://root@127.0.0.1/test"])
+def test_other_databases_say_where_it_is_set(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="on the server instead"):
+        SQLStore.from_url(url, durable_ends=True)
+
+
+def test_a_store_without_replicas_confirms_nothing() -> None:
+    assert not getattr(MemoryStore(), "confirms_ends", False)
