@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import builtins
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -261,6 +262,32 @@ class Sessions:
         async with manager.asking("erase"):
             return len(await manager.users.erase(user_id, sessions=not history_only))
 
+    async def end_all(self, *, before: datetime | None = None, after: datetime | None = None) -> int:
+        """End the sessions of all users and visitors, sockets and refresh tokens included; how many ended.
+
+        After a breach, or after the store has lost its latest writes. Walks through the whole store, beside the requests. Under
+        asyncio only.
+
+        Args:
+            before: only sessions that began until then; by default, until now.
+            after: only sessions that began or were active after this.
+        Raises:
+            ConfigurationError: the store cannot be walked through. SessionError: a time without a zone.
+            StoreError: the store failed. Some sessions have ended; call it again for the others.
+        """
+        if not callable(getattr(self.store, "scan", None)):
+            raise ConfigurationError(
+                f"end_all(): {type(self.store).__name__} cannot be walked through; it has no scan()"
+            )
+        manager = self._manager
+        began_before = manager.clock() if before is None else _moment("before", before)
+        active_after = -math.inf if after is None else _moment("after", after)
+
+        def is_wanted(record: Record, body: Body) -> bool:
+            return body.created_at <= began_before and max(body.created_at, record.seen_at) > active_after
+
+        return await manager.everyone.end(is_wanted)
+
     async def _end(self, user_id: str, *, id: str | None = None, keep: str | None = None) -> Sequence[str]:
         manager = self._of_users()
         reason: Reason = "revoked_all" if id is None else "revoked"
@@ -341,6 +368,12 @@ def _seconds(name: str, deadline: timedelta) -> float:
     if not 0.01 <= seconds <= 30:
         raise ConfigurationError(f"{name}={deadline!r}: must lie between 10 milliseconds and 30 seconds")
     return seconds
+
+
+def _moment(name: str, time: object) -> float:
+    if not isinstance(time, datetime) or time.tzinfo is None:
+        raise SessionError(f"end_all({name}={time!r}): give a datetime with a time zone, for example datetime.now(UTC)")
+    return time.timestamp()
 
 
 def refuse_no_users(called: str, store: object) -> None:

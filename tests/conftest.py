@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import shutil
@@ -145,6 +146,12 @@ def a_database() -> Iterator[Callable[[str], DatabaseServer]]:
     yield get
     for server in made.values():
         server.remove()
+
+
+def pytest_collection_finish() -> None:
+    """The tests themselves are no garbage: 14,000 of them, looked at by each full collection, take 0.3 s each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=list(SERVERS))

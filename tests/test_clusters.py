@@ -408,6 +408,9 @@ async def test_a_process_that_was_idle_does_not_go_on_with_an_old_primary(watche
     victim.signal(signal.SIGSTOP)
     await asyncio.to_thread(until, lambda: watched.primary is not victim, "a failover")
     await there_is(here, large)
+    await asyncio.to_thread(
+        until, lambda: watched.primary.ask("INFO", "replication")["connected_slaves"] > 0, "a replica"
+    )
     victim.signal(signal.SIGCONT)
     await here.delete(large.key)
 

@@ -121,7 +121,7 @@ def rights() -> list[str]:
     return words[3:]
 
 
-OPTIONAL = {"+select"}
+OPTIONAL = {"+select", "+time"}
 FALLBACK = {"+publish", "+subscribe", "+unsubscribe", "+sunsubscribe", "+ping"}
 """Needed on servers without sharded channels, or noticed by nobody within a second."""
 

@@ -1,0 +1,138 @@
+"""``Sessions.end_all()``: everybody is out, whatever their sessions do meanwhile; or those of a certain time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from asgi_sessions import ConfigurationError, Event, MemoryStore, SessionError, Sessions, StoreError
+from asgi_sessions._core.token import owner_of
+from asgi_sessions.stores import Store
+from asgi_sessions.testing import FakeClock
+from asgi_sessions.tokens import SigningKey, TokenInvalid, Tokens
+from tests.properties.faults import Faulty
+from tests.support import Browser, app_with, log_in, put, read, regenerate
+from tests.threats.hostile import Between
+
+SECRET = "an excellent secret of at least 32 bytes"
+
+
+async def test_everybody_is_out(store: Store, clock: FakeClock) -> None:
+    heard: list[Event] = []
+    sessions = Sessions(store, secret_keys=[SECRET], clock=clock, on_event=heard.append)
+    tokens = Tokens(sessions, keys=[SigningKey.generate("EdDSA")], issuer="https://a", audience="https://a")
+    app = app_with(sessions)
+    browsers = [Browser(app) for _ in range(30)]
+    for number, browser in enumerate(browsers):
+        await browser.do(log_in(f"user {number % 7}") if number % 3 else put(a=1))
+    pair = await tokens.log_in("user 1")
+    heard.clear()
+
+    assert await sessions.end_all() == 31
+
+    assert [(await read(browser))["is_new"] for browser in browsers] == [True] * 30
+    with pytest.raises(TokenInvalid):
+        await tokens.refresh(pair.refresh_token)
+    assert Counter(event.name for event in heard if event.details.get("reason") == "revoked_all") == {
+        "session.ended": 31
+    }
+    assert await sessions.end_all() == 0
+    assert (await sessions.history("user 1"))[0].reason == "revoked_all"
+
+
+async def test_who_begins_later_stays(store: Store, clock: FakeClock) -> None:
+    sessions = Sessions(store, clock=clock)
+    app = app_with(sessions)
+    early, active, late = (Browser(app) for _ in range(3))
+    for browser in (early, active):
+        await browser.do(log_in("alice"))
+    clock.advance(600)
+    middle = datetime.fromtimestamp(clock(), UTC)
+    clock.advance(600)
+    await late.do(log_in("alice"))
+    await active.do()
+
+    assert await sessions.end_all(after=middle, before=middle) == 1  # began before it, and was here after it
+    assert (await read(active))["user_id"] is None
+    assert await sessions.end_all(before=middle) == 1
+    assert (await read(early))["user_id"] is None
+    assert await sessions.end_all(before=middle) == 0
+    assert (await read(late))["user_id"] == "alice"
+    assert await sessions.end_all(after=middle) == 1
+
+
+async def test_a_session_that_moves_ahead_of_the_walk_does_not_escape(store: Store, clock: FakeClock) -> None:
+    sessions = Sessions(store, clock=clock)
+    app = app_with(sessions)
+    browsers = [Browser(app) for _ in range(20)]
+    for number, browser in enumerate(browsers):
+        await browser.do(log_in(f"user {number}"))
+    clock.advance(1)
+    over = False
+
+    async def moves(browser: Browser) -> None:
+        while not over:
+            await browser.do(lambda session: session.regenerate() if session.user_id else None)
+            await asyncio.sleep(0.005)
+
+    moving = [asyncio.ensure_future(moves(browser)) for browser in browsers]
+    await sessions.end_all()
+    over = True
+    await asyncio.gather(*moving)
+
+    assert [(await read(browser))["user_id"] for browser in browsers] == [None] * 20
+    assert [await store.index(owner_of(f"user {number}")) for number in range(20)] == [{}] * 20
+
+
+async def test_what_fails_is_done_by_the_next_call(memory: MemoryStore, clock: FakeClock) -> None:
+    store: Any = Faulty(memory)
+    sessions = Sessions(store, clock=clock)
+    app = app_with(sessions)
+    browsers = [Browser(app) for _ in range(5)]
+    for browser in browsers:
+        await browser.do(log_in("alice"))
+    store.arm(4)
+
+    with pytest.raises(StoreError):
+        await sessions.end_all()
+    await sessions.end_all()
+
+    assert store.fired
+    assert [(await read(browser))["user_id"] for browser in browsers] == [None] * 5
+
+
+async def test_a_record_that_does_not_open_is_left_alone(memory: MemoryStore, clock: FakeClock) -> None:
+    theirs = Sessions(memory, clock=clock, secret_keys=[SECRET[::-1]])
+    browser = Browser(app_with(theirs))
+    await browser.do(log_in("bob"))
+    record = await memory.load(browser.key)
+    assert record is not None
+    await memory.update(replace(record, rev=record.rev + 1, body=b"nonsense"), rev=record.rev)
+
+    assert await theirs.end_all() == 0
+    assert await memory.load(browser.key) is not None
+
+
+async def test_an_alias_is_no_session(memory: MemoryStore, clock: FakeClock) -> None:
+    sessions = Sessions(memory, clock=clock)
+    browser = Browser(app_with(sessions))
+    await browser.do(put(a=1))
+    await browser.do(regenerate)
+
+    assert await sessions.end_all() == 1
+
+
+@pytest.mark.parametrize("time", [1_800_000_000.0, "2026-11-28", datetime(2026, 11, 28)])
+async def test_a_time_needs_a_zone(memory: MemoryStore, time: Any) -> None:
+    with pytest.raises(SessionError, match="time zone"):
+        await Sessions(memory).end_all(before=time)
+
+
+async def test_a_store_without_a_walk_says_so(memory: MemoryStore) -> None:
+    with pytest.raises(ConfigurationError, match="scan"):
+        await Sessions(Between(memory)).end_all()
