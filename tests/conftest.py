@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import secrets
 import shutil
@@ -33,7 +34,7 @@ from tests.ports import free_port, give_back
 CI = os.environ.get("CI") == "true"
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
+settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, max_examples=50)
 settings.load_profile("ci" if CI else "default")
 
 
@@ -307,6 +308,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # What is sealed is bytes to a database like any other: once is enough.
         if kind == "sqlite":
             return module in ON_EVERY_DATABASE | ON_ONE_DATABASE
+        if kind == "redis":
+            # Both servers take the same way through our code. Where it is the server that answers otherwise, these notice.
+            return module in ON_EVERY_DATABASE | ON_ONE_DATABASE
         return kind not in SQL or (module in ON_EVERY_DATABASE and params.get("options") != "sealed")
 
     items[:] = [item for item in items if wanted(item)]
@@ -376,6 +380,18 @@ def programs_are_covered_as_tests_are(request: pytest.FixtureRequest, monkeypatc
     """``no_cover`` counts for the programs that a test starts, too."""
     if request.node.get_closest_marker("no_cover") is not None:
         monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def logging_stays() -> Iterator[None]:
+    """Litestar sets up the logging of the whole process. Each line of every later test would be formatted and written."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    if root.level != level:
+        root.setLevel(level)
+        for handler in [each for each in root.handlers if type(each).__module__.startswith("litestar")]:
+            root.removeHandler(handler)
 
 
 @pytest.fixture

@@ -143,9 +143,10 @@ def test_back_after_the_log_out(driver: Any, port: str, site: str, query: str, e
     assert text_of(driver).strip() == STAYS
 
     end(driver, base)
+    assert until(lambda: driver.execute_script(LOADED), 20)
     driver.execute_script("history.back()")
 
-    assert until(lambda: text_of(driver).strip() == shown), text_of(driver)
+    assert until(lambda: text_of(driver).strip() == shown, 20), text_of(driver)
 
 
 @pytest.mark.parametrize(
