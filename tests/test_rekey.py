@@ -47,8 +47,8 @@ async def visitors(store: Any, clock: FakeClock, many: int) -> list[Browser]:
 
 async def filled(store: Any, clock: FakeClock, many: int) -> None:
     """Many sessions, quickly."""
-    for _ in range(0, many, 50):
-        made = (session_cookie(store, None, data={"a": 1}, secret_keys=[OLD], clock=clock) for _ in range(50))
+    for _ in range(0, many, 25):
+        made = (session_cookie(store, None, data={"a": 1}, secret_keys=[OLD], clock=clock) for _ in range(25))
         await asyncio.gather(*made)
 
 
