@@ -254,7 +254,9 @@ async def test_a_search_that_takes_long_is_an_error_and_the_next_call_goes_on_wi
 
 async def test_a_search_of_another_run_of_the_server_begins_anew(own_server: Server) -> None:
     """A cursor means nothing there: it would pass over a part of the keys."""
-    own_server.options = ("--maxmemory", "1gb", "--maxmemory-policy", "allkeys-lru", "--appendonly", "yes")
+    # Without fsync: while one takes long, the server holds its writes back, and they are lost when it is killed.
+    to_disk = ("--appendonly", "yes", "--appendfsync", "no")
+    own_server.options = ("--maxmemory", "1gb", "--maxmemory-policy", "allkeys-lru", *to_disk)
     own_server.start()
     store = RedisStore.from_url(own_server.url)
     with redis.Redis.from_url(own_server.url) as server:

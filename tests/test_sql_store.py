@@ -55,8 +55,8 @@ class TestAnEngineOfTheApps(UserStoreContract):
     async def store(self, request: pytest.FixtureRequest) -> AsyncIterator[SQLStore]:
         engine = create_async_engine(sql_url(request, request.param))
         store = SQLStore(engine, table=TABLE)
-        yield store
         await empty(store)
+        yield store
         await store.aclose()
         await engine.dispose()
 
@@ -65,8 +65,8 @@ class TestTheOtherDriverOfMariaDB(UserStoreContract):
     @pytest.fixture
     async def store(self, request: pytest.FixtureRequest) -> AsyncIterator[SQLStore]:
         store = SQLStore.from_url(sql_url(request, "mariadb").replace("asyncmy", "aiomysql"), table=TABLE)
-        yield store
         await empty(store)
+        yield store
         await store.aclose()
 
 
