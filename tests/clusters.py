@@ -76,7 +76,7 @@ def until(true: Any, what: str = "a server to answer") -> None:
         try:
             if true():
                 return
-        except (redis.RedisError, OSError):
+        except (redis.RedisError, OSError, KeyError):
             pass
         time.sleep(0.05)
     raise RuntimeError(f"waited in vain for {what}")
