@@ -11,7 +11,6 @@ which age out. ``docs/quickstart.md`` says why those are left.
 
 from __future__ import annotations
 
-import asyncio
 from asyncio import sleep
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.record import ALIAS_REV, Record, seal, sealed_by_first, unseal
 from asgi_sessions._engine.contract import Store
+from asgi_sessions._engine.loops import together
 from asgi_sessions.errors import ConfigurationError, RecordChanged, RecordDamaged, RecordGone
 from asgi_sessions.sessions import UNKNOWN, Sessions, SessionsOptions, sessions_of
 
@@ -117,7 +117,7 @@ async def rekey(
         for start in range(0, len(keys), at_once):
             some = keys[start : start + at_once]
             await pace.wait_for(len(some))
-            outcomes += await _together(store, some, secrets)
+            outcomes += await together(_reseal(store, key, secrets) for key in some)
         progress = Progress(
             progress.looked_at + len(outcomes),
             progress.sealed + outcomes.count("sealed"),
@@ -131,15 +131,6 @@ async def rekey(
 
 
 Outcome = Literal["sealed", "damaged", "passed over"]
-
-
-async def _together(store: Store, keys: Sequence[str], secrets: Secrets) -> list[Outcome]:
-    # All of them are waited for, also where one failed: what goes on behind our back would use a store that was closed.
-    outcomes = await asyncio.gather(*(_reseal(store, key, secrets) for key in keys), return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
 
 
 async def _reseal(store: Store, key: str, secrets: Secrets) -> Outcome:

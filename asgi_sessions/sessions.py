@@ -43,6 +43,7 @@ from asgi_sessions._core.token import is_id, owner_of
 from asgi_sessions._core.types import Clock, EventHook, instant
 from asgi_sessions._core.user_agent import Device
 from asgi_sessions._engine.contract import STORE_METHODS, Store, lacking_for_users
+from asgi_sessions._engine.everyone import end_all
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.upkeep import Upkeep
 from asgi_sessions.errors import ConfigurationError, SessionDataError, SessionError
@@ -286,7 +287,7 @@ class Sessions:
         def is_wanted(record: Record, body: Body) -> bool:
             return body.created_at <= began_before and max(body.created_at, record.seen_at) > active_after
 
-        return await manager.everyone.end(is_wanted)
+        return await end_all(manager, is_wanted)
 
     async def _end(self, user_id: str, *, id: str | None = None, keep: str | None = None) -> Sequence[str]:
         manager = self._of_users()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import anyio
 import pytest
 from msgspec.structs import replace
 
@@ -138,3 +139,24 @@ async def test_a_time_needs_a_zone(memory: MemoryStore, time: Any) -> None:
 async def test_a_store_without_a_walk_says_so(memory: MemoryStore) -> None:
     with pytest.raises(ConfigurationError, match="scan"):
         await Sessions(Between(memory)).end_all()
+
+
+async def test_a_slow_hook_takes_its_own_time_and_a_failure_is_logged(
+    memory: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def slow(event: Event) -> None:
+        if event.name == "session.ended":
+            await anyio.sleep(0.1)
+
+    store: Any = Faulty(memory)
+    sessions = Sessions(store, clock=clock, on_event=slow, store_deadline=timedelta(seconds=0.05))
+    browsers = [Browser(app_with(sessions)) for _ in range(2)]
+    await browsers[0].do(log_in("alice"))
+    await browsers[1].do(put(a=1))
+
+    assert await sessions.end_all() == 2
+
+    store.arm(0)
+    with pytest.raises(StoreError):
+        await sessions.end_all()
+    assert "store.failed step=end all" in caplog.text

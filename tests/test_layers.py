@@ -33,7 +33,7 @@ LONG_FUNCTIONS = {
 
 SIZES = {
     "_core": (3744, 2000),
-    "_engine": (3018, 1300),
+    "_engine": (3006, 1300),
     "_asgi": (885, 750),
 }
 """Lines of each private package: the bound, which only ever gets smaller, and the target."""

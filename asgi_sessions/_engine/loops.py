@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, ValuesView
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, ValuesView
 from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -113,6 +113,18 @@ def retrieve(task: asyncio.Future[Any]) -> None:
     """Mark the outcome of a task as seen: asyncio logs no error for it when all callers have left."""
     if not task.cancelled():
         task.exception()
+
+
+async def together(steps: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The outcomes of all steps, in their order.
+
+    If one fails, its error is raised after all have ended. Others would go on unobserved, in a store that the caller may close.
+    """
+    outcomes = await asyncio.gather(*steps, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
 
 
 async def at_the_end(close: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:

@@ -26,7 +26,6 @@ from asgi_sessions._engine.clock import clock_for
 from asgi_sessions._engine.commit import Committer, Queues
 from asgi_sessions._engine.contract import Store, SweepingStore, lacking_for_users, trait
 from asgi_sessions._engine.events import Events
-from asgi_sessions._engine.everyone import Everyone
 from asgi_sessions._engine.failures import reason_of
 from asgi_sessions._engine.guard import NO_KEY, Guard, checked
 from asgi_sessions._engine.loops import heed_cancellation
@@ -81,9 +80,6 @@ class Manager:
         self.events: Events = Events(host, on_event, self.guard.failures, clock)
         self.resolver: Resolver = Resolver(store, self.guard, self.records, self.events)
         self.users: Users = Users(store, self.guard, self.records, self.events)
-        self.everyone: Everyone = Everyone(
-            store, self.guard, self.records, self.resolver, self.events, self.users if self.knows_users else None
-        )
         self._queues: Queues = WeakValueDictionary()
         self._serve("", None)
 
