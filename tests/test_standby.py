@@ -14,6 +14,7 @@ import pytest
 from asgi_sessions import ConfigurationError, MemoryStore, SQLStore
 from tests.conftest import require
 from tests.databases import SERVERS, DatabaseServer, PostgreSQL
+from tests.properties.faults import Faulty
 from tests.support import Browser, app_with, destroy, log_in, put, read
 
 
@@ -150,5 +151,14 @@ def test_other_databases_say_where_it_is_set(url: str) -> None:
         SQLStore.from_url(url, durable_ends=True)
 
 
-def test_a_store_without_replicas_confirms_nothing() -> None:
-    assert not getattr(MemoryStore(), "confirms_ends", False)
+async def test_a_store_without_replicas_is_not_asked_to_confirm(memory: MemoryStore) -> None:
+    store: Any = Faulty(memory)
+    browser = Browser(app_with(store))
+    await browser.do(log_in("alice"))
+    again = browser.another()
+    await browser.do(destroy)
+    store.arm()
+
+    await again.do(destroy)
+
+    assert store.calls == ["load"]

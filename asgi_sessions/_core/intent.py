@@ -82,11 +82,7 @@ class Intent(msgspec.Struct, frozen=True):
     def without_other(self, user_id: str) -> Intent:
         """The other sessions of this user have ended."""
         others = tuple(each for each in self.others if each != user_id)
-        return (
-            Intent(self.asked, self.leaving, others, self.missing)
-            if others or self.asked is not Asked.NOTHING
-            else NO_INTENT
-        )
+        return replace(self, others=others) if others or self.asked is not Asked.NOTHING else NO_INTENT
 
     def moved(self, old: Record, new: Record) -> Intent:
         """The session that is to end has been given another token meanwhile."""

@@ -99,9 +99,7 @@ class Session(TrackedDict):
     _intent: Intent
     _keeper: Keeper
     _loaded: bytes  # the payload as it is in the store
-    _missing: (
-        str | None
-    )  # the key that the browser's token stands for, where a log-out must be confirmed even if it finds nothing
+    _missing: str | None  # the key of the browser's token, if a log-out that finds nothing there must be confirmed
     _marked: bool  # was mark_modified() called since the data was last encoded?
     _next_turn: Any  # an event for those who wait for the commit that is under way
     _now: float  # the clock when the request came

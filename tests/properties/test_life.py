@@ -652,11 +652,7 @@ class Lives(RuleBasedStateMachine):
                 view.destroy(now)
             case ("save",):
                 commit.begin(session, is_save=True)
-                is_refused = False
-                try:
-                    await session.save()
-                except SessionLimitReached:
-                    is_refused = True
+                is_refused = await refused(session.save())
                 assert commit.finish() == is_refused
                 # Past the methods that note reading.
                 assert view.over or repr(dict(dict.items(session))) == repr(view.data)
@@ -752,11 +748,7 @@ class Lives(RuleBasedStateMachine):
         for op in ops:
             await self.perform(op, socket.session, view, commit)
         commit.begin(socket.session)
-        is_refused = False
-        try:
-            await socket.accept()
-        except SessionLimitReached:
-            is_refused = True
+        is_refused = await refused(socket.accept())
         assert commit.finish() == is_refused
         told, view.told, view.started = view.told, None, True
         response = response_to(socket)
@@ -861,6 +853,15 @@ class Lives(RuleBasedStateMachine):
     def seen_of(self, life: Life, current: str) -> tuple[Any, ...]:
         times = (life.created_at, life.seen_at, life.authenticated_at, self.model.expires_at(life))
         return (*times, life.remembered, life.name, life.id == current)
+
+
+async def refused(step: Awaitable[object]) -> bool:
+    """Whether a step is refused for the limit of sessions."""
+    try:
+        await step
+    except SessionLimitReached:
+        return True
+    return False
 
 
 class Commit:

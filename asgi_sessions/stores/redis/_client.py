@@ -317,25 +317,24 @@ class Replicas:
         """The number for the server at the other end.
 
         Raises:
-            ConnectionLost. EndUnconfirmed: the server does not say how many it has.
+            RedisError: it does not answer. Refused: it may not say.
         """
         if self._wanted != "all":
             return self._wanted
         answer, peer = connection.ask(("INFO", "replication")), connection.peer
         if peer in self._most:
-            answer.add_done_callback(partial(self._note, peer))  # for the next end
+            answer.add_done_callback(partial(self._hear, peer))  # for the next end
         else:
-            await asyncio.wait({answer})
-            self._note(peer, answer)
-            if peer not in self._most:
-                raise EndUnconfirmed("the server does not say how many replicas it has (INFO replication)")
-        return max(self._most[peer], 1)
+            self._note(peer, checked(await answer))
+        return self._most[peer]
 
-    def _note(self, peer: Any, answer: asyncio.Future[Any]) -> None:
-        if not answer.cancelled() and answer.exception() is None and isinstance(answer.result(), bytes):
-            found = re.search(rb"^connected_slaves:(\d+)", answer.result(), re.MULTILINE)
-            if found is not None:
-                self._most[peer] = max(self._most.get(peer, 0), int(found[1]))
+    def _hear(self, peer: Any, answer: asyncio.Future[Any]) -> None:
+        if not answer.cancelled() and answer.exception() is None:
+            self._note(peer, answer.result())
+
+    def _note(self, peer: Any, reply: object) -> None:
+        found = re.search(rb"^connected_slaves:(\d+)", reply, re.MULTILINE) if isinstance(reply, bytes) else None
+        self._most[peer] = max(self._most.get(peer, 1), int(found[1]) if found is not None else 1)
 
 
 async def ask_durably(

@@ -422,11 +422,11 @@ class ConnectionManager:
     async def transaction(self, *, durably: bool = False) -> AsyncIterator[AsyncConnection]:
         """All of it takes effect, or nothing. What is read FOR UPDATE stays as it is until the end.
 
-        Args:
-            durably: its COMMIT waits for the synchronous standbys of PostgreSQL.
-
         Begun and ended in words, on a connection that SQLAlchemy need not switch to and fro: on MariaDB that were four questions
         more; and SQLite's driver begins by itself, but too late, when what was read before the first write may have changed.
+
+        Args:
+            durably: its COMMIT waits for the synchronous standbys of PostgreSQL.
         """
         async with self.statement() as connection:
             for words in (*self._begin, DURABLY) if durably else self._begin:
