@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from sqlalchemy.exc import IntegrityError, StatementError
 
@@ -84,6 +84,7 @@ ANYTHING = st.text(min_size=4).filter(lambda text: len(text.strip()) > 3 and re.
 
 @pytest.mark.parametrize("message", QUOTING.values(), ids=QUOTING)
 @given(secret=ANYTHING)
+@example(secret="@0000\x1e")
 def test_what_a_driver_quotes_is_cut_off_whatever_it_is(message: str, secret: str) -> None:
     assume("@" not in secret or "@" in message or "://" not in message)  # it would be the user's part of a URL
     assume("//app:{}" not in message or not re.match(r"\d{1,5}(?!\w)", secret))  # it would be a port

@@ -29,8 +29,11 @@ async def client(valkey_url: str, anyio_backend: Any) -> AsyncIterator[OwnClient
     await client.aclose()
 
 
-TIME = b"*1\r\n$4\r\nTIME\r\n"
-"""The first command on each connection of a store."""
+FIRST = (
+    (b"*1\r\n$4\r\nTIME\r\n", b"*2\r\n:1\r\n:2\r\n"),
+    (b"*2\r\n$4\r\nINFO\r\n$7\r\ndefault\r\n", b"-NOPERM\r\n"),
+)
+"""The first commands on each connection of a store, and what this server says to them."""
 
 
 @asynccontextmanager
@@ -45,9 +48,12 @@ async def a_server_that(answers: Callable[[bytes], bytes | None]) -> AsyncIterat
                 if b"SETINFO" in data:  # the handshake of redis-py
                     answer: bytes | None = b"+OK\r\n" * data.count(b"SETINFO")
                 else:
-                    data, time = data.replace(TIME, b""), b"*2\r\n:1\r\n:2\r\n" * data.count(TIME)
+                    before = b""
+                    for command, reply in FIRST:
+                        before += reply * data.count(command)
+                        data = data.replace(command, b"")
                     answer = answers(data) if data else b""
-                    answer = None if answer is None else time + answer
+                    answer = None if answer is None else before + answer
                 if answer is None:
                     break
                 writer.write(answer)

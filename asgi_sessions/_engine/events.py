@@ -23,7 +23,7 @@ HOOK_GRACE = 0.1
 
 _STEPS_THAT_READ = frozenset({"load", "list", "history", "start-up", "token check", "watch"})
 
-_EXPLAINED = frozenset({"store.failed", "session.damaged", "session.not_saved"})
+_EXPLAINED = frozenset({"store.failed", "store.restored", "session.damaged", "session.not_saved"})
 """Events whose line in the log says why."""
 
 _LEVELS = {
@@ -32,6 +32,7 @@ _LEVELS = {
     "session.not_saved": logging.WARNING,
     "session.refresh_reused": logging.WARNING,
     "cookie.duplicated": logging.WARNING,
+    "store.restored": logging.WARNING,
     "store.failed": logging.ERROR,
 }
 
@@ -97,22 +98,19 @@ class Events:
         if event.name not in _EXPLAINED:
             logger.log(level, "%s session=%s", event.name, event.session_id)
             return
-        words, values = "%s", list[object]([event.name])
-        left_out: int | None = 0
+        where = {name: str(event.details[name]) for name in ("step", "host") if name in event.details}
+        key, at = (*where.values(), str(event.details["reason"])), event.at.timestamp()
         if event.name == "store.failed":
-            step, host, reason = (str(event.details[name]) for name in ("step", "host", "reason"))
-            way = "sweep" if step == "sweep" else "read" if step in _STEPS_THAT_READ else "write"
-            left_out = self._failures.failed(way, (step, host, reason), event.at.timestamp())
-            words, values = f"{words} step=%s host=%s", [*values, step, host]
-            level = logging.WARNING if step == "start-up" else level
+            way = "sweep" if where["step"] == "sweep" else "read" if where["step"] in _STEPS_THAT_READ else "write"
+            left_out = self._failures.failed(way, key, at)
+            level = logging.WARNING if where["step"] == "start-up" else level
         else:
-            left_out = self._failures.count((event.name, str(event.details["reason"])), event.at.timestamp())
+            left_out = self._failures.count((event.name, *key), at)
         if left_out is None:
             return
-        words, values = f"{words} session=%s", [*values, event.session_id]
-        if left_out:
-            words, values = f"{words} left_out=%d", [*values, left_out]
-        logger.log(level, f"{words} reason=%s", *values, event.details["reason"])
+        said = {**where, "session": event.session_id, **({"left_out": left_out} if left_out else {})}
+        words = " ".join(["%s", *(f"{name}=%s" for name in said), "reason=%s"])
+        logger.log(level, words, event.name, *said.values(), event.details["reason"])
 
     async def _wait_for_hook(self, result: Awaitable[Any], name: str) -> None:
         """A quick hook is waited for; a slow one goes on by itself and holds up nobody (under trio it is cancelled)."""

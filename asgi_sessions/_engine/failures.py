@@ -34,7 +34,7 @@ MOST_KINDS: Final = 64
 CUT: Final = "…"
 
 _CLASS_IN_FRONT = re.compile(r"^<class '[\w.]+'>: ")  # SQLAlchemy's adapter for asyncpg
-_USER_INFO = re.compile(r"(\w://).*@")  # to the last @: a password may hold any character
+_USER_INFO = re.compile(r"(\w://).*@", re.DOTALL)  # to the last @: a password may hold any character, and end a line
 _LOCAL_PART = re.compile(r"[^\s@'\"`(),/]+@")
 _LONELY_USER = re.compile(
     r"\w://[^\s/@]*:(?!\d{1,5}(?:[/?]|[.,;:)\]'\"]*(?:\s|$)))"
@@ -117,11 +117,10 @@ def _message_of(error: BaseException) -> str:
 
 def cleaned(message: str, longest: int = LONGEST_MESSAGE) -> str:
     """The first line of a driver's message, up to the first thing that may be a secret or data."""
-    lines = message[: longest * 8].strip().splitlines()
+    lines = _USER_INFO.sub(rf"\1{CUT}@", message[: longest * 8]).strip().splitlines()
     text = " ".join("".join(c if c.isprintable() else " " for c in lines[0]).split()) if lines else ""
     text = _CLASS_IN_FRONT.sub("", text)
     text = _up_to(_DATA, text)
-    text = _USER_INFO.sub(rf"\1{CUT}@", text)
     text = _up_to(_LONELY_USER, text)
     text = _LOCAL_PART.sub(f"{CUT}@", text)
     text = _QUERY.sub(rf"\1{CUT}", text)

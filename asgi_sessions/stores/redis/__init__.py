@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import math
 import re
 import time
@@ -23,7 +24,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.history import ENDED_BY_CLOCK, Admission, Note, Replaced, Rules, pack_note
@@ -83,11 +84,21 @@ from asgi_sessions.stores.redis._scripts import (
     Script,
 )
 from asgi_sessions.stores.redis._sentinel import Address, SentinelWatch
+from asgi_sessions.stores.redis._server import (
+    ASK,
+    ASK_SNAPSHOTS,
+    DurableEnds,
+    Runs,
+    advice,
+    has_no_log,
+    said_in,
+    snapshots_in,
+)
+
+logger = logging.getLogger("asgi_sessions")
 
 TTL_MARGIN = 60.0
 """Seconds for which the server keeps a record beyond its end, so that it is the app's clock that ends it."""
-
-DurableEnds = int | Literal["all"]
 
 LARGE = 16 * 1024
 """Bytes. What is as long as this travels on a connection of its own, so that nothing small waits behind it."""
@@ -258,13 +269,16 @@ class RedisStore:
             )
         store = cls.__new__(cls)
         store._set_up(client(REQUESTS, store._on_open), client("large", store._on_open), prefix)
+        store._durable_ends = durable_ends
         if durable_ends:
             store._replicas, store._ender = Replicas(durable_ends), client("ends", store._on_open)
         return store
 
     def _on_open(self, connection: Connection) -> None:
-        """Ask the server what time it is. If sentinels named it, drop the connections that lead to another server."""
-        connection.ask(("TIME",)).add_done_callback(self._hear_time)
+        """Ask the server what it says of itself. If sentinels named it, drop the connections that lead to another server."""
+        _when_answered(connection.ask(("TIME",)), self._note_time)
+        place = None if self._server_of is None else connection.peer
+        _when_answered(connection.ask(ASK), partial(self._note_run, place, connection.peer))
         if self._watches is not None:
             self._watches.here()
             self._lead_to(connection.peer)
@@ -274,16 +288,22 @@ class RedisStore:
             if isinstance(client, OwnClient) and address is not None:
                 client.lead_to(address)
 
-    def _hear_time(self, answer: asyncio.Future[Any]) -> None:
-        if not answer.cancelled() and answer.exception() is None:
-            self._note_time(answer.result())
-
     def _note_time(self, answer: Any) -> None:
         try:
             seconds, micros = map(int, answer)
         except (TypeError, ValueError):
             return  # an ACL may forbid TIME; then the app's clock counts
         self.server_time = (seconds + micros / 1e6, time.monotonic())
+
+    def _note_run(self, place: object, peer: Address | None, answer: Any) -> None:
+        why = self._runs.hear(place, said_in(answer))
+        if why is None or self.emit_event is None:
+            return
+        host = self.address if peer is None else "{}:{}".format(*peer)
+        # Whoever waits for the connection does not wait for the app's hook.
+        telling = asyncio.ensure_future(self.emit_event("store.restored", host=host, reason=why))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
 
     def _set_up(self, client: Client, bulk: Client, prefix: str) -> None:
         if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
@@ -292,7 +312,10 @@ class RedisStore:
             )
         self._client, self._bulk = client, bulk
         self._prefix = prefix
-        self._policy_known = False
+        self._is_known = False
+        self._runs = Runs()
+        self._telling: set[asyncio.Future[None]] = set()
+        self._durable_ends: DurableEnds = 0
         self._replicas: Replicas | None = None
         # A server answers nothing else on a connection that waits for replicas, so ends have one of their own.
         self._ender = client
@@ -320,8 +343,8 @@ class RedisStore:
 
     async def load(self, key: str) -> Record | None:
         """See :meth:`asgi_sessions.stores.Store.load`."""
-        if not self._policy_known:
-            await self._look_at_policy()
+        if not self._is_known:
+            await self._look_at_settings()
         client, name = self._client, self._name(key)
         # Of our own connections each is shared by all requests, so nothing long may come over the first one.
         command = ("GET", name) if client is self._bulk else ("GETRANGE", name, "0", _LAST_SMALL)
@@ -350,8 +373,8 @@ class RedisStore:
 
     async def create(self, record: Record, *, note: Note | None = None) -> Admission | None:
         """See :meth:`asgi_sessions.stores.UserStore.create`."""
-        if not self._policy_known:
-            await self._look_at_policy()
+        if not self._is_known:
+            await self._look_at_settings()
         key = record.key
         value = pack(record)
         script, more = CREATE, tuple[str | bytes | int, ...]()
@@ -513,7 +536,7 @@ class RedisStore:
 
     async def _run_id(self) -> str:
         """A name for this run of this server: another one after each restart."""
-        run_id = _said_in(await self._bulk.call(("INFO", "server")), "run_id")
+        run_id = said_in(await self._bulk.call(("INFO", "server"))).get("run_id")
         if not run_id:
             raise StoreRefused(
                 "Redis does not say which run of the server this is (INFO server), so none can be walked through"
@@ -558,6 +581,9 @@ class RedisStore:
                 closing.push_async_callback(watch.aclose)
             for client in (self._ender, self._bulk, self._client):
                 closing.push_async_callback(client.aclose)
+            loop = asyncio.get_running_loop()
+            if telling := [task for task in self._telling if task.get_loop() is loop]:
+                await asyncio.wait(telling)
 
     def _for(self, value: bytes) -> Client:
         return self._client if len(value) < LARGE else self._bulk
@@ -571,20 +597,27 @@ class RedisStore:
     def _name(self, key: str) -> str:
         return f"{self._prefix}:{{{key[:SHARD_CHARS]}}}:s:{key[SHARD_CHARS:]}"
 
-    async def _look_at_policy(self) -> None:
-        """Say so, once, if the server would throw sessions away when memory runs short."""
-        self._policy_known = True
+    async def _look_at_settings(self) -> None:
+        """Say so, once, if the server would throw sessions away when memory runs short, or bring back ended ones."""
+        self._is_known = True
         try:
+            ask_snapshots = ASK_SNAPSHOTS
             if isinstance(self._client, GivenClient):
+                ask_snapshots = (" ".join(ASK_SNAPSHOTS[:2]), *ASK_SNAPSHOTS[2:])  # redis-py takes it apart
                 with suppress(Refused):
                     self._note_time(await self._client.call(("TIME",)))
-            answer = await self._client.call(("INFO", "memory"))
+            said, snapshots = said_in(await self._client.call(ASK)), None
+            if has_no_log(said):
+                with suppress(Refused):
+                    snapshots = snapshots_in(await self._client.call(ask_snapshots))
         except Refused:
             return  # an ACL without INFO; nothing can be said
         except (StoreError, asyncio.CancelledError):
-            self._policy_known = False
+            self._is_known = False
             raise  # what comes next would wait as long
-        policy = _said_in(answer, "maxmemory_policy")
+        for line in advice(said, snapshots, self._durable_ends):
+            logger.warning("store.settings host=%s: %s", self.address, line)
+        policy = said.get("maxmemory_policy")
         if policy in (None, "noeviction"):
             return
         if self.emit_event is not None:
@@ -597,16 +630,14 @@ class RedisStore:
         )
 
 
-def _said_in(info: Any, name: str) -> str | None:
-    """A line of INFO, which redis-py may have taken apart."""
-    if isinstance(info, dict):
-        value = info.get(name)
-        return value if isinstance(value, str) else None
-    if isinstance(info, bytes | str):
-        text = info.decode("utf-8", "replace") if isinstance(info, bytes) else info
-        found = re.search(rf"^{name}:(\S+)", text, re.MULTILINE)
-        return found.group(1) if found else None
-    return None
+def _when_answered(answer: asyncio.Future[Any], note: Callable[[Any], None]) -> None:
+    """Pass on what a new connection is told. What goes wrong, the next command hears as well."""
+
+    def hear(answer: asyncio.Future[Any]) -> None:
+        if not answer.cancelled() and answer.exception() is None:
+            note(answer.result())
+
+    answer.add_done_callback(hear)
 
 
 def _share_of(number: int) -> float:
