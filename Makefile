@@ -4,10 +4,11 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 CHAOS_SECONDS ?= 60
+FAILOVER_ROUNDS ?= 10
 VERSIONS ?= 3.12 3.13
 BIN := .venv/bin
 
-.PHONY: demo test browser test-lowest test-versions versions test-apps chaos lint bench clean
+.PHONY: demo test browser test-lowest test-versions versions test-apps chaos failover lint bench clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python -m asgi_sessions demo $(DEMO_ARGS)
@@ -55,6 +56,10 @@ test-apps: .venv-apps/ready
 # Trouble on purpose, for a minute on each store, with another seed each time. `make test` has a few seconds of it.
 chaos: .venv/ready
 	CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/python -m pytest tests/chaos -s --timeout 300 $(PYTEST_ARGS)
+
+# Failovers, splits, restarts and crashes under load, each ten times; prints the table of docs/stores.md. `make test` has each once.
+failover: .venv/ready
+	FAILOVER_ROUNDS=$(FAILOVER_ROUNDS) $(BIN)/python -m pytest tests/failover -s $(PYTEST_ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

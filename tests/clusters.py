@@ -48,6 +48,8 @@ class Node:
             config.write_text("\n".join(options))
             self._command += [str(config), "--sentinel"]
         common = ("--save", "", "--appendonly", "no", *options) if not sentinel else ()
+        if host != "127.0.0.1":
+            self._command += ["--bind-source-addr", host, "--protected-mode", "no"]
         self._command += ["--port", str(port), "--bind", host, "--dir", str(folder), "--logfile", "log", *common]
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -120,21 +122,33 @@ class Watched(Nodes):
     """One primary, two replicas, three sentinels."""
 
     SERVICE = "sessions"
+    OPTIONS: tuple[str, ...] = ()
+    """Of the servers, besides."""
+    DOWN_AFTER = 500
+    """Milliseconds of silence after which a sentinel takes the primary for dead."""
+
+    def where(self, number: int) -> dict[str, Any]:
+        """The host of a node, and the way into its network namespace; 0 to 2 are servers, 3 to 5 sentinels."""
+        return {"host": "127.0.0.1"}
 
     def build(self) -> None:
         ports = [free_port() for _ in range(6)]
-        self.servers = [self.add(ports[0], *AT_ONCE)]
-        for port in ports[1:3]:
-            self.servers.append(self.add(port, "--replicaof", f"127.0.0.1 {ports[0]}", *AT_ONCE))
+        self.servers = [self.add(ports[0], *AT_ONCE, *self.OPTIONS, **self.where(0))]
+        primary = self.servers[0].host
+        for number, port in enumerate(ports[1:3], 1):
+            follow = ("--replicaof", f"{primary} {ports[0]}")
+            self.servers.append(self.add(port, *follow, *AT_ONCE, *self.OPTIONS, **self.where(number)))
         until(lambda: self.servers[0].ask("INFO", "replication")["connected_slaves"] == 2, "two replicas")
         # Nobody is promoted who has not yet heard all.
         until(lambda: all(self.servers[0].ask("INFO", "replication")[f"slave{n}"]["state"] == "online" for n in (0, 1)))
         words = (
-            f"sentinel monitor {self.SERVICE} 127.0.0.1 {ports[0]} 2",
-            f"sentinel down-after-milliseconds {self.SERVICE} 500",
+            f"sentinel monitor {self.SERVICE} {primary} {ports[0]} 2",
+            f"sentinel down-after-milliseconds {self.SERVICE} {self.DOWN_AFTER}",
             f"sentinel failover-timeout {self.SERVICE} 3000",
         )
-        self.sentinels = [self.add(port, *words, sentinel=True) for port in ports[3:]]
+        self.sentinels = [
+            self.add(port, *words, sentinel=True, **self.where(number)) for number, port in enumerate(ports[3:], 3)
+        ]
         for sentinel in self.sentinels:
             until(lambda s=sentinel: int(self._known(s)["num-other-sentinels"]) == 2, "three sentinels")
             until(lambda s=sentinel: int(self._known(s)["num-slaves"]) == 2, "replicas known")
@@ -144,12 +158,12 @@ class Watched(Nodes):
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        return [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
+        return [(sentinel.host, sentinel.port) for sentinel in self.sentinels]
 
     @property
     def primary(self) -> Node:
-        """As the sentinels say."""
-        port = int(self.sentinels[0].ask("SENTINEL GET-MASTER-ADDR-BY-NAME", self.SERVICE)[1])
+        """As the last of the sentinels says."""
+        port = int(self.sentinels[-1].ask("SENTINEL GET-MASTER-ADDR-BY-NAME", self.SERVICE)[1])
         return next(server for server in self.servers if server.port == port)
 
 
@@ -267,21 +281,18 @@ def _is_in(slot: int, slots: list[str]) -> bool:
     return int(slots[0]) <= slot <= int(slots[-1])
 
 
-class Apart(Cluster):
-    """A cluster whose second primary is in a network namespace of its own, so that it can be cut off. For root on Linux.
+class Namespace:
+    """A network namespace that can be cut off from the nodes outside, from clients, or from both. For root on Linux.
 
-    The nodes outside have one address and clients another, so that a node may be cut off from either. The addresses are from the
-    range for documentation (RFC 5737), which no network uses.
+    The nodes outside have one address and clients another. The addresses are for documentation (RFC 5737): no network uses them.
     """
 
     CLIENTS, OTHERS, AWAY = "192.0.2.1", "192.0.2.2", "192.0.2.3"
-    VICTIM = 1
 
     def __init__(self) -> None:
-        super().__init__()
         self._name = f"as{secrets.token_hex(3)}"
 
-    def build(self) -> None:
+    def make(self) -> None:
         name, outer, inner = self._name, f"{self._name}o", f"{self._name}i"
         _ip("netns", "add", name)
         _ip("link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)
@@ -291,26 +302,66 @@ class Apart(Cluster):
         _ip("-n", name, "addr", "add", f"{self.AWAY}/29", "dev", inner)
         _ip("-n", name, "link", "set", inner, "up")
         _ip("-n", name, "link", "set", "lo", "up")
-        for number, port in enumerate([free_port() for _ in range(6)]):
-            here, within = (self.AWAY, ("ip", "netns", "exec", name)) if number == self.VICTIM else (self.OTHERS, ())
-            self.add(
-                port, *self.OPTIONS, "--bind-source-addr", here, "--protected-mode", "no", host=here, within=within
-            )
-        self.join()
+
+    def place(self, *, is_within: bool) -> dict[str, Any]:
+        """For :meth:`Nodes.add`: inside, or outside."""
+        if is_within:
+            return {"host": self.AWAY, "within": ("ip", "netns", "exec", self._name)}
+        return {"host": self.OTHERS}
 
     def cut_off(self, *, clients_too: bool) -> None:
-        """No packet between the victim and the other nodes; nor the clients."""
+        """No packet between inside and the other nodes; nor the clients."""
         for address in (self.OTHERS, *((self.CLIENTS,) if clients_too else ())):
             _ip("-n", self._name, "route", "add", "blackhole", f"{address}/32")
 
     def reconnect(self) -> None:
         _ip("-n", self._name, "route", "flush", "type", "blackhole")
 
+    def remove(self) -> None:
+        subprocess.run(["ip", "netns", "del", self._name], check=False, capture_output=True)
+
+
+class Apart(Cluster):
+    """A cluster whose second primary is in a network namespace of its own."""
+
+    VICTIM = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.namespace = Namespace()
+
+    def build(self) -> None:
+        self.namespace.make()
+        for number, port in enumerate([free_port() for _ in range(6)]):
+            self.add(port, *self.OPTIONS, **self.namespace.place(is_within=number == self.VICTIM))
+        self.join()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
-        subprocess.run(["ip", "netns", "del", self._name], check=False, capture_output=True)
+        self.namespace.remove()
+
+
+class Split(Watched):
+    """The primary, a replica and a sentinel are in a network namespace of their own. The other sentinels outvote this one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.namespace = Namespace()
+
+    def where(self, number: int) -> dict[str, Any]:
+        return self.namespace.place(is_within=number in (0, 1, 3))
+
+    def build(self) -> None:
+        self.namespace.make()
+        super().build()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self.namespace.remove()
 
 
 def may_make_namespaces() -> bool:

@@ -288,6 +288,7 @@ COVERED_BY_OTHERS = {"redis", "postgresql", "mariadb"}
 GO_OLD_WAYS = (
     "tests/properties/",
     "tests/chaos/",
+    "tests/failover/",
     "tests/servers/",
     "tests/browser/",
     "tests/test_command_line.py",

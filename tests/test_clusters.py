@@ -26,10 +26,10 @@ from asgi_sessions._core.token import owner_of
 from asgi_sessions.errors import EndUnconfirmed
 from asgi_sessions.stores.redis import LARGE
 from asgi_sessions.stores.redis._client import sentinels_of
-from asgi_sessions.stores.redis._cluster import Address, ClusterClient
 from asgi_sessions.testing import FakeClock, UserStoreContract, a_record, moved
-from tests.clusters import AT_ONCE, Apart, Cluster, Nodes, Watched, may_make_namespaces, until
+from tests.clusters import AT_ONCE, Cluster, Nodes, Watched, until
 from tests.conftest import Server, require
+from tests.load import Load, recovered
 from tests.ports import free_port
 from tests.proxy import Proxy
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
@@ -55,74 +55,6 @@ def either_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 def watched() -> Iterator[Watched]:
     with Watched() as made:
         yield made
-
-
-class Load:
-    """Users who log in, write, read and log out, until told to stop; and what they were told."""
-
-    def __init__(self, app: SessionMiddleware, users: int = 8) -> None:
-        self.app = app
-        self.answers: Counter[int] = Counter()
-        self.refused_at: list[float] = []
-        self.wrong: list[str] = []
-        self.kept: dict[str, tuple[Browser, int]] = {}
-        self.ended: list[Browser] = []
-        self._stop = False
-        self._tasks = [asyncio.ensure_future(self._user(f"user {number}")) for number in range(users)]
-
-    async def _ask(self, browser: Browser, handler: Any) -> Any:
-        response = await browser.do(handler)
-        self.answers[response.status] += 1
-        if response.status != 200:
-            self.refused_at.append(time.monotonic())
-        return response
-
-    async def _user(self, name: str) -> None:
-        turn = 0
-        while not self._stop:
-            turn += 1
-            browser = Browser(self.app)
-            if (await self._ask(browser, log_in(name))).status != 200 or browser.token is None:
-                await asyncio.sleep(0.02)
-                continue
-            for number in range(1, 5):
-                if (await self._ask(browser, put(whose=name, number=number))).status == 200:
-                    self.kept[f"{name} {turn}"] = (browser, number)
-                seen = await read(browser)
-                if (whose := seen.get("data", {}).get("whose", name)) != name:
-                    self.wrong.append(f"{name} saw what is {whose}'s")
-                await asyncio.sleep(0.01)
-            if turn % 2:
-                token = browser.token
-                if (await self._ask(browser, destroy)).status == 200:
-                    self.kept.pop(f"{name} {turn}", None)
-                    self.ended.append(Browser(self.app, token))
-
-    async def stop(self) -> dict[str, Any]:
-        """Stop, look at everything that was acknowledged, and say what was refused, lost and revived."""
-        self._stop = True
-        await asyncio.gather(*self._tasks)
-        lost = revived = 0
-        for name, (browser, number) in self.kept.items():
-            seen = await read(browser)
-            data = seen.get("data", {})
-            lost += data.get("number", 0) < number
-            if data and data["whose"] != name.rpartition(" ")[0]:
-                self.wrong.append(f"{name} holds {data}")
-        for browser in self.ended:
-            seen = await read(browser)
-            revived += bool(seen.get("data") or seen.get("user_id"))
-        gap = max(self.refused_at, default=0.0) - min(self.refused_at, default=0.0)
-        return {"answers": dict(self.answers), "lost": lost, "revived": revived, "wrong": self.wrong, "seconds": gap}
-
-
-async def recovered(app: SessionMiddleware, *, shards: int = 1) -> None:
-    """Wait until log-ins of several shards are answered again."""
-    give_up = time.monotonic() + 30
-    for number in range(shards):
-        while (await Browser(app).do(log_in(f"probe {number}"))).status != 200:
-            assert time.monotonic() < give_up, "it did not recover"
-            await asyncio.sleep(0.05)
 
 
 # ── Cluster ──
@@ -306,89 +238,7 @@ async def test_who_asks_while_a_slot_moves_waits_for_it(cluster: Cluster) -> Non
     await store.aclose()
 
 
-@pytest.mark.parametrize("how", ["killed", "paused"])
-async def test_a_primary_of_the_cluster_dies_under_load(how: str) -> None:
-    with Cluster() as cluster:
-        store = RedisStore.from_cluster(cluster.url)
-        app = app_with(store)
-        load = Load(app)
-        await asyncio.sleep(1)
-        victim = cluster.nodes[1]
-
-        victim.kill() if how == "killed" else victim.signal(signal.SIGSTOP)
-        await asyncio.to_thread(until, lambda: cluster.nodes[4].ask("ROLE")[0] in (b"master", "master"), "a promotion")
-        await recovered(app, shards=12)
-        said = await load.stop()
-
-        await store.aclose()
-        print(how, said)
-        assert said["wrong"] == []
-        assert said["answers"][200] > 50
-        assert set(said["answers"]) <= {200, 503}
-
-
-async def told_the_truth(cluster: Apart) -> None:
-    """Who asks the one that was cut off for the map is shown that of yesterday, and asks somebody else."""
-    victim = cluster.nodes[cluster.VICTIM]
-    store = RedisStore.from_cluster([f"redis://{victim.host}:{victim.port}", cluster.url])
-    assert isinstance(store._client, ClusterClient)
-    known = store._client._cluster.map()
-    await known.look()
-    assert Address(victim.host, victim.port) not in known.primaries
-    await store.aclose()
-
-
-@pytest.mark.parametrize("from_whom", ["the other nodes", "everybody"])
-async def test_a_primary_of_the_cluster_is_cut_off_under_load(from_whom: str) -> None:
-    """By the network, both ways; and it comes back with the map and the sessions of the day on which it went."""
-    if not may_make_namespaces():
-        require("network namespaces are for root, with iproute2")
-    with Apart() as cluster:
-        store = RedisStore.from_cluster(cluster.url, durable_ends=1)
-        app = app_with(store)
-        load = Load(app)
-        await asyncio.sleep(1)
-
-        cluster.cut_off(clients_too=from_whom == "everybody")
-        await asyncio.to_thread(until, lambda: cluster.nodes[4].ask("ROLE")[0] in (b"master", "master"), "a promotion")
-        await recovered(app, shards=12)
-        if from_whom == "the other nodes":
-            await told_the_truth(cluster)
-        cluster.reconnect()
-        await asyncio.to_thread(until, lambda: cluster.nodes[1].ask("ROLE")[0] in (b"slave", "slave"), "it to give in")
-        said = await load.stop()
-
-        await store.aclose()
-        print("cut off from", from_whom, said)
-        assert (said["revived"], said["wrong"]) == (0, [])
-        assert said["answers"][200] > 50
-        assert set(said["answers"]) <= {200, 503}
-
-
 # ── Sentinel ──
-
-
-@pytest.mark.parametrize("how", ["killed", "paused"])
-async def test_the_primary_dies_under_load_and_the_sentinels_name_another(watched: Watched, how: str) -> None:
-    store = RedisStore.from_sentinel(watched.addresses, watched.SERVICE, durable_ends=1)
-    app = app_with(store)
-    load = Load(app)
-    await asyncio.sleep(1)
-    victim = watched.primary
-
-    victim.kill() if how == "killed" else victim.signal(signal.SIGSTOP)
-    await asyncio.to_thread(until, lambda: watched.primary is not victim, "a failover")
-    await recovered(app)
-    if how == "paused":
-        victim.signal(signal.SIGCONT)  # it still thinks that it is the primary, for a moment
-        await asyncio.sleep(1)
-    said = await load.stop()
-
-    await store.aclose()
-    print(how, said)
-    assert (said["revived"], said["wrong"]) == (0, [])
-    assert said["answers"][200] > 50
-    assert set(said["answers"]) <= {200, 503}
 
 
 @pytest.mark.parametrize("connection", ["requests", "large", "ends"])
@@ -624,7 +474,9 @@ async def test_an_end_on_a_server_that_is_full_reaches_the_replicas() -> None:
         servers.primary.ask("CONFIG", "SET", "maxmemory", "1")
 
         assert (await laptop.do(put(a=1))).status == 503
-        assert (await laptop.do(destroy)).status == 200
+        give_up = time.monotonic() + 10
+        while (await laptop.another().do(destroy)).status != 200:  # a replica on a busy machine may be late
+            assert time.monotonic() < give_up
         assert await Sessions(store).revoke_all("alice") == 1
 
         assert (await read(phone))["user_id"] is None

@@ -5,84 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asgi_sessions import ConfigurationError, MemoryStore, SQLStore
 from tests.conftest import require
-from tests.databases import SERVERS, DatabaseServer, PostgreSQL
+from tests.databases import SERVERS
 from tests.properties.faults import Faulty
+from tests.standby import Pair, a_pair
 from tests.support import Browser, app_with, destroy, log_in, put, read
-
-
-class Standby(PostgreSQL):
-    """Follows another server."""
-
-    def __init__(self, primary: DatabaseServer) -> None:
-        super().__init__()
-        self._primary = primary
-
-    def _to_make(self, program: str) -> list[str]:
-        copy = str(Path(program).with_name("pg_basebackup"))
-        return [
-            copy,
-            "-h",
-            "127.0.0.1",
-            "-p",
-            str(self._primary.port),
-            "-U",
-            "admin",
-            "-D",
-            f"{self.directory}/data",
-            "-R",
-            "-c",
-            "fast",
-        ]
-
-    _users: tuple[str, ...] = ()
-
-
-@dataclass
-class Pair:
-    primary: PostgreSQL
-    standby: Standby
-
-    async def part(self) -> None:
-        """The standby hears nothing from now on."""
-        self.standby.freeze()
-        await self.primary.say("SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
-
-    async def fail_over(self) -> None:
-        self.primary.kill()
-        self.standby.thaw()
-        await self.standby.say("SELECT pg_promote()")
 
 
 @pytest.fixture
 async def pair(anyio_backend: Any) -> AsyncIterator[Pair]:
     if SERVERS["postgresql"].find() is None:
         require("no PostgreSQL server is installed here")
-    primary = PostgreSQL()
-    await asyncio.to_thread(primary.start)
-    standby = Standby(primary)
-    try:
-        store = SQLStore.from_url(primary.url)
-        await store.create_tables()
-        await store.aclose()
-        standby._is_made = False
-        await asyncio.to_thread(standby.start)
-        await primary.say(
-            "ALTER SYSTEM SET synchronous_standby_names = '*'",
-            "ALTER SYSTEM SET synchronous_commit = 'local'",  # of what need not wait
-            "SELECT pg_reload_conf()",
-        )
-        yield Pair(primary, standby)
-    finally:
-        for server in (standby, primary):
-            await asyncio.to_thread(server.remove)
+    async with a_pair() as made:
+        yield made
 
 
 async def answered(browser: Browser, handler: Any, status: int) -> None:

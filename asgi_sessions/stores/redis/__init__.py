@@ -31,9 +31,10 @@ from asgi_sessions._core.history import ENDED_BY_CLOCK, Admission, Note, Replace
 from asgi_sessions._core.record import Record, pack, pack_clocks, pack_rev, unpack
 from asgi_sessions._core.token import SHARD_CHARS, shard_of
 from asgi_sessions._engine.contract import Listening
-from asgi_sessions._engine.loops import PerLoop
+from asgi_sessions._engine.loops import PerLoop, running_loop
 from asgi_sessions.errors import (
     ConfigurationError,
+    EndUnconfirmed,
     RecordChanged,
     RecordDamaged,
     RecordExists,
@@ -325,9 +326,14 @@ class RedisStore:
         keys = (key,)
         if self._replicas is None or not durably:
             return await run(self._client, script, keys, *args)
-        return await run_durably(
-            self._ender, script, keys, *args, mark=f"{self._stem(shard)}w", replicas=self._replicas
-        )
+        try:
+            return await run_durably(
+                self._ender, script, keys, *args, mark=f"{self._stem(shard)}w", replicas=self._replicas
+            )
+        except EndUnconfirmed:
+            if self._watches is not None:
+                self._watches.here().look()  # it may be a primary that is cut off
+            raise
 
     @property
     def namespace(self) -> str:
@@ -581,7 +587,7 @@ class RedisStore:
                 closing.push_async_callback(watch.aclose)
             for client in (self._ender, self._bulk, self._client):
                 closing.push_async_callback(client.aclose)
-            loop = asyncio.get_running_loop()
+            loop = running_loop()
             if telling := [task for task in self._telling if task.get_loop() is loop]:
                 await asyncio.wait(telling)
 

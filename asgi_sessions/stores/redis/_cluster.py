@@ -36,7 +36,7 @@ from redis.exceptions import RedisError
 from asgi_sessions._core.token import ALPHABET, SHARD_CHARS
 from asgi_sessions._engine.deadline import Deadlines
 from asgi_sessions._engine.loops import PerLoop, retrieve, stop
-from asgi_sessions.errors import ConfigurationError, StoreUnreachable, TemporarilyUnavailable
+from asgi_sessions.errors import ConfigurationError, EndUnconfirmed, StoreUnreachable, TemporarilyUnavailable
 from asgi_sessions.stores.redis._client import (
     PAUSE,
     TIME_TO_OPEN,
@@ -469,6 +469,9 @@ class ClusterClient:
                     await asyncio.wait({known.suspect(address)})
                     await asyncio.sleep(PAUSE)
                     address = None
+        except EndUnconfirmed:
+            known.suspect(address)  # it may be a primary that is cut off
+            raise
         except TimeoutError as error:
             known.suspect(address)
             if isinstance(trouble, Refused):

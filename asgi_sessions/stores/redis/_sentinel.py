@@ -16,7 +16,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import RedisError
 
-from asgi_sessions._engine.loops import heed_cancellation, stop
+from asgi_sessions._engine.loops import heed_cancellation, retrieve, stop
 
 SWITCH: Final = b"+switch-master"
 
@@ -71,9 +71,16 @@ class SentinelWatch:
         self._asking = asyncio.Lock()
         pools = [sentinel.connection_pool for sentinel in sentinels.sentinels]
         self._tasks = [asyncio.ensure_future(self._follow(pool.make_connection)) for pool in pools]
+        self._looking: asyncio.Task[None] | None = None
+
+    def look(self) -> None:
+        """Ask the sentinels now. Something speaks against the primary that they named last."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(self._ask())
+            self._looking.add_done_callback(retrieve)
 
     async def aclose(self) -> None:
-        await stop(*self._tasks)
+        await stop(*self._tasks, *([] if self._looking is None else [self._looking]))
 
     async def _follow(self, connect: Callable[[], AbstractConnection]) -> None:
         """Listen to one sentinel, again whenever the connection breaks."""
