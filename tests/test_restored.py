@@ -245,7 +245,7 @@ async def test_a_node_of_a_cluster_by_itself() -> None:
         heard: list[Event] = []
         store = RedisStore.from_cluster(f"redis://127.0.0.1:{cluster.nodes[0].port}")
         Sessions(store, on_event=heard.append)
-        records = [a_record(number=number) for number in range(60)]  # at each node there is one
+        records = [a_record(owner=f"user {number}") for number in range(60)]  # at each node there are some
         for record in records:
             await store.create(record)
         assert restored(heard) == []
