@@ -28,18 +28,15 @@ test-lowest: .venv-lowest/ready
 	.venv-lowest/bin/python -m pytest -n 3 --dist worksteal tests/test_redis_connection.py tests/test_redis_store.py \
 	tests/test_store_contract.py tests/test_mix_up.py tests/test_cluster_client.py tests/test_sql_store.py
 
-# On other versions of Python: on each one what depends on it (tasks, cancellation), and on the last one the core, the stores in
-# memory and on Redis, and the frameworks, too. A version that is not here is left out. Valkey is left to `make test`: both servers
-# take the same way through our code. So are the threats: none depends on the version.
-ON_EACH_VERSION := tests/test_promises.py tests/test_live.py tests/test_deadline.py tests/test_stopping.py tests/test_eager_tasks.py
-ON_THE_LAST := tests/frameworks tests/test_commit_table.py tests/test_middleware.py tests/test_memory_store.py \
-	tests/test_redis_store.py tests/test_redis_connection.py tests/test_store_contract.py tests/test_races.py \
-	tests/tokens/test_client.py
-
+# The core, the stores in memory and on Redis, and the frameworks, on other versions of Python. One that is not here is left out.
+# Valkey is left to `make test`: both servers take the same way through our code. So are the threats: none depends on the version.
 test-versions: versions
 	@for version in $(VERSIONS); do \
 	test ! -e .venv-$$version/ready || { echo "Python $$version"; .venv-$$version/bin/python -m pytest -n 3 --dist worksteal \
-	$(ON_EACH_VERSION) $$(test "$$version" != "$(lastword $(VERSIONS))" || echo "$(ON_THE_LAST)") \
+	tests/frameworks tests/test_promises.py tests/test_commit_table.py tests/test_middleware.py tests/test_memory_store.py \
+	tests/test_redis_store.py tests/test_redis_connection.py tests/test_store_contract.py \
+	tests/test_races.py tests/test_live.py tests/test_deadline.py tests/test_stopping.py tests/test_eager_tasks.py \
+	tests/test_cost.py tests/tokens/test_client.py \
 	-k "not postgresql and not mariadb and not sqlite and not valkey" $(PYTEST_ARGS) || exit; }; \
 	done
 

@@ -45,6 +45,7 @@ from asgi_sessions._core.user_agent import Device
 from asgi_sessions._engine.contract import STORE_METHODS, Store, lacking_for_users
 from asgi_sessions._engine.everyone import end_all
 from asgi_sessions._engine.manager import Manager
+from asgi_sessions._engine.opened import DEFAULT_BYTES
 from asgi_sessions._engine.upkeep import Upkeep
 from asgi_sessions.errors import ConfigurationError, SessionDataError, SessionError
 
@@ -102,6 +103,7 @@ class SessionsOptions(TypedDict, total=False):
     devices: Devices | None
     on_event: EventHook | None
     store_deadline: timedelta | None
+    cache_bytes: int
     clock: Clock
 
 
@@ -122,6 +124,8 @@ class Sessions:
         on_event: is given an :class:`Event` for everything that happens to sessions; may be a coroutine function.
         store_deadline: how long a load, or a whole commit, may take; a request does one of each. ``None``: 0.45 s. A database
             that is slower but well may need more.
+        cache_bytes: how much memory of the process opened records may take, so that the same bytes need not be opened again. The
+            store is asked all the same. 0: none. Sealed records lie there opened: see ``docs/security.md``.
         clock: seconds since the epoch; for tests.
     Raises:
         ConfigurationError: something does not fit together; the message says what to do.
@@ -140,9 +144,12 @@ class Sessions:
         devices: Devices | None = None,
         on_event: EventHook | None = None,
         store_deadline: timedelta | None = None,
+        cache_bytes: int = DEFAULT_BYTES,
         clock: Clock = time.time,
     ) -> None:
         _refuse_no_store(self._called, store)
+        if not isinstance(cache_bytes, int) or isinstance(cache_bytes, bool) or cache_bytes < 0:
+            raise ConfigurationError(f"{self._called}(cache_bytes={cache_bytes!r}): give a number of bytes; 0 for none")
         if timeouts is not None:
             expect(f"{self._called}(timeouts)", timeouts, Timeouts)
         if devices is not None:
@@ -161,6 +168,7 @@ class Sessions:
             on_event=on_event,
             devices=devices,
             deadline=None if store_deadline is None else _seconds(f"{self._called}(store_deadline)", store_deadline),
+            cache_bytes=cache_bytes,
         )
         self._upkeep = Upkeep(self._manager)
         if timeouts is not None or secret_keys:

@@ -78,8 +78,14 @@ def ours_in_memory() -> Peer:
 
 def ours(url: str, **options: Any) -> Peer:
     store = RedisStore.from_url(url)
-    name = "ours, Redis" + "".join(f", {option}" for option in options)
+    said = {"cache_bytes": "not seen before"}
+    name = "ours, Redis" + "".join(f", {said.get(option, option)}" for option in options)
     return Peer(name, SessionMiddleware(_in_scope, store, **options), store.aclose)
+
+
+def ours_not_seen(url: str, **options: Any) -> Peer:
+    """Without the cache of opened records: as if each record were new to this process."""
+    return ours(url, **options, cache_bytes=0)
 
 
 def ours_with_secrets(url: str) -> Peer:

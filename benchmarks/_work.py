@@ -266,8 +266,22 @@ def save(name: str, data: dict[str, Any], into: Path | None) -> None:
     """Write the results to a folder; ``None`` keeps nothing."""
     if into is not None:
         into.mkdir(exist_ok=True)
-        text = json.dumps({"about": machine(), **data}, indent=1)
+        text = json.dumps({"about": {**machine(), "commit": commit()}, **data}, indent=1)
         (into / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def commit() -> str:
+    """What was measured; with a "+" if it is not committed."""
+    root = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "../asgi_sessions")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -226,7 +226,8 @@ def write(root: Path) -> None:
         about = data["about"]
         parts.append(f"\n## {title}\n\n{importlib.import_module(f'benchmarks.{name}').markdown(data)}")
         parts.append(
-            f"\n<sub>`python -m benchmarks.{name}`, {about['date']}, {about['machine']}, Python {about['python']}, "
+            f"\n<sub>`python -m benchmarks.{name}` on {about.get('commit', 'an earlier commit')}, {about['date']}, "
+            f"{about['machine']}, Python {about['python']}, "
             f"{about['versions']}</sub>\n"
         )
         if name == "in_process" and plots:

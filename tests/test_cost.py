@@ -13,9 +13,10 @@ import pytest
 
 from asgi_sessions import Session
 from asgi_sessions._core.planner import Planner
-from tests.cost import VERSION, baseline, count
+from tests.cost import BASELINE, VERSION, baseline, count
 
 TOLERANCE = 1.02
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 def excess(counts: dict[str, float], recorded: dict[str, float]) -> dict[str, str]:
@@ -45,6 +46,12 @@ def test_no_hot_path_does_more_work_than_recorded(valkey_url: str, recorded: dic
 
     assert counts.keys() == recorded.keys()
     assert excess(counts, recorded) == {}, "if that is meant: python -m tests.cost --record, and say why"
+
+
+def test_the_published_figures_are_of_these_hot_paths() -> None:
+    measured = json.loads((RESULTS / "in_process.json").read_text(encoding="utf-8"))["calls"]
+
+    assert measured == json.loads(BASELINE.read_text(encoding="utf-8")), "measure again: make bench"
 
 
 def test_a_few_calls_more_are_noticed(

@@ -174,8 +174,8 @@ async def test_only_records_of_the_user_are_found(store: RedisStore, server: red
     # In the place of alice, but not hers.
     for other in (a_record(owner="bob"), a_record()):
         name = store._name(mine.key)
-        server.set(name[:-43] + secrets.token_urlsafe(32), server.get(store._name(other.key)) or b"1" * 100)
-    server.lpush(name[:-43] + secrets.token_urlsafe(32), "no record at all")
+        server.set(name[:-22] + secrets.token_urlsafe(16), server.get(store._name(other.key)) or b"1" * 100)
+    server.lpush(name[:-22] + secrets.token_urlsafe(16), "no record at all")
     evict(server)
 
     assert await store.index(ALICE) == {mine.id: mine.key, renewed.id: now_at.key}

@@ -577,3 +577,28 @@ async def test_a_request_leaves_no_garbage_behind(memory: MemoryStore) -> None:
         assert sessions() == before
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("how", ["a key", "items", "put in", "a second time"])
+async def test_what_was_handed_out_is_compared_again_after_a_save(store: Store, clock: FakeClock, how: str) -> None:
+    """Only a list or dict can still change without a word then."""
+    browser = Browser(app_with(store, clock=clock))
+    await browser.do(put(cart=[], n=0))
+
+    async def handler(session: Session) -> None:
+        if how == "items":
+            cart = dict(session.items())["cart"]
+        elif how == "put in":
+            session["cart"] = cart = list[int]()
+        else:
+            cart = session["cart"]
+        session["n"] = 1
+        await session.save()
+        if how == "a second time":
+            cart.append(0)
+            await session.save()
+        cart.append(1)
+
+    assert (await browser.do(handler)).status == 200
+
+    assert (await read(browser))["data"] == {"cart": [0, 1] if how == "a second time" else [1], "n": 1}

@@ -107,6 +107,7 @@ NOT_JUDGED = {
         "port",  # of a test
         "some",
         "sessions",
+        "asked",
     ),
     *("created_at", "remembered", "authenticated_at", "renewed_at", "minted_at", "address", "moment", "time", "device"),
     *("options", "sentinel_options", "location", "pair", "headers", "message", "signature"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, Literal, get_args
 
@@ -76,6 +77,7 @@ class ClientAddress:
                     left -= 1
 
 
+@lru_cache(maxsize=1024)  # 5 µs of a log-in
 def coarse(address: Address) -> str:
     """The network of an address, as much of it as may be kept: ``203.0.113.0/24``, ``2001:db8:1::/48``."""
     return str(ip_network((address, KEPT_BITS[address.version]), strict=False))
@@ -129,6 +131,7 @@ _IPV6 = r"([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)"
 _NODE = re.compile(rf"([0-9.]+){_PORT}|\[{_IPV6}(?:%[^\]]*)?\]{_PORT}|{_IPV6}(?:%.*)?")
 
 
+@lru_cache(maxsize=1024)  # 3 µs of a log-in
 def _parsed(text: str) -> Address | None:
     """An address with or without port, brackets and zone; ``None`` for ``unknown``, ``_hidden``, names and nonsense."""
     # An address with all its trimmings has 60 characters at most.

@@ -51,7 +51,7 @@ _PLAIN_FORM = str.maketrans("013457$@", "oleastsa")  # ch4ng3m3 is changeme
 class Secrets:
     """The secrets of a deployment: the first one writes, all of them read, so that changing keys loses nobody."""
 
-    __slots__ = ("_by_id", "_roots", "_sealing", "are_given")
+    __slots__ = ("_by_id", "_hmacs", "_roots", "_sealing", "are_given")
 
     @forgets_arguments
     def __init__(self, secret_keys: Sequence[str | bytes] = ()) -> None:
@@ -66,6 +66,7 @@ class Secrets:
             roots.append(root)
         self._roots = tuple(roots)
         self.are_given: bool = bool(roots)
+        self._hmacs: dict[str, tuple[Hmac, ...]] = {}
         sealing = [(_expand(root, b"secret id")[:SECRET_ID_BYTES], _of_records(root)) for root in roots]
         self._sealing = sealing[0] if sealing else None
         self._by_id: dict[bytes, list[Hmac]] = {}
@@ -87,6 +88,13 @@ class Secrets:
     def subkeys(self, label: str) -> tuple[bytes, ...]:
         """32 bytes for one purpose from each secret, in their order."""
         return tuple(_expand(root, label.encode("utf-8")) for root in self._roots)
+
+    def hmacs(self, label: str) -> tuple[Hmac, ...]:
+        """An HMAC under each of the :meth:`subkeys`."""
+        made = self._hmacs.get(label)
+        if made is None:
+            made = self._hmacs[label] = tuple(map(Hmac, self.subkeys(label)))
+        return made
 
     def seal(self, plain: bytes, *, key: str, associated: bytes) -> bytes:
         """Encrypt ``plain`` for the record under ``key``: id of the secret, nonce, ciphertext with tag."""

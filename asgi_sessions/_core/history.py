@@ -61,7 +61,7 @@ NO_FINGERPRINT = "." * FINGERPRINT_CHARS
 ENTRY_HEADER = 13 + 1 + ID_CHARS + FINGERPRINT_CHARS
 
 
-class Note(msgspec.Struct, frozen=True):
+class Note(msgspec.Struct, frozen=True, gc=False):
     """An entry for the history of a user, written in the same step as the change that it records."""
 
     what: str
@@ -81,7 +81,7 @@ class Note(msgspec.Struct, frozen=True):
     """Of a log-in: a session of the same user that ends in the same step, and does not count against the limit."""
 
 
-class Replaced(msgspec.Struct, frozen=True):
+class Replaced(msgspec.Struct, frozen=True, gc=False):
     """The session whose place a log-in takes."""
 
     record: Record
@@ -90,7 +90,7 @@ class Replaced(msgspec.Struct, frozen=True):
     """Of its end."""
 
 
-class Admission(msgspec.Struct, frozen=True):
+class Admission(msgspec.Struct, frozen=True, gc=False):
     """What a store says when it has kept the session of a log-in."""
 
     new_device: bool = False

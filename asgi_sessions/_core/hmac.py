@@ -12,7 +12,7 @@ class Hmac:
 
     __slots__ = ("_inner", "_outer")
 
-    def __init__(self, key: bytes, beginning: bytes) -> None:
+    def __init__(self, key: bytes, beginning: bytes = b"") -> None:
         block = (sha256(key).digest() if len(key) > _BLOCK else key).ljust(_BLOCK, b"\0")
         self._inner = sha256(bytes(byte ^ 0x36 for byte in block) + beginning)
         self._outer = sha256(bytes(byte ^ 0x5C for byte in block))

@@ -28,7 +28,7 @@ class Asked(enum.Enum):
     DESTROY = "destroy"
 
 
-class Leaving(msgspec.Struct, frozen=True):
+class Leaving(msgspec.Struct, frozen=True, gc=False):
     """A stored session that a verb of this request is to end."""
 
     record: Record
@@ -37,7 +37,7 @@ class Leaving(msgspec.Struct, frozen=True):
     """What was loaded from it, if the data moves on to the new session."""
 
 
-class Intent(msgspec.Struct, frozen=True):
+class Intent(msgspec.Struct, frozen=True, gc=False):
     """All that the verbs of a request ask for."""
 
     asked: Asked = Asked.NOTHING

@@ -85,7 +85,7 @@ class RecordRules:
         """An entry for the history of a user; ``None`` where there is no user or no history."""
         if self.rules is None or owner is None:
             return None
-        facts = seal_facts(unpack_facts(about), owner, id, self.secrets, self.namespace) if about else b""
+        facts = seal_facts(about, owner, id, self.secrets, self.namespace) if about else b""
         return Note(what, self.clock(), id, self.rules, (), facts, at)
 
     def note_of_end(self, known: Record, reason: Reason) -> Note | None:
@@ -104,9 +104,9 @@ class RecordRules:
         """The entry that the history gets with a log-in; ``None`` for an anonymous session."""
         if record.owner is None or rules is None:
             return None
-        facts = unpack_facts(body.about) if body.about else Facts()
-        fingerprints = fingerprints_of(facts.device, record.owner, self.secrets)
-        sealed = seal_facts(facts, record.owner, record.id, self.secrets, self.namespace)
+        about = body.about or pack_facts(Facts())
+        fingerprints = fingerprints_of(unpack_facts(about).device, record.owner, self.secrets)
+        sealed = seal_facts(about, record.owner, record.id, self.secrets, self.namespace)
         return Note(LOGGED_IN, self.clock(), record.id, rules, fingerprints, sealed, replaces=replaces)
 
 

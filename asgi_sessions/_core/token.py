@@ -29,6 +29,10 @@ RANDOM_BYTES = 32
 BARE_CHARS = SHARD_CHARS + 43
 """A token without signature: its shard and 32 bytes as unpadded base64url."""
 
+KEY_SUFFIX_CHARS = 22
+"""Of a key, after the shard: 128 bits of a hash. Who knows it finds no token for it, and no two tokens share one."""
+KEY_CHARS = SHARD_CHARS + KEY_SUFFIX_CHARS
+
 SIGNATURE_BYTES = 16
 """128 bits: an attacker has one guess per request, so a forgery stays out of reach (RFC 2104, section 5)."""
 SIGNED_CHARS = BARE_CHARS + 22
@@ -108,7 +112,7 @@ def shard_of(name: str) -> str:
 
 
 def key_of(token: str) -> str:
-    """The key of a token's record: its shard, then SHA-256 of the token as base64url; 46 characters.
+    """The key of a token's record: its shard, then 128 bits of SHA-256 of the token as base64url; 25 characters.
 
     Knowing a key does not help to log in, so a store, a backup or a slow-query log may hold it.
     """
@@ -116,7 +120,7 @@ def key_of(token: str) -> str:
 
 
 def _key_of(bare: bytes) -> str:
-    digest = b2a_base64(sha256(bare).digest(), newline=False).translate(_URL_SAFE, b"=")
+    digest = b2a_base64(sha256(bare).digest()[:16], newline=False).translate(_URL_SAFE, b"=")
     return (bare[:SHARD_CHARS] + digest).decode("ascii")
 
 

@@ -25,7 +25,7 @@ class TrackedDict(dict[str, Any]):
     _maybe_changed: set[str] | bool
     """The keys put in, taken out, or handed out with a list or dict; ``True``: any; ``False``: none."""
     _written: bool
-    """Was anything put in by a method of the dict since it was last encoded?"""
+    """Was anything put in or taken out by a method of the dict since it was last encoded?"""
 
     _taken_names: ClassVar[frozenset[str]] = frozenset()
     """Names that are no good for data."""
@@ -40,6 +40,13 @@ class TrackedDict(dict[str, Any]):
             self._maybe_changed = {key}
         elif changed is not True:
             changed.add(key)
+
+    def _note_saved(self) -> None:
+        """All that was encoded last is in the store. From now on only lists and dicts can change without a word."""
+        changed = self._maybe_changed
+        if changed is not False and not self._written:
+            keys = dict.keys(self) if changed is True else changed
+            self._maybe_changed = {key for key in keys if type(dict.get(self, key)) in _MUTABLE} or False
 
     def __getitem__(self, key: str) -> Any:
         self._accessed = True
@@ -56,7 +63,7 @@ class TrackedDict(dict[str, Any]):
         dict.__setitem__(self, key, value)
 
     def __delitem__(self, key: str) -> None:
-        self._accessed = True
+        self._accessed = self._written = True
         self._may_change(key)
         dict.__delitem__(self, key)
 
@@ -128,18 +135,18 @@ class TrackedDict(dict[str, Any]):
 
     def clear(self) -> None:
         """Remove all data. That ends an anonymous session; a logged-in one stays logged in (see :meth:`destroy`)."""
-        self._accessed = self._maybe_changed = True
+        self._accessed = self._maybe_changed = self._written = True
         dict.clear(self)
 
     def pop(self, key: str, /, *default: Any) -> Any:
         """As of a dict; noted as a change of this key."""
-        self._accessed = True
+        self._accessed = self._written = True
         self._may_change(key)
         return dict.pop(self, key, *default)
 
     def popitem(self) -> tuple[str, Any]:
         """As of a dict; noted as a change."""
-        self._accessed = self._maybe_changed = True
+        self._accessed = self._maybe_changed = self._written = True
         return dict.popitem(self)
 
     def setdefault(self, key: str, default: Any = None, /) -> Any:

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -42,7 +42,7 @@ from asgi_sessions._core.plan import (
     Update,
 )
 from asgi_sessions._core.planner import Planner
-from asgi_sessions._core.record import ALIAS_REV, Body, Record
+from asgi_sessions._core.record import ALIAS_REV, Body, Record, pack
 from asgi_sessions._core.session import ATTRIBUTES, Session
 from asgi_sessions._core.token import owner_of_known
 from asgi_sessions._core.types import Event
@@ -50,6 +50,7 @@ from asgi_sessions._engine.contract import Store
 from asgi_sessions._engine.events import Events
 from asgi_sessions._engine.guard import TOUCH_SHARE, Guard, checked, checked_ids
 from asgi_sessions._engine.loops import running_loop
+from asgi_sessions._engine.opened import OpenedRecords
 from asgi_sessions._engine.resolve import Resolver, noting
 from asgi_sessions.errors import (
     RecordChanged,
@@ -91,9 +92,16 @@ class Committer:
     """Commits the sessions that one cookie leads to."""
 
     def __init__(
-        self, store: Store, guard: Guard, planner: Planner, resolver: Resolver, events: Events, queues: Queues
+        self,
+        store: Store,
+        guard: Guard,
+        planner: Planner,
+        resolver: Resolver,
+        events: Events,
+        queues: Queues,
+        opened: OpenedRecords,
     ) -> None:
-        self.calls = Calls(store, guard, planner, resolver, events)
+        self.calls = Calls(store, guard, planner, resolver, events, opened)
         self._guard = guard
         self._planner = planner
         self._resolver = resolver
@@ -261,7 +269,8 @@ class Committer:
             if session._intent.asked is Asked.DESTROY:
                 await self._attempt(session, events, failed=True, is_save=is_save)
             raise
-        for name in ATTRIBUTES & dict.keys(session):
+        names: Iterable[str] = dict.keys(session)
+        for name in () if ATTRIBUTES.isdisjoint(names) else ATTRIBUTES.intersection(names):
             session._warn_of_taken_name(name)  # from before this session had that attribute, or put in past its methods
         step = plan.row.store
         if step is Step.REFUSE:
@@ -395,8 +404,12 @@ def _give_turn(session: Session) -> None:
 class Calls:
     """The calls of a plan. Each may be made again with the same records; ``again``: an earlier one may have taken effect."""
 
-    def __init__(self, store: Store, guard: Guard, planner: Planner, resolver: Resolver, events: Events) -> None:
+    def __init__(
+        self, store: Store, guard: Guard, planner: Planner, resolver: Resolver, events: Events, opened: OpenedRecords
+    ) -> None:
         self._store = store
+        self._prompt: Any = store
+        self._opened = opened
         self._guard = guard
         self._planner = planner
         self._resolver = resolver
@@ -413,6 +426,7 @@ class Calls:
                 session._intent = session._intent.moved(call.end.leaving.record, call.record)
             return
         session._adopt(call.record, call.body)
+        session._note_saved()
         session._intent = session._intent.settled()
         events.extend(admitted)
         if call.end is not None and (replaced is not None or again):
@@ -422,12 +436,15 @@ class Calls:
         """Store a new record; of a log-in, with its history entry. Return the events to emit, and the session it replaced."""
         id, user_id = record.id, body.user_id
         admission: object = await self._guard.ask(self._store.create, record, **noting(note))
-        if user_id is None:
-            return [self._events.event("session.created", session_id=id)], None
+        replaced = admission.replaced if isinstance(admission, Admission) else None
+        name = "session.created" if user_id is None else "session.logged_in"
+        events = list[Event]()
+        if isinstance(admission, Admission) and admission.ended:
+            events += self._events.ended(admission.ended, user_id, "limit")
+        if not self._events.is_heard(name):
+            return events, replaced
         details: dict[str, Any] = {"remembered": body.remembered}
-        events, replaced = list[Event](), None
         if isinstance(admission, Admission):
-            replaced = admission.replaced
             facts = unpack_facts(body.about) if body.about else Facts()
             details |= {
                 "new_device": admission.new_device,
@@ -435,8 +452,7 @@ class Calls:
                 "device": str(facts.device),
                 "location": str(facts.location),
             }
-            events = self._events.ended(admission.ended, user_id, "limit")
-        return [*events, self._events.event("session.logged_in", session_id=id, user_id=user_id, **details)], replaced
+        return [*events, self._events.event(name, session_id=id, user_id=user_id, **details)], replaced
 
     async def touch(self, session: Session, plan: Plan, call: Touch, events: list[Event], again: bool) -> None:
         record, guard, seen_at = call.record, self._guard, session._now
@@ -463,19 +479,27 @@ class Calls:
             session._record = replace(record, seen_at=seen_at, expires_at=expires_at)
 
     async def update(self, session: Session, plan: Plan, call: Update, events: list[Event], again: bool) -> None:
-        guard = self._guard
-        if guard.breaker.failures or guard.failures.is_open or guard.server_of is not None:
-            await guard.ask(self._store.update, call.record, rev=call.rev)
+        guard, record, rev = self._guard, call.record, call.rev
+        if guard.breaker.failures or guard.failures.is_open or not guard.at_once:
+            await guard.ask(self._store.update, record, rev=rev)
         else:
-            # The same in one frame less, for what most writes are: 0.6 µs of 25.
-            began = time.monotonic()
+            # The same in three frames less, for what most writes are: 2 µs of 30.
+            began, value = time.monotonic(), pack(record)
             try:
-                await self._store.update(call.record, rev=call.rev)
+                asked = self._prompt.ask_update(record, value, rev=rev)
+                try:
+                    answer = 0 if asked is None else await asked
+                except Exception:
+                    answer = 0
+                if answer != 1:
+                    await self._prompt.update(record, rev=rev, asked=asked)
             except BaseException as error:
                 guard.blame(error, began, guard.breaker)
                 raise
+            self._opened.put(record.key, value, record, call.body)
         if session._epoch == plan.epoch:
             session._adopt(call.record, call.body)
+            session._note_saved()
 
     async def rename(self, session: Session, plan: Plan, call: Rename, events: list[Event], again: bool) -> None:
         old, record, body = call.old, call.record, call.body
@@ -491,6 +515,7 @@ class Calls:
             plan.token = None
             return
         session._adopt(record, body)
+        session._note_saved()
         session._intent = session._intent.settled()
         events.append(self._events.event(call.event, session_id=record.id, user_id=body.user_id))
 

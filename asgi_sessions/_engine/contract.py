@@ -194,15 +194,36 @@ class SweepingStore(Store, Protocol):
         """Remove what is over by ``now``; how many records that were, or ``None`` where somebody else is at it."""
 
 
+class PromptStore(Store, Protocol):
+    """A store that can also be asked without a coroutine: see :attr:`Traits.asks_at_once`. A frame less with each question.
+
+    Each of these returns the answer to come; ``None``: there is no connection just now, call the method. If the answer does not
+    come, or is not as described, the method is called with it as ``asked``, and finds out why.
+    """
+
+    def ask_load(self, key: str) -> Awaitable[object] | None:
+        """The bytes that ``pack()`` made of the record; none: there is none."""
+
+    def ask_update(self, record: Record, value: bytes, *, rev: int) -> Awaitable[object] | None:
+        """``value`` is what ``pack()`` makes of the record. The answer is 1: done."""
+
+    async def load(self, key: str, asked: Awaitable[object] | None = None) -> Record | None: ...
+    async def update(self, record: Record, *, rev: int, asked: Awaitable[object] | None = None) -> None: ...
+
+
 class Traits:
     """What a store may say of itself, as attributes, with what holds where it says nothing.
 
-    :attr:`keeps_its_own_deadline` and :attr:`server_of` describe the methods of a store, so :func:`trait` believes the class that
-    defines these methods. A class that overrides one of them loses both traits unless it declares them again.
+    :attr:`keeps_its_own_deadline`, :attr:`asks_at_once` and :attr:`server_of` describe the methods of a store, so :func:`trait`
+    believes the class that defines these methods. A class that overrides one of them loses these traits unless it declares them
+    again.
     """
 
     keeps_its_own_deadline: bool = False
     """Every method answers or raises within half a second. No timer is set for a call that does."""
+
+    asks_at_once: int = 0
+    """The store is a :class:`PromptStore`. Answers of fewer bytes than this are whole."""
 
     server_of: Callable[[str], Hashable] | None = None
     """For a store of several servers: which of them has what lies under a key or an owner. Each has a breaker of its own."""
@@ -230,7 +251,7 @@ class Traits:
 STORE_METHODS = ("load", "create", "update", "touch", "rename", "delete", "index", "aclose")
 _USER_METHODS = ("records", "end", "history", "erase")
 _DESCRIBED = {*STORE_METHODS, *_USER_METHODS} - {"aclose"}
-_OF_METHODS = frozenset({"keeps_its_own_deadline", "server_of"})
+_OF_METHODS = frozenset({"keeps_its_own_deadline", "asks_at_once", "server_of"})
 
 
 def trait(store: object, name: str) -> Any:

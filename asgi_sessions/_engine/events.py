@@ -47,6 +47,10 @@ class Events:
         self._clock = clock
         self._running: set[asyncio.Future[Any]] = set()
 
+    def is_heard(self, name: str) -> bool:
+        """Whether somebody hears an event of this name: the app's hook, or the log."""
+        return self._hook is not None or logger.isEnabledFor(_LEVELS.get(name, logging.INFO))
+
     def event(
         self, name: str, *, session_id: str | None = None, user_id: str | None = None, **details: object
     ) -> Event:

@@ -13,7 +13,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 import anyio
 
 from asgi_sessions._core.record import Record
-from asgi_sessions._core.token import SHARD_CHARS, shard_of
+from asgi_sessions._core.token import KEY_CHARS, SHARD_CHARS, shard_of
 from asgi_sessions._core.types import Clock
 from asgi_sessions._engine.breaker import FAILURES_TO_OPEN, Breaker, Breakers
 from asgi_sessions._engine.contract import Store, trait
@@ -40,7 +40,7 @@ DEADLINE = 0.45
 TOUCH_SHARE = 0.6
 """Of the deadline: so much a touch may take at most. A commit with one has time left for an answer to the browser."""
 
-NO_KEY = "A" * 46
+NO_KEY = "A" * KEY_CHARS
 """Where no record lies: its hash would have to be all zeros. To find out whether the store can be asked."""
 
 HOLD = 0.01
@@ -69,6 +69,8 @@ class Guard:
         self.touch_deadlines = Deadlines(self.deadline * TOUCH_SHARE)
         # A shorter deadline is ours to keep.
         self.keeps_time = trait(store, "keeps_its_own_deadline") is True and self.deadline >= DEADLINE
+        at_once = trait(store, "asks_at_once") if self.keeps_time else 0
+        self.at_once: int = at_once if isinstance(at_once, int) else 0
         self.breakers = Breakers()
         self.breaker = self.breakers.whole
         self.failures = FailureLog()

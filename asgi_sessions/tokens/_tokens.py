@@ -448,7 +448,7 @@ class Tokens:
 
 def _key(shard: str, id: str) -> str:
     """Where the record of a family lives: in one shard for as long as it lives, so that an old token finds it too."""
-    return shard + base64url(sha256(b"asgi-sessions family\0" + id.encode("utf-8")).digest())
+    return shard + base64url(sha256(b"asgi-sessions family\0" + id.encode("utf-8")).digest()[:16])
 
 
 def _number(generation: int) -> str:

@@ -29,7 +29,7 @@ from typing import Any, Self
 from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.history import ENDED_BY_CLOCK, Admission, Note, Replaced, Rules, pack_note
 from asgi_sessions._core.record import Record, pack, pack_clocks, pack_rev, unpack
-from asgi_sessions._core.token import SHARD_CHARS, shard_of
+from asgi_sessions._core.token import KEY_SUFFIX_CHARS, SHARD_CHARS, shard_of
 from asgi_sessions._engine.contract import Listening
 from asgi_sessions._engine.loops import PerLoop, running_loop
 from asgi_sessions.errors import (
@@ -59,6 +59,7 @@ from asgi_sessions.stores.redis._client import (
     address_of,
     after_fork,
     checked,
+    finish,
     pool_from_sentinels,
     pool_from_url,
     refusal,
@@ -104,7 +105,7 @@ TTL_MARGIN = 60.0
 LARGE = 16 * 1024
 """Bytes. What is as long as this travels on a connection of its own, so that nothing small waits behind it."""
 
-SHARD_AND_SUFFIX = SHARD_CHARS + len("}:s:") + 43
+SHARD_AND_SUFFIX = SHARD_CHARS + len("}:s:") + KEY_SUFFIX_CHARS
 """Characters at the end of a record's name that say its key."""
 
 RUN_CHARS = 12
@@ -140,6 +141,11 @@ class RedisStore:
     def keeps_its_own_deadline(self) -> bool:
         """See :class:`asgi_sessions.stores.Traits`. Our own connections do."""
         return isinstance(self._client, OwnClient)
+
+    @property
+    def asks_at_once(self) -> int:
+        """See :class:`asgi_sessions.stores.Traits`. With connections of our own to one server."""
+        return LARGE if isinstance(self._client, OwnClient) else 0
 
     @property
     def confirms_ends(self) -> bool:
@@ -347,26 +353,26 @@ class RedisStore:
     def __repr__(self) -> str:
         return f"<RedisStore {self._prefix}>"
 
-    async def load(self, key: str) -> Record | None:
+    def ask_load(self, key: str) -> Awaitable[Any] | None:
+        """See :class:`~asgi_sessions._engine.contract.PromptStore`."""
+        # Each connection is shared by all requests, so nothing long may come over the first one.
+        return self._client.at_once(("GETRANGE", self._name(key), "0", _LAST_SMALL)) if self._is_known else None
+
+    async def load(self, key: str, asked: Awaitable[Any] | None = None) -> Record | None:
         """See :meth:`asgi_sessions.stores.Store.load`."""
         if not self._is_known:
             await self._look_at_settings()
         client, name = self._client, self._name(key)
-        # Of our own connections each is shared by all requests, so nothing long may come over the first one.
         command = ("GET", name) if client is self._bulk else ("GETRANGE", name, "0", _LAST_SMALL)
-        future = client.at_once(command)
         try:
-            if future is None:
+            if asked is None:
                 reply = await client.call(command)
             else:
-                # In this frame and not in one of the client's, as `run` does for writes: 0.7 µs of every read.
                 try:
-                    reply = await future
+                    reply = checked(await asked)
                 except ConnectionLost:
                     reply = await client.again(command)
-                if type(reply) is not bytes:
-                    reply = checked(reply)
-            data = reply if type(reply) is bytes else _bytes_or_none(reply)
+            data = _bytes_or_none(reply)
             if len(data) == LARGE and client is not self._bulk:
                 data = _bytes_or_none(await self._bulk.call(("GET", name)))
         except Refused as refused:
@@ -404,12 +410,19 @@ class RedisStore:
         replaced = _gone(note.replaces, done[2]) if note is not None and note.replaces is not None else None
         return Admission(bool(done[0]), bool(done[1]), tuple(_texts(done[3:])), replaced)
 
-    async def update(self, record: Record, *, rev: int) -> None:
+    def ask_update(self, record: Record, value: bytes, *, rev: int) -> Awaitable[Any] | None:
+        """See :class:`~asgi_sessions._engine.contract.PromptStore`."""
+        return self._client.at_once(self._update(record, value, rev)) if len(value) < LARGE else None
+
+    async def update(self, record: Record, *, rev: int, asked: Awaitable[Any] | None = None) -> None:
         """See :meth:`asgi_sessions.stores.Store.update`."""
-        key = record.key
-        value, ttl = pack(record), _ttl(record.seen_at, record.expires_at)
-        answer = await run(self._for(value), UPDATE, (self._name(key),), value, ttl, self._stem(key), pack_rev(rev))
-        _raise_unless_done(answer, key)
+        value = pack(record)
+        answer = await finish(self._for(value), UPDATE, self._update(record, value, rev), asked)
+        _raise_unless_done(answer, record.key)
+
+    def _update(self, record: Record, value: bytes, rev: int) -> tuple[Any, ...]:
+        key, ttl = record.key, _ttl(record.seen_at, record.expires_at)
+        return ("EVALSHA", UPDATE.sha, 1, self._name(key), value, ttl, self._stem(key), pack_rev(rev))
 
     async def touch(self, key: str, *, seen_at: float, expires_at: float) -> bool:
         """See :meth:`asgi_sessions.stores.Store.touch`."""
@@ -662,7 +675,7 @@ def _share_of(number: int) -> float:
 
 
 def _key_in(name: str) -> str:
-    return f"{name[-SHARD_AND_SUFFIX:][:SHARD_CHARS]}{name[-43:]}"
+    return f"{name[-SHARD_AND_SUFFIX:][:SHARD_CHARS]}{name[-KEY_SUFFIX_CHARS:]}"
 
 
 def _several(urls: object) -> list[str]:
@@ -707,7 +720,10 @@ def _gone(replaces: Replaced, answer: Any) -> Record | None:
     if not value:
         return None
     try:
-        return known if value == b"=" else unpack(shard_of(known.key) + value[:43].decode("ascii"), value[43:])
+        if value == b"=":
+            return known
+        suffix, there = value[:KEY_SUFFIX_CHARS].decode("ascii"), value[KEY_SUFFIX_CHARS:]
+        return unpack(shard_of(known.key) + suffix, there)
     except RecordDamaged:
         return None
 

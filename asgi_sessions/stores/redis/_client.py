@@ -653,11 +653,19 @@ async def run(client: Client, script: Script, keys: tuple[str, ...], *args: Any)
         StoreError: there was no answer, or it was an error.
     """
     command = ("EVALSHA", script.sha, len(keys), *keys, *args)
-    future = client.at_once(command)
+    return await finish(client, script, command, client.at_once(command))
+
+
+async def finish(client: Client, script: Script, command: tuple[Any, ...], asked: Awaitable[Any] | None) -> Any:
+    """The answer to the command that runs a script; ``asked``: the answer to come, if it was sent already.
+
+    Raises:
+        StoreError: there was no answer, or it was an error.
+    """
     try:
         try:
             try:
-                return await client.call(command) if future is None else checked(await future)
+                return await client.call(command) if asked is None else checked(await asked)
             except ConnectionLost:
                 return await client.again(command)
         except Refused as refused:  # also of the second try: the server may have been restarted meanwhile

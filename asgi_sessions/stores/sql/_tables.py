@@ -33,7 +33,7 @@ from sqlalchemy.dialects import mysql
 
 from asgi_sessions._core.arguments import expect
 from asgi_sessions._core.history import FINGERPRINT_CHARS
-from asgi_sessions._core.token import BARE_CHARS, ID_CHARS, OWNER_CHARS
+from asgi_sessions._core.token import ID_CHARS, KEY_CHARS, OWNER_CHARS
 from asgi_sessions.errors import ConfigurationError
 
 MAX_BODY: Final = 2**24 - 1
@@ -94,7 +94,7 @@ def session_tables(
     records = Table(
         table,
         metadata,
-        Column("key", _text(BARE_CHARS), primary_key=True),
+        Column("key", _text(KEY_CHARS), primary_key=True),
         Column("rev", BigInteger, nullable=False),
         Column("seen_at", BigInteger, nullable=False),
         Column("expires_at", BigInteger, nullable=False, index=True),
