@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
+from itertools import count
 from typing import Any
 
 from asgi_sessions import SessionMiddleware
 from tests.support import Browser, destroy, log_in, put, read
+
+LATER = 6
+"""Sessions that a user has begun and not yet ended. Those that a snapshot holds end after it."""
 
 
 class Load:
@@ -32,9 +36,10 @@ class Load:
         return response
 
     async def _user(self, name: str) -> None:
-        turn = 0
+        turns = count(1)
+        to_end: deque[tuple[int, Browser]] = deque()
         while not self._stop:
-            turn += 1
+            turn = next(turns)
             browser = Browser(self.app)
             if (await self._ask(browser, log_in(name))).status != 200 or browser.token is None:
                 await asyncio.sleep(0.02)
@@ -47,9 +52,13 @@ class Load:
                     self.wrong.append(f"{name} saw what is {whose}'s")
                 await asyncio.sleep(0.01)
             if turn % 2:
+                to_end.append((turn, browser))
+            if len(to_end) > LATER:
+                turn, browser = to_end.popleft()
                 token = browser.token
-                if (await self._ask(browser, destroy)).status == 200:
-                    self.kept.pop(f"{name} {turn}", None)
+                ended = (await self._ask(browser, destroy)).status == 200
+                self.kept.pop(f"{name} {turn}", None)  # of a log-out that was refused nobody knows
+                if ended:
                     self.ended.append(Browser(self.app, token))
 
     async def stop(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import pytest
 import asgi_sessions
 from asgi_sessions import Timeouts, errors
 from asgi_sessions._core.plan import COMMIT_TABLE
+from tests.failover.test_failover import ROWS
 from tests.markdown import DOCS, ROOT, Block, agrees, anchors, blocks, compiled, links, name_of, pages, prose, rows, run
 from tests.ports import free_port
 from tests.test_layers import layer_of
@@ -343,6 +344,10 @@ def test_every_event_is_explained() -> None:
     explained |= {cells[0].strip("`") for cells in rows(DOCS / "errors.md", "Log lines that are no events")}
 
     assert explained == real
+
+
+def test_the_table_of_failovers_has_the_rows_that_are_played() -> None:
+    assert [cells[0] for cells in rows(DOCS / "stores.md", "What a failover costs")] == [row.what for row in ROWS]
 
 
 def test_the_timeouts_page_has_the_figures_of_the_code() -> None:

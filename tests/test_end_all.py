@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -92,7 +93,12 @@ async def test_a_session_that_moves_during_the_walk_does_not_escape(store: Store
     assert [(await read(browser))["is_new"] for browser in (visitor, alice)] == [True, True]
 
 
-async def test_what_fails_is_done_by_the_next_call(memory: MemoryStore, clock: FakeClock) -> None:
+@pytest.mark.parametrize("patience", [0.0, 30.0])
+async def test_a_failure_is_waited_out_or_what_is_left_is_done_by_the_next_call(
+    memory: MemoryStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    monkeypatch.setattr("asgi_sessions._engine.everyone.PATIENCE", patience)
+    monkeypatch.setattr("asgi_sessions._engine.everyone.PAUSE", 0.001)
     store: Any = Faulty(memory)
     sessions = Sessions(store, clock=clock)
     app = app_with(sessions)
@@ -101,9 +107,10 @@ async def test_what_fails_is_done_by_the_next_call(memory: MemoryStore, clock: F
         await browser.do(log_in("alice"))
     store.arm(4)
 
-    with pytest.raises(StoreError):
+    with nullcontext() if patience else pytest.raises(StoreError):
         await sessions.end_all()
-    await sessions.end_all()
+    if not patience:
+        await sessions.end_all()
 
     assert store.fired
     assert [(await read(browser))["user_id"] for browser in browsers] == [None] * 5
@@ -142,7 +149,7 @@ async def test_a_store_without_a_walk_says_so(memory: MemoryStore) -> None:
 
 
 async def test_a_slow_hook_takes_its_own_time_and_a_failure_is_logged(
-    memory: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    memory: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def slow(event: Event) -> None:
         if event.name == "session.ended":
@@ -157,6 +164,7 @@ async def test_a_slow_hook_takes_its_own_time_and_a_failure_is_logged(
     assert await sessions.end_all() == 2
 
     store.arm(0)
+    monkeypatch.setattr("asgi_sessions._engine.everyone.PATIENCE", 0.0)
     with pytest.raises(StoreError):
         await sessions.end_all()
     assert "store.failed step=end all" in caplog.text

@@ -24,6 +24,7 @@ from asgi_sessions import RedisStore, SQLStore
 from asgi_sessions.testing import session_cookie
 from benchmarks import report
 from tests.conftest import Server
+from tests.failover.test_failover import ROWS
 from tests.markdown import ROOT, blocks, name_of, pages, prose
 
 pytestmark = pytest.mark.timeout(180)
@@ -180,7 +181,7 @@ def make(tree: Path, *words: str) -> str:
     return run("make", "PYTHON=false", "--old-file=browser", *words, cwd=tree)
 
 
-BY_HAND = {"demo", "bench", "chaos", "clean"}
+BY_HAND = {"demo", "bench", "chaos", "failover", "clean"}
 """Targets that CI does not use. They are tried here."""
 
 
@@ -233,6 +234,12 @@ def test_make_bench_takes_its_arguments(command: str, tree: Path) -> None:
     said = make(tree, *shlex.split(command)[1:2], f"{shlex.split(command)[2]} --help")
 
     assert "--only-write" in said
+
+
+def test_make_failover_plays_every_row(tree: Path) -> None:
+    said = make(tree, "failover", "FAILOVER_ROUNDS=2", "PYTEST_ARGS=--collect-only -q")
+
+    assert said.count("test_what_was_acknowledged_holds[") == len(ROWS)
 
 
 def test_make_chaos_takes_its_time(tree: Path) -> None:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
+from typing import Any, ParamSpec, TypeVar
+
+import anyio
 
 from asgi_sessions._core.record import ALIASES, Body, Record
 from asgi_sessions._core.types import Event
 from asgi_sessions._engine.loops import together
 from asgi_sessions._engine.manager import Manager
-from asgi_sessions.errors import RecordDamaged
+from asgi_sessions.errors import RecordDamaged, StoreError
 
 BATCH = 200
 """Keys in one step of the walk."""
 
 AT_ONCE = 20
 """Sessions that are ended at the same time. The store serves requests meanwhile."""
+
+PATIENCE = 30.0
+"""Seconds for which a step is tried again. When an app calls after a restart of the store, that may not be well yet."""
+
+PAUSE = 0.5
+"""Seconds between two tries."""
 
 IN_VAIN = 2
 """Walks in a row that find nothing to end."""
@@ -24,6 +33,8 @@ STEP = "end all"
 """The name under which a failure of the store is reported."""
 
 Wanted = Callable[[Record, Body], bool]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 async def end_all(manager: Manager, wanted: Wanted) -> int:
@@ -32,7 +43,7 @@ async def end_all(manager: Manager, wanted: Wanted) -> int:
     A walk may miss a session that moves to another key meanwhile. So the walk is repeated until :data:`IN_VAIN` find none.
 
     Raises:
-        StoreError: the store failed. Call it again: what has ended is not found again.
+        StoreError: the store failed for :data:`PATIENCE` seconds. Call it again: what has ended is not found again.
     """
     total = in_vain = 0
     while in_vain < IN_VAIN:
@@ -43,15 +54,32 @@ async def end_all(manager: Manager, wanted: Wanted) -> int:
 
 
 async def _walk(manager: Manager, wanted: Wanted) -> int:
-    store: Any = manager.store
     ended, cursor = 0, ""
     while True:
-        async with manager.asking(STEP):
-            keys, cursor = await manager.guard.ask(store.scan, cursor, BATCH)
+        keys, cursor = await _patiently(_some, manager, cursor)
         for begin in range(0, len(keys), AT_ONCE):
-            ended += sum(await together(_end_one(manager, key, wanted) for key in keys[begin : begin + AT_ONCE]))
+            some = keys[begin : begin + AT_ONCE]
+            ended += sum(await together(_patiently(_end_one, manager, key, wanted) for key in some))
         if not cursor:
             return ended
+
+
+async def _patiently(step: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    give_up = monotonic() + PATIENCE
+    while True:
+        try:
+            return await step(*args, **kwargs)
+        except StoreError:
+            if monotonic() >= give_up:
+                raise
+        await anyio.sleep(PAUSE)
+
+
+async def _some(manager: Manager, cursor: str) -> tuple[Sequence[str], str]:
+    store: Any = manager.store
+    async with manager.asking(STEP):
+        found: tuple[Sequence[str], str] = await manager.guard.ask(store.scan, cursor, BATCH)
+    return found
 
 
 async def _end_one(manager: Manager, key: str, wanted: Wanted) -> bool:
