@@ -64,9 +64,11 @@ class Operator:
                 # A record that somebody deleted by hand leaves its entry behind, for the next log-in to drop.
                 self.admin.delete(store._name(phone.key))
             await phone.do(log_in("alice"))
-            await Browser(app_with(store, clock=clock, devices=Devices(max_sessions=None), on_event=events.append)).do(
-                log_in("alice")
-            )
+            await Browser(
+                app_with(
+                    store, clock=clock, devices=Devices(max_sessions=None, history_entries=3), on_event=events.append
+                )
+            ).do(log_in("alice"))
             sessions = Sessions(store, clock=clock)
             for _ in await sessions.list("alice"):
                 await sessions.history("alice")

@@ -34,8 +34,9 @@ from tests.support import app_with
 ROUNDS = int(os.environ.get("FAILOVER_ROUNDS", "0"))
 """Of each row; 0 is the short form."""
 
-SECONDS = 2.0 if ROUNDS else 0.7
-"""Of load before, and of load between a snapshot and a restart."""
+SECONDS = 2.0 if ROUNDS else 0.5
+ENDS = 50 if ROUNDS else 10
+"""So long at least, and so many log-outs, does a load go on before something happens, or between a snapshot and a restart."""
 
 pytestmark = pytest.mark.timeout(120 + 60 * ROUNDS)
 
@@ -48,10 +49,14 @@ class Play:
     """A store, and what happens to its servers. After that they are as they will stay."""
 
     store: Store
-    strike: Callable[[], Awaitable[None]]
+    strike: Callable[[Load], Awaitable[None]]
 
 
 Servers = Callable[[], AbstractAsyncContextManager[Play]]
+
+
+def in_a_thread(strike: Callable[[Any, Load], None], servers: Any) -> Callable[[Load], Awaitable[None]]:
+    return lambda load: asyncio.to_thread(strike, servers, load)
 
 
 # ── Redis ──
@@ -68,28 +73,34 @@ async def up(nodes: Nodes) -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def sentinel(
-    strike: Callable[[Any], None], durable_ends: Any, kind: type[Watched] = Watched
+    strike: Callable[[Any, Load], None], durable_ends: Any, kind: type[Watched] = Watched
 ) -> AsyncIterator[Play]:
     async with up(kind()) as watched:
         store = RedisStore.from_sentinel(watched.addresses, watched.SERVICE, durable_ends=durable_ends)
-        yield Play(store, partial(asyncio.to_thread, strike, watched))
+        yield Play(store, in_a_thread(strike, watched))
 
 
-def dies(watched: Watched) -> None:
+def goes_on(load: Load) -> None:
+    """Blocks."""
+    before, began = len(load.ended), time.monotonic()
+    until(lambda: len(load.ended) >= before + ENDS and time.monotonic() >= began + SECONDS, "log-outs")
+
+
+def dies(watched: Watched, load: Load) -> None:
     victim = watched.primary
     victim.kill()
     until(lambda: watched.primary is not victim, "a failover")
 
 
-def hangs(watched: Watched) -> None:
+def hangs(watched: Watched, load: Load) -> None:
     victim = watched.primary
     victim.signal(signal.SIGSTOP)
     until(lambda: watched.primary is not victim, "a failover")
     victim.signal(signal.SIGCONT)  # it takes itself for the primary until a sentinel tells it otherwise
-    time.sleep(SECONDS)
+    goes_on(load)
 
 
-def is_cut_off_with_a_replica(split: Split) -> None:
+def is_cut_off_with_a_replica(split: Split, load: Load) -> None:
     """The apps reach both sides."""
     victim = split.primary
     split.namespace.cut_off(clients_too=False)
@@ -98,14 +109,14 @@ def is_cut_off_with_a_replica(split: Split) -> None:
     split.namespace.reconnect()
 
 
-def restarts(watched: Watched) -> None:
-    again(watched.primary)
+def restarts(watched: Watched, load: Load) -> None:
+    again(watched.primary, load)
     until(lambda: watched.primary.ask("INFO", "replication")["connected_slaves"] == 2, "its replicas")
 
 
-def again(node: Node) -> None:
+def again(node: Node, load: Load) -> None:
     node.ask("SAVE")
-    time.sleep(SECONDS)
+    goes_on(load)
     node.kill()
     node.start()
 
@@ -134,11 +145,13 @@ class One(Nodes):
 async def one(*options: str) -> AsyncIterator[Play]:
     async with up(One(*options)) as servers:
         node = servers.nodes[0]
-        yield Play(RedisStore.from_url(f"redis://127.0.0.1:{node.port}"), partial(asyncio.to_thread, again, node))
+        yield Play(RedisStore.from_url(f"redis://127.0.0.1:{node.port}"), in_a_thread(again, node))
 
 
 @asynccontextmanager
-async def cluster(strike: Callable[[Any, RedisStore], Awaitable[None]], kind: type[Cluster]) -> AsyncIterator[Play]:
+async def cluster(
+    strike: Callable[[Any, RedisStore, Load], Awaitable[None]], kind: type[Cluster]
+) -> AsyncIterator[Play]:
     async with up(kind()) as nodes:
         store = RedisStore.from_cluster(nodes.url, durable_ends=1)
         yield Play(store, partial(strike, nodes, store))
@@ -148,18 +161,18 @@ async def promoted(nodes: Cluster) -> None:
     await asyncio.to_thread(until, lambda: nodes.nodes[4].ask("ROLE")[0] in (b"master", "master"), "a promotion")
 
 
-async def one_dies(nodes: Cluster, store: RedisStore) -> None:
+async def one_dies(nodes: Cluster, store: RedisStore, load: Load) -> None:
     nodes.nodes[1].kill()
     await promoted(nodes)
 
 
-async def one_hangs(nodes: Cluster, store: RedisStore) -> None:
+async def one_hangs(nodes: Cluster, store: RedisStore, load: Load) -> None:
     nodes.nodes[1].signal(signal.SIGSTOP)
     await promoted(nodes)
     nodes.nodes[1].signal(signal.SIGCONT)
 
 
-async def is_cut_off(nodes: Apart, store: RedisStore, *, clients_too: bool) -> None:
+async def is_cut_off(nodes: Apart, store: RedisStore, load: Load, *, clients_too: bool) -> None:
     """It comes back with the map and the sessions of the day on which it went."""
     nodes.namespace.cut_off(clients_too=clients_too)
     await promoted(nodes)
@@ -191,9 +204,11 @@ async def standby(*, durable_ends: bool) -> AsyncIterator[Play]:
         with Proxy(pair.primary.port) as proxy:
             url = proxy.url(pair.primary.url)
 
-            async def strike() -> None:
+            async def strike(load: Load) -> None:
                 await pair.part()
                 await asyncio.sleep(SECONDS)
+                if not durable_ends:
+                    await asyncio.to_thread(goes_on, load)
                 await pair.fail_over()
                 proxy.target = pair.standby.port
 
@@ -207,7 +222,11 @@ async def database(kind: str, *settings: str) -> AsyncIterator[Play]:
         await asyncio.to_thread(server.start)
         await made_tables(server)
         await server.say(*settings)
-        yield Play(SQLStore.from_url(server.url), partial(asyncio.to_thread, server.restart))
+
+        async def strike(load: Load) -> None:
+            await asyncio.to_thread(server.restart)
+
+        yield Play(SQLStore.from_url(server.url), strike)
     finally:
         await asyncio.to_thread(server.remove)
 
@@ -326,8 +345,8 @@ async def play(row: Row, outcome: Outcome) -> None:
         sessions = Sessions(played.store, on_event=on_event, devices=Devices(max_sessions=None))  # none ends by that
         app = app_with(sessions)
         load = Load(app)
-        await asyncio.sleep(SECONDS)
-        await played.strike()
+        await asyncio.to_thread(goes_on, load)
+        await played.strike(load)
         await recovered(app, shards=12)
         if row.ends_all:
             await asyncio.wait_for(over.wait(), 30)
@@ -357,6 +376,6 @@ async def test_what_was_acknowledged_holds(row: Row, table: list[str]) -> None:
 
     lost = "all, on purpose" if row.ends_all else outcome.lost
     table.append(f"| {row.what} | {outcome.ended:,} | {outcome.revived} | {lost} | {outcome.seconds:.1f} s |")
-    assert outcome.ended > 5
+    assert outcome.ended >= ENDS
     if row.revives != "perhaps":
         assert (outcome.revived > 0) == (row.revives == "some")
