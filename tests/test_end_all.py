@@ -11,7 +11,8 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from asgi_sessions import ConfigurationError, Event, MemoryStore, SessionError, Sessions, StoreError
+from asgi_sessions import ConfigurationError, Event, MemoryStore, RedisStore, SessionError, Sessions, StoreError
+from asgi_sessions.errors import EndUnconfirmed, StoreRefused
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import SigningKey, TokenInvalid, Tokens
@@ -168,3 +169,53 @@ async def test_a_slow_hook_takes_its_own_time_and_a_failure_is_logged(
     with pytest.raises(StoreError):
         await sessions.end_all()
     assert "store.failed step=end all" in caplog.text
+
+
+async def test_an_end_that_no_replica_has_is_not_said_to_be_one(
+    valkey_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second try finds nothing there, and asks the replicas all the same."""
+    monkeypatch.setattr("asgi_sessions._engine.everyone.PATIENCE", 0.5)
+    monkeypatch.setattr("asgi_sessions._engine.everyone.PAUSE", 0.01)
+    plain, durable = (
+        RedisStore.from_url(valkey_url, prefix="nobody-confirms", durable_ends=number) for number in (0, 1)
+    )
+    await Browser(app_with(plain, clock=clock)).do(log_in("alice"))
+
+    with pytest.raises(EndUnconfirmed):
+        await Sessions(durable, clock=clock).end_all()
+
+    for store in (plain, durable):
+        await store.aclose()
+
+
+@pytest.mark.parametrize("handler", [log_in("alice"), put(a=1)], ids=["a user's", "anonymous"])
+async def test_an_end_whose_answer_was_lost_counts_once(
+    memory: MemoryStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, handler: Any
+) -> None:
+    monkeypatch.setattr("asgi_sessions._engine.everyone.PAUSE", 0.001)
+    heard: list[Event] = []
+    store: Any = Faulty(memory)
+    sessions = Sessions(store, clock=clock, on_event=heard.append)
+    browser = Browser(app_with(sessions))
+    await browser.do(handler)
+    for calls in range(6):
+        heard.clear()
+        await browser.do(handler)
+        store.arm(calls, "after")
+
+        assert await sessions.end_all() == 1, calls
+
+        store.disarm()
+        ended = [event for event in heard if event.name == "session.ended" and event.details["reason"] == "revoked_all"]
+        assert len(ended) == 1, calls
+        assert (await read(browser))["is_new"]
+
+
+async def test_a_refusal_is_not_waited_for(memory: MemoryStore, clock: FakeClock) -> None:
+    class Refusing(MemoryStore):
+        async def scan(self, cursor: str = "", some: int = 1000) -> Any:
+            raise StoreRefused("no permission")
+
+    with pytest.raises(StoreRefused):
+        await Sessions(Refusing(), clock=clock).end_all()

@@ -33,8 +33,8 @@ LONG_FUNCTIONS = {
 """Functions of more than ``MAX_FUNCTION`` lines, and why."""
 
 SIZES = {
-    "_core": (3761, 2000),
-    "_engine": (3235, 1300),
+    "_core": (3767, 2000),
+    "_engine": (3246, 1300),
     "_asgi": (885, 750),
 }
 """Lines of each private package: the bound, which gets larger only with a new feature, and the target of the design."""

@@ -92,6 +92,16 @@ async def test_every_bit_of_the_record_counts(own_server: Server, clock: FakeClo
     await store.aclose()
 
 
+async def test_what_is_too_large_to_be_asked_for_at_once_is_not_kept(own_server: Server, clock: FakeClock) -> None:
+    sessions, store, browser = await opened_of(own_server, {}, clock)
+    await browser.do(put(a=bytes(20_000)))
+
+    assert (await read(browser))["data"]["a"] == bytes(20_000)
+    kept = [entry for half in (sessions._manager.cache._new, sessions._manager.cache._old) for entry in half.values()]
+    assert all(len(value) < 16_384 for value, _, _ in kept)
+    await store.aclose()
+
+
 async def test_the_time_is_looked_at_with_every_request(own_server: Server, clock: FakeClock, options: Any) -> None:
     _, store, browser = await opened_of(own_server, options, clock)
     clock.advance(3 * 3600)

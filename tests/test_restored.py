@@ -121,7 +121,7 @@ def test_a_strange_answer_says_nothing(answer: Any) -> None:
     said = said_in(answer)
 
     assert advice(said, snapshots_in(answer), 3) == []
-    assert Runs().hear(None, said) is None
+    assert Runs().hear(None, None, said, None) is None
 
 
 # ── Another run ──
@@ -289,7 +289,7 @@ def a_run(**said: str) -> dict[str, str]:
         ({"master_repl_offset": "10"}, None),
         ({"master_repl_offset": "8"}, "its replication went back"),
         ({"run_id": "2"}, "the server is another run than before"),
-        ({"run_id": "2", "master_replid": "b", "master_replid2": "a"}, "another server took over"),
+        ({"run_id": "2", "master_replid": "b", "master_replid2": "a"}, "the server is another run than before"),
         ({"master_replid": "b"}, None),  # without replicas for an hour
         ({"master_replid": "b", "master_replid2": "a"}, "the server followed another one meanwhile"),
         ({"master_replid": "b", "master_replid2": "c"}, "the server followed another one meanwhile"),
@@ -298,18 +298,49 @@ def a_run(**said: str) -> dict[str, str]:
 )
 def test_what_a_server_says_and_what_it_means(said: dict[str, str], why: str | None) -> None:
     runs = Runs()
-    assert runs.hear(None, a_run()) is None
+    assert heard(runs, a_run()) is None
 
-    assert runs.hear(None, a_run(**said)) == why
-    assert runs.hear(None, a_run(**said)) is None
+    assert heard(runs, a_run(**said)) == why
+    assert heard(runs, a_run(**said)) is None
+
+
+def heard(runs: Runs, said: dict[str, str], place: object = None, at: object = "here") -> str | None:
+    return runs.hear(place, at, said, runs.last(place))
+
+
+def test_answers_that_come_in_another_order_are_no_restart() -> None:
+    """Connections are opened at the same time, and the offset moves meanwhile."""
+    runs = Runs()
+    assert heard(runs, a_run(master_repl_offset="95")) is None
+    before = [runs.last(None) for _ in range(3)]
+    for asked_after, offset in zip(before, ("100", "105", "103"), strict=True):
+        assert runs.hear(None, "here", a_run(master_repl_offset=offset), asked_after) is None
+    late = runs.last(None)
+
+    assert heard(runs, a_run(run_id="2", master_replid="b")) == "the server is another run than before"
+    assert runs.hear(None, "here", a_run(master_repl_offset="104"), late) is None, "an answer of the run before"
+    assert heard(runs, a_run(run_id="2", master_replid="b")) is None
+
+
+def test_a_restart_is_told_from_a_failover() -> None:
+    """A server that loads a snapshot says that it followed the history in it."""
+    runs = Runs()
+    assert heard(runs, a_run(master_replid="0a0")) is None
+    again = a_run(run_id="2", master_replid="b", master_replid2="0a0")
+    assert heard(runs, again) == "the server is another run than before"
+    assert (
+        heard(runs, a_run(run_id="3", master_replid="c", master_replid2="b"), at="there") == "another server took over"
+    )
 
 
 def test_nodes_of_a_cluster_have_runs_of_their_own() -> None:
     runs = Runs()
-    first, second = a_run(), a_run(run_id="2", master_replid="b", master_replid2="z")  # that took over before our time
-    assert [runs.hear(place, said) for place, said in (("A", first), ("B", second), ("A", first))] == [None] * 3
+    first = a_run(master_replid="0a")
+    second = a_run(run_id="2", master_replid="b", master_replid2="z")  # that took over before our time
+    for at, said in (("A", first), ("B", second), ("A", first)):
+        assert heard(runs, said, at, at) is None
 
-    heir = a_run(run_id="3", master_replid="c", master_replid2="a")
-    assert runs.hear("C", heir) == "another server took over"
-    assert runs.hear("C", heir) is None
-    assert runs.hear("B", a_run(run_id="4", master_replid="d")) == "the server is another run than before"
+    heir = a_run(run_id="3", master_replid="c", master_replid2="0a")
+    assert heard(runs, heir, "C", "C") == "another server took over"
+    assert heard(runs, heir, "C", "C") is None
+    assert heard(runs, a_run(run_id="4", master_replid="d"), "B", "B") == "the server is another run than before"

@@ -131,11 +131,15 @@ _IPV6 = r"([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)"
 _NODE = re.compile(rf"([0-9.]+){_PORT}|\[{_IPV6}(?:%[^\]]*)?\]{_PORT}|{_IPV6}(?:%.*)?")
 
 
-@lru_cache(maxsize=1024)  # 3 µs of a log-in
 def _parsed(text: str) -> Address | None:
     """An address with or without port, brackets and zone; ``None`` for ``unknown``, ``_hidden``, names and nonsense."""
     # An address with all its trimmings has 60 characters at most.
-    match = _NODE.fullmatch(text) if len(text) <= 100 else None
+    return _address_in(text) if len(text) <= 100 else None
+
+
+@lru_cache(maxsize=1024)  # 3 µs of a log-in
+def _address_in(text: str) -> Address | None:
+    match = _NODE.fullmatch(text)
     if match is None:
         return None
     try:

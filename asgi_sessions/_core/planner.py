@@ -184,7 +184,7 @@ class Planner:
             data = Data.EMPTY
             if dict.__len__(session) or session._user_id is not None:
                 data, payload = Data.SOME, self.codec.encode(session)
-                session._written = session._marked = False
+                session._written = session._dirty = session._marked = False
                 if phase is Phase.OPEN and session._user_id is None and self.is_cookie_withheld(session):
                     phase = Phase.WITHHELD
             return ROWS[was, data, asked, phase], phase, payload
@@ -204,7 +204,7 @@ class Planner:
         if dict.__len__(session) == 0 and session._user_id is None:
             return Data.EMPTIED, b""
         payload = self.codec.encode(session, session._maybe_changed)
-        session._written = session._marked = False
+        session._written = session._dirty = session._marked = False
         return (Data.SAME if payload == session._loaded else Data.CHANGED), payload
 
     # ── The plan ──

@@ -121,7 +121,7 @@ class Session(TrackedDict):
         self = cls()
         self._keeper = keeper
         self._now = self._created_at = now
-        self._accessed = self._maybe_changed = self._written = self._marked = False
+        self._accessed = self._maybe_changed = self._written = self._dirty = self._marked = False
         self._started = self._over = self._degraded = self._had_user = False
         self._remembered = self._renewal_due = self._touch_due = self._cookie = self._committing = False
         self._active = self._renews = True
@@ -373,7 +373,7 @@ class Session(TrackedDict):
         Changes are noticed without this call, nested ones included. It is for changes past the methods of the session: by code
         in C, or by ``dict.__setitem__(session, …)``.
         """
-        self._accessed = self._maybe_changed = self._written = self._marked = True
+        self._accessed = self._maybe_changed = self._written = self._dirty = self._marked = True
 
     def _verb(self, name: str) -> None:
         if self._started:

@@ -18,14 +18,16 @@ _MUTABLE = frozenset((dict, list))
 class TrackedDict(dict[str, Any]):
     """Every way of reading or writing is noted."""
 
-    __slots__ = ("_accessed", "_maybe_changed", "_written")
+    __slots__ = ("_accessed", "_dirty", "_maybe_changed", "_written")
 
     _accessed: bool
     """Was the app interested at all?"""
     _maybe_changed: set[str] | bool
     """The keys put in, taken out, or handed out with a list or dict; ``True``: any; ``False``: none."""
     _written: bool
-    """Was anything put in or taken out by a method of the dict since it was last encoded?"""
+    """Was anything put in by a method of the dict since it was last encoded?"""
+    _dirty: bool
+    """Was anything put in or taken out so?"""
 
     _taken_names: ClassVar[frozenset[str]] = frozenset()
     """Names that are no good for data."""
@@ -44,7 +46,7 @@ class TrackedDict(dict[str, Any]):
     def _note_saved(self) -> None:
         """All that was encoded last is in the store. From now on only lists and dicts can change without a word."""
         changed = self._maybe_changed
-        if changed is not False and not self._written:
+        if changed is not False and not self._dirty:
             keys = dict.keys(self) if changed is True else changed
             self._maybe_changed = {key for key in keys if type(dict.get(self, key)) in _MUTABLE} or False
 
@@ -56,14 +58,14 @@ class TrackedDict(dict[str, Any]):
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._accessed = self._written = True
+        self._accessed = self._written = self._dirty = True
         self._may_change(key)
         if key in self._taken_names:
             self._warn_of_taken_name(key)
         dict.__setitem__(self, key, value)
 
     def __delitem__(self, key: str) -> None:
-        self._accessed = self._written = True
+        self._accessed = self._dirty = True
         self._may_change(key)
         dict.__delitem__(self, key)
 
@@ -135,23 +137,23 @@ class TrackedDict(dict[str, Any]):
 
     def clear(self) -> None:
         """Remove all data. That ends an anonymous session; a logged-in one stays logged in (see :meth:`destroy`)."""
-        self._accessed = self._maybe_changed = self._written = True
+        self._accessed = self._maybe_changed = self._dirty = True
         dict.clear(self)
 
     def pop(self, key: str, /, *default: Any) -> Any:
         """As of a dict; noted as a change of this key."""
-        self._accessed = self._written = True
+        self._accessed = self._dirty = True
         self._may_change(key)
         return dict.pop(self, key, *default)
 
     def popitem(self) -> tuple[str, Any]:
         """As of a dict; noted as a change."""
-        self._accessed = self._maybe_changed = self._written = True
+        self._accessed = self._maybe_changed = self._dirty = True
         return dict.popitem(self)
 
     def setdefault(self, key: str, default: Any = None, /) -> Any:
         """As of a dict; noted as a change of this key."""
-        self._accessed = self._written = True
+        self._accessed = self._written = self._dirty = True
         self._may_change(key)
         if key in self._taken_names:
             self._warn_of_taken_name(key)
@@ -161,7 +163,7 @@ class TrackedDict(dict[str, Any]):
         self, other: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any
     ) -> None:
         """As of a dict; noted as a change."""
-        self._accessed = self._maybe_changed = self._written = True
+        self._accessed = self._maybe_changed = self._written = self._dirty = True
         dict.update(self, other, **more)
         for name in self._taken_names & dict.keys(self):
             self._warn_of_taken_name(name)

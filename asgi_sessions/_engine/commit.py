@@ -496,7 +496,8 @@ class Calls:
             except BaseException as error:
                 guard.blame(error, began, guard.breaker)
                 raise
-            self._opened.put(record.key, value, record, call.body)
+            if len(value) < guard.at_once:
+                self._opened.put(record.key, value, record, call.body)
         if session._epoch == plan.epoch:
             session._adopt(call.record, call.body)
             session._note_saved()

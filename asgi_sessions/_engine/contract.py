@@ -17,6 +17,7 @@ What a store says of itself is in :class:`Traits`.
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -197,18 +198,18 @@ class SweepingStore(Store, Protocol):
 class PromptStore(Store, Protocol):
     """A store that can also be asked without a coroutine: see :attr:`Traits.asks_at_once`. A frame less with each question.
 
-    Each of these returns the answer to come; ``None``: there is no connection just now, call the method. If the answer does not
-    come, or is not as described, the method is called with it as ``asked``, and finds out why.
+    Each of these returns a future of the answer; ``None``: there is no connection just now, call the method. If the answer does
+    not come, or is not as described, the method is called with it as ``asked``, and finds out why.
     """
 
-    def ask_load(self, key: str) -> Awaitable[object] | None:
+    def ask_load(self, key: str) -> Future[Any] | None:
         """The bytes that ``pack()`` made of the record; none: there is none."""
 
-    def ask_update(self, record: Record, value: bytes, *, rev: int) -> Awaitable[object] | None:
+    def ask_update(self, record: Record, value: bytes, *, rev: int) -> Future[Any] | None:
         """``value`` is what ``pack()`` makes of the record. The answer is 1: done."""
 
-    async def load(self, key: str, asked: Awaitable[object] | None = None) -> Record | None: ...
-    async def update(self, record: Record, *, rev: int, asked: Awaitable[object] | None = None) -> None: ...
+    async def load(self, key: str, asked: Future[Any] | None = None) -> Record | None: ...
+    async def update(self, record: Record, *, rev: int, asked: Future[Any] | None = None) -> None: ...
 
 
 class Traits:

@@ -12,7 +12,7 @@ from asgi_sessions._core.record import ALIASES, Body, Record
 from asgi_sessions._core.types import Event
 from asgi_sessions._engine.loops import together
 from asgi_sessions._engine.manager import Manager
-from asgi_sessions.errors import RecordDamaged, StoreError
+from asgi_sessions.errors import RecordDamaged, StoreError, StoreRefused
 
 BATCH = 200
 """Keys in one step of the walk."""
@@ -59,18 +59,19 @@ async def _walk(manager: Manager, wanted: Wanted) -> int:
         keys, cursor = await _patiently(_some, manager, cursor)
         for begin in range(0, len(keys), AT_ONCE):
             some = keys[begin : begin + AT_ONCE]
-            ended += sum(await together(_patiently(_end_one, manager, key, wanted) for key in some))
+            ended += sum(await together(_patiently(_end_one, manager, key, wanted, []) for key in some))
         if not cursor:
             return ended
 
 
 async def _patiently(step: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-    give_up = monotonic() + PATIENCE
+    began = monotonic()
     while True:
         try:
             return await step(*args, **kwargs)
-        except StoreError:
-            if monotonic() >= give_up:
+        except StoreError as failure:
+            # A refusal passes with the next connection, after a failover, or not at all.
+            if monotonic() - began >= (PAUSE if isinstance(failure, StoreRefused) else PATIENCE):
                 raise
         await anyio.sleep(PAUSE)
 
@@ -82,18 +83,20 @@ async def _some(manager: Manager, cursor: str) -> tuple[Sequence[str], str]:
     return found
 
 
-async def _end_one(manager: Manager, key: str, wanted: Wanted) -> bool:
+async def _end_one(manager: Manager, key: str, wanted: Wanted, tried: list[tuple[Record, Body]]) -> bool:
+    """Whether this ended a session. ``tried``: what an earlier try was about, whose answer is not known."""
     events: list[Event] = []
     async with manager.asking(STEP):
         record = await manager.resolver.load(key, events)
         if record is None:
-            return False
+            return bool(tried) and await _has_ended(manager, *tried[-1])
         try:
             body = manager.records.open(record)
         except RecordDamaged:
             return False  # nobody's session, or sealed with a secret that this app has not
         if body.kind in ALIASES or not wanted(record, body):
             return False
+        tried.append((record, body))
         if body.user_id is not None and manager.knows_users:
             return bool(await manager.users.end(body.user_id, "revoked_all", id=record.id))
         gone = await manager.resolver.end(record, "revoked_all", events)
@@ -101,3 +104,12 @@ async def _end_one(manager: Manager, key: str, wanted: Wanted) -> bool:
             events += manager.events.ended([record.id], body.user_id, "revoked_all")
         await manager.events.emit(*events)
     return gone is not None
+
+
+async def _has_ended(manager: Manager, record: Record, body: Body) -> bool:
+    """Whether an earlier try ended this session. Its answer was lost, or the replicas have not confirmed it."""
+    if await manager.resolver.locate(record, None, []) is not None:
+        return False  # another request has moved it; the next walk finds it there
+    await manager.guard.ask(manager.store.delete, record.key)  # where a store confirms ends, it does so with its answer
+    await manager.events.emit(*manager.events.ended([record.id], body.user_id, "revoked_all"))
+    return True

@@ -539,6 +539,7 @@ LATE: dict[str, tuple[Any, bool]] = {
     "is stored nowhere": (streaming(dict, (b"cache-control", b"no-store")), False),
     "varies by itself": (streaming(dict, (b"vary", b"Accept"), (b"vary", b"cookie")), False),
     "only writes late": (streaming(writes), False),
+    "takes something out late": (streaming(lambda session: session.pop("flash", None)), True),
     "reads when all is sent": (streaming(nothing), False),
 }
 

@@ -90,6 +90,7 @@ from asgi_sessions.stores.redis._server import (
     ASK,
     ASK_SNAPSHOTS,
     DurableEnds,
+    Run,
     Runs,
     advice,
     has_no_log,
@@ -285,7 +286,7 @@ class RedisStore:
         """Ask the server what it says of itself. If sentinels named it, drop the connections that lead to another server."""
         _when_answered(connection.ask(("TIME",)), self._note_time)
         place = None if self._server_of is None else connection.peer
-        _when_answered(connection.ask(ASK), partial(self._note_run, place, connection.peer))
+        _when_answered(connection.ask(ASK), partial(self._note_run, place, connection.peer, self._runs.last(place)))
         if self._watches is not None:
             self._watches.here()
             self._lead_to(connection.peer)
@@ -302,8 +303,8 @@ class RedisStore:
             return  # an ACL may forbid TIME; then the app's clock counts
         self.server_time = (seconds + micros / 1e6, time.monotonic())
 
-    def _note_run(self, place: object, peer: Address | None, answer: Any) -> None:
-        why = self._runs.hear(place, said_in(answer))
+    def _note_run(self, place: object, peer: Address | None, asked_after: Run | None, answer: Any) -> None:
+        why = self._runs.hear(place, peer, said_in(answer), asked_after)
         if why is None or self.emit_event is None:
             return
         host = self.address if peer is None else "{}:{}".format(*peer)
@@ -601,7 +602,7 @@ class RedisStore:
             for client in (self._ender, self._bulk, self._client):
                 closing.push_async_callback(client.aclose)
             loop = running_loop()
-            if telling := [task for task in self._telling if task.get_loop() is loop]:
+            if telling := [task for task in tuple(self._telling) if task.get_loop() is loop]:
                 await asyncio.wait(telling)
 
     def _for(self, value: bytes) -> Client:

@@ -14,6 +14,8 @@ DurableEnds = int | Literal["all"]
 ASK: Final = ("INFO", "default")
 ASK_SNAPSHOTS: Final[tuple[str, ...]] = ("CONFIG", "GET", "save")
 
+TOOK_OVER: Final = "another server took over"
+
 _LINE: Final = re.compile(r"^(\w+):(\S+)\s*$", re.MULTILINE)
 
 
@@ -71,12 +73,14 @@ def _number(said: str | None) -> int:
     return int(said) if said is not None and said.isdecimal() else 0
 
 
-class _Run(NamedTuple):
-    """One run of a server, and how far its replication history has come."""
+class Run(NamedTuple):
+    """One run of a server in one replication history, and how far it has come."""
 
     id: str
     history: str
     offset: int
+    at: object
+    """Its address."""
 
 
 class Runs:
@@ -84,34 +88,46 @@ class Runs:
 
     A run that begins, or takes over, may know less than the one before: a restart loads what lies on the disk, and a replica may
     lag behind. Sessions that had ended may be back.
+
+    Connections are opened at the same time, and their answers may be heard in another order than they were given.
     """
 
     def __init__(self) -> None:
-        self._last: dict[object, _Run] = {}
-        self._histories: set[str] = set()
+        self._last: dict[object, Run] = {}
+        self._seen: set[tuple[str, str]] = set()
 
-    def hear(self, place: object, said: Mapping[str, str]) -> str | None:
-        """Note what the server at a place says with a new connection.
+    def last(self, place: object) -> Run | None:
+        """What was heard from a place so far: to be asked for when a question is sent, and given to :meth:`hear`.
 
         Args:
             place: ``None`` where the store has one primary at a time, wherever it is; the address of a node in a cluster.
+        """
+        return self._last.get(place)
+
+    def hear(self, place: object, at: object, said: Mapping[str, str], asked_after: Run | None) -> str | None:
+        """Note what the server at an address says with a new connection.
+
         Returns:
             Why sessions may be back; ``None``: nothing speaks for it.
         """
         if said.get("role") != "master" or "run_id" not in said:
             return None
-        run = _Run(said["run_id"], said.get("master_replid", ""), _number(said.get("master_repl_offset")))
-        before = self._last.get(place)
-        # The history that a promoted replica followed until then; zeros for a server that never was one.
-        followed = said.get("master_replid2", "").strip("0")
-        took_over = run.history not in self._histories and bool(followed) and followed in self._histories
+        run = Run(said["run_id"], said.get("master_replid", ""), _number(said.get("master_repl_offset")), at)
+        last, now = self._last.get(place), (run.id, run.history)
+        if last is not None and now == last[:2]:
+            is_back = asked_after is not None and now == asked_after[:2] and run.offset < asked_after.offset
+            self._last[place] = run if is_back or run.offset > last.offset else last
+            return "its replication went back" if is_back else None
+        if now in self._seen:
+            return None  # an answer that comes late, of a run before
+        self._seen.add(now)
         self._last[place] = run
-        self._histories.add(run.history.strip("0"))
-        if before is None:
-            return "another server took over" if took_over else None
-        if run.id != before.id:
-            return "another server took over" if took_over else "the server is another run than before"
-        if run.history != before.history:
-            # Without replicas for an hour a server begins a new history by itself, and then follows none.
-            return "the server followed another one meanwhile" if followed else None
-        return "its replication went back" if run.offset < before.offset else None
+        # The history that a promoted replica followed until then; zeros for a server that never was one.
+        followed = said.get("master_replid2", "")
+        if last is None:
+            is_heir = any(followed == history for _, history in self._seen)
+            return TOOK_OVER if is_heir and followed.strip("0") else None
+        if run.id != last.id:
+            return "the server is another run than before" if at == last.at else TOOK_OVER
+        # Without replicas for an hour a server begins a new history by itself, and then follows none.
+        return "the server followed another one meanwhile" if followed.strip("0") else None
