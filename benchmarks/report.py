@@ -41,9 +41,7 @@ def plot_in_process(data: dict[str, Any], images: Path) -> None:
     import matplotlib.pyplot as plt
 
     figures = data["cases"]["64 in flight, uvloop"]
-    names = [
-        name for name in figures if "read" in figures[name] and "raw" not in name and name != "a bare GET, decoded"
-    ]
+    names = [name for name in figures if {"read", "write"} <= set(figures[name])]
     names.sort(key=lambda name: -figures[name]["read"])
     fig, axes = plt.subplots(1, 2, figsize=(9, 0.42 * len(names) + 1.2), sharey=True)
     for axis, kind in zip(axes, ("read", "write"), strict=True):
