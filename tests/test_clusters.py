@@ -684,3 +684,25 @@ async def test_the_end_of_an_anonymous_session_waits_too(valkey_url: str, end: A
 
     assert (await browser.do(end)).status == 503
     await store.aclose()
+
+
+async def test_sentinels_are_left_though_that_is_cancelled(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stops a task cancels it again after a moment. Each connection is closed all the same."""
+    sentinels = sentinels_of(watched.addresses, {})
+    await sentinels.discover_master(watched.SERVICE)
+    opened = [each.connection_pool._available_connections[0] for each in sentinels.sentinels]
+    assert all(connection.is_connected for connection in opened)
+    first = sentinels.sentinels[0]
+
+    async def slow() -> None:
+        await asyncio.sleep(10)
+
+    monkeypatch.setattr(first, "aclose", slow)
+    leaving = asyncio.ensure_future(sentinels.leave())
+    await asyncio.sleep(0.05)
+    leaving.cancel()
+    await asyncio.wait({leaving})
+
+    assert [connection.is_connected for connection in opened[1:]] == [False, False]
+    monkeypatch.undo()
+    await first.aclose()

@@ -338,8 +338,9 @@ class RedisStore:
                 self._ender, script, keys, *args, mark=f"{self._stem(shard)}w", replicas=self._replicas
             )
         except EndUnconfirmed:
-            if self._watches is not None:
-                self._watches.here().look()  # it may be a primary that is cut off
+            watch = None if self._watches is None else self._watches.found()
+            if watch is not None:
+                watch.look()  # it may be a primary that is cut off
             raise
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
@@ -53,8 +54,9 @@ class Sentinels(Sentinel):
 
     async def leave(self) -> None:
         """Close the connections to the sentinels. They are asked once in a while."""
-        for sentinel in self.sentinels:
-            await sentinel.aclose()
+        async with AsyncExitStack() as closing:  # each of them, though this is cancelled meanwhile
+            for sentinel in self.sentinels:
+                closing.push_async_callback(sentinel.aclose)
 
     def _up(self, answer: object, service_name: str) -> Mapping[str, Any] | None:
         state = answer.get(service_name) if isinstance(answer, dict) else None
