@@ -292,7 +292,9 @@ class Namespace:
 
     def __init__(self) -> None:
         self._name = f"as{secrets.token_hex(3)}"
-        self._number = free_number(self.NETWORKS)
+        # A run that was killed leaves its network behind.
+        there = subprocess.run(["ip", "-o", "addr"], check=True, capture_output=True, text=True).stdout
+        self._number = free_number(self.NETWORKS, lambda number: f"192.0.2.{8 * number + 1}/" not in there)
         self.clients, self.others, self.away = (f"192.0.2.{8 * self._number + host}" for host in (1, 2, 3))
 
     def make(self) -> None:

@@ -21,9 +21,9 @@ def free_port() -> int:
     return _claimed(FIRST, MANY, lambda port: _nobody_listens(port) and _nobody_listens(port + 10_000))
 
 
-def free_number(many: int) -> int:
+def free_number(many: int, is_free: Callable[[int], bool]) -> int:
     """A number below this one that no other process has, found as a port is."""
-    return _claimed(FIRST - many, many, lambda port: True) - FIRST + many
+    return _claimed(FIRST - many, many, lambda port: is_free(port - FIRST + many)) - FIRST + many
 
 
 def _claimed(first: int, many: int, is_free: Callable[[int], bool]) -> int:
