@@ -95,9 +95,9 @@ LOADED = "return performance.getEntriesByType('navigation')[0].loadEventEnd > 0"
 
 def log_out_here(driver: Any, base: str, query: str = "") -> None:
     # What a page submits before its load event has ended takes the page's place in the history.
-    assert until(lambda: driver.execute_script(LOADED), 20)
+    assert until(lambda: driver.execute_script(LOADED), 40)
     driver.execute_script("document.forms[0].action += arguments[0]; document.forms[0].submit()", query)
-    assert until(lambda: text_of(driver) == "bye", 20)
+    assert until(lambda: text_of(driver) == "bye", 40)
 
 
 def log_out_and_clear(driver: Any, base: str) -> None:
@@ -143,10 +143,10 @@ def test_back_after_the_log_out(driver: Any, port: str, site: str, query: str, e
     assert text_of(driver).strip() == STAYS
 
     end(driver, base)
-    assert until(lambda: driver.execute_script(LOADED), 20)
+    assert until(lambda: driver.execute_script(LOADED), 40)
     driver.execute_script("history.back()")
 
-    assert until(lambda: text_of(driver).strip() == shown, 20), text_of(driver)
+    assert until(lambda: text_of(driver).strip() == shown, 40), text_of(driver)
 
 
 @pytest.mark.parametrize(
