@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
@@ -54,9 +53,10 @@ class Sentinels(Sentinel):
 
     async def leave(self) -> None:
         """Close the connections to the sentinels. They are asked once in a while."""
-        async with AsyncExitStack() as closing:  # each of them, though this is cancelled meanwhile
-            for sentinel in self.sentinels:
-                closing.push_async_callback(sentinel.aclose)
+        for sentinel in self.sentinels:
+            pool = sentinel.connection_pool
+            for connection in (*pool._available_connections, *pool._in_use_connections):
+                await connection.disconnect(nowait=True)  # waits for nothing, so no cancellation comes between
 
     def _up(self, answer: object, service_name: str) -> Mapping[str, Any] | None:
         state = answer.get(service_name) if isinstance(answer, dict) else None
@@ -82,7 +82,11 @@ class SentinelWatch:
             self._looking.add_done_callback(retrieve)
 
     async def aclose(self) -> None:
-        await stop(*self._tasks, *([] if self._looking is None else [self._looking]))
+        try:
+            if self._looking is not None:
+                await asyncio.wait({self._looking})  # it takes a moment, and closes what it has opened
+        finally:
+            await stop(*self._tasks)
 
     async def _follow(self, connect: Callable[[], AbstractConnection]) -> None:
         """Listen to one sentinel, again whenever the connection breaks."""
