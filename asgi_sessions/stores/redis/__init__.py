@@ -98,7 +98,7 @@ from asgi_sessions.stores.redis._server import (
     snapshots_in,
 )
 
-logger = logging.getLogger("asgi_sessions")
+logger: logging.Logger = logging.getLogger("asgi_sessions")
 
 TTL_MARGIN = 60.0
 """Seconds for which the server keeps a record beyond its end, so that it is the app's clock that ends it."""
