@@ -12,7 +12,7 @@ import random
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -269,8 +269,7 @@ class Committer:
             if session._intent.asked is Asked.DESTROY:
                 await self._attempt(session, events, failed=True, is_save=is_save)
             raise
-        names: Iterable[str] = dict.keys(session)
-        for name in () if ATTRIBUTES.isdisjoint(names) else ATTRIBUTES.intersection(names):
+        for name in ATTRIBUTES & dict.keys(session):
             session._warn_of_taken_name(name)  # from before this session had that attribute, or put in past its methods
         step = plan.row.store
         if step is Step.REFUSE:
@@ -407,8 +406,7 @@ class Calls:
     def __init__(
         self, store: Store, guard: Guard, planner: Planner, resolver: Resolver, events: Events, opened: OpenedRecords
     ) -> None:
-        self._store = store
-        self._prompt: Any = store
+        self._store: Any = store
         self._opened = opened
         self._guard = guard
         self._planner = planner
@@ -486,13 +484,13 @@ class Calls:
             # The same in three frames less, for what most writes are: 2 µs of 30.
             began, value = time.monotonic(), pack(record)
             try:
-                asked = self._prompt.ask_update(record, value, rev=rev)
+                asked = self._store.ask_update(record, value, rev=rev)
                 try:
                     answer = 0 if asked is None else await asked
                 except Exception:
                     answer = 0
                 if answer != 1:
-                    await self._prompt.update(record, rev=rev, asked=asked)
+                    await self._store.update(record, rev=rev, asked=asked)
             except BaseException as error:
                 guard.blame(error, began, guard.breaker)
                 raise

@@ -277,7 +277,6 @@ class RedisStore:
             )
         store = cls.__new__(cls)
         store._set_up(client(REQUESTS, store._on_open), client("large", store._on_open), prefix)
-        store._durable_ends = durable_ends
         if durable_ends:
             store._replicas, store._ender = Replicas(durable_ends), client("ends", store._on_open)
         return store
@@ -323,7 +322,6 @@ class RedisStore:
         self._is_known = False
         self._runs = Runs()
         self._telling: set[asyncio.Future[None]] = set()
-        self._durable_ends: DurableEnds = 0
         self._replicas: Replicas | None = None
         # A server answers nothing else on a connection that waits for replicas, so ends have one of their own.
         self._ender = client
@@ -355,12 +353,12 @@ class RedisStore:
     def __repr__(self) -> str:
         return f"<RedisStore {self._prefix}>"
 
-    def ask_load(self, key: str) -> Awaitable[Any] | None:
+    def ask_load(self, key: str) -> asyncio.Future[Any] | None:
         """See :class:`~asgi_sessions._engine.contract.PromptStore`."""
         # Each connection is shared by all requests, so nothing long may come over the first one.
         return self._client.at_once(("GETRANGE", self._name(key), "0", _LAST_SMALL)) if self._is_known else None
 
-    async def load(self, key: str, asked: Awaitable[Any] | None = None) -> Record | None:
+    async def load(self, key: str, asked: asyncio.Future[Any] | None = None) -> Record | None:
         """See :meth:`asgi_sessions.stores.Store.load`."""
         if not self._is_known:
             await self._look_at_settings()
@@ -412,11 +410,11 @@ class RedisStore:
         replaced = _gone(note.replaces, done[2]) if note is not None and note.replaces is not None else None
         return Admission(bool(done[0]), bool(done[1]), tuple(_texts(done[3:])), replaced)
 
-    def ask_update(self, record: Record, value: bytes, *, rev: int) -> Awaitable[Any] | None:
+    def ask_update(self, record: Record, value: bytes, *, rev: int) -> asyncio.Future[Any] | None:
         """See :class:`~asgi_sessions._engine.contract.PromptStore`."""
         return self._client.at_once(self._update(record, value, rev)) if len(value) < LARGE else None
 
-    async def update(self, record: Record, *, rev: int, asked: Awaitable[Any] | None = None) -> None:
+    async def update(self, record: Record, *, rev: int, asked: asyncio.Future[Any] | None = None) -> None:
         """See :meth:`asgi_sessions.stores.Store.update`."""
         value = pack(record)
         answer = await finish(self._for(value), UPDATE, self._update(record, value, rev), asked)
@@ -636,7 +634,7 @@ class RedisStore:
         except (StoreError, asyncio.CancelledError):
             self._is_known = False
             raise  # what comes next would wait as long
-        for line in advice(said, snapshots, self._durable_ends):
+        for line in advice(said, snapshots, 0 if self._replicas is None else self._replicas.wanted):
             logger.warning("store.settings host=%s: %s", self.address, line)
         policy = said.get("maxmemory_policy")
         if policy in (None, "noeviction"):

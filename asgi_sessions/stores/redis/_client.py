@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from threading import get_ident
 from time import monotonic
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import hiredis
 from redis.asyncio import ConnectionPool, RedisCluster
@@ -54,6 +54,7 @@ from asgi_sessions.errors import (
 from asgi_sessions.stores.redis._connection import Connection, ConnectionLost, NotSent, open_connection
 from asgi_sessions.stores.redis._scripts import MOVING, Script
 from asgi_sessions.stores.redis._sentinel import Address, Sentinels
+from asgi_sessions.stores.redis._server import DurableEnds
 from asgi_sessions.stores.redis._subscriber import NullSubscriber, Subscriber
 
 # RESP2: nothing is pushed, so every reply belongs to a question. No retries in the driver: they are ours.
@@ -309,8 +310,8 @@ class Replicas:
     A replica that is gone still counts then, since it may be the one that takes over.
     """
 
-    def __init__(self, wanted: int | Literal["all"]) -> None:
-        self._wanted = wanted
+    def __init__(self, wanted: DurableEnds) -> None:
+        self.wanted = wanted
         self._most: dict[Any, int] = {}
 
     async def of(self, connection: Connection) -> int:
@@ -319,8 +320,8 @@ class Replicas:
         Raises:
             RedisError: it does not answer. Refused: it may not say.
         """
-        if self._wanted != "all":
-            return self._wanted
+        if self.wanted != "all":
+            return self.wanted
         answer, peer = connection.ask(("INFO", "replication")), connection.peer
         if peer in self._most:
             answer.add_done_callback(partial(self._hear, peer))  # for the next end
@@ -656,7 +657,7 @@ async def run(client: Client, script: Script, keys: tuple[str, ...], *args: Any)
     return await finish(client, script, command, client.at_once(command))
 
 
-async def finish(client: Client, script: Script, command: tuple[Any, ...], asked: Awaitable[Any] | None) -> Any:
+async def finish(client: Client, script: Script, command: tuple[Any, ...], asked: asyncio.Future[Any] | None) -> Any:
     """The answer to the command that runs a script; ``asked``: the answer to come, if it was sent already.
 
     Raises:
