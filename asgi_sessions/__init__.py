@@ -11,6 +11,7 @@ from asgi_sessions._core.facts import Devices
 from asgi_sessions._core.session import Session
 from asgi_sessions._core.timeouts import Timeouts
 from asgi_sessions._core.types import Event
+from asgi_sessions.dbsc import DeviceBound
 from asgi_sessions.errors import (
     ConfigurationError,
     ResponseStarted,
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConfigurationError",
     "CookieConfig",
+    "DeviceBound",
     "Devices",
     "Event",
     "MemoryStore",

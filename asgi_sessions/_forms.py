@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, Final
+from typing import Final
 from urllib.parse import parse_qsl
 
 from starlette.requests import ClientDisconnect, Request
+
+from asgi_sessions._core.json import once
 
 FORM: Final = "application/x-www-form-urlencoded"
 JSON: Final = "application/json"
@@ -59,30 +60,4 @@ def form_in(body: bytes, *, max_fields: int, keep_blank: bool = True) -> dict[st
         errors="strict",
         max_num_fields=max_fields,
     )
-    return _once(fields)
-
-
-def json_in(body: bytes) -> dict[str, Any]:
-    """The members of a JSON object in UTF-8 (RFC 8259, section 8.1).
-
-    Raises:
-        ValueError: it is not an object, nests too deep, or has a name twice. Readers take different ones (RFC 8259, section 4).
-    """
-    try:
-        found = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
-    except RecursionError:
-        raise ValueError("it nests too deep") from None
-    if not isinstance(found, dict):
-        raise ValueError("it is no object")  # noqa: TRY004 - of a text, as the others
-    return found
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name is there twice")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    return once(fields)

@@ -47,6 +47,7 @@ from asgi_sessions._engine.everyone import end_all
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.opened import DEFAULT_BYTES
 from asgi_sessions._engine.upkeep import Upkeep
+from asgi_sessions.dbsc import DeviceBound
 from asgi_sessions.errors import ConfigurationError, SessionDataError, SessionError
 
 _logger = logging.getLogger("asgi_sessions")
@@ -77,6 +78,8 @@ class SessionInfo:
     remembered: bool
     current: bool
     """Whether it is the one that was named as ``current``."""
+    device_bound: bool = False
+    """Whether it is bound to a device (``Sessions(device_bound=…)``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,8 @@ class HistoryEntry:
     location: Location
     new_device: bool
     """Of a log-in: the history knew no other with such a browser on such a system."""
+    device_bound: bool = False
+    """Whether the session was bound to a device by then; known when it has ended or has been given a new token."""
 
 
 class SessionsOptions(TypedDict, total=False):
@@ -104,6 +109,7 @@ class SessionsOptions(TypedDict, total=False):
     on_event: EventHook | None
     store_deadline: timedelta | None
     cache_bytes: int
+    device_bound: DeviceBound | None
     clock: Clock
 
 
@@ -126,6 +132,7 @@ class Sessions:
             that is slower but well may need more.
         cache_bytes: how much memory of the process opened records may take, so that the same bytes need not be opened again. The
             store is asked all the same. 0: none. Sealed records lie there opened: see ``docs/security.md``.
+        device_bound: bind sessions to devices, so that a stolen cookie is worth nothing. See :class:`DeviceBound`.
         clock: seconds since the epoch; for tests.
     Raises:
         ConfigurationError: something does not fit together; the message says what to do.
@@ -145,21 +152,23 @@ class Sessions:
         on_event: EventHook | None = None,
         store_deadline: timedelta | None = None,
         cache_bytes: int = DEFAULT_BYTES,
+        device_bound: DeviceBound | None = None,
         clock: Clock = time.time,
     ) -> None:
         _refuse_no_store(self._called, store)
-        if not isinstance(cache_bytes, int) or isinstance(cache_bytes, bool) or cache_bytes < 0:
-            raise ConfigurationError(f"{self._called}(cache_bytes={cache_bytes!r}): give a number of bytes; 0 for none")
+        _check_bytes(f"{self._called}(cache_bytes={cache_bytes!r})", cache_bytes)
         if timeouts is not None:
             expect(f"{self._called}(timeouts)", timeouts, Timeouts)
         if devices is not None:
             expect(f"{self._called}(devices)", devices, Devices)
             refuse_no_users(f"{self._called}(devices=…)", store)
+        _check_bound(self._called, device_bound, store, secret_keys)
         for name, function in (("on_event", on_event), ("clock", clock)):
             if function is not None and not callable(function):
                 raise ConfigurationError(f"{self._called}({name}={function!r}): give a function")
         self.store: Store = store
         self.timeouts: Timeouts | None = timeouts
+        self.device_bound: DeviceBound | None = device_bound
         self._manager = Manager(
             store,
             timeouts=timeouts,
@@ -372,6 +381,20 @@ def _refuse_no_store(called: str, store: object) -> None:
         )
 
 
+def _check_bytes(named: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ConfigurationError(f"{named}: give a number of bytes; 0 for none")
+
+
+def _check_bound(called: str, device_bound: object, store: object, secret_keys: Sequence[str | bytes]) -> None:
+    if device_bound is None:
+        return
+    expect(f"{called}(device_bound)", device_bound, DeviceBound)
+    refuse_no_users(f"{called}(device_bound=…)", store)
+    if not secret_keys:
+        raise ConfigurationError(f"{called}(device_bound=…): give secret_keys; they sign what browsers are given")
+
+
 def _seconds(name: str, deadline: timedelta) -> float:
     seconds = duration(name, deadline).total_seconds()
     if not 0.01 <= seconds <= 30:
@@ -436,6 +459,7 @@ def _info(record: Record, body: Body, current: str | None) -> SessionInfo:
         kind="token" if body.kind == "token" else "browser",
         remembered=body.remembered,
         current=record.id == current,
+        device_bound=bool(body.device),
     )
 
 
@@ -452,4 +476,5 @@ def _entry(entry: Entry, facts: Facts) -> HistoryEntry:
         device=facts.device,
         location=facts.location,
         new_device=entry.new_device,
+        device_bound=facts.device_bound,
     )

@@ -126,16 +126,19 @@ _TEXT = st.none() | st.text(min_size=1, max_size=MAX_FACT)
     st.builds(Location, _TEXT, _TEXT, _TEXT),
     st.text(max_size=64),
     st.floats(0, 4e9),
+    st.booleans(),
 )
-def test_facts_come_back_as_they_were(device: Device, location: Location, name: str, ends_at: float) -> None:
-    facts = Facts(device, location, name, ends_at)
+def test_facts_come_back_as_they_were(
+    device: Device, location: Location, name: str, ends_at: float, bound: bool
+) -> None:
+    facts = Facts(device, location, name, ends_at, bound)
 
     assert unpack_facts(pack_facts(facts)) == facts
 
 
 def test_facts_of_a_later_version_are_read() -> None:
     longer = msgspec.msgpack.encode(
-        ["Firefox", "133", "Linux", "computer", None, None, None, "", 0.0, "of a later version"]
+        ["Firefox", "133", "Linux", "computer", None, None, None, "", 0.0, False, "of a later version"]
     )
 
     assert str(unpack_facts(longer).device) == "Firefox 133 on Linux"

@@ -16,6 +16,9 @@ PACKAGE = Path(asgi_sessions.__file__).parent
 LAYERS = ("core", "engine", "sessions", "asgi", "public")
 """From the lowest. Each may import itself and what is below it. ``sessions.py`` is a layer: what all of ``_asgi`` is given."""
 
+DBSC = {"_keeper": "engine", "_binder": "asgi", "_answers": "asgi"}
+"""The layers of the modules of ``dbsc`` that are not pure."""
+
 MAX_CLASS = 300
 MAX_FUNCTION = 40
 
@@ -33,16 +36,18 @@ LONG_FUNCTIONS = {
 """Functions of more than ``MAX_FUNCTION`` lines, and why."""
 
 SIZES = {
-    "_core": (3767, 2000),
+    "_core": (3850, 2000),
     "_engine": (3246, 1300),
-    "_asgi": (885, 750),
+    "_asgi": (939, 750),
 }
 """Lines of each private package: the bound, which gets larger only with a new feature, and the target of the design."""
 
 
 def layer_of(file: str) -> str:
     """The layer of a file, named by its path in the package."""
-    first = file.split("/")[0]
+    first, _, rest = file.partition("/")
+    if first == "dbsc":  # its pure parts and its ASGI parts, apart
+        return DBSC.get(rest.removesuffix(".py"), "core")
     if first.removesuffix(".py") == "sessions":
         return "sessions"
     return first.removeprefix("_") if first in ("_core", "_engine", "_asgi") else "public"
@@ -173,6 +178,7 @@ def test_the_public_names_are_the_public_names() -> None:
     assert sorted(asgi_sessions.__all__) == [
         "ConfigurationError",
         "CookieConfig",
+        "DeviceBound",
         "Devices",
         "Event",
         "MemoryStore",

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable
 from contextlib import suppress
 from functools import partial
-from typing import Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from asgi_sessions._asgi.live import Live
 from asgi_sessions._asgi.responses import answer, end, unavailable
@@ -18,6 +18,9 @@ from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.watch import Watch
 from asgi_sessions.errors import SessionError, SessionLimitReached, StoreError
 
+if TYPE_CHECKING:
+    from asgi_sessions.dbsc._binder import Binder
+
 logger = logging.getLogger("asgi_sessions")
 
 OnStoreFailure = Literal["unavailable", "raise", "anonymous"]
@@ -28,6 +31,7 @@ class Configured(Protocol):
 
     _manager: Manager
     _watch: Watch | None
+    _binder: Binder | None
     cookie: CookieConfig
     on_store_failure: OnStoreFailure
     no_store_when_logged_in: bool
@@ -106,6 +110,8 @@ class Exchange:
             if due is not False:
                 cookie = self._middleware.cookie
                 headers.append(cookie.delete() if due is True else cookie.set(due[0].value, due[1]))
+                if due is not True and self._middleware._binder is not None:
+                    headers += self._middleware._binder.offer(self._scope, session)
                 if due is not True and cookie.secure and cookie.name not in dropped and is_plain_http(self._scope):
                     _warn_of_plain_http(cookie.name)
         except (AttributeError, TypeError, ValueError):
@@ -189,18 +195,23 @@ class Exchange:
     # ── Sockets and streams ──
 
     def _begin_watching(self) -> None:
-        """This may take long: close it when the session ends."""
-        watch, record = self._middleware._watch, self.session._record
-        if watch is not None and record is not None:
-            live = Live(self._send, partial(end, self._scope, self._send, self._start))
+        """This may take long: close it when the session ends, and one of a bound session after a while."""
+        watch, binder, record = self._middleware._watch, self._middleware._binder, self.session._record
+        limit = None if binder is None else binder.closes_after(self.session)
+        if record is None or (watch is None and limit is None):
+            return
+        live = Live(self._send, partial(end, self._scope, self._send, self._start))
+        if watch is not None:
             live.watcher = watch.add(self._middleware._manager, record, live.end)
-            if live.watcher is not None:
-                self.live = live
+        if limit is not None:
+            live.end_after(limit)
+        if live.is_watched:
+            self.live = live
 
     def stop_watching(self) -> None:
         """From now on the end of the session does not close this."""
-        if self.live is not None and self.live.watcher is not None:
-            self.live.watcher.leave()
+        if self.live is not None and self.live.is_watched:
+            self.live.leave()
             self.live = None
 
 

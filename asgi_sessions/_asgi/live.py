@@ -10,6 +10,7 @@ from typing import Final
 import anyio
 
 from asgi_sessions._core.types import Message, Receive, Send
+from asgi_sessions._engine.loops import running_loop
 from asgi_sessions._engine.watch import Watcher
 
 logger = logging.getLogger("asgi_sessions")
@@ -30,7 +31,7 @@ class SessionEnded(ConnectionResetError):
 class Live:
     """One socket or stream, closed when its session ends. ``close`` sends the closing messages."""
 
-    __slots__ = ("_close", "_closing", "_receiving", "_send", "_sending", "ended", "watcher")
+    __slots__ = ("_close", "_closing", "_receiving", "_send", "_sending", "_timer", "ended", "watcher")
 
     def __init__(self, send: Send, close: Callable[[], Awaitable[None]]) -> None:
         self._send = send
@@ -40,9 +41,29 @@ class Live:
         self._closing: asyncio.Future[None] | None = None
         self.ended: SessionEnded | None = None
         self.watcher: Watcher | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether anything may close this."""
+        return self.watcher is not None or self._timer is not None
+
+    def end_after(self, seconds: float) -> None:
+        """Close this after so many seconds; under asyncio only."""
+        if (loop := running_loop()) is not None:
+            self._timer = loop.call_later(seconds, self.end)
+
+    def leave(self) -> None:
+        """Nothing closes this any more."""
+        if self.watcher is not None:
+            self.watcher.leave()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def end(self) -> None:
-        """The session has ended."""
+        """The session has ended, or its device is to be proved again."""
+        if self.ended is not None:
+            return
         self.ended = SessionEnded("the session has ended, and its sockets and streams with it")
         if self._sending:
             asyncio.get_running_loop().call_later(SEND_GRACE, self._abandon)

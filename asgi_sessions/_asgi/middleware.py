@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import cache
-from typing import Any, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 from asgi_sessions._asgi.exchange import OnStoreFailure
 from asgi_sessions._asgi.foreign import check_inside, refuse_foreign, twin
@@ -24,6 +24,7 @@ from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.origin import is_activity
 from asgi_sessions._core.session import OURS
+from asgi_sessions._core.timeouts import Timeouts
 from asgi_sessions._core.types import Scope
 from asgi_sessions._engine.contract import Store
 from asgi_sessions._engine.manager import Manager
@@ -31,6 +32,9 @@ from asgi_sessions._engine.upkeep import Upkeep
 from asgi_sessions._engine.watch import Watch
 from asgi_sessions.errors import ConfigurationError, StoreError
 from asgi_sessions.sessions import Sessions, SessionsOptions, sessions_of
+
+if TYPE_CHECKING:
+    from asgi_sessions.dbsc._binder import Binder
 
 logger = logging.getLogger("asgi_sessions")
 
@@ -76,14 +80,7 @@ class SessionMiddleware:
                 f"SessionMiddleware(on_store_failure={on_store_failure!r}): use 'unavailable', 'raise' or 'anonymous'"
             )
         expect("SessionMiddleware(no_store_when_logged_in)", no_store_when_logged_in, bool)
-        timeouts = self.sessions.timeouts
-        if timeouts is None:
-            raise ConfigurationError("SessionMiddleware: its Sessions has no timeouts; give it timeouts=")
-        if timeouts.remember_absolute > timedelta(days=MOST_DAYS) and timeouts.renew is None:
-            raise ConfigurationError(
-                f"Timeouts(remember_absolute={timeouts.remember_absolute!r}): browsers keep a cookie for {MOST_DAYS} days "
-                "at most. Use a shorter time, or renew=… so that a new cookie is sent now and then."
-            )
+        _check_timeouts(self.sessions.timeouts)
         check_inside(app, cookie.name)
         if not cookie.secure:
             _warn_of_insecure(cookie.name)
@@ -95,10 +92,18 @@ class SessionMiddleware:
         self._manager: Manager = self.sessions._manager.for_cookie(cookie.name, cookie.may_be_withheld)
         self._upkeep: Upkeep = self.sessions._upkeep
         self._watch: Watch | None = self._upkeep.watch if self._manager.devices.live else None
+        self._binder: Binder | None = None
+        if (bound := self.sessions.device_bound) is not None:
+            from asgi_sessions.dbsc._binder import Binder  # takes a while to load, and few need it
+
+            self._binder = Binder(bound, self._manager, cookie)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI 3. Frameworks type their scopes differently, so the types are loose."""
         kind = scope["type"]
+        if self._binder is not None and kind == "http" and self._binder.answers(scope):
+            await self._binder.answer(scope, send)
+            return
         if (kind != "http" and kind != "websocket") or (self._skip is not None and self._skip(scope)):
             if kind == "lifespan":
                 await lifespan(self.app, scope, receive, send, self._upkeep, self._manager)
@@ -143,6 +148,11 @@ class SessionMiddleware:
                     await unavailable(scope, send, self._manager.guard.retry_after)
                     return
                 session = self._manager.degraded()
+            if self._binder is not None and session._stored is not None and session._stored.device:
+                judged = await self._binder.judge(scope, send, session)
+                if judged is None:
+                    return  # the browser proves its device first, and comes again
+                session = judged
         session._origin = scope
         exchange.session = scope["session"] = scope[OURS] = session
         try:
@@ -166,6 +176,16 @@ class SessionMiddleware:
                 scope["session"] = scope[OURS] = outer
             if exchange.live is not None:
                 exchange.stop_watching()
+
+
+def _check_timeouts(timeouts: Timeouts | None) -> None:
+    if timeouts is None:
+        raise ConfigurationError("SessionMiddleware: its Sessions has no timeouts; give it timeouts=")
+    if timeouts.remember_absolute > timedelta(days=MOST_DAYS) and timeouts.renew is None:
+        raise ConfigurationError(
+            f"Timeouts(remember_absolute={timeouts.remember_absolute!r}): browsers keep a cookie for {MOST_DAYS} days "
+            "at most. Use a shorter time, or renew=… so that a new cookie is sent now and then."
+        )
 
 
 @cache  # some frameworks build the middleware once per route

@@ -21,6 +21,7 @@ async def answer(
     status: int,
     text: bytes = b"",
     *headers: tuple[bytes, bytes],
+    kind: bytes = b"text/plain; charset=utf-8",
     code: int = WS_POLICY_VIOLATION,
     reason: str = "",
 ) -> None:
@@ -29,24 +30,25 @@ async def answer(
     Args:
         text: the name of the status if empty.
         headers: more headers than those of the text. No cache may keep the answer.
+        kind: the media type of the text.
         code, reason: for a server without the extension "Websocket Denial Response": the socket is closed before it was accepted,
             and the server answers 403.
     """
-    kind = "http.response"
+    response = "http.response"
     if scope["type"] == "websocket":
-        kind = "websocket.http.response"
-        if kind not in (scope.get("extensions") or {}):
+        response = "websocket.http.response"
+        if response not in (scope.get("extensions") or {}):
             await close(send, code, reason)
             return
     content = text or HTTPStatus(status).phrase.encode()
     own = (
-        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-type", kind),
         (b"content-length", b"%d" % len(content)),
         (b"cache-control", b"no-store"),
     )
-    await send({"type": f"{kind}.start", "status": status, "headers": [*own, *headers]})
+    await send({"type": f"{response}.start", "status": status, "headers": [*own, *headers]})
     # A response to HEAD has the headers of GET and no content (RFC 9110, section 9.3.2).
-    await send({"type": f"{kind}.body", "body": b"" if scope.get("method") == "HEAD" else content})
+    await send({"type": f"{response}.body", "body": b"" if scope.get("method") == "HEAD" else content})
 
 
 async def unavailable(scope: Scope, send: Send, retry_after: int, *headers: tuple[bytes, bytes]) -> None:

@@ -47,7 +47,7 @@ class WebSocketExchange(Exchange):
         accepts = kind == "websocket.accept"
         if not self.session._started and (accepts or kind == "websocket.http.response.start"):
             self._accepted = accepts
-            if accepts and self._middleware._watch is not None:
+            if accepts and (self._middleware._watch is not None or self._middleware._binder is not None):
                 return self._accept(message)
             if not self._is_settled(message.get("status")):
                 return self._commit_and_start(message, cacheable=not accepts)

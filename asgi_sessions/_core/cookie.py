@@ -162,26 +162,10 @@ class CookieConfig:
                 end = value.find(b";", after)
                 values.append((value[after:] if end < 0 else value[after:end]).strip(b" \t"))
             else:
-                self._scan(value, values)
+                _scan(value, wanted, values)
             if len(values) >= MAX_VALUES:
                 return values[:MAX_VALUES]
         return values
-
-    def _scan(self, header: bytes, values: list[bytes]) -> None:
-        wanted = self._wanted
-        start = 0
-        at = header.find(wanted)
-        # Every pair is looked at once, wherever our name stands in it: linear, whatever the header.
-        while at >= 0 and len(values) < MAX_VALUES:
-            start = header.rfind(b";", start, at) + 1 or start
-            end = header.find(b";", at)
-            if end < 0:
-                end = len(header)
-            # Ours only if nothing but SP and HTAB stands before it.
-            if at == start or not header[start:at].strip(b" \t"):
-                values.append(header[at + len(wanted) : end].strip(b" \t"))
-            start = end
-            at = header.find(wanted, end)
 
     def set(self, token: str, max_age: int | None = None) -> tuple[bytes, bytes]:
         """The Set-Cookie header that puts ``token`` into the browser, for ``max_age`` seconds or until it is closed."""
@@ -206,6 +190,32 @@ class CookieConfig:
         if self.partitioned:
             parts.append("; Partitioned")
         return "".join(parts).encode("ascii")
+
+
+def values_called(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> list[bytes]:
+    """The values of the cookies of a name, as :meth:`CookieConfig.read` has them. ``wanted``: the name with ``=``."""
+    values: list[bytes] = []
+    for name, value in headers:
+        if name == b"cookie":
+            _scan(value, wanted, values)
+    return values
+
+
+def _scan(header: bytes, wanted: bytes, values: list[bytes]) -> None:
+    """Append the values of the cookies of a name in one header, until there are ``MAX_VALUES``."""
+    start = 0
+    at = header.find(wanted)
+    # Every pair is looked at once, wherever our name stands in it: linear, whatever the header.
+    while at >= 0 and len(values) < MAX_VALUES:
+        start = header.rfind(b";", start, at) + 1 or start
+        end = header.find(b";", at)
+        if end < 0:
+            end = len(header)
+        # Ours only if nothing but SP and HTAB stands before it.
+        if at == start or not header[start:at].strip(b" \t"):
+            values.append(header[at + len(wanted) : end].strip(b" \t"))
+        start = end
+        at = header.find(wanted, end)
 
 
 def vary_on(headers: Headers, name: bytes = b"Cookie") -> None:

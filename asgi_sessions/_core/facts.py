@@ -58,6 +58,8 @@ class Facts(msgspec.Struct, frozen=True, array_like=True):
     """What the user calls this device."""
     ends_at: float = 0.0
     """The absolute end of the session; so it can be told later which limit ended it. Seconds since the epoch."""
+    device_bound: bool = False
+    """Whether the session is bound to a device."""
 
 
 class _Facts(msgspec.Struct, frozen=True, array_like=True):
@@ -72,6 +74,7 @@ class _Facts(msgspec.Struct, frozen=True, array_like=True):
     city: str | None = None
     name: str = ""
     ends_at: float = 0.0
+    device_bound: bool = False
 
 
 _KINDS: Final = frozenset(get_args(Kind))
@@ -92,6 +95,7 @@ def pack_facts(facts: Facts) -> bytes:
             location.city,
             facts.name,
             facts.ends_at,
+            facts.device_bound,
         )
     )
 
@@ -109,6 +113,7 @@ def unpack_facts(data: bytes) -> Facts:
         Location(flat.network, flat.country, flat.city),
         flat.name,
         flat.ends_at,
+        flat.device_bound,
     )
 
 

@@ -156,7 +156,9 @@ class Planner:
         A new one would take its place, and log the user out. Only a log-in may do that.
         """
         withheld = self._may_be_withheld
-        return withheld is not None and session._origin is not None and withheld(session._origin)
+        return session._is_withheld or (
+            withheld is not None and session._origin is not None and withheld(session._origin)
+        )
 
     # ── The row ──
 
@@ -309,6 +311,8 @@ class Planner:
             session._remembered,
             payload,
             self._about(session, owner) if stored is None else stored.about,
+            b"",
+            b"" if stored is None else stored.device,  # a log-in begins without one
         )
         seen_at = now
         if old is not None:

@@ -72,7 +72,9 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
     about: bytes = b""
     """The :class:`~asgi_sessions._core.facts.Facts` of the log-in, as bytes; they are looked at in listings only."""
     grant: bytes = b""
-    """Of a ``token``: how far its refresh tokens have come; opaque to everybody but the room ``tokens``."""
+    """Of a ``token``: how far its refresh tokens have come; opaque to everybody but the package ``tokens``."""
+    device: bytes = b""
+    """What binds the session to a device; opaque to everybody but the package ``dbsc``. Empty: it is not bound."""
 
     def __repr__(self) -> str:
         return f"<Body: {self.kind}>"  # neither the user nor the payload, as for a Record

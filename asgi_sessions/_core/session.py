@@ -66,6 +66,8 @@ class Session(TrackedDict):
         "_had_user",
         "_id",
         "_intent",
+        "_is_device_bound",
+        "_is_withheld",
         "_keeper",
         "_loaded",
         "_marked",
@@ -82,6 +84,7 @@ class Session(TrackedDict):
         "_started",
         "_stored",
         "_touch_due",
+        "_unproven",
         "_user_id",
     )
 
@@ -97,6 +100,8 @@ class Session(TrackedDict):
     _had_user: bool  # was a user logged in until a verb of this request?
     _id: str  # empty until somebody asks
     _intent: Intent
+    _is_device_bound: bool  # did this request prove that it comes from the device of the session?
+    _is_withheld: bool  # may no new anonymous session take the place of the one that the browser has?
     _keeper: Keeper
     _loaded: bytes  # the payload as it is in the store
     _missing: str | None  # the key of the browser's token, if a log-out that finds nothing there must be confirmed
@@ -113,6 +118,7 @@ class Session(TrackedDict):
     _started: bool  # can the cookie no longer be sent?
     _stored: Body | None
     _touch_due: bool  # is this activity to be written down?
+    _unproven: Leaving | None  # the session of the browser's token, if the request did not prove its device
     _user_id: str | None
 
     @classmethod
@@ -124,13 +130,14 @@ class Session(TrackedDict):
         self._accessed = self._maybe_changed = self._written = self._dirty = self._marked = False
         self._started = self._over = self._degraded = self._had_user = False
         self._remembered = self._renewal_due = self._touch_due = self._cookie = self._committing = False
+        self._is_device_bound = self._is_withheld = False
         self._active = self._renews = True
         self._intent = NO_INTENT
         self._epoch = 0
         self._id = ""
         self._loaded = b""
         self._record = self._stored = self._user_id = self._authenticated_at = self._plan = self._next_turn = None
-        self._origin = self._missing = None
+        self._origin = self._missing = self._unproven = None
         return self
 
     # ── What the engine does to it ──
@@ -168,7 +175,7 @@ class Session(TrackedDict):
         self._user_id = None
         self._created_at = now
         self._authenticated_at = None
-        self._remembered = self._marked = False
+        self._remembered = self._marked = self._is_device_bound = False
         self._renewal_due = self._touch_due = False
 
     def _end(self) -> None:
@@ -216,6 +223,21 @@ class Session(TrackedDict):
         """Whether the store could not be asked and this is an empty stand-in (``on_store_failure="anonymous"``)."""
         self._accessed = True
         return self._degraded
+
+    @property
+    def is_device_bound(self) -> bool:
+        """Whether this request proved that it comes from the device of the session (``Sessions(device_bound=…)``)."""
+        self._accessed = True
+        return self._is_device_bound
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether the request has the token of a bound session, without the proof of its device.
+
+        Then this session is empty. ``log_in()`` and ``destroy()`` end the bound one.
+        """
+        self._accessed = True
+        return self._unproven is not None
 
     @property
     def accessed(self) -> bool:
@@ -384,8 +406,11 @@ class Session(TrackedDict):
         self._accessed = True
 
     def _as_stored(self) -> Leaving | None:
-        """The session at hand as a request finds it that is to end it."""
-        return None if self._record is None else Leaving(self._record, self._user_id, self._loaded)
+        """The session at hand as a request finds it that is to end it; of an unproven one, the session of its token."""
+        if self._record is not None:
+            return Leaving(self._record, self._user_id, self._loaded)
+        leaving, self._unproven = self._unproven, None
+        return leaving
 
     def __repr__(self) -> str:
         self._accessed = True

@@ -26,10 +26,11 @@ from starlette.routing import Route, Router
 
 from asgi_sessions._core.arguments import path_in, whole
 from asgi_sessions._core.extras import needs
+from asgi_sessions._core.json import json_in
 from asgi_sessions._core.session import OURS, Session
 from asgi_sessions._core.timeouts import duration
 from asgi_sessions._core.types import Receive, Scope, Send
-from asgi_sessions._forms import FORM, JSON, NeverArrived, TooLong, body_of, form_in, json_in, kind_of
+from asgi_sessions._forms import FORM, JSON, NeverArrived, TooLong, body_of, form_in, kind_of
 from asgi_sessions.cross_origin import CrossOriginProtection
 from asgi_sessions.errors import ConfigurationError, SessionDataError, StoreError
 from asgi_sessions.page._openapi import openapi

@@ -12,8 +12,9 @@ from starlette.routing import Route, Router
 from asgi_sessions._asgi.responses import unavailable
 from asgi_sessions._core.cookie import CookieConfig, keep_out_of_caches
 from asgi_sessions._core.hidden import Hidden
+from asgi_sessions._core.json import json_in
 from asgi_sessions._core.types import Receive, Scope, Send
-from asgi_sessions._forms import FORM, JSON, NeverArrived, TooLong, body_of, form_in, json_in, kind_of
+from asgi_sessions._forms import FORM, JSON, NeverArrived, TooLong, body_of, form_in, kind_of
 from asgi_sessions.cross_origin import CrossOriginProtection
 from asgi_sessions.errors import ConfigurationError, StoreError, TokenError
 from asgi_sessions.tokens._tokens import TokenPair, Tokens

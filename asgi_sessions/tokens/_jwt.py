@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
+from asgi_sessions._core.json import json_in
 from asgi_sessions._core.token import base64url
-from asgi_sessions._forms import json_in
 from asgi_sessions.errors import SessionDataError, TokenExpired, TokenInvalid
 from asgi_sessions.tokens._keys import KeyRing
 

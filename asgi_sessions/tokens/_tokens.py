@@ -231,7 +231,12 @@ class Tokens:
             raise SessionError(
                 "access_token(): the log-in is not saved yet, and a failed request would undo it: await session.save() first"
             )
-        return self._mint(user_id, session.id, authenticated_at.timestamp(), claims)
+        more = {"device_bound": True} if session.is_device_bound else {}
+        if "device_bound" in claims:
+            raise SessionDataError(
+                "access_token(): the claim 'device_bound' says whether the session is bound to a device"
+            )
+        return self._mint(user_id, session.id, authenticated_at.timestamp(), {**claims, **more})
 
     def _mint(self, user_id: str, id: str, authenticated_at: float, extra: dict[str, Any]) -> str:
         now = self._manager.clock()

@@ -1,0 +1,273 @@
+"""Binder: what the middleware asks about bound sessions, with the two endpoints that browsers talk to."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+
+from asgi_sessions._asgi.responses import answer, unavailable
+from asgi_sessions._core.cookie import CookieConfig
+from asgi_sessions._core.intent import Leaving
+from asgi_sessions._core.origin import values_of
+from asgi_sessions._core.session import Session
+from asgi_sessions._core.types import Headers, Scope, Send
+from asgi_sessions._engine.manager import Manager
+from asgi_sessions._engine.resolve import Found
+from asgi_sessions.dbsc._answers import reload_page, repeat
+from asgi_sessions.dbsc._binding import Binding, Identifiers, unpack_binding
+from asgi_sessions.dbsc._keeper import Keeper
+from asgi_sessions.dbsc._options import DeviceBound
+from asgi_sessions.dbsc._proof import ALGORITHMS, Proof, ProofInvalid, unquoted
+from asgi_sessions.dbsc._verdict import Verdict, path_of, verdict_on
+from asgi_sessions.errors import ConfigurationError, StoreError
+
+OFFER_WITHIN: Final = 5.0
+"""Seconds since the user proved who they are, in which the browser is offered to bind the session."""
+
+_PREFIX: Final = re.compile(r"__(?:host|secure|http)-(?:http-)?", re.IGNORECASE)
+
+
+class Reply(NamedTuple):
+    """The answer of an endpoint."""
+
+    status: int
+    text: bytes = b""
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    kind: bytes = b"text/plain; charset=utf-8"
+
+
+class Binder:
+    """Device-bound sessions behind one cookie."""
+
+    def __init__(self, options: DeviceBound, manager: Manager, cookie: CookieConfig) -> None:
+        """
+        Raises:
+            ConfigurationError: browsers would refuse the bound cookie beside this cookie.
+        """
+        _refuse_cookie(cookie)
+        self._options = options
+        self._manager = manager
+        self._cookie = cookie
+        self._identifiers = Identifiers(manager.secrets, cookie.name)
+        self._keeper = Keeper(manager)
+        self._name = f"__Host-{_PREFIX.sub('', cookie.name, count=1)}-bound-"
+        # One text for the header and for the instructions: where they differ, browsers prove the key before every request.
+        samesite = "None" if cookie.samesite == "none" else "Lax"
+        self._attributes = f"Path=/; Secure; HttpOnly; SameSite={samesite}"
+        self._endpoints = {f"{options.path}/register": self._register, f"{options.path}/refresh": self._refresh}
+
+    # ── A request of a bound session ──
+
+    async def judge(self, scope: Scope, send: Send, session: Session) -> Session | None:
+        """The session that the app may see in a request of a bound one; ``None``: the request has been answered."""
+        stored, record = session._stored, session._record
+        if stored is None or record is None or not stored.device:
+            return session
+        cookie = f"{self._name}{record.id}="
+        binding = unpack_binding(stored.device)
+        verdict = verdict_on(scope, binding, record.id, cookie.encode("ascii"), session._now, self._options)
+        session._is_device_bound = verdict is Verdict.PROVEN
+        if verdict is Verdict.PROVEN or verdict is Verdict.GRACE:
+            return session
+        path = str(scope.get("path", ""))
+        details: dict[str, Any] = {"verdict": verdict.value, "path": path, "enforced": self._options.enforce}
+        events = self._manager.events
+        await events.emit(events.event("session.unproven", session_id=record.id, user_id=stored.user_id, **details))
+        if not self._options.enforce:
+            return session
+        if verdict is Verdict.EXPIRED:
+            await repeat(scope, send, self._set(record.id, "", 0))
+        elif verdict is Verdict.SKIPPED:
+            await unavailable(scope, send, self._manager.guard.retry_after)
+        elif verdict is Verdict.NAVIGATION:
+            await reload_page(send)
+        else:
+            empty = self._manager.begin()
+            empty._unproven = Leaving(record, stored.user_id, None)
+            empty._is_withheld = verdict is Verdict.ELSEWHERE
+            return empty
+        return None
+
+    def closes_after(self, session: Session) -> float | None:
+        """After how many seconds a socket or stream of this session is closed; ``None``: it is not."""
+        stored = session._stored
+        is_bound = stored is not None and bool(stored.device)
+        return self._options.socket_seconds if is_bound and self._options.enforce else None
+
+    def offer(self, scope: Scope, session: Session) -> Headers:
+        """What invites the browser to bind the session, on the response to a log-in; else nothing."""
+        stored, record = session._stored, session._record
+        if stored is None or record is None or record.owner is None or stored.device or stored.authenticated_at is None:
+            return []
+        now = self._manager.clock()
+        if scope["type"] != "http" or now - stored.authenticated_at > OFFER_WITHIN:
+            return []
+        path, challenge = self._url(scope, "register"), self._identifiers.offer(record.owner, record.id, now)
+        value = f'({" ".join(ALGORITHMS)});path="{path}";challenge="{challenge}"'
+        return [(b"secure-session-registration", value.encode("ascii"))]
+
+    # ── The endpoints ──
+
+    def answers(self, scope: Scope) -> bool:
+        """Whether a request is for one of the endpoints."""
+        return path_of(scope) in self._endpoints
+
+    async def answer(self, scope: Scope, send: Send) -> None:
+        """Answer a request for one of the endpoints."""
+        if scope["method"] != "POST":
+            await answer(scope, send, 405, b"", (b"allow", b"POST"))
+            return
+        try:
+            async with self._manager.asking("device"):
+                reply = await self._endpoints[path_of(scope)](scope)
+        except StoreError:
+            # Not 4xx: the browser would give up its key (``docs/device-bound.md``).
+            await unavailable(scope, send, self._manager.guard.retry_after)
+        else:
+            await answer(scope, send, reply.status, reply.text, *reply.headers, kind=reply.kind)
+
+    async def _register(self, scope: Scope) -> Reply:
+        (proofs, modes) = values_of(scope, b"secure-session-response", b"sec-fetch-mode")
+        if modes not in ([], [b"no-cors"]):
+            # A script of the page wrote the header itself; browsers send theirs in this mode, in which scripts cannot.
+            return Reply(400, b"Only the browser itself registers a key")
+        now = self._manager.clock()
+        try:
+            proof = _proof_in(proofs)
+            offered = self._identifiers.offered(proof.challenge, now)
+            if offered is None:
+                raise ProofInvalid("its challenge was not offered a moment ago")
+            if proof.key is None or not proof.is_signed_by(proof.key):
+                raise ProofInvalid("its signature does not match")
+            found = await self._keeper.find(offered, self._keys(scope), is_signed=True)
+            if found is None:
+                raise ProofInvalid("the session has ended")
+            was_bound = bool(found.body.device)
+            binding = await self._keeper.register(found, proof.key, now)
+            if binding is None:
+                raise ProofInvalid("the session is bound to another key, or has ended")
+        except ProofInvalid as refused:
+            return await self._refused(401, "register", None, refused)
+        if not was_bound:
+            events, body = self._manager.events, found.body
+            details = {"algorithm": proof.algorithm}
+            await events.emit(
+                events.event("session.bound", session_id=found.record.id, user_id=body.user_id, **details)
+            )
+        return self._proven(scope, found, binding, now)
+
+    async def _refresh(self, scope: Scope) -> Reply:
+        (ids, proofs) = values_of(scope, b"sec-secure-session-id", b"secure-session-response")
+        now, found, binding = self._manager.clock(), None, None
+        identity, is_signed = (None, False) if len(ids) != 1 else self._identifiers.named_in(_text(unquoted(ids[0])))
+        if identity is not None:
+            found = await self._keeper.find(identity, self._keys(scope), is_signed=is_signed)
+            binding = None if found is None else unpack_binding(found.body.device)
+        if found is None or binding is None:
+            # The session has ended, or was never bound: the browser may forget its key.
+            return Reply(401)
+        if not proofs:
+            return self._challenge(found, binding, now)
+        try:
+            proof = _proof_in(proofs)
+            if proof.key is not None:
+                raise ProofInvalid("it brings a key of its own")
+            generation = binding.generation_in(proof.challenge, now, self._options.seconds)
+            is_late = generation is None or generation < binding.generation - 1
+            if generation is None or is_late:
+                return self._challenge(found, binding, now)
+            if not proof.is_signed_by(binding.key):
+                raise ProofInvalid("its signature does not match")
+        except ProofInvalid as refused:
+            return await self._refused(400, "refresh", found, refused)
+        spent = await self._keeper.spend(found, generation, now)
+        if spent is None:
+            return self._challenge(found, binding, now)
+        return self._proven(scope, found, spent, now)
+
+    def _proven(self, scope: Scope, found: Found, binding: Binding, now: float) -> Reply:
+        """The browser has proved its key: hand out the cookie, and the next challenge."""
+        identifier = self._identifier(found)
+        instructions: dict[str, Any] = {
+            "session_identifier": identifier,
+            "refresh_url": self._url(scope, "refresh"),
+            "scope": {
+                "include_site": False,
+                "scope_specification": [
+                    {"type": "exclude", "domain": "*", "path": self._below_root(scope, path)}
+                    for path in self._options.exempt
+                ],
+            },
+            "credentials": [
+                {"type": "cookie", "name": f"{self._name}{found.record.id}", "attributes": self._attributes}
+            ],
+        }
+        if self._options.refresh_initiators:
+            instructions["allowed_refresh_initiators"] = list(self._options.refresh_initiators)
+        value = binding.cookie(found.record.id, int(now + self._options.seconds))
+        cookie = self._set(found.record.id, value, int(self._options.seconds))
+        text = json.dumps(instructions, separators=(",", ":")).encode("ascii")
+        return Reply(200, text, (cookie, _challenge_header(binding, identifier, now)), b"application/json")
+
+    def _challenge(self, found: Found, binding: Binding, now: float) -> Reply:
+        """Ask for a proof. Writes nothing."""
+        return Reply(403, headers=(_challenge_header(binding, self._identifier(found), now),))
+
+    async def _refused(self, status: int, step: str, found: Found | None, refused: ProofInvalid) -> Reply:
+        events = self._manager.events
+        id, user_id = (None, None) if found is None else (found.record.id, found.body.user_id)
+        await events.emit(
+            events.event("session.proof_refused", session_id=id, user_id=user_id, step=step, reason=str(refused))
+        )
+        return Reply(status)
+
+    def _identifier(self, found: Found) -> str:
+        return self._identifiers.identifier(found.record.owner or "", found.record.id)
+
+    def _keys(self, scope: Scope) -> list[str]:
+        return self._manager.recognise(self._cookie.read(scope.get("headers", ())))
+
+    def _set(self, id: str, value: str, max_age: int) -> tuple[bytes, bytes]:
+        return b"set-cookie", f"{self._name}{id}={value}; Max-Age={max_age}; {self._attributes}".encode("ascii")
+
+    def _url(self, scope: Scope, endpoint: str) -> str:
+        return self._below_root(scope, f"{self._options.path}/{endpoint}")
+
+    def _below_root(self, scope: Scope, path: str) -> str:
+        return quote(str(scope.get("root_path", "")).rstrip("/"), safe="/%") + path
+
+
+def _proof_in(values: list[bytes]) -> Proof:
+    if len(values) != 1:
+        raise ProofInvalid("there is no proof" if not values else "there are two proofs")
+    return Proof(values[0])
+
+
+def _challenge_header(binding: Binding, identifier: str, now: float) -> tuple[bytes, bytes]:
+    return b"secure-session-challenge", f'"{binding.challenge(now)}";id="{identifier}"'.encode("ascii")
+
+
+def _text(value: bytes) -> str:
+    return value.decode("latin-1")
+
+
+def _refuse_cookie(cookie: CookieConfig) -> None:
+    if not cookie.secure:
+        raise ConfigurationError(
+            "Sessions(device_bound=…): browsers bind sessions over https only, and CookieConfig has secure=False. For "
+            "development, serve https on localhost, or leave device_bound out."
+        )
+    for name, value, usual in (("domain", cookie.domain, None), ("path", cookie.path, "/")):
+        if value != usual:
+            raise ConfigurationError(
+                f"Sessions(device_bound=…) with CookieConfig({name}={value!r}): a session is bound for the whole of one host. "
+                f"Leave {name} out, or device_bound."
+            )
+    if cookie.partitioned:
+        raise ConfigurationError(
+            "Sessions(device_bound=…) with CookieConfig(partitioned=True): browsers bind no partitioned cookie. Leave "
+            "one of them out."
+        )

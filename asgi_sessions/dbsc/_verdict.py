@@ -1,0 +1,77 @@
+"""Verdict: whether a request of a bound session comes from its device. Pure."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from asgi_sessions._core.cookie import values_called
+from asgi_sessions._core.origin import values_of
+from asgi_sessions.dbsc._binding import LEEWAY, Binding
+from asgi_sessions.dbsc._options import DeviceBound
+
+
+class Verdict(enum.Enum):
+    """What a request of a bound session is, and so how it is answered."""
+
+    PROVEN = "proven"
+    """It brought the cookie of the device: the session."""
+    GRACE = "grace"
+    """The browser has registered its key a moment ago, and this was under way: the session."""
+    EXPIRED = "expired"
+    """It brought the cookie of a while ago: the same request once more, without it, so that the browser proves its key first."""
+    SKIPPED = "skipped"
+    """The browser could not prove its key now: 503, and it tries again."""
+    NAVIGATION = "navigation"
+    """A link from elsewhere, for which browsers prove nothing: a page that loads itself once more."""
+    ELSEWHERE = "elsewhere"
+    """Anything else that a page from elsewhere caused, or an exempt path: an empty session, of which nothing is stored."""
+    UNPROVEN = "unproven"
+    """A thief, or a browser that lost its key: an empty session."""
+
+
+def verdict_on(
+    scope: Mapping[str, Any], binding: Binding | None, id: str, cookie: bytes, now: float, options: DeviceBound
+) -> Verdict:
+    """The verdict on a request of the session ``id``.
+
+    Args:
+        binding: of the session; ``None``: it is damaged, and nothing is a proof.
+        cookie: the name of the bound cookie with ``=``.
+    """
+    if binding is None:
+        return Verdict.UNPROVEN
+    expiries = [binding.expiry_in(value, id) for value in values_called(scope.get("headers", ()), cookie)]
+    known = [each for each in expiries if each is not None]
+    if known and now <= max(known) + LEEWAY:
+        return Verdict.PROVEN
+    if now < binding.since + options.grace_seconds:
+        return Verdict.GRACE
+    is_http = scope["type"] == "http"
+    if known:
+        return Verdict.EXPIRED if is_http else Verdict.UNPROVEN
+    skipped, sites, modes = values_of(scope, b"secure-session-skipped", b"sec-fetch-site", b"sec-fetch-mode")
+    if any(id.encode("ascii") in value for value in skipped):
+        return Verdict.SKIPPED
+    if is_exempt(scope, options):
+        return Verdict.ELSEWHERE
+    if not sites or sites == [b"same-origin"]:
+        return Verdict.UNPROVEN
+    is_page = is_http and scope["method"] == "GET" and modes == [b"navigate"]
+    if is_page:
+        return Verdict.NAVIGATION
+    # "none" is what the user did without a page: such a request would have been held.
+    return Verdict.UNPROVEN if sites == [b"none"] else Verdict.ELSEWHERE
+
+
+def is_exempt(scope: Mapping[str, Any], options: DeviceBound) -> bool:
+    """Whether browsers send this request without a proof."""
+    path = path_of(scope)
+    return any(path == each or path.startswith(each + "/") for each in options.exempt)
+
+
+def path_of(scope: Mapping[str, Any]) -> str:
+    """The path below ``root_path``. ASGI has it within the path; older servers and mounts leave it out."""
+    path, root = str(scope.get("path", "")), str(scope.get("root_path", "")).rstrip("/")
+    return path[len(root) :] if root and path.startswith(root + "/") else path
