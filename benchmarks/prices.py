@@ -5,8 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from asgi_sessions import RedisStore, SessionMiddleware, Timeouts
-from benchmarks._peers import KEY
+import httpx
+
+from asgi_sessions import DeviceBound, RedisStore, SessionMiddleware, Timeouts
+from asgi_sessions.dbsc.testing import SoftwareDevice
+from benchmarks._peers import KEY, _user
 from benchmarks._work import (
     a_scope,
     a_server,
@@ -41,7 +44,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     elif path == "/regenerate":
         session.regenerate()
     elif path == "/log-in":
-        session.log_in("alice")
+        session.log_in(_user())  # of one user, no more than 25 sessions live
     elif path == "/log-out":
         session.destroy()
     await answer(send, b"ok")
@@ -66,6 +69,34 @@ async def contended(middleware: Any, requests: int) -> float:
     return await cpu(lambda number: middleware(scopes[number].copy(), receive, nowhere), IN_FLIGHT, requests)
 
 
+async def bound(middleware: Any, kind: str, requests: int) -> float:
+    """Requests of sessions that a device in software has bound; each brings both cookies."""
+    headers: list[Any] = []
+    for _ in range(IN_FLIGHT):
+        device = SoftwareDevice(httpx.ASGITransport(middleware))
+        async with httpx.AsyncClient(transport=device, base_url="https://testserver") as client:
+            await client.get("/fill")
+            await client.get("/log-in")
+            pairs = {**client.cookies, **{name: value for name, (value, _) in device.cookies.items()}}
+        headers.append((b"cookie", "; ".join(f"{name}={value}" for name, value in pairs.items()).encode()))
+    return await several(middleware, kind, headers, requests)
+
+
+async def logged_in(middleware: Any, kind: str, requests: int) -> float:
+    """The same requests of sessions that are not bound, with as many cookies."""
+    headers: list[Any] = []
+    for _ in range(IN_FLIGHT):
+        cookie = await a_session(middleware)
+        _, fresh = await ask(middleware, "/log-in", cookie)
+        headers.append((b"cookie", (fresh or cookie) + b"; " + b"o" * 38 + b"=" + b"1800000000.0123456789012345678901"))
+    return await several(middleware, kind, headers, requests)
+
+
+async def several(middleware: Any, kind: str, headers: list[Any], requests: int) -> float:
+    scopes = [a_scope(f"/{kind}", [header]) for header in headers]
+    return await cpu(lambda number: middleware(scopes[number].copy(), receive, nowhere), IN_FLIGHT, requests)
+
+
 async def measure(url: str, rounds: int, requests: int) -> list[list[Any]]:
     stores: list[RedisStore] = []
 
@@ -78,18 +109,23 @@ async def measure(url: str, rounds: int, requests: int) -> list[list[Any]]:
 
     always = Timeouts(touch=timedelta(0))
     plain, sealed, touching = made(), made(secret_keys=[KEY]), made(timeouts=always)
+    binding = made(secret_keys=[KEY], device_bound=DeviceBound())
     hooked, skipping = made(on_event=heard, timeouts=always), made(skip=lambda scope: False)
     cases: list[tuple[str, str, Any]] = [
         ("no cookie", "and nothing asked of the session", lambda n: cpu_of(plain, "anonymous", IN_FLIGHT, n)),
         ("read", "one str is read", lambda n: cpu_of(plain, "read", IN_FLIGHT, n)),
         ("read, with skip=", "", lambda n: cpu_of(skipping, "read", IN_FLIGHT, n)),
         ("read, with secret_keys", "signed and encrypted", lambda n: cpu_of(sealed, "read", IN_FLIGHT, n)),
+        ("read of a user", "with secret_keys", lambda n: logged_in(binding, "read", n)),
+        ("read of a user, bound to a device", "", lambda n: bound(binding, "read", n)),
         ("read, activity noted", "once a minute and session", lambda n: cpu_of(touching, "read", IN_FLIGHT, n)),
         ("read, activity noted, on_event=", "", lambda n: cpu_of(hooked, "read", IN_FLIGHT, n)),
         ("forged", "a load that finds nothing", lambda n: cpu_of(plain, "forged", IN_FLIGHT, n)),
         ("forged, with secret_keys", "no load", lambda n: cpu_of(sealed, "forged", IN_FLIGHT, n)),
         ("write", "one key is put in", lambda n: cpu_of(plain, "write", IN_FLIGHT, n)),
         ("write, with secret_keys", "", lambda n: cpu_of(sealed, "write", IN_FLIGHT, n)),
+        ("write of a user", "with secret_keys", lambda n: logged_in(binding, "write", n)),
+        ("write of a user, bound to a device", "", lambda n: bound(binding, "write", n)),
         ("write, two at once in one session", "a conflict and a merge for half of them", lambda n: contended(plain, n)),
         (
             "fill, regenerate ×3, one after another",

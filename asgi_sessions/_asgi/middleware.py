@@ -19,7 +19,7 @@ from asgi_sessions._asgi.lifespan import lifespan
 from asgi_sessions._asgi.responses import unavailable
 from asgi_sessions._asgi.websocket import WebSocketExchange
 from asgi_sessions._core.arguments import expect, expect_app
-from asgi_sessions._core.cookie import MOST_DAYS, CookieConfig
+from asgi_sessions._core.cookie import MOST_DAYS, CookieConfig, values_called
 from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.origin import is_activity
@@ -126,7 +126,7 @@ class SessionMiddleware:
         else:
             exchange = WebSocketExchange(self, scope, receive, send)
             receive = exchange.receive
-        values = self.cookie.read(scope.get("headers", ()))
+        values = values_called(scope.get("headers", ()), self.cookie.wanted)
         if values and len(values) > 1 and self.cookie.is_host_bound:
             # Browsers keep one cookie under a __Host- name. A second one is an attack, and either may be the false one.
             await self._manager.emit_event("cookie.duplicated", count=len(values))
@@ -148,7 +148,7 @@ class SessionMiddleware:
                     await unavailable(scope, send, self._manager.guard.retry_after)
                     return
                 session = self._manager.degraded()
-            if self._binder is not None and session._stored is not None and session._stored.device:
+            if self._binder is not None and not self._binder.is_proven(scope, session):
                 judged = await self._binder.judge(scope, send, session)
                 if judged is None:
                     return  # the browser proves its device first, and comes again

@@ -58,7 +58,8 @@ class CookieConfig:
     partitioned: bool = False
     """A jar of its own per top-level site (CHIPS), for apps that live in other sites' frames."""
 
-    _wanted: bytes = field(init=False, repr=False, compare=False)
+    wanted: bytes = field(init=False, repr=False, compare=False)
+    """The name as it stands in a Cookie header, with ``=``."""
     _attributes: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -122,7 +123,7 @@ class CookieConfig:
             )
         put = object.__setattr__  # the way a frozen dataclass fills what it derives
         put(self, "samesite", samesite)
-        put(self, "_wanted", self.name.encode("ascii") + b"=")
+        put(self, "wanted", self.name.encode("ascii") + b"=")
         put(self, "_attributes", self._render_attributes())
 
     @classmethod
@@ -151,26 +152,12 @@ class CookieConfig:
 
         Looks into every Cookie header, since HTTP/2 splits them (RFC 9113, section 8.2.3). Never raises.
         """
-        values: list[bytes] = []
-        wanted = self._wanted
-        for name, value in headers:
-            if name != b"cookie" or (at := value.find(wanted)) < 0:
-                continue
-            after = at + len(wanted)
-            if (at == 0 or value[at - 2 : at] == b"; ") and value.find(wanted, after) < 0:
-                # As browsers write it: one of our name, after "; " or nothing. The general way takes 1 µs more.
-                end = value.find(b";", after)
-                values.append((value[after:] if end < 0 else value[after:end]).strip(b" \t"))
-            else:
-                _scan(value, wanted, values)
-            if len(values) >= MAX_VALUES:
-                return values[:MAX_VALUES]
-        return values
+        return values_called(headers, self.wanted)
 
     def set(self, token: str, max_age: int | None = None) -> tuple[bytes, bytes]:
         """The Set-Cookie header that puts ``token`` into the browser, for ``max_age`` seconds or until it is closed."""
         age = b"" if max_age is None else b"; Max-Age=%d" % max_age
-        return b"set-cookie", self._wanted + token.encode("ascii") + age + self._attributes
+        return b"set-cookie", self.wanted + token.encode("ascii") + age + self._attributes
 
     def delete(self) -> tuple[bytes, bytes]:
         """The Set-Cookie header that removes the cookie: every attribute as when it was set, or browsers keep it.
@@ -178,7 +165,7 @@ class CookieConfig:
         Max-Age wins over Expires (RFC 6265, section 5.3); Expires is there for clients that only know that.
         """
         gone = b"; Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT"
-        return b"set-cookie", self._wanted + gone + self._attributes
+        return b"set-cookie", self.wanted + gone + self._attributes
 
     def _render_attributes(self) -> bytes:
         parts = [f"; Path={self.path}"]
@@ -196,8 +183,17 @@ def values_called(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> list
     """The values of the cookies of a name, as :meth:`CookieConfig.read` has them. ``wanted``: the name with ``=``."""
     values: list[bytes] = []
     for name, value in headers:
-        if name == b"cookie":
+        if name != b"cookie" or (at := value.find(wanted)) < 0:
+            continue
+        after = at + len(wanted)
+        if (at == 0 or value[at - 2 : at] == b"; ") and value.find(wanted, after) < 0:
+            # As browsers write it: one of our name, after "; " or nothing. The general way takes 1 µs more.
+            end = value.find(b";", after)
+            values.append((value[after:] if end < 0 else value[after:end]).strip(b" \t"))
+        else:
             _scan(value, wanted, values)
+        if len(values) >= MAX_VALUES:
+            return values[:MAX_VALUES]
     return values
 
 

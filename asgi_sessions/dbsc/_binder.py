@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from asgi_sessions._asgi.responses import answer, unavailable
-from asgi_sessions._core.cookie import CookieConfig
+from asgi_sessions._core.cookie import CookieConfig, values_called
 from asgi_sessions._core.intent import Leaving
 from asgi_sessions._core.origin import values_of
 from asgi_sessions._core.session import Session
@@ -17,7 +17,7 @@ from asgi_sessions._core.types import Headers, Scope, Send
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.resolve import Found
 from asgi_sessions.dbsc._answers import reload_page, repeat
-from asgi_sessions.dbsc._binding import Binding, Identifiers, unpack_binding
+from asgi_sessions.dbsc._binding import LEEWAY, Binding, Identifiers, expiry_of, unpack_binding
 from asgi_sessions.dbsc._keeper import Keeper
 from asgi_sessions.dbsc._options import DeviceBound
 from asgi_sessions.dbsc._proof import ALGORITHMS, Proof, ProofInvalid, unquoted
@@ -61,16 +61,28 @@ class Binder:
 
     # ── A request of a bound session ──
 
-    async def judge(self, scope: Scope, send: Send, session: Session) -> Session | None:
-        """The session that the app may see in a request of a bound one; ``None``: the request has been answered."""
+    def is_proven(self, scope: Scope, session: Session) -> bool:
+        """Whether nothing is against the request: it proves the device, or its session is not bound."""
         stored, record = session._stored, session._record
         if stored is None or record is None or not stored.device:
+            return True
+        for value in values_called(scope.get("headers", ()), f"{self._name}{record.id}=".encode("ascii")):
+            expires_at = expiry_of(stored.device, record.id, value)
+            if expires_at is not None and session._now <= expires_at + LEEWAY:
+                session._is_device_bound = True
+                return True
+        return False
+
+    async def judge(self, scope: Scope, send: Send, session: Session) -> Session | None:
+        """The session that the app may see in a request that :meth:`is_proven` refuses; ``None``: it has been answered."""
+        stored, record = session._stored, session._record
+        if stored is None or record is None:
             return session
-        cookie = f"{self._name}{record.id}="
+        values = values_called(scope.get("headers", ()), f"{self._name}{record.id}=".encode("ascii"))
+        is_expired = any(expiry_of(stored.device, record.id, value) is not None for value in values)
         binding = unpack_binding(stored.device)
-        verdict = verdict_on(scope, binding, record.id, cookie.encode("ascii"), session._now, self._options)
-        session._is_device_bound = verdict is Verdict.PROVEN
-        if verdict is Verdict.PROVEN or verdict is Verdict.GRACE:
+        verdict = verdict_on(scope, binding, record.id, session._now, self._options, is_expired=is_expired)
+        if verdict is Verdict.GRACE:
             return session
         path = str(scope.get("path", ""))
         details: dict[str, Any] = {"verdict": verdict.value, "path": path, "enforced": self._options.enforce}

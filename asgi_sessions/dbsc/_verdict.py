@@ -6,17 +6,14 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
-from asgi_sessions._core.cookie import values_called
 from asgi_sessions._core.origin import values_of
-from asgi_sessions.dbsc._binding import LEEWAY, Binding
+from asgi_sessions.dbsc._binding import Binding
 from asgi_sessions.dbsc._options import DeviceBound
 
 
 class Verdict(enum.Enum):
-    """What a request of a bound session is, and so how it is answered."""
+    """What a request of a bound session is that does not prove its device, and so how it is answered."""
 
-    PROVEN = "proven"
-    """It brought the cookie of the device: the session."""
     GRACE = "grace"
     """The browser has registered its key a moment ago, and this was under way: the session."""
     EXPIRED = "expired"
@@ -32,24 +29,20 @@ class Verdict(enum.Enum):
 
 
 def verdict_on(
-    scope: Mapping[str, Any], binding: Binding | None, id: str, cookie: bytes, now: float, options: DeviceBound
+    scope: Mapping[str, Any], binding: Binding | None, id: str, now: float, options: DeviceBound, *, is_expired: bool
 ) -> Verdict:
-    """The verdict on a request of the session ``id``.
+    """The verdict on a request of the session ``id`` that does not prove its device.
 
     Args:
         binding: of the session; ``None``: it is damaged, and nothing is a proof.
-        cookie: the name of the bound cookie with ``=``.
+        is_expired: whether the request has a bound cookie of ours whose time is over.
     """
     if binding is None:
         return Verdict.UNPROVEN
-    expiries = [binding.expiry_in(value, id) for value in values_called(scope.get("headers", ()), cookie)]
-    known = [each for each in expiries if each is not None]
-    if known and now <= max(known) + LEEWAY:
-        return Verdict.PROVEN
     if now < binding.since + options.grace_seconds:
         return Verdict.GRACE
     is_http = scope["type"] == "http"
-    if known:
+    if is_expired:
         return Verdict.EXPIRED if is_http else Verdict.UNPROVEN
     skipped, sites, modes = values_of(scope, b"secure-session-skipped", b"sec-fetch-site", b"sec-fetch-mode")
     if any(id.encode("ascii") in value for value in skipped):
