@@ -7,8 +7,8 @@
     offer         <time>.<owner>.<session id>.<MAC>                          likewise; the challenge of a registration
     challenge     <generation>.<time>.<MAC>                                  under the seed; of a refresh
 
-The seed is as old as the binding. So a change of the secrets takes no proof away. Under the seed, a MAC is keyed BLAKE2b (RFC 7693):
-a third of the cost of an HMAC, and every request has one.
+The seed is as old as the binding. So a change of the secrets takes no proof away. Under the seed, a MAC is keyed BLAKE2b
+(RFC 7693): a third of the cost of an HMAC, and every request has one.
 """
 
 from __future__ import annotations
