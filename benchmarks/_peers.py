@@ -192,11 +192,11 @@ class RawStore(RedisStore):
             self.transport = transport
             self.loop = asyncio.get_running_loop()
 
-        def ask(self, command: tuple[str, ...]) -> asyncio.Future[Any]:
+        def ask(self, *command: str) -> asyncio.Future[Any]:
             future = self.loop.create_future()
             if not self.out:
                 self.loop.call_soon(self.flush)
-            self.out.append(hiredis.pack_command(command))
+            self.out.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub allows a tuple of one
             self.waiting.append(future)
             return future
 
@@ -211,6 +211,9 @@ class RawStore(RedisStore):
 
     wire: RawStore.Wire | None = None
     port: int
+    # As the class above says of its own methods: else those here would go a longer way.
+    keeps_its_own_deadline = True
+    asks_at_once = RedisStore.asks_at_once
 
     @classmethod
     def on(cls, url: str) -> RawStore:
@@ -218,10 +221,13 @@ class RawStore(RedisStore):
         store.port = urlsplit(url).port or 6379
         return store
 
-    async def load(self, key: str) -> Record | None:
+    def ask_load(self, key: str) -> asyncio.Future[Any] | None:
+        return self.wire.ask("GET", self._name(key)) if self.wire is not None else None
+
+    async def load(self, key: str, asked: asyncio.Future[Any] | None = None) -> Record | None:
         if self.wire is None:
             _, self.wire = await asyncio.get_running_loop().create_connection(RawStore.Wire, "127.0.0.1", self.port)
-        data = await self.wire.ask(("GET", self._name(key)))
+        data = await (asked or self.wire.ask("GET", self._name(key)))
         return None if data is None else unpack(key, data)
 
     async def aclose(self) -> None:
@@ -249,7 +255,7 @@ def raw_get(url: str) -> Peer:
             await store._client.call(("SET", "raw:" + "x" * 60, data))
             there = True
         assert store.wire is not None
-        session = decode(await store.wire.ask(("GET", "raw:" + "x" * 60)))
+        session = decode(await store.wire.ask("GET", "raw:" + "x" * 60))
         await answer(send, act("/read", session))
 
     return Peer("a bare GET, decoded", app, store.aclose)
