@@ -25,7 +25,7 @@ RESULTS, PAGE = Path("benchmarks/results"), Path("benchmarks/RESULTS.md")
 CAPACITY, IMAGES = Path("docs/capacity.md"), Path("docs/images")
 PARTS = {
     "in_process": "CPU per request, in process",
-    "over_http": "Requests per second, over HTTP",
+    "over_http": "CPU and requests per second, over HTTP",
     "latency": "Latency",
     "prices": "What each feature costs",
     "growth": "How cost grows",
