@@ -25,6 +25,7 @@ RESULTS, PAGE = Path("benchmarks/results"), Path("benchmarks/RESULTS.md")
 CAPACITY, IMAGES = Path("docs/capacity.md"), Path("docs/images")
 PARTS = {
     "in_process": "CPU per request, in process",
+    "stores": "The same, by store",
     "over_http": "CPU and requests per second, over HTTP",
     "latency": "Latency",
     "prices": "What each feature costs",
