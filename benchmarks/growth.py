@@ -44,11 +44,16 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     await answer(send, b"ok")
 
 
+def both_ways(store: RedisStore) -> list[SessionMiddleware]:
+    """A process that has seen the record before, and one that has not: without the cache of opened records."""
+    return [SessionMiddleware(app, store), SessionMiddleware(app, store, cache_bytes=0)]
+
+
 async def against_concurrency(url: str, rounds: int, requests: int, most: int) -> Points:
     store = RedisStore.from_url(url)
-    middleware = SessionMiddleware(app, store)
+    both = both_ways(store)
     points = [
-        [n, median([await cpu_of(middleware, "read", n, requests) for _ in range(rounds)])]
+        [n, *[median([await cpu_of(each, "read", n, requests) for _ in range(rounds)]) for each in both]]
         for n in (1, 4, 16, 64, 256, 1024)
         if n <= most
     ]
@@ -58,17 +63,19 @@ async def against_concurrency(url: str, rounds: int, requests: int, most: int) -
 
 async def against_size(url: str, rounds: int, requests: int) -> Points:
     store = RedisStore.from_url(url)
-    middleware = SessionMiddleware(app, store)
+    both = both_ways(store)
     points: Points = []
     for size in SIZES:
-        cookies = [(await ask(middleware, f"/size/{size}"))[1] for _ in range(16)]
+        cookies = [(await ask(both[0], f"/size/{size}"))[1] for _ in range(16)]
         scopes = [a_scope("/read", [(b"cookie", cookie or b"")]) for cookie in cookies]
+        few, point = max(min(requests, 30_000_000 // (size + 1_000)), 160), [float(size)]
+        for each in both:
 
-        async def read(number: int, scopes: list[Any] = scopes) -> None:
-            await middleware(scopes[number].copy(), receive, nowhere)
+            async def read(number: int, scopes: list[Any] = scopes, each: SessionMiddleware = each) -> None:
+                await each(scopes[number].copy(), receive, nowhere)
 
-        few = max(min(requests, 30_000_000 // (size + 1_000)), 160)
-        points.append([size, median([await cpu(read, 16, few) for _ in range(rounds)])])
+            point.append(median([await cpu(read, 16, few) for _ in range(rounds)]))
+        points.append(point)
     await store.aclose()
     return points
 
@@ -88,7 +95,7 @@ def fill(url: str, many: int) -> None:
 
 async def against_stored(url: str, rounds: int, requests: int, most: int) -> Points:
     store = RedisStore.from_url(url)
-    middleware = SessionMiddleware(app, store)
+    both = both_ways(store)
     points: Points = []
     there = 0
     for many in (1_000, 10_000, 100_000, 1_000_000):
@@ -97,7 +104,9 @@ async def against_stored(url: str, rounds: int, requests: int, most: int) -> Poi
         fill(url, many - there)
         there = many
         progress(f"  {many:,} sessions stored")
-        points.append([many, median([await cpu_of(middleware, "read", 64, requests) for _ in range(rounds)])])
+        points.append(
+            [many, *[median([await cpu_of(each, "read", 64, requests) for _ in range(rounds)]) for each in both]]
+        )
     await store.aclose()
     return points
 
@@ -146,12 +155,12 @@ def main(argv: list[str] | None = None) -> None:
         series: list[list[Any]] = [
             [
                 "A read, against requests in flight",
-                ["in flight", "app"],
+                ["in flight", "app, seen", "app, not seen"],
                 run(against_concurrency(url, rounds, requests, 16 if quick else 1_024)),
             ],
             [
                 "A read, 16 in flight, against the size of the session",
-                ["bytes", "app"],
+                ["bytes", "app, seen", "app, not seen"],
                 run(against_size(url, rounds, requests)),
             ],
             [
@@ -161,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
             ],
             [
                 "A read, against the sessions that are stored",
-                ["stored", "app"],
+                ["stored", "app, seen", "app, not seen"],
                 run(against_stored(url, rounds, requests, most)),
             ],
         ]
