@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import redis
@@ -49,11 +51,17 @@ def both_ways(store: RedisStore) -> list[SessionMiddleware]:
     return [SessionMiddleware(app, store), SessionMiddleware(app, store, cache_bytes=0)]
 
 
+async def in_turn(works: Sequence[Callable[[], Awaitable[float]]], rounds: int) -> list[float]:
+    """The median of each."""
+    found = [[await work() for work in works] for _ in range(rounds)]
+    return [median([*each]) for each in zip(*found, strict=True)]
+
+
 async def against_concurrency(url: str, rounds: int, requests: int, most: int) -> Points:
     store = RedisStore.from_url(url)
     both = both_ways(store)
     points = [
-        [n, *[median([await cpu_of(each, "read", n, requests) for _ in range(rounds)]) for each in both]]
+        [n, *await in_turn([partial(cpu_of, each, "read", n, requests) for each in both], rounds)]
         for n in (1, 4, 16, 64, 256, 1024)
         if n <= most
     ]
@@ -68,14 +76,12 @@ async def against_size(url: str, rounds: int, requests: int) -> Points:
     for size in SIZES:
         cookies = [(await ask(both[0], f"/size/{size}"))[1] for _ in range(16)]
         scopes = [a_scope("/read", [(b"cookie", cookie or b"")]) for cookie in cookies]
-        few, point = max(min(requests, 30_000_000 // (size + 1_000)), 160), [float(size)]
-        for each in both:
+        few = max(min(requests, 30_000_000 // (size + 1_000)), 160)
 
-            async def read(number: int, scopes: list[Any] = scopes, each: SessionMiddleware = each) -> None:
-                await each(scopes[number].copy(), receive, nowhere)
+        async def read(each: SessionMiddleware, number: int, scopes: list[Any] = scopes) -> None:
+            await each(scopes[number].copy(), receive, nowhere)
 
-            point.append(median([await cpu(read, 16, few) for _ in range(rounds)]))
-        points.append(point)
+        points.append([size, *await in_turn([partial(cpu, partial(read, each), 16, few) for each in both], rounds)])
     await store.aclose()
     return points
 
@@ -104,9 +110,7 @@ async def against_stored(url: str, rounds: int, requests: int, most: int) -> Poi
         fill(url, many - there)
         there = many
         progress(f"  {many:,} sessions stored")
-        points.append(
-            [many, *[median([await cpu_of(each, "read", 64, requests) for _ in range(rounds)]) for each in both]]
-        )
+        points.append([many, *await in_turn([partial(cpu_of, each, "read", 64, requests) for each in both], rounds)])
     await store.aclose()
     return points
 

@@ -55,8 +55,8 @@ PROXY = 20_000
 class Effort:
     """How long it is measured."""
 
-    seconds: float = 1.5
-    rounds: int = 3
+    seconds: float = 1.0
+    rounds: int = 5
     requests: int = 2_000
     """For the figure of CPU."""
     delays: tuple[int, ...] = (0, 1, 5)
