@@ -8,6 +8,7 @@ of the server's process hardly does. Needs ``wrk`` (Debian has it); Node.js for 
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import shutil
@@ -191,9 +192,15 @@ def granian(name: str, url: str, newer: str) -> Served:
     )
 
 
+def has_node() -> bool:
+    """Whether Node.js is here, and all packages of the peers under it."""
+    wanted = json.loads((NODE / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    return shutil.which("node") is not None and all((NODE / "node_modules" / name).exists() for name in wanted)
+
+
 def express(name: str, url: str, newer: str) -> Served:
     """From another world: Express with express-session and connect-redis, with better-auth, or alone."""
-    if shutil.which("node") is None or not (NODE / "node_modules").exists():
+    if not has_node():
         raise RuntimeError("Node.js is not there, or not its packages (npm ci in benchmarks/node)")
     port = free_port()
     environment = {
@@ -353,7 +360,7 @@ class Run:
 def main(argv: list[str] | None = None) -> None:
     arguments = options(__doc__, argv)
     quick = arguments.quick
-    if not quick and shutil.which("npm") is not None and not (NODE / "node_modules").exists():
+    if not quick and shutil.which("npm") is not None and not has_node():
         subprocess.run(["npm", "ci", "--silent"], cwd=NODE, check=False, timeout=300)
     plan: list[tuple[str, Callable[..., Served], list[str]]] = [
         ("uvicorn", uvicorn, FEW if quick else [*PEERS]),

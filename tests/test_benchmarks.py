@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -41,7 +40,7 @@ async def test_a_peer_does_the_work(package: str) -> None:
 
 
 def test_the_peers_under_node_do_the_work() -> None:
-    if shutil.which("node") is None or not (over_http.NODE / "node_modules").exists():
+    if not over_http.has_node():
         pytest.skip("Node.js is not installed, or not its packages (npm ci in benchmarks/node)")
     with a_server() as server:
         for name in over_http.IN_NODE:
