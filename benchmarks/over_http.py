@@ -230,8 +230,8 @@ def load(served: Served, kind: str, cookies: list[str], folder: Path) -> list[fl
     before = served.cpu()
     out = subprocess.run(on_core(1, command), capture_output=True, text=True, check=True, timeout=SECONDS + 30).stdout
     spent = served.cpu() - before
-    if "Non-2xx" in out or "Socket errors" in out:
-        raise RuntimeError(f"{served.name}, {kind}: {out}")
+    if failed := re.search(r"(Non-2xx|Socket errors).*", out):
+        raise RuntimeError(f"{served.name}, {kind}: {failed[0]}")
 
     def figure(pattern: str) -> re.Match[str]:
         found = re.search(pattern, out)
@@ -333,6 +333,15 @@ class Run:
         self.left_out.append(what)
         progress(f"left out: {what}")
 
+    def _load(self, served: Served, kind: str, cookies: list[str]) -> list[float]:
+        """A load that failed, as on a machine that does too much else, is said and repeated."""
+        for _ in range(2):
+            try:
+                return load(served, kind, cookies, self._folder)
+            except RuntimeError as error:
+                self._leave_out(f"a load that was repeated: {error}")
+        return load(served, kind, cookies, self._folder)
+
     def of(self, title: str, make: Callable[..., Served], names: list[str]) -> Figures:
         with ExitStack() as running:
             up: list[tuple[Served, list[str]]] = []
@@ -348,7 +357,7 @@ class Run:
                 for served, cookies in up:
                     kinds = kinds_of(served.name)
                     for kind in set(kinds[:2]) - {"anonymous"} or kinds[:1] if self._quick else kinds:
-                        one = load(served, kind, cookies, self._folder)
+                        one = self._load(served, kind, cookies)
                         got.setdefault(served.name, {}).setdefault(kind, []).append(one)
                 progress(f"  {title}: round {number + 1}")
         return {

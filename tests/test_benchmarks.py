@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,21 @@ def test_an_interpreter_says_how_it_was_built(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "base_prefix", "/opt")
 
     assert interpreters.described().endswith("built with PGO and LTO")
+
+
+def test_a_load_that_failed_is_said_and_repeated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    failed = RuntimeError("somebody, read: Non-2xx or 3xx responses: 6")
+    answers: Iterator[RuntimeError | list[float]] = iter([failed, [1.0, 2.0, 3.0, 4.0]])
+
+    def load(*_: Any) -> list[float]:
+        answer = next(answers)
+        if isinstance(answer, RuntimeError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(over_http, "load", load)
+    monkeypatch.setattr(shutil, "which", lambda _: "wrk")
+    run = over_http.Run(("", ""), tmp_path, quick=True)
+
+    assert run._load(None, "read", []) == [1.0, 2.0, 3.0, 4.0]  # type: ignore[arg-type]  # it is not asked
+    assert run.left_out == ["a load that was repeated: somebody, read: Non-2xx or 3xx responses: 6"]
