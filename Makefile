@@ -6,9 +6,10 @@ BENCH_ARGS ?=
 CHAOS_SECONDS ?= 60
 FAILOVER_ROUNDS ?= 10
 VERSIONS ?= 3.12 3.13
+DEBIAN ?= /usr/bin/python3
 BIN := .venv/bin
 
-.PHONY: demo test browser test-lowest test-versions versions test-apps chaos failover lint bench clean
+.PHONY: demo test browser test-lowest test-versions versions test-apps chaos failover lint bench bench-in-process debian clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python -m asgi_sessions demo $(DEMO_ARGS)
@@ -65,8 +66,16 @@ lint: .venv/ready
 	$(BIN)/pyright
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes asgi_sessions --ignoreexternal
 
-bench: .venv-bench/ready
+bench: .venv-bench/ready debian
 	.venv-bench/bin/python -m benchmarks.report $(BENCH_ARGS)
+
+# What depends on the hot path only, and on each interpreter: six minutes. Writes the page, too.
+bench-in-process: .venv-bench/ready debian
+	.venv-bench/bin/python -m benchmarks.report --only in_process interpreters $(BENCH_ARGS)
+
+# Debian's interpreter is built with PGO and LTO, others' often without.
+debian: .venv-bench/ready
+	@test -x $(DEBIAN) && $(MAKE) --no-print-directory .venv-bench-debian/ready || echo "no environment with $(DEBIAN): left out"
 
 clean:
 	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* dist
@@ -92,6 +101,12 @@ endef
 # Apart from .venv: the peers' own requirements must not decide what the suite runs on.
 .venv-bench/ready: pyproject.toml
 	$(call venv,'.[bench]')
+
+# By uv, since Debian has `venv` in a package of its own.
+.venv-bench-debian/ready: pyproject.toml | .venv-bench/ready
+	.venv-bench/bin/uv venv --quiet --clear --python $(DEBIAN) $(@D)
+	.venv-bench/bin/uv pip install --quiet --python $(@D)/bin/python --editable '.[bench]'
+	touch $@
 
 .venv-lowest/ready: pyproject.toml
 	$(call venv,'.[dev]' 'anyio==4.11.0' 'redis[hiredis]==5.1.1' 'sqlalchemy==2.0.31')

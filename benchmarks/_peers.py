@@ -16,13 +16,14 @@ from redis.asyncio import Redis
 
 from asgi_sessions import MemoryStore, RedisStore, SessionMiddleware
 from asgi_sessions._core.record import Record, unpack
+from asgi_sessions.stores import Store
 from benchmarks._work import DATA, App, act, answer
 
 KEY = secrets.token_urlsafe(32)
 _number = 0
 
 
-def _user() -> str:
+def a_user() -> str:
     global _number
     _number = (_number + 1) % 10_000
     return f"user {_number}"
@@ -48,9 +49,9 @@ async def _in_scope(scope: Any, receive: Any, send: Any) -> None:
         session = scope["session"]
         if path == "/log-in":
             if hasattr(session, "log_in"):
-                session.log_in(_user())
+                session.log_in(a_user())
             else:
-                session["user"] = _user()
+                session["user"] = a_user()
         else:
             body = act(path, session)
     await answer(send, body)
@@ -77,9 +78,12 @@ def ours_in_memory() -> Peer:
 
 
 def ours(url: str, **options: Any) -> Peer:
-    store = RedisStore.from_url(url)
+    return ours_on("Redis", RedisStore.from_url(url), **options)
+
+
+def ours_on(where: str, store: Store, **options: Any) -> Peer:
     said = {"cache_bytes": "not seen before"}
-    name = "ours, Redis" + "".join(f", {said.get(option, option)}" for option in options)
+    name = f"ours, {where}" + "".join(f", {said.get(option, option)}" for option in options)
     return Peer(name, SessionMiddleware(_in_scope, store, **options), store.aclose)
 
 
@@ -104,7 +108,7 @@ def starsessions(url: str) -> Peer:
             connection = HTTPConnection(scope)
             await load_session(connection)
             if path == "/log-in":
-                connection.session["user"] = _user()
+                connection.session["user"] = a_user()
                 regenerate_session_id(connection)
             else:
                 body = act(path, connection.session)
@@ -128,7 +132,7 @@ def litestar(url: str, *, sessions: bool = True) -> Peer:
 
     @get("/log-in", sync_to_thread=False)
     def log_in(request: LitestarRequest[Any, Any, Any]) -> bytes:
-        request.session["user"] = _user()
+        request.session["user"] = a_user()
         return b"ok"
 
     @get("/hello", sync_to_thread=False)
@@ -151,6 +155,47 @@ def litestar(url: str, *, sessions: bool = True) -> Peer:
     return Peer("Litestar server-side + Redis", app, client.aclose)
 
 
+def _started(app: Any) -> tuple[App, Callable[[], Any]]:
+    """An app whose lifespan begins with its first request, and how it ends."""
+    lifespan: list[Any] = []
+
+    async def begun(scope: Any, receive: Any, send: Any) -> None:
+        if not lifespan:
+            lifespan.append(app.router.lifespan_context(app))
+            await lifespan[0].__aenter__()
+        await app(scope, receive, send)
+
+    async def close() -> None:
+        if lifespan:
+            await lifespan.pop().__aexit__(None, None, None)
+
+    return begun, close
+
+
+def fastapi_redis_sdk(url: str, *, sessions: bool = True) -> Peer:
+    """With FastAPI around it, likewise. Its records are hash fields that expire, for Redis 8 or Valkey 9."""
+    from fastapi import FastAPI, Request, Response
+    from redis_fastapi import FastAPIRedis, get_settings
+
+    app = FastAPI(openapi_url=None)
+    if sessions:
+        get_settings().url = url
+        FastAPIRedis(app).lifespan().sessions(principal_keys=["user"])
+
+    async def answered(request: Request) -> Response:
+        path, body = request.url.path, b"ok"
+        if path == "/log-in":
+            request.session["user"] = a_user()
+        elif path != "/hello":
+            body = act(path, request.session)
+        return Response(body, media_type="text/plain")
+
+    answered.__annotations__ = {"request": Request, "return": Response}  # FastAPI does not find local names
+    for path in ("/hello", *(("/read", "/write", "/fill", "/log-in") if sessions else ())):
+        app.get(path)(answered)
+    return Peer("fastapi-redis-sdk" if sessions else "FastAPI without sessions", *_started(app))
+
+
 def pool(url: str) -> Peer:
     """What a first attempt costs: one GETEX per request through redis-py's pool, msgspec, and no rules at all."""
     client = _a_client(url)
@@ -162,7 +207,7 @@ def pool(url: str) -> Peer:
             cookie = next((value for name, value in scope["headers"] if name == b"cookie"), b"")
             token = cookie[cookie.find(b"pool=") + 5 :] if b"pool=" in cookie else b""
             found = await client.getex(b"pool:" + token, ex=3600) if token else None
-            session = decode(found) if found else {}
+            session = decode(found) if found else {}  # type: ignore[arg-type]  # it answers with bytes
             before = dict(session)
             body = act(path, session) if path != "/log-in" else b"ok"
             if session != before or path == "/log-in":
@@ -170,9 +215,7 @@ def pool(url: str) -> Peer:
                 token = secrets.token_urlsafe(32).encode() if fresh else token
                 await client.set(b"pool:" + token, encode(session), ex=3600)
                 if fresh:
-                    headers = [(b"set-cookie", b"pool=" + token + b"; HttpOnly")]
-                    await send({"type": "http.response.start", "status": 200, "headers": headers})
-                    await send({"type": "http.response.body", "body": body})
+                    await answer(send, body, [(b"set-cookie", b"pool=" + token + b"; HttpOnly")])
                     return
         await answer(send, body)
 
@@ -192,11 +235,11 @@ class RawStore(RedisStore):
             self.transport = transport
             self.loop = asyncio.get_running_loop()
 
-        def ask(self, command: tuple[str, ...]) -> asyncio.Future[Any]:
+        def ask(self, *command: str) -> asyncio.Future[Any]:
             future = self.loop.create_future()
             if not self.out:
                 self.loop.call_soon(self.flush)
-            self.out.append(hiredis.pack_command(command))
+            self.out.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub allows a tuple of one
             self.waiting.append(future)
             return future
 
@@ -211,6 +254,9 @@ class RawStore(RedisStore):
 
     wire: RawStore.Wire | None = None
     port: int
+    # As the class above says of its own methods: else those here would go a longer way.
+    keeps_its_own_deadline = True
+    asks_at_once = RedisStore.asks_at_once
 
     @classmethod
     def on(cls, url: str) -> RawStore:
@@ -218,10 +264,13 @@ class RawStore(RedisStore):
         store.port = urlsplit(url).port or 6379
         return store
 
-    async def load(self, key: str) -> Record | None:
+    def ask_load(self, key: str) -> asyncio.Future[Any] | None:
+        return self.wire.ask("GET", self._name(key)) if self.wire is not None else None
+
+    async def load(self, key: str, asked: asyncio.Future[Any] | None = None) -> Record | None:
         if self.wire is None:
             _, self.wire = await asyncio.get_running_loop().create_connection(RawStore.Wire, "127.0.0.1", self.port)
-        data = await self.wire.ask(("GET", self._name(key)))
+        data = await (asked or self.wire.ask("GET", self._name(key)))
         return None if data is None else unpack(key, data)
 
     async def aclose(self) -> None:
@@ -249,7 +298,7 @@ def raw_get(url: str) -> Peer:
             await store._client.call(("SET", "raw:" + "x" * 60, data))
             there = True
         assert store.wire is not None
-        session = decode(await store.wire.ask(("GET", "raw:" + "x" * 60)))
+        session = decode(await store.wire.ask("GET", "raw:" + "x" * 60))
         await answer(send, act("/read", session))
 
     return Peer("a bare GET, decoded", app, store.aclose)

@@ -192,7 +192,7 @@ class Client:
         try:
             writer.write(self._question(path, cookie))
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-            headers = [tuple(line.split(": ", 1)) for line in head[1:] if line]
+            headers = [(name, value) for name, _, value in (line.partition(": ") for line in head[1:] if line)]
             body = await reader.readexactly(int(dict(headers)["content-length"]))
         except BaseException:
             writer.close()

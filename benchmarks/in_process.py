@@ -17,9 +17,11 @@ from benchmarks._peers import Peer
 from benchmarks._work import (
     KINDS,
     Server,
+    a_newer_server,
     a_server,
     a_session,
     ask,
+    both,
     check,
     cpu_of,
     median,
@@ -31,26 +33,45 @@ from benchmarks._work import (
 )
 from tests.cost import BASELINE
 
-SIGNED = "Starlette's signed cookie"
+SIGNED, OURS, SEALED = "Starlette's signed cookie", "ours, Redis", "ours, Redis, secret_keys"
+NEW, SDK = f"{OURS}, not seen before", "fastapi-redis-sdk"
+FEW = {
+    "no session",
+    SIGNED,
+    OURS,
+    f"{OURS}, not seen before",
+    SEALED,
+    f"{SEALED}, not seen before",
+    "ours, memory",
+    "starsessions + Redis",
+}
+"""Those that are measured with other numbers in flight and on asyncio, too."""
+SLOW = {"starsessions + Redis", "Litestar server-side + Redis", SDK}
+"""They take as long as all others together: fewer requests of theirs say as much."""
 Figures = dict[str, dict[str, float]]
 
 
-def makers(url: str) -> list[Callable[[], Peer]]:
-    return [
-        _peers.no_session,
-        _peers.signed_cookie,
-        lambda: _peers.ours(url),
-        lambda: _peers.ours_not_seen(url),
-        lambda: _peers.ours_with_secrets(url),
-        lambda: _peers.ours_not_seen(url, secret_keys=[_peers.KEY]),
-        _peers.ours_in_memory,
-        lambda: _peers.raw_limit(url),
-        lambda: _peers.raw_get(url),
-        lambda: _peers.pool(url),
-        lambda: _peers.starsessions(url),
-        lambda: _peers.litestar(url, sessions=False),
-        lambda: _peers.litestar(url),
-    ]
+def makers(url: str, newer: str | None) -> dict[str, Callable[[], Peer]]:
+    """``newer``: a server that has the commands of Redis 8."""
+    found: dict[str, Callable[[], Peer]] = {
+        "no session": _peers.no_session,
+        SIGNED: _peers.signed_cookie,
+        OURS: lambda: _peers.ours(url),
+        f"{OURS}, not seen before": lambda: _peers.ours_not_seen(url),
+        SEALED: lambda: _peers.ours_with_secrets(url),
+        f"{SEALED}, not seen before": lambda: _peers.ours_not_seen(url, secret_keys=[_peers.KEY]),
+        "ours, memory": _peers.ours_in_memory,
+        "ours over a raw protocol": lambda: _peers.raw_limit(url),
+        "a bare GET, decoded": lambda: _peers.raw_get(url),
+        "GETEX through redis-py's pool": lambda: _peers.pool(url),
+        "starsessions + Redis": lambda: _peers.starsessions(url),
+        "Litestar without sessions": lambda: _peers.litestar(url, sessions=False),
+        "Litestar server-side + Redis": lambda: _peers.litestar(url),
+        "FastAPI without sessions": lambda: _peers.fastapi_redis_sdk(url, sessions=False),
+    }
+    if newer is not None:
+        found[SDK] = lambda: _peers.fastapi_redis_sdk(newer)
+    return found
 
 
 def kinds_of(name: str) -> tuple[str, ...]:
@@ -63,27 +84,28 @@ def kinds_of(name: str) -> tuple[str, ...]:
     return KINDS
 
 
-async def measure(url: str, in_flight: int, requests: int, rounds: int, only: set[str] | None = None) -> Figures:
-    """Medians of µs of CPU per request, by peer and kind."""
+async def peers_of(made: dict[str, Callable[[], Peer]]) -> list[Peer]:
+    """Those whose packages are there, and that do the work."""
     peers: list[Peer] = []
-    for make in makers(url):
+    for make in made.values():
         try:
             peer = make()
         except ImportError as error:
             progress(f"left out: {error}")
             continue
-        if only is not None and peer.name not in only:
-            if peer.close is not None:
-                await peer.close()
-            continue
         if len(kinds_of(peer.name)) == len(KINDS):
             await check(peer.app)
         peers.append(peer)
+    return peers
+
+
+async def measure(made: dict[str, Callable[[], Peer]], in_flight: int, requests: int, rounds: int) -> Figures:
+    """Medians of µs of CPU per request, by peer and kind."""
+    peers = await peers_of(made)
     spent: dict[tuple[str, str], list[float]] = {}
     for number in range(rounds):
         for peer in peers:
-            # The slow ones take as long as all others together: fewer requests of theirs say as much.
-            few = 4 if "starsessions" in peer.name or "Litestar" in peer.name else 1
+            few = 4 if peer.name in SLOW else 1
             for kind in kinds_of(peer.name):
                 if peer.name == "a bare GET, decoded":
                     spent.setdefault((peer.name, kind), []).append(await _bare_get(peer, in_flight, requests))
@@ -143,8 +165,7 @@ async def forged_sends_nothing(server: Server) -> bool:
 
 def bounds(figures: Figures, server: dict[str, float], silent: bool) -> list[list[Any]]:
     """What this project wants to reach, what it did reach, and whether that is enough."""
-    ours, sealed, star = "ours, Redis", "ours, Redis, secret_keys", "starsessions + Redis"
-    new, sealed_new = f"{ours}, not seen before", f"{sealed}, not seen before"
+    ours, sealed, star, new, sealed_new = OURS, SEALED, "starsessions + Redis", NEW, f"{SEALED}, not seen before"
     raw, litestar = "ours over a raw protocol", "Litestar server-side + Redis"
     found: list[list[Any]] = []
 
@@ -185,22 +206,25 @@ def bounds(figures: Figures, server: dict[str, float], silent: bool) -> list[lis
     return found
 
 
+def figures_table(figures: Figures) -> str:
+    signed, rows = figures.get(SIGNED, {}), []
+    for name, by_kind in figures.items():
+        cells = [f"{by_kind[kind]:.1f}" if kind in by_kind else "" for kind in KINDS]
+        if signed:
+            cells = [
+                f"{cell} ({by_kind[kind] / signed[kind]:.2f})" if cell else ""
+                for kind, cell in zip(KINDS, cells, strict=True)
+            ]
+        rows.append([name, *cells])
+    return table(["", *KINDS], rows)
+
+
 def markdown(data: dict[str, Any]) -> str:
     parts = [
         f"µs of CPU per request in the app's process, app included; in brackets the ratio to {SIGNED}. {data['server']}.\n"
     ]
     for case, figures in data["cases"].items():
-        signed = figures.get(SIGNED, {})
-        rows = []
-        for name, by_kind in figures.items():
-            cells = [f"{by_kind[kind]:.1f}" if kind in by_kind else "" for kind in KINDS]
-            if signed:
-                cells = [
-                    f"{cell} ({by_kind[kind] / signed[kind]:.2f})" if cell else ""
-                    for kind, cell in zip(KINDS, cells, strict=True)
-                ]
-            rows.append([name, *cells])
-        parts.append(f"\n**{case}**\n\n" + table(["", *KINDS], rows) + "\n")
+        parts.append(f"\n**{case}**\n\n{figures_table(figures)}\n")
     rows = [[what, limit, reached, "yes" if good else "**no**"] for what, limit, reached, good in data["bounds"]]
     parts.append(
         "\n**What it should reach** (64 in flight, uvloop)\n\n" + table(["", "bound", "measured", "reached"], rows)
@@ -208,31 +232,35 @@ def markdown(data: dict[str, Any]) -> str:
     return "".join(parts) + "\n"
 
 
+def all_cases(url: str, newer: str | None, *, quick: bool) -> dict[str, Figures]:
+    made = makers(url, newer)
+    few = {name: make for name, make in made.items() if name in FEW}
+    cases: dict[str, Figures] = {}
+    for loop in ("uvloop", "asyncio"):
+        for in_flight in (64,) if quick else (1, 16, 64, 256):
+            progress(f"{loop}, {in_flight} in flight")
+            all_of_them = in_flight == 64 and loop == "uvloop"
+            size, rounds = (64, 1) if quick else (6400, 7 if all_of_them else 3)
+            cases[f"{in_flight} in flight, {loop}"] = run(
+                measure(made if all_of_them else few, in_flight, size, rounds), loop
+            )
+    return cases
+
+
 def main(argv: list[str] | None = None) -> None:
     arguments = options(__doc__, argv)
     quick = arguments.quick
-    cases: dict[str, Figures] = {}
-    with a_server() as server:
-        for loop in ("uvloop", "asyncio"):
-            for in_flight in (64,) if quick else (1, 16, 64, 256):
-                progress(f"{loop}, {in_flight} in flight")
-                few = {
-                    "no session",
-                    SIGNED,
-                    "ours, Redis",
-                    "ours, Redis, secret_keys",
-                    "ours, memory",
-                    "starsessions + Redis",
-                }
-                all_of_them = in_flight == 64 and loop == "uvloop"
-                size, rounds = (64, 1) if quick else (6400, 7 if all_of_them else 3)
-                work = measure(server.url, in_flight, size, rounds, None if all_of_them else few)
-                cases[f"{in_flight} in flight, {loop}"] = run(work, loop)
+    with a_server() as server, a_newer_server() as newer:
+        cases = all_cases(server.url, newer.url if newer else None, quick=quick)
         costs = run(on_the_server(server, 640 if quick else 8_000 // 64 * 64))
         silent = run(forged_sends_nothing(server))
-        reached = bounds(cases["64 in flight, uvloop"], costs, silent)
-        calls = json.loads(BASELINE.read_text(encoding="utf-8"))
-        data = {"server": server.version, "cases": cases, "on the server": costs, "bounds": reached, "calls": calls}
+        data = {
+            "server": both(server, newer),
+            "cases": cases,
+            "on the server": costs,
+            "bounds": bounds(cases["64 in flight, uvloop"], costs, silent),
+            "calls": json.loads(BASELINE.read_text(encoding="utf-8")),
+        }
         save("in_process", data, arguments.into)
     print(markdown(data))
 

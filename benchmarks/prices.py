@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -97,27 +98,28 @@ async def several(middleware: Any, kind: str, headers: list[Any], requests: int)
     return await cpu(lambda number: middleware(scopes[number].copy(), receive, nowhere), IN_FLIGHT, requests)
 
 
-async def measure(url: str, rounds: int, requests: int) -> list[list[Any]]:
-    stores: list[RedisStore] = []
+Case = tuple[str, str, Callable[[int], Awaitable[float]]]
+"""What is asked, a note, and the µs of so many requests."""
 
-    def made(**options: Any) -> SessionMiddleware:
-        stores.append(RedisStore.from_url(url))
-        return SessionMiddleware(app, stores[-1], **options)
 
+def cases_of(made: Callable[..., SessionMiddleware]) -> list[Case]:
     async def heard(event: Any) -> None:
         """Counts nothing."""
 
     always = Timeouts(touch=timedelta(0))
     plain, sealed, touching = made(), made(secret_keys=[KEY]), made(timeouts=always)
     binding = made(secret_keys=[KEY], device_bound=DeviceBound())
+    new, sealed_new = made(cache_bytes=0), made(secret_keys=[KEY], cache_bytes=0)
     hooked, skipping = made(on_event=heard, timeouts=always), made(skip=lambda scope: False)
-    cases: list[tuple[str, str, Any]] = [
+    return [
         ("no cookie", "and nothing asked of the session", lambda n: cpu_of(plain, "anonymous", IN_FLIGHT, n)),
-        ("read", "one str is read", lambda n: cpu_of(plain, "read", IN_FLIGHT, n)),
+        ("read", "one str is read, of a record that was seen", lambda n: cpu_of(plain, "read", IN_FLIGHT, n)),
+        ("read, not seen before", "", lambda n: cpu_of(new, "read", IN_FLIGHT, n)),
         ("read, with skip=", "", lambda n: cpu_of(skipping, "read", IN_FLIGHT, n)),
         ("read, with secret_keys", "signed and encrypted", lambda n: cpu_of(sealed, "read", IN_FLIGHT, n)),
         ("read of a user", "with secret_keys", lambda n: logged_in(binding, "read", n)),
         ("read of a user, bound to a device", "", lambda n: bound(binding, "read", n)),
+        ("read, with secret_keys, not seen before", "", lambda n: cpu_of(sealed_new, "read", IN_FLIGHT, n)),
         ("read, activity noted", "once a minute and session", lambda n: cpu_of(touching, "read", IN_FLIGHT, n)),
         ("read, activity noted, on_event=", "", lambda n: cpu_of(hooked, "read", IN_FLIGHT, n)),
         ("forged", "a load that finds nothing", lambda n: cpu_of(plain, "forged", IN_FLIGHT, n)),
@@ -138,6 +140,16 @@ async def measure(url: str, rounds: int, requests: int) -> list[list[Any]]:
             lambda n: in_turn(plain, ["/fill", "/log-in", "/log-out"], n),
         ),
     ]
+
+
+async def measure(url: str, rounds: int, requests: int) -> list[list[Any]]:
+    stores: list[RedisStore] = []
+
+    def made(**options: Any) -> SessionMiddleware:
+        stores.append(RedisStore.from_url(url))
+        return SessionMiddleware(app, stores[-1], **options)
+
+    cases = cases_of(made)
     spent: dict[str, list[float]] = {}
     for number in range(rounds):
         for name, _, work in cases:

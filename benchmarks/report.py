@@ -1,6 +1,7 @@
 """Runs all benchmarks, writes ``RESULTS.md`` and the plots: ``python -m benchmarks.report [--quick] [--only-write]``.
 
 ``--quick`` writes into a temporary folder, prints the page and removes the folder. The results of the project stay as they are.
+``--only PART …`` runs these parts, and writes the pages from them and from the results of the others.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,9 @@ RESULTS, PAGE = Path("benchmarks/results"), Path("benchmarks/RESULTS.md")
 CAPACITY, IMAGES = Path("docs/capacity.md"), Path("docs/images")
 PARTS = {
     "in_process": "CPU per request, in process",
-    "over_http": "Requests per second, over HTTP",
+    "interpreters": "The same, by interpreter",
+    "stores": "The same, by store",
+    "over_http": "CPU and requests per second, over HTTP",
     "latency": "Latency",
     "prices": "What each feature costs",
     "growth": "How cost grows",
@@ -238,10 +242,10 @@ def write(root: Path) -> None:
     write_capacity(root, plots)
 
 
-def measure(into: Path, *, quick: bool) -> list[str]:
-    """Run them all; the names of those that failed."""
+def measure(into: Path, names: Iterable[str], *, quick: bool) -> list[str]:
+    """Run those parts; the names of those that failed."""
     failed = []
-    for name in PARTS:
+    for name in names:
         progress(f"── {name}")
         # Each in a process of its own: what one leaves behind in memory is no matter of the next.
         command = [sys.executable, "-m", f"benchmarks.{name}", "--into", str(into), *(["--quick"] if quick else [])]
@@ -258,7 +262,7 @@ def quickly() -> list[str]:
             (root / path).mkdir(parents=True)
         for path in (CAPACITY, RESULTS / "scale.json", RESULTS / "soak.json"):
             shutil.copy(ROOT / path, root / path)
-        failed = measure(root / RESULTS, quick=True)
+        failed = measure(root / RESULTS, PARTS, quick=True)
         write(root)
         print((root / PAGE).read_text(encoding="utf-8"))
     return failed
@@ -268,12 +272,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--quick", action="store_true", help="runs of seconds, to see that it all works; keeps nothing")
+    which.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"these parts: {', '.join(PARTS)}")
     which.add_argument("--only-write", action="store_true", help="from the results that are there")
     arguments = parser.parse_args(argv)
     if arguments.quick:
         failed = quickly()
     else:
-        failed = [] if arguments.only_write else measure(ROOT / RESULTS, quick=False)
+        failed = [] if arguments.only_write else measure(ROOT / RESULTS, arguments.only or PARTS, quick=False)
         write(ROOT)
     if failed:
         sys.exit(f"did not run to its end: {', '.join(failed)}")

@@ -181,7 +181,7 @@ def make(tree: Path, *words: str) -> str:
     return run("make", "PYTHON=false", "--old-file=browser", *words, cwd=tree)
 
 
-BY_HAND = {"demo", "bench", "chaos", "failover", "clean"}
+BY_HAND = {"demo", "bench", "bench-in-process", "debian", "chaos", "failover", "clean"}
 """Targets that CI does not use. They are tried here."""
 
 
@@ -234,6 +234,16 @@ def test_make_bench_takes_its_arguments(command: str, tree: Path) -> None:
     said = make(tree, *shlex.split(command)[1:2], f"{shlex.split(command)[2]} --help")
 
     assert "--only-write" in said
+
+
+def test_make_bench_in_process_runs_two_parts_only(tree: Path) -> None:
+    said = make(tree, "bench-in-process", "BENCH_ARGS=--help")
+
+    assert "report --only in_process interpreters" in said
+
+
+def test_a_debian_that_is_not_here_is_left_out(tree: Path) -> None:
+    assert "no environment with /nowhere/python3: left out" in make(tree, "debian", "DEBIAN=/nowhere/python3")
 
 
 def test_make_failover_plays_every_row(tree: Path) -> None:
