@@ -82,7 +82,10 @@ class Loader:
         session._active, session._renews = active, renews
         if self._confirms_ends and keys:
             session._missing = keys[0]
-        if is_answered and (record is None or self._fill(session, checked(record, keys[0]), body, value)):
+        # What was unpacked here need not be checked; what a store made must be.
+        if is_answered and (
+            record is None or self._fill(session, record if value else checked(record, keys[0]), body, value)
+        ):
             return session
         await self._find(session, keys, record)
         return session
