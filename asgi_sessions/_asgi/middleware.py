@@ -143,6 +143,7 @@ class SessionMiddleware:
                     await unavailable(scope, send, self._manager.guard.retry_after)
                     return
                 session = self._manager.degraded()
+        del keys  # the collector counts what requests in flight hold
         session._origin = scope
         exchange.session = scope["session"] = scope[OURS] = session
         try:
