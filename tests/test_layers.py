@@ -29,6 +29,7 @@ LONG_CLASSES = {
 
 LONG_FUNCTIONS = {
     "_asgi/middleware.py::SessionMiddleware.__call__": "the way to the app in one frame: another one costs every await 0.15 µs",
+    "_engine/commit.py::Committer.commit": "from the request to the calls in one frame: two more cost 1.5 % of a write",
     "_core/cookie.py::CookieConfig.__post_init__": "one check for each attribute, each with its message",
     "_engine/load.py::Loader.load": "one question and a plain answer in one frame: six more cost 3 µs of 12",
     "_core/planner.py::Planner._next": "the fields of a record and its body, in one place and one frame",

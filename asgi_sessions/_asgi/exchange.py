@@ -72,11 +72,6 @@ class Exchange:
 
     # ── The answer begins ──
 
-    def _is_settled(self, status: object) -> bool:
-        """Whether the answer may leave without a call to the store. Most may."""
-        self._failed = is_failure(status)
-        return self._middleware._manager.is_settled(self.session, self._failed)
-
     async def _commit_and_start(self, message: Message, *, cacheable: bool = True) -> None:
         """Commit before the answer leaves. If that fails, the client gets another answer, and the app an error.
 

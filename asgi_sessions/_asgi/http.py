@@ -32,13 +32,13 @@ class HttpExchange(Exchange):
                     return self.live.send(message)
                 self.stop_watching()  # this is the last part
         elif message["type"] == "http.response.start":
+            self._failed = is_failure(message.get("status"))
             if session._record is None and not session._accessed:
                 # No session, and the app did not ask for one: most requests of most sites. The general rules come to the
                 # same, and take a third of the cost of such a request.
                 self._start = message
                 session._started = True
-                self._failed = is_failure(message.get("status"))
-            elif self._is_settled(message.get("status")):
+            elif self._middleware._manager.is_settled(session, self._failed):
                 message = self._with_headers(message)
             else:
                 return self._commit_and_start(message)

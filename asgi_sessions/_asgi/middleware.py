@@ -153,6 +153,7 @@ class SessionMiddleware:
                 if judged is None:
                     return  # the browser proves its device first, and comes again
                 session = judged
+        del keys  # the collector counts what requests in flight hold
         session._origin = scope
         exchange.session = scope["session"] = scope[OURS] = session
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
-from asgi_sessions._asgi.exchange import Configured, Exchange
+from asgi_sessions._asgi.exchange import Configured, Exchange, is_failure
 from asgi_sessions._asgi.responses import WS_INTERNAL_ERROR, WS_SESSION_ENDED, nothing
 from asgi_sessions._core.types import Message, Receive, Scope, Send
 from asgi_sessions.errors import StoreError
@@ -49,7 +49,8 @@ class WebSocketExchange(Exchange):
             self._accepted = accepts
             if accepts and (self._middleware._watch is not None or self._middleware._binder is not None):
                 return self._accept(message)
-            if not self._is_settled(message.get("status")):
+            self._failed = is_failure(message.get("status"))
+            if not self._middleware._manager.is_settled(self.session, self._failed):
                 return self._commit_and_start(message, cacheable=not accepts)
             message = self._with_headers(message, cacheable=not accepts)
         return self._send(message)

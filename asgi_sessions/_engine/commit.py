@@ -13,8 +13,6 @@ import threading
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -77,12 +75,13 @@ WITHHELD = (
 )
 """Why a new anonymous session is not kept: see ``CookieConfig.may_be_withheld``."""
 
-_NOT_SAVED = {
+_WHY_NOT_SAVED = {
     Phase.DEGRADED: "the store could not be asked",
     Phase.STARTED: "its cookie can no longer reach the browser",
     Phase.WITHHELD: WITHHELD,
 }
 
+_REFUSE, _NOT_SAVED, _DELETE_ONLY, _DELETE = Step.REFUSE, Step.NOT_SAVED, Step.DELETE_ONLY, Cookie.DELETE
 
 Queues = WeakValueDictionary[tuple[str, int], anyio.Lock]
 """A lock by session and thread: an event loop belongs to one thread, and a lock to one event loop."""
@@ -129,12 +128,28 @@ class Committer:
         while session._committing:
             await _turn_of(session)
         events: list[Event] = []
-        session._committing = True
+        session._committing, is_done, spent = True, False, 0.0
         try:
             try:
-                await self._commit_uncut(session, events, failed=failed, is_save=is_save)
+                if self._is_one_call(session):
+                    # The store keeps its own deadline, and one of ours would cost 1 µs of 20.
+                    began = time.monotonic()
+                    plan = self._plan(session, events, failed=failed, is_save=is_save)
+                    is_done = plan is None or await self._carry_out(session, plan, events)
+                    # If someone else was faster, what is left of the time is left for trying again. There is always some, since
+                    # the store has answered, and if that took long it may have been the loop that stood still.
+                    spent = 0.0 if is_done else min(time.monotonic() - began, self._guard.deadline * MOST_SPENT)
+                if not is_done:
+                    with self._guard.limit(spent):
+                        await self._commit(session, events, failed=failed, is_save=is_save)
             except TimeoutError as error:
                 raise self._guard.too_slow() from error
+            except anyio.get_cancelled_exc_class():
+                # It goes on where the browser could not go on without it.
+                interrupted: Plan | None = session._plan
+                if session._record is not None or failed or not (interrupted is None or interrupted.can_be_undone):
+                    await self._finish(session, spent, failed=failed, is_save=is_save)
+                raise
             if session._over and not failed:
                 self._warn_of_lost_changes(session)
         except StoreError as failure:
@@ -169,35 +184,13 @@ class Committer:
             return not self._planner.is_cookie_withheld(session)
         return due
 
-    async def _commit_uncut(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> None:
-        """A commit that is cancelled goes on where the browser could not go on without it."""
-        limit: Callable[[], AbstractContextManager[Any]] = self._guard.limit
-        try:
-            if self._is_one_call(session):
-                # The store keeps its own deadline, and one of ours would cost 1 µs of 20.
-                began = time.monotonic()
-                if await self._attempt(session, events, failed=failed, is_save=is_save):
-                    return
-                # Someone else was faster. What is left of the time is left for trying again; and there is always some, since the
-                # store has answered, and if that took long it may have been the loop that stood still.
-                limit = partial(self._guard.limit, min(time.monotonic() - began, self._guard.deadline * MOST_SPENT))
-            with limit():
-                await self._commit(session, events, failed=failed, is_save=is_save)
-        except anyio.get_cancelled_exc_class():
-            plan: Plan | None = session._plan
-            if session._record is not None or failed or (plan is not None and not plan.can_be_undone):
-                await self._finish(session, limit, failed=failed, is_save=is_save)
-            raise
-
-    async def _finish(
-        self, session: Session, limit: Callable[[], AbstractContextManager[Any]], *, failed: bool, is_save: bool
-    ) -> None:
+    async def _finish(self, session: Session, spent: float, *, failed: bool, is_save: bool) -> None:
         """Go on in a task of its own: a caller that is cancelled once more only stops waiting for it."""
 
         async def finish() -> None:
             events: list[Event] = []
             try:
-                with limit():
+                with self._guard.limit(spent):
                     await self._commit(session, events, failed=failed, is_save=is_save)
             except (StoreError, TimeoutError) as error:
                 failure = self._guard.too_slow() if isinstance(error, TimeoutError) else error
@@ -263,25 +256,30 @@ class Committer:
     async def _attempt(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> bool:
         """Make a plan and carry it out; ``False``: someone else was faster, the session is rebased, try again."""
         try:
-            plan = self._planner.plan(session, failed=failed, is_save=is_save)
+            plan = self._plan(session, events, failed=failed, is_save=is_save)
         except SessionDataError:
             # What was written after destroy() cannot be kept. That must not undo the destroy().
             if session._intent.asked is Asked.DESTROY:
                 await self._attempt(session, events, failed=True, is_save=is_save)
             raise
+        return plan is None or await self._carry_out(session, plan, events)
+
+    def _plan(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> Plan | None:
+        """The plan of the session from now on; ``None``: there is nothing to ask the store."""
+        plan = self._planner.plan(session, failed=failed, is_save=is_save)
         for name in ATTRIBUTES & dict.keys(session):
             session._warn_of_taken_name(name)  # from before this session had that attribute, or put in past its methods
         step = plan.row.store
-        if step is Step.REFUSE:
+        if step is _REFUSE:
             # Promise 6: no stand-in says "logged out".
             verb = "log out" if session._intent.asked is Asked.DESTROY else "log in"
             raise StoreUnreachable(f"nobody can {verb} while the store cannot be asked")
-        if step is Step.NOT_SAVED or step is Step.DELETE_ONLY:
+        if step is _NOT_SAVED or step is _DELETE_ONLY:
             self._warn_not_saved(session, plan.phase, events)
         if not plan.calls:
-            return True
+            return None
         session._plan = plan
-        return await self._carry_out(session, plan, events)
+        return plan
 
     async def _carry_out(self, session: Session, plan: Plan, events: list[Event]) -> bool:
         """Make the calls of a plan that are left; ``False``: someone else was faster, and the session is rebased."""
@@ -291,7 +289,8 @@ class Committer:
                 is_repeated, plan.is_unsure = plan.is_unsure, True
                 await CALLERS[type(call)](self.calls, session, plan, call, events, is_repeated)
                 plan.done, plan.is_unsure = plan.done + 1, False
-                session._cookie = plan.cookie or session._cookie
+                if plan.token is not None:
+                    session._cookie = plan.cookie or session._cookie
         except (RecordChanged, RecordGone) as conflict:
             session._plan = None
             current = checked(conflict.current) if isinstance(conflict, RecordChanged) else None
@@ -313,7 +312,7 @@ class Committer:
             session._plan = None
             raise
         session._plan = None
-        if plan.token is None and plan.row.cookie is Cookie.DELETE:
+        if plan.token is None and plan.row.cookie is _DELETE:
             # Of what was begun in this very request the browser has not heard. What it has, it may not have sent.
             session._cookie = session._cookie is False or not self._planner.is_cookie_withheld(session)
         return True
@@ -374,7 +373,7 @@ class Committer:
             warnings.warn(f"an anonymous session was changed after {why}: not saved", SessionWarning, stacklevel=2)
 
     def _warn_not_saved(self, session: Session, phase: Phase, events: list[Event]) -> None:
-        why = _NOT_SAVED[phase]
+        why = _WHY_NOT_SAVED[phase]
         events.append(self._events.event("session.not_saved", session_id=session._handle(), reason=why))
         session._cookie, session._over = False, True
         if phase is not Phase.WITHHELD:

@@ -41,6 +41,7 @@ class Loader:
         self._cache = cache
         self._clock = planner.rules.clock
         self._confirms_ends = trait(store, "confirms_ends") is True
+        self._may_renew = planner.rules.timeouts.renew is not None
 
     async def load(self, keys: Sequence[str], *, active: bool = True, renews: bool = True) -> Session:
         """The session of the first key that has one; else an empty one.
@@ -67,7 +68,12 @@ class Loader:
                     except Exception:
                         value = None
                     if type(value) is bytes and len(value) < guard.at_once:
-                        record, body = self._opened(key, value)
+                        if not value:
+                            self._cache.drop(key)
+                        elif (known := self._cache.get(key, value)) is not None:
+                            _, record, body = known
+                        else:
+                            record = unpack(key, value)
                     else:
                         record, value = await self._store.load(key, asked), b""
             except RecordDamaged:
@@ -79,21 +85,16 @@ class Loader:
                 is_answered = True
         # Not before: with its first answer the store may have said what time it is.
         session = Session._empty(self._keeper, self._clock())
-        session._active, session._renews = active, renews
+        session._active, session._renews = active, renews and self._may_renew
         if self._confirms_ends and keys:
             session._missing = keys[0]
-        if is_answered and (record is None or self._fill(session, checked(record, keys[0]), body, value)):
+        # What was unpacked here need not be checked; what a store made must be.
+        if is_answered and (
+            record is None or self._fill(session, record if value else checked(record, keys[0]), body, value)
+        ):
             return session
         await self._find(session, keys, record)
         return session
-
-    def _opened(self, key: str, value: bytes) -> tuple[Record | None, Body | None]:
-        """The record that lies under a key, and its body if it was opened before."""
-        if not value:
-            self._cache.drop(key)
-            return None, None
-        known = self._cache.get(key, value)
-        return (unpack(key, value), None) if known is None else known[1:]
 
     async def _find(self, session: Session, keys: Sequence[str], record: Record | None) -> None:
         """Fill the session from the first key that leads to one. ``record``: what lies under the first, if known."""

@@ -421,8 +421,8 @@ class RedisStore:
         _raise_unless_done(answer, record.key)
 
     def _update(self, record: Record, value: bytes, rev: int) -> tuple[Any, ...]:
-        key, ttl = record.key, _ttl(record.seen_at, record.expires_at)
-        return ("EVALSHA", UPDATE.sha, 1, self._name(key), value, ttl, self._stem(key), pack_rev(rev))
+        ttl = _ttl(record.seen_at, record.expires_at)
+        return ("EVALSHA", UPDATE.sha, "1", self._name(record.key), value, ttl, pack_rev(rev))
 
     async def touch(self, key: str, *, seen_at: float, expires_at: float) -> bool:
         """See :meth:`asgi_sessions.stores.Store.touch`."""
