@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from asgi_sessions import ConfigurationError, Session, SessionMiddleware
 from asgi_sessions._core.session import OURS
+
+NOT_BOUND: Final = "This needs a session that is bound to its device"
+"""The text of a 403."""
 
 
 def session_in(scope: Mapping[str, Any], advice: str) -> Session:

@@ -1,4 +1,4 @@
-"""FastAPI: the session as a dependency, two requirements, and the cookie in the OpenAPI document.
+"""FastAPI: the session as a dependency, three requirements, and the cookie in the OpenAPI document.
 
 ::
 
@@ -17,8 +17,9 @@
     @app.delete("/account", dependencies=[Depends(require_fresh(timedelta(minutes=5)))])
     async def close_account(session: CurrentSession): ...
 
-The OpenAPI document shows the cookie and a 401 where a user is needed, and not where ``CurrentSession`` is all. If the cookie
-has another name, say so by ``Annotated[str, Depends(RequireUser("sid"))]`` and ``require_fresh(…, name="sid")``.
+The OpenAPI document shows the cookie and a 401 where a user is needed, and not where ``CurrentSession`` is all. It shows a 403
+for ``require_device_bound``. If the cookie has another name, say so by ``Annotated[str, Depends(RequireUser("sid"))]``,
+``require_fresh(…, name="sid")`` and ``RequireDeviceBound("sid")``.
 """
 
 # No `from __future__ import annotations` here: not every FastAPI resolves it for a dependency that is an object.
@@ -32,6 +33,7 @@ from typing import Annotated, Any, Final
 from asgi_sessions import CookieConfig, Session
 from asgi_sessions._core.extras import needs
 from asgi_sessions._core.timeouts import duration
+from asgi_sessions.frameworks._session import NOT_BOUND
 from asgi_sessions.frameworks.starlette import current_session
 
 with needs("fastapi", "asgi_sessions.frameworks.fastapi"):
@@ -43,10 +45,12 @@ with needs("fastapi", "asgi_sessions.frameworks.fastapi"):
 __all__ = [
     "CurrentSession",
     "CurrentUser",
+    "RequireDeviceBound",
     "RequireUser",
     "SessionCookie",
     "current_session",
     "document_refusals",
+    "require_device_bound",
     "require_fresh",
     "require_user",
 ]
@@ -62,10 +66,13 @@ class _Scheme(SecurityBase):
     """What FastAPI shows in the OpenAPI document: a key in a cookie."""
 
     scheme_name = "SessionCookie"
+    description: str | None = None
 
     def __init__(self, name: str = NAME) -> None:
         name = CookieConfig(name).name  # it says what is wrong with one
-        self.model: APIKey = APIKey.model_validate({"in": APIKeyIn.cookie, "name": name})
+        self.model: APIKey = APIKey.model_validate(
+            {"in": APIKeyIn.cookie, "name": name, "description": self.description}
+        )
 
 
 async def _session(connection: HTTPConnection) -> Session:
@@ -104,9 +111,34 @@ def require_fresh(within: timedelta, *, name: str = NAME) -> RequireUser:
     return RequireUser(name, within=duration("require_fresh(within)", within))
 
 
+class RequireDeviceBound(RequireUser):
+    """A dependency: the id of the user; 401 if nobody is logged in, 403 unless this request came from the session's device.
+
+    It shuts out browsers without DBSC: Firefox, Safari, and many versions of Chrome. It shuts out every browser for the first
+    seconds after a log-in, until the browser has registered its key. It shuts out access tokens. Use it only where the user has
+    another way.
+    """
+
+    scheme_name = "DeviceBoundSession"
+    description = "The cookie of a session that is bound to the device of the browser (DBSC)."
+
+    async def __call__(self, connection: HTTPConnection) -> str:
+        user_id = await super().__call__(connection)
+        if not current_session(connection).is_device_bound:
+            raise HTTPException(403, NOT_BOUND)
+        return user_id
+
+
+require_device_bound: RequireDeviceBound = RequireDeviceBound()
+
 CurrentSession = Annotated[Session, Depends(_session)]
 CurrentUser = Annotated[str, Depends(require_user)]
 
+_DETAIL: Final = {
+    "application/json": {
+        "schema": {"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]}
+    }
+}
 REFUSAL: Final[dict[str, Any]] = {
     "description": "Nobody is logged in, or the user has to prove again who they are.",
     "headers": {
@@ -115,28 +147,38 @@ REFUSAL: Final[dict[str, Any]] = {
             "schema": {"type": "string"},
         }
     },
-    "content": {
-        "application/json": {
-            "schema": {"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]}
-        }
-    },
+    "content": _DETAIL,
 }
 """The 401 of the OpenAPI document."""
 
+UNBOUND: Final[dict[str, Any]] = {
+    "description": "The session is not bound to a device, or the browser did not prove that the request comes from there.",
+    "content": _DETAIL,
+}
+"""The 403 of the OpenAPI document."""
+
+_REFUSALS: Final = (
+    ("401", REFUSAL, frozenset({_Scheme.scheme_name, RequireDeviceBound.scheme_name})),
+    ("403", UNBOUND, frozenset({RequireDeviceBound.scheme_name})),
+)
+"""Status, response, and the schemes of the dependencies that refuse so."""
+
 
 def document_refusals(document: dict[str, Any]) -> dict[str, Any]:
-    """Add the 401 to each operation that needs the cookie, where it has none; the document.
+    """Add the 401 to each operation that needs the cookie, where it has none, and likewise the 403; the document.
 
     Importing this module makes ``FastAPI.openapi()`` call it. Call it yourself in an ``app.openapi`` of your own.
     """
     for path in document.get("paths", {}).values():
         for operation in path.values():
-            if isinstance(operation, dict) and any(
-                _Scheme.scheme_name in each for each in operation.get("security", ())
-            ):
-                responses = operation.setdefault("responses", {})
-                if not {"401", "4XX"} & responses.keys():
-                    responses["401"] = deepcopy(REFUSAL)
+            schemes = (
+                {name for each in operation.get("security", ()) for name in each} if isinstance(operation, dict) else ()
+            )
+            for status, refusal, refusing in _REFUSALS:
+                if refusing.intersection(schemes):
+                    responses = operation.setdefault("responses", {})
+                    if not {status, "4XX"} & responses.keys():
+                        responses[status] = deepcopy(refusal)
     return document
 
 

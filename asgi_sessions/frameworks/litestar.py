@@ -3,9 +3,9 @@
 A handler has the session with ``session: CurrentSession``, under this name; ``request.session`` is the same object.
 ``request.clear_session()`` ends the session as ``session.destroy()`` does, ``request.set_session({…})`` replaces its data.
 Another session middleware of the same app is a ``ConfigurationError``. A route may have one: there it has a session of its own.
-``guards=[require_user]`` and ``guards=[require_fresh(timedelta(minutes=5))]`` answer 401; a WebSocket that they refuse is
-closed before it is accepted. What needs the cookie is shown in the OpenAPI document by
-``security=[{"SessionCookie": []}]``.
+``guards=[require_user]`` and ``guards=[require_fresh(timedelta(minutes=5))]`` answer 401, and ``guards=[require_device_bound]``
+answers 403; a WebSocket that they refuse is closed before it is accepted. What needs the cookie is shown in the OpenAPI document
+by ``security=[{"SessionCookie": []}]``.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.extras import needs
 from asgi_sessions._core.timeouts import duration
 from asgi_sessions._engine.upkeep import require_event_loop
-from asgi_sessions.frameworks._session import opened, saved, session_in
+from asgi_sessions.frameworks._session import NOT_BOUND, opened, saved, session_in
 from asgi_sessions.stores import Store
 
 with needs("litestar", "asgi_sessions.frameworks.litestar"):
-    from litestar import Litestar, Request, WebSocket, di
+    from litestar import Litestar, Request, WebSocket, asgi, di
     from litestar.config.app import AppConfig
     from litestar.connection import ASGIConnection
     from litestar.datastructures.headers import MutableScopeHeaders
-    from litestar.exceptions import NotAuthorizedException
-    from litestar.handlers import BaseRouteHandler
+    from litestar.exceptions import NotAuthorizedException, NotFoundException, PermissionDeniedException
+    from litestar.handlers import ASGIRouteHandler, BaseRouteHandler
     from litestar.middleware import DefineMiddleware
     from litestar.middleware.session import SessionMiddleware as LitestarsMiddleware
     from litestar.middleware.session.base import BaseBackendConfig, BaseSessionBackend
     from litestar.openapi.spec import Components, SecurityScheme
     from litestar.plugins import InitPlugin, ReceiveRoutePlugin
     from litestar.routes import BaseRoute
-    from litestar.types import Empty, Scope
+    from litestar.types import Empty, Receive, Scope, Send
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 Guard = Callable[[Connection, BaseRouteHandler], Awaitable[None]]
@@ -69,6 +69,8 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
         app_config.on_shutdown.append(self._end)
         app_config.request_class = _with_verbs(app_config.request_class or Request)
         app_config.websocket_class = _with_verbs(app_config.websocket_class or WebSocket)
+        if (bound := self._middleware.sessions.device_bound) is not None:
+            app_config.route_handlers.append(_endpoints(bound.path, app_config.path))
         if app_config.openapi_config is not None:
             config = copy(app_config.openapi_config)  # the default one is shared by all apps
             others = config.components if isinstance(config.components, list) else [config.components]
@@ -144,6 +146,22 @@ class _Middleware(LitestarsMiddleware[SessionBackend]):
         return made
 
 
+def _endpoints(path: str, base: str) -> ASGIRouteHandler:
+    """Routes at the two paths where browsers prove their keys: without a route, Litestar calls no middleware."""
+    prefix = "/" + base.strip("/") if base.strip("/") else ""
+    if not path.startswith(prefix + "/"):
+        raise ConfigurationError(
+            f"DeviceBound(path={path!r}) and Litestar(path={base!r}): all routes of this app lie below the latter. Use "
+            f"DeviceBound(path={prefix + path!r})."
+        )
+
+    async def answered_by_the_middleware(scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotFoundException
+
+    below = path[len(prefix) :]
+    return asgi([f"{below}/register", f"{below}/refresh"], copy_scope=False)(answered_by_the_middleware)
+
+
 async def require_user(connection: Connection, handler: BaseRouteHandler) -> None:
     """A guard: 401 if nobody is logged in."""
     if _find(connection.scope).user_id is None:
@@ -164,6 +182,17 @@ def require_fresh(within: timedelta) -> Guard:
             )
 
     return guard
+
+
+async def require_device_bound(connection: Connection, handler: BaseRouteHandler) -> None:
+    """A guard: 401 if nobody is logged in, 403 unless this request came from the session's device.
+
+    It shuts out browsers without DBSC: Firefox, Safari, and many versions of Chrome. It shuts out every browser for the first
+    seconds after a log-in, until the browser has registered its key. Use it only where the user has another way.
+    """
+    await require_user(connection, handler)
+    if not _find(connection.scope).is_device_bound:
+        raise PermissionDeniedException(NOT_BOUND)
 
 
 def current_session(connection: Connection) -> Session:

@@ -19,7 +19,7 @@ from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.extras import needs
 from asgi_sessions._core.session import OURS
 from asgi_sessions._core.timeouts import duration
-from asgi_sessions.frameworks._session import opened, saved, session_in
+from asgi_sessions.frameworks._session import NOT_BOUND, opened, saved, session_in
 from asgi_sessions.stores import Store
 
 with needs("quart", "asgi_sessions.frameworks.quart"):
@@ -27,7 +27,7 @@ with needs("quart", "asgi_sessions.frameworks.quart"):
     from quart import Quart, current_app, has_request_context, request, websocket
     from quart.sessions import SessionInterface, SessionMixin
     from werkzeug.datastructures import WWWAuthenticate
-    from werkzeug.exceptions import Unauthorized
+    from werkzeug.exceptions import Forbidden, Unauthorized
 
 _logger = logging.getLogger("asgi_sessions")
 
@@ -75,6 +75,22 @@ def require_user(view: Callable[..., Any], *, within: timedelta | None = None) -
         return await current_app.ensure_async(view)(*args, **kwargs)
 
     return guarded
+
+
+def require_device_bound(view: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator for views: 401 if nobody is logged in, 403 unless this request came from the session's device.
+
+    It shuts out browsers without DBSC: Firefox, Safari, and many versions of Chrome. It shuts out every browser for the first
+    seconds after a log-in, until the browser has registered its key. Use it only where the user has another way.
+    """
+
+    @wraps(view)
+    async def guarded(*args: Any, **kwargs: Any) -> Any:
+        if not current_session().is_device_bound:
+            raise Forbidden(NOT_BOUND)
+        return await current_app.ensure_async(view)(*args, **kwargs)
+
+    return require_user(guarded)
 
 
 class ScopeSessionInterface(SessionInterface):

@@ -13,8 +13,10 @@
 ``POST /background``      a change in a background task
 ``GET  /account``         needs a user
 ``GET  /grave``           needs a user who logged in less than five minutes ago
+``GET  /bound``           needs a session that is bound to its device
 ``WS   /ws``              counts, accepts, notes what it hears, closes at "bye"
 ``WS   /ws/account``      needs a user
+``WS   /ws/bound``        needs a session that is bound to its device
 ========================  ==================================================================================
 """
 
@@ -152,6 +154,20 @@ def starlette_app(store: Sessions | Store, **options: Any) -> App:
             raise HTTPException(401, headers={"WWW-Authenticate": challenge})
         return JSONResponse({"user": user})
 
+    def bound_user_of(connection: HTTPConnection) -> str:
+        user = user_of(connection)
+        if not connection.scope["session"].is_device_bound:
+            raise HTTPException(403)
+        return user
+
+    async def bound(request: Request) -> Response:
+        return JSONResponse({"user": bound_user_of(request)})
+
+    async def ws_bound(socket: WebSocket) -> None:
+        user = bound_user_of(socket)
+        await socket.accept()
+        await socket.send_json(user)
+
     async def ws(socket: WebSocket) -> None:
         session = socket.scope["session"]
         arrive(session)
@@ -182,8 +198,10 @@ def starlette_app(store: Sessions | Store, **options: Any) -> App:
         Route("/background", background, methods=["POST"]),
         Route("/account", account),
         Route("/grave", grave),
+        Route("/bound", bound),
         WebSocketRoute("/ws", ws),
         WebSocketRoute("/ws/account", ws_account),
+        WebSocketRoute("/ws/bound", ws_bound),
     ]
     app = Starlette(routes=routes)
     app.add_middleware(SessionMiddleware, store=store, **options)
@@ -195,6 +213,7 @@ def starlette_app(store: Sessions | Store, **options: Any) -> App:
 CurrentSession = for_fastapi.CurrentSession
 CurrentUser = for_fastapi.CurrentUser
 FreshUser = Annotated[str, fastapi.Depends(for_fastapi.require_fresh(LATELY))]
+BoundUser = Annotated[str, fastapi.Depends(for_fastapi.require_device_bound)]
 
 
 def fastapi_app(store: Sessions | Store, **options: Any) -> App:
@@ -248,6 +267,15 @@ def fastapi_app(store: Sessions | Store, **options: Any) -> App:
     @app.get("/grave")
     async def grave(user: FreshUser) -> dict[str, str]:
         return {"user": user}
+
+    @app.get("/bound")
+    async def bound(user: BoundUser) -> dict[str, str]:
+        return {"user": user}
+
+    @app.websocket("/ws/bound")
+    async def ws_bound(socket: fastapi.WebSocket, user: BoundUser) -> None:
+        await socket.accept()
+        await socket.send_json(user)
 
     @app.websocket("/ws")
     async def ws(socket: fastapi.WebSocket, session: CurrentSession) -> None:
@@ -333,6 +361,17 @@ async def ls_account(session: InjectedSession) -> dict[str, Any]:
 @litestar.get("/grave", guards=[for_litestar.require_fresh(LATELY)])
 async def ls_grave(session: InjectedSession) -> dict[str, Any]:
     return {"user": session.user_id}
+
+
+@litestar.get("/bound", guards=[for_litestar.require_device_bound])
+async def ls_bound(session: InjectedSession) -> dict[str, Any]:
+    return {"user": session.user_id}
+
+
+@litestar.websocket("/ws/bound", guards=[for_litestar.require_device_bound])
+async def ls_ws_bound(socket: litestar.WebSocket[Any, Any, Any], session: InjectedSession) -> None:
+    await socket.accept()
+    await socket.send_json(session.user_id)
 
 
 @litestar.websocket("/ws")
@@ -430,6 +469,16 @@ def quart_app(store: Sessions | Store, **options: Any) -> App:
     @for_quart.require_fresh(LATELY)
     def grave() -> Any:
         return {"user": for_quart.current_session().user_id}
+
+    @app.get("/bound")
+    @for_quart.require_device_bound
+    def bound() -> Any:
+        return {"user": for_quart.current_session().user_id}
+
+    @app.websocket("/ws/bound")
+    @for_quart.require_device_bound
+    async def ws_bound() -> None:
+        await quart.websocket.send_json(for_quart.current_session().user_id)
 
     @app.websocket("/ws")
     async def ws() -> None:

@@ -44,11 +44,17 @@ class Client(httpx.AsyncClient):
         return response.json()
 
     @asynccontextmanager
-    async def websocket(self, path: str) -> AsyncIterator[Socket]:
-        """A WebSocket after its handshake; when the block is left, the client goes away and the app has returned."""
+    async def websocket(self, path: str, *, cookie: str = "") -> AsyncIterator[Socket]:
+        """A WebSocket after its handshake; when the block is left, the client goes away and the app has returned.
+
+        ``cookie``: one more.
+        """
         headers = [(b"host", b"testserver")]
+        cookies = [cookie] if cookie else []
         if self.token is not None:
-            headers.append((b"cookie", f"{self.cookie}={self.token}".encode()))
+            cookies.append(f"{self.cookie}={self.token}")
+        if cookies:
+            headers.append((b"cookie", "; ".join(cookies).encode()))
         scope = {
             "type": "websocket",
             "asgi": {"version": "3.0", "spec_version": "2.4"},

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from asgi_sessions import MemoryStore
+from asgi_sessions import DeviceBound, MemoryStore, Sessions
+from asgi_sessions.dbsc.testing import SoftwareDevice
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.frameworks.apps import BUILDERS, App
@@ -171,6 +172,103 @@ async def test_without_a_user_what_needs_a_fresh_log_in_asks_to_log_in(build: Bu
 
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Cookie"
+
+
+# ── Bound to a device ──
+
+SECRET = "3qH0h8bWc1yN7vXr5LxJ2mZkT9dPfUeA"
+
+
+@pytest.fixture
+def bound(build: Build, memory: MemoryStore, clock: FakeClock) -> Any:
+    """The app, with sessions that are bound to devices."""
+    return build(Sessions(memory, secret_keys=[SECRET], device_bound=DeviceBound(), clock=clock)).asgi
+
+
+def with_device(app: Any, clock: FakeClock) -> tuple[Client, SoftwareDevice]:
+    """A browser with DBSC."""
+    client = Client(app)
+    client._transport = device = SoftwareDevice(client._transport, clock=clock)
+    return client, device
+
+
+async def test_what_needs_a_bound_session_is_for_browsers_that_prove_their_device(bound: Any, clock: FakeClock) -> None:
+    client, device = with_device(bound, clock)
+    await client.post("/login/alice")
+
+    assert len(device.sessions) == 1
+    assert (await client.get("/bound")).json() == {"user": "alice"}
+    clock.advance(timedelta(minutes=20))  # the browser proves its key once more
+    assert (await client.get("/bound")).json() == {"user": "alice"}
+
+
+async def test_a_browser_that_cannot_bind_its_session_is_403_there_and_served_elsewhere(bound: Any) -> None:
+    client = Client(bound)
+    await client.post("/login/alice")
+
+    refused = await client.get("/bound")
+
+    assert refused.status_code == 403
+    assert (await client.get("/account")).json() == {"user": "alice"}
+
+
+async def test_within_the_grace_a_request_without_the_proof_is_403_there(bound: Any, clock: FakeClock) -> None:
+    """It was sent before the browser had registered its key. A thief could have sent it."""
+    client, _ = with_device(bound, clock)
+    await client.post("/login/alice")
+
+    early = client.another()
+
+    assert (await early.get("/account")).json() == {"user": "alice"}
+    assert (await early.get("/bound")).status_code == 403
+
+
+async def test_a_stolen_pair_of_cookies_is_worth_nothing_there_after_its_time(bound: Any, clock: FakeClock) -> None:
+    client, device = with_device(bound, clock)
+    await client.post("/login/alice")
+    thief = client.another()
+    for name, (value, _) in device.cookies.items():
+        thief.cookies.set(name, value, domain="testserver.local")
+    at_first = await thief.get("/bound")
+
+    clock.advance(timedelta(minutes=11))
+    later = await thief.get("/bound")
+
+    assert at_first.json() == {"user": "alice"}
+    assert later.status_code == 307  # once more, with a proof
+    thief.cookies.delete(next(iter(device.cookies)))
+    assert (await thief.get("/bound")).status_code == 401
+    assert (await client.get("/bound")).json() == {"user": "alice"}
+
+
+async def test_without_a_user_what_needs_a_bound_session_asks_to_log_in(bound: Any) -> None:
+    response = await Client(bound).get("/bound")
+
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Cookie"
+
+
+async def test_a_socket_that_needs_a_bound_session_is_refused_without_one(framework: str, bound: Any) -> None:
+    client = Client(bound)
+    await client.post("/login/alice")
+
+    async with client.websocket("/ws/bound") as socket:
+        assert not socket.accepted
+
+    if framework in DENIES_WITH_A_RESPONSE:
+        assert socket.answer["status"] == 403
+    else:
+        assert socket.answer["type"] == "websocket.close"
+
+
+async def test_a_socket_that_proves_its_device_is_accepted(bound: Any, clock: FakeClock) -> None:
+    client, device = with_device(bound, clock)
+    await client.post("/login/alice")
+    ((name, (value, _)),) = device.cookies.items()
+
+    async with client.websocket("/ws/bound", cookie=f"{name}={value}") as socket:
+        assert socket.accepted
+        assert json.loads((await socket.next())["text"]) == "alice"
 
 
 # ── Crashes ──

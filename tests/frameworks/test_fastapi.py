@@ -13,16 +13,19 @@ from pydantic import BaseModel
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from asgi_sessions import ConfigurationError, MemoryStore, Session, SessionMiddleware
+from asgi_sessions import ConfigurationError, MemoryStore, Session, SessionMiddleware, Sessions
 from asgi_sessions.frameworks.fastapi import (
     CurrentSession,
     CurrentUser,
+    RequireDeviceBound,
     RequireUser,
     SessionCookie,
     current_session,
+    require_device_bound,
     require_fresh,
     require_user,
 )
+from asgi_sessions.testing import FakeClock
 from tests.frameworks.client import NAME, Client
 
 # Dependencies stand at the top of the module, where FastAPI finds what their annotations name.
@@ -44,10 +47,11 @@ class Basket(BaseModel):
 
 OtherSession = Annotated[Session, Depends(SessionCookie("sid"))]
 OtherUser = Annotated[str, Depends(RequireUser("sid"))]
+OtherBoundUser = Annotated[str, Depends(RequireDeviceBound("sid"))]
 OtherFreshUser = Annotated[str, Depends(require_fresh(timedelta(minutes=5), name="sid"))]
 
 
-def app_with(store: MemoryStore, **options: Any) -> FastAPI:
+def app_with(store: MemoryStore | Sessions, **options: Any) -> FastAPI:
     app = FastAPI()
     app.add_middleware(SessionMiddleware, store=store, **options)
 
@@ -206,6 +210,70 @@ async def test_openapi_shows_the_401_where_a_user_is_needed(
     assert {"SessionCookie": []} in operation["security"]
 
 
+async def test_openapi_shows_the_403_where_a_bound_session_is_needed(memory: MemoryStore) -> None:
+    app = app_with(memory)
+
+    @app.post("/login")
+    async def log_in(session: CurrentSession) -> None:
+        session.log_in("alice")
+
+    @app.get("/keys", dependencies=[Depends(require_device_bound)])
+    async def keys() -> None: ...
+
+    client = Client(app)
+    await client.post("/login")
+    refused = await client.get("/keys")
+    document = app.openapi()
+
+    operation = document["paths"]["/keys"]["get"]
+    assert refused.status_code == 403
+    assert refused.json() == {"detail": "This needs a session that is bound to its device"}
+    assert set(operation["responses"]) == {"200", "401", "403"}
+    assert operation["responses"]["403"]["description"].startswith("The session is not bound to a device")
+    assert "detail" in operation["responses"]["403"]["content"]["application/json"]["schema"]["properties"]
+    assert operation["security"] == [{"DeviceBoundSession": []}]
+    scheme = document["components"]["securitySchemes"]["DeviceBoundSession"]
+    assert (scheme["in"], scheme["name"]) == ("cookie", NAME)
+    assert "DBSC" in scheme["description"]
+
+
+def test_openapi_keeps_a_403_of_the_apps_own(memory: MemoryStore) -> None:
+    app = app_with(memory)
+    mine = {"description": "mine"}
+
+    @app.get("/one", dependencies=[Depends(require_device_bound)], responses={403: mine})
+    async def one() -> None: ...
+
+    @app.get("/two", dependencies=[Depends(require_user)])
+    async def two() -> None: ...
+
+    paths = app.openapi()["paths"]
+
+    assert paths["/one"]["get"]["responses"]["403"] == mine
+    assert "403" not in paths["/two"]["get"]["responses"]
+
+
+async def test_a_bound_session_may_have_to_be_fresh_too(clock: FakeClock, memory: MemoryStore) -> None:
+    app = app_with(Sessions(memory, clock=clock))
+    both = RequireDeviceBound(within=timedelta(minutes=5))
+
+    @app.post("/login")
+    async def log_in(session: CurrentSession) -> None:
+        session.log_in("alice")
+
+    @app.get("/keys", dependencies=[Depends(both)])
+    async def keys() -> None: ...
+
+    client = Client(app)
+    await client.post("/login")
+    unbound = await client.get("/keys")
+    clock.advance(timedelta(minutes=6))
+    stale = await client.get("/keys")
+
+    assert unbound.status_code == 403
+    assert stale.headers["www-authenticate"].startswith("Cookie error=insufficient_user_authentication")
+
+
 def test_openapi_keeps_a_401_of_the_apps_own(memory: MemoryStore) -> None:
     app = app_with(memory)
     mine = {"description": "mine"}
@@ -254,8 +322,16 @@ async def test_current_session_is_the_session_of_a_request_and_of_a_socket(memor
     assert seen == [True, True]
 
 
-@pytest.mark.parametrize("annotation", [OtherSession, OtherUser, OtherFreshUser], ids=["session", "user", "fresh"])
-def test_openapi_shows_another_name_of_the_cookie(annotation: Any) -> None:
+@pytest.mark.parametrize(
+    ("annotation", "scheme"),
+    [
+        pytest.param(OtherSession, "SessionCookie", id="session"),
+        pytest.param(OtherUser, "SessionCookie", id="user"),
+        pytest.param(OtherFreshUser, "SessionCookie", id="fresh"),
+        pytest.param(OtherBoundUser, "DeviceBoundSession", id="bound"),
+    ],
+)
+def test_openapi_shows_another_name_of_the_cookie(annotation: Any, scheme: str) -> None:
     app = FastAPI()
 
     async def read(found: Any) -> None: ...
@@ -263,7 +339,7 @@ def test_openapi_shows_another_name_of_the_cookie(annotation: Any) -> None:
     read.__annotations__["found"] = annotation
     app.get("/")(read)
 
-    assert app.openapi()["components"]["securitySchemes"]["SessionCookie"]["name"] == "sid"
+    assert app.openapi()["components"]["securitySchemes"][scheme]["name"] == "sid"
 
 
 @pytest.mark.parametrize("path", ["/session", "/account"])

@@ -20,7 +20,8 @@ from litestar.stores.memory import MemoryStore as CacheStore
 from litestar.template.config import TemplateConfig
 from litestar.testing import AsyncTestClient, TestClient
 
-from asgi_sessions import ConfigurationError, CookieConfig, MemoryStore, Session
+from asgi_sessions import ConfigurationError, CookieConfig, DeviceBound, MemoryStore, Session, Sessions
+from asgi_sessions.dbsc.testing import SoftwareDevice
 from asgi_sessions.frameworks.litestar import (
     CurrentSession,
     SessionPlugin,
@@ -31,6 +32,7 @@ from asgi_sessions.frameworks.litestar import (
 from tests.frameworks.client import NAME, Client
 
 AnyRequest = Request[Any, Any, Any]
+SECRET = "3qH0h8bWc1yN7vXr5LxJ2mZkT9dPfUeA"
 
 
 class PoliteRequest(AnyRequest):
@@ -241,6 +243,36 @@ def test_a_mistake_shows_when_the_plugin_is_made(memory: MemoryStore) -> None:
 def test_a_bare_number_is_no_duration() -> None:
     with pytest.raises(ConfigurationError, match="timedelta"):
         require_fresh(300)  # type: ignore[arg-type]  # the point
+
+
+# ── Device-bound sessions ──
+
+
+@pytest.mark.parametrize(
+    ("base", "path"),
+    [("", "/dbsc"), ("/", "/dbsc"), ("/api", "/api/dbsc"), ("api/v1/", "/api/v1/keys/of/devices")],
+)
+async def test_the_endpoints_are_routes_since_litestar_calls_no_middleware_without_one(
+    memory: MemoryStore, base: str, path: str
+) -> None:
+    sessions = Sessions(memory, secret_keys=[SECRET], device_bound=DeviceBound(path=path))
+    app = Litestar([log_in, read], plugins=[SessionPlugin(sessions)], path=base)
+    client = Client(app)
+    client._transport = device = SoftwareDevice(client._transport)
+
+    await client.post(f"/{base.strip('/')}/login".replace("//", "/"))
+
+    assert len(device.sessions) == 1
+    assert (await client.get(f"{path}/refresh")).status_code == 405
+    assert path not in str(app.openapi_schema.to_schema()["paths"])
+
+
+@pytest.mark.parametrize(("base", "path"), [("/api", "/dbsc"), ("/api", "/api-keys"), ("/api/v1", "/api/dbsc")])
+def test_endpoints_that_no_route_can_have_are_refused(memory: MemoryStore, base: str, path: str) -> None:
+    sessions = Sessions(memory, secret_keys=[SECRET], device_bound=DeviceBound(path=path))
+
+    with pytest.raises(ConfigurationError, match=rf"Use DeviceBound\(path='{base}{path}'\)"):
+        Litestar([read], plugins=[SessionPlugin(sessions)], path=base)
 
 
 # ── OpenAPI ──

@@ -22,7 +22,13 @@ from quart import (
 )
 
 from asgi_sessions import ConfigurationError, CookieConfig, MemoryStore, Session, SessionMiddleware
-from asgi_sessions.frameworks.quart import current_session, init_app, require_fresh, require_user
+from asgi_sessions.frameworks.quart import (
+    current_session,
+    init_app,
+    require_device_bound,
+    require_fresh,
+    require_user,
+)
 from asgi_sessions.testing import log_in
 from tests.frameworks.client import NAME, Client
 
@@ -313,6 +319,23 @@ async def test_a_requirement_keeps_name_and_arguments_of_its_view(app: Quart, me
 
     assert order.__name__ == "order"
     assert (await client.get("/orders/7")).json() == {"number": 7}
+
+
+async def test_a_view_that_needs_a_bound_session_keeps_its_name_and_says_why_not(
+    app: Quart, memory: MemoryStore
+) -> None:
+    @app.get("/keys/<int:number>")
+    @require_device_bound
+    async def key(number: int) -> str:
+        raise AssertionError("no session is bound here")
+
+    client = Client(app)
+    await log_in(client, memory, "alice")
+    refused = await client.get("/keys/7")
+
+    assert key.__name__ == "key"
+    assert refused.status_code == 403
+    assert "This needs a session that is bound to its device" in refused.text
 
 
 def test_a_bare_number_is_no_duration() -> None:

@@ -88,6 +88,7 @@ async def fastapi_http(request: fastapi.Request, session: for_fastapi.CurrentSes
 def fastapi_account(
     user: for_fastapi.CurrentUser,
     fresh: Annotated[str, fastapi.Depends(for_fastapi.require_fresh(timedelta(minutes=5)))],
+    bound: Annotated[str, fastapi.Depends(for_fastapi.require_device_bound)],
 ) -> str:
     assert_type(user, str)
     return fresh
