@@ -97,7 +97,8 @@ class HistoryEntry:
     new_device: bool
     """Of a log-in: the history knew no other with such a browser on such a system."""
     device_bound: bool = False
-    """Whether the session was bound to a device by then; known when it has ended or has been given a new token."""
+    """Whether the session was bound to a device, then or later. The history learns it with the next new token, or with the end,
+    unless another session or the store ended it."""
 
 
 class SessionsOptions(TypedDict, total=False):
@@ -244,7 +245,12 @@ class Sessions:
             found = await manager.users.history(user_id)
         # What ends by a store's hand, or all at once, is noted without a device; the log-in of that session has it.
         facts = {entry.session_id: known for entry, known in found if known is not None}
-        entries = [_entry(entry, known or facts.get(entry.session_id, Facts())) for entry, known in found]
+        # A log-in comes before its session is bound; a later entry of that session says so.
+        bound = {entry.session_id for entry, known in found if known is not None and known.device_bound}
+        entries = [
+            _entry(entry, known or facts.get(entry.session_id, Facts()), bound=entry.session_id in bound)
+            for entry, known in found
+        ]
         # Lines are in the order in which they were noticed; of an end by the clock that may be later.
         entries.sort(key=lambda entry: entry.at, reverse=True)
         return entries[: max(limit, 0)]
@@ -463,7 +469,7 @@ def _info(record: Record, body: Body, current: str | None) -> SessionInfo:
     )
 
 
-def _entry(entry: Entry, facts: Facts) -> HistoryEntry:
+def _entry(entry: Entry, facts: Facts, *, bound: bool) -> HistoryEntry:
     reason = entry.reason
     if reason == "expired":
         # Noticed by the store, which knows when, but not by which limit. A minute, since times are kept to the minute.
@@ -476,5 +482,5 @@ def _entry(entry: Entry, facts: Facts) -> HistoryEntry:
         device=facts.device,
         location=facts.location,
         new_device=entry.new_device,
-        device_bound=facts.device_bound,
+        device_bound=bound,
     )

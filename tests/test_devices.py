@@ -7,10 +7,16 @@ from datetime import timedelta
 from typing import Any
 
 import anyio
+import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from asgi_sessions import (
     ConfigurationError,
+    DeviceBound,
     Devices,
     Event,
     MemoryStore,
@@ -25,6 +31,7 @@ from asgi_sessions import (
     UserSessions,
 )
 from asgi_sessions._core.token import owner_of
+from asgi_sessions.dbsc.testing import SoftwareDevice
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, Response, app_with, destroy, log_in, put, read, regenerate
@@ -576,6 +583,36 @@ async def test_an_end_by_the_clock_is_told_with_its_time_whoever_notices(
     assert end.reason == limit
     assert -60 < end.at.timestamp() - (began + ends) <= 0
     assert str(end.device) == "Firefox 133 on Linux"
+
+
+async def test_a_bound_session_is_so_in_all_of_its_history(store: Store, clock: FakeClock) -> None:
+    """It is bound a moment after its log-in. So the entry of the log-in itself cannot know."""
+    sessions = Sessions(store, clock=clock, secret_keys=[SECRET], device_bound=DeviceBound())
+
+    async def visit(request: Request) -> PlainTextResponse:
+        session: Any = request.session
+        session.regenerate() if session.user_id else session.log_in("alice")
+        return PlainTextResponse("in")
+
+    app = SessionMiddleware(Starlette(routes=[Route("/", visit)]), sessions)
+    transport = SoftwareDevice(httpx.ASGITransport(app), clock=clock)
+    async with httpx.AsyncClient(transport=transport, base_url="https://testserver") as bound:
+        await bound.get("/")
+        (info,) = await sessions.list("alice")
+        clock.advance(timedelta(minutes=2))
+        await bound.get("/")
+    clock.advance(timedelta(minutes=2))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://testserver") as unbound:
+        await unbound.get("/")
+
+    history = await sessions.history("alice")
+
+    assert info.device_bound
+    assert [(entry.event, entry.session_id == info.id, entry.device_bound) for entry in history] == [
+        ("logged_in", False, False),
+        ("regenerated", True, True),
+        ("logged_in", True, True),
+    ]
 
 
 async def test_an_end_is_told_once(app: SessionMiddleware, sessions: Sessions, clock: FakeClock) -> None:

@@ -24,12 +24,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from asgi_sessions import ConfigurationError, MemoryStore, SessionMiddleware, Sessions, StoreError
+from asgi_sessions import ConfigurationError, DeviceBound, MemoryStore, SessionMiddleware, Sessions, StoreError
+from asgi_sessions.dbsc.testing import SoftwareDevice
 from asgi_sessions.page import SessionsPage, Strings
 from asgi_sessions.page._openapi import openapi
 from asgi_sessions.stores import Note, Record, Rules, Store
 from asgi_sessions.testing import FakeClock
-from tests.test_devices import LAPTOP, PHONE
+from tests.test_devices import LAPTOP, PHONE, SECRET
 
 HOME = "/account/sessions/"
 Visit = Callable[..., httpx.AsyncClient]
@@ -592,6 +593,94 @@ async def test_it_can_stand_alone(store: Store, clock: FakeClock, visit: Visit) 
 
     await app({"type": "lifespan"}, receive, send)
     assert messages == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+# ── Bound to a device ──
+
+
+def a_bound_app(store: Store, clock: FakeClock, **options: Any) -> Starlette:
+    sessions = Sessions(store, secret_keys=[SECRET], device_bound=DeviceBound(), clock=clock)
+    return Starlette(
+        routes=[Route("/login", log_in), Mount("/account/sessions", SessionsPage(sessions, **options))],
+        middleware=[Middleware(SessionMiddleware, sessions)],
+    )
+
+
+def with_device(client: httpx.AsyncClient, clock: FakeClock) -> httpx.AsyncClient:
+    client._transport = SoftwareDevice(client._transport, clock=clock)
+    return client
+
+
+def tags(html: str) -> list[str]:
+    return re.findall(r'<span class="tag">(.*?)</span>', html)
+
+
+async def test_the_page_says_which_sessions_are_bound_to_their_device(
+    store: Store, clock: FakeClock, visit: Visit
+) -> None:
+    app = a_bound_app(store, clock)
+    laptop, phone = with_device(visit(app=app), clock), with_device(visit(PHONE, app=app), clock)
+    old = visit(PHONE, app=app)
+    for client in (laptop, phone, old):
+        await client.get("/login")
+
+    page = await laptop.get(HOME)
+    seen_by_old = await old.get(HOME)
+
+    assert tags(page.text) == ["bound to this device", "bound to its device"]
+    assert tags(seen_by_old.text) == ["bound to its device", "bound to its device"]
+    outline = Outline()
+    outline.feed(page.text)
+    assert outline.open == []
+
+
+async def test_the_history_says_of_an_ended_session_that_it_was_bound(
+    store: Store, clock: FakeClock, visit: Visit
+) -> None:
+    app = a_bound_app(store, clock)
+    laptop, phone = visit(app=app), with_device(visit(PHONE, app=app), clock)
+    await laptop.get("/login")
+    await phone.get("/login")
+    (id,) = [each["id"] for each in await sessions_of(phone) if each["current"]]
+
+    await phone.post(f"{HOME}end", data={"id": id})
+
+    page = await laptop.get(HOME)
+    history = (await laptop.get(f"{HOME}api/history")).json()["history"]
+    assert tags(page.text) == ["bound to its device"] * 2  # its end and its log-in
+    assert [(entry["event"], entry["device_bound"]) for entry in history] == [
+        ("ended", True),
+        ("logged_in", True),
+        ("logged_in", False),
+    ]
+
+
+async def test_the_api_says_which_sessions_are_bound_as_its_document_has_it(
+    store: Store, clock: FakeClock, visit: Visit
+) -> None:
+    app = a_bound_app(store, clock)
+    laptop, phone = visit(app=app), with_device(visit(PHONE, app=app), clock)
+    await laptop.get("/login")
+    await phone.get("/login")
+
+    seen = {each["device"]["kind"]: each for each in await sessions_of(laptop)}
+
+    assert {kind: each["device_bound"] for kind, each in seen.items()} == {"computer": False, "phone": True}
+    schemas = openapi("/")["components"]["schemas"]
+    check(seen["phone"], schemas["Session"])
+    assert schemas["Entry"]["properties"]["device_bound"] == {"type": "boolean"}
+
+
+async def test_these_words_can_be_replaced_too(store: Store, clock: FakeClock, visit: Visit) -> None:
+    german = Strings(lang="de", bound_here="an dieses Gerät gebunden", bound="an sein Gerät gebunden")
+    app = a_bound_app(store, clock, strings=german)
+    laptop, phone = (with_device(visit(app=app), clock) for _ in range(2))
+    await laptop.get("/login")
+    await phone.get("/login")
+
+    page = await laptop.get(HOME)
+
+    assert tags(page.text) == ["an dieses Gerät gebunden", "an sein Gerät gebunden"]
 
 
 # ── In other words ──

@@ -390,6 +390,7 @@ def _card(info: SessionInfo, strings: Strings, now: datetime) -> dict[str, Any]:
         "created_at": info.created_at.isoformat(timespec="seconds"),
         "created": strings.date(info.created_at),
         "remembered": info.remembered,
+        "bound": "" if not info.device_bound else strings.bound_here if info.current else strings.bound,
         "app": info.kind == "token",
     }
 
@@ -404,6 +405,7 @@ def _happening(entry: HistoryEntry, strings: Strings, now: datetime) -> dict[str
         "place": strings.place(entry.location),
         "notable": entry.new_device or entry.reason == "refresh_reused",
         "ended": entry.event == "ended",
+        "bound": strings.bound if entry.device_bound else "",
     }
 
 
@@ -414,6 +416,7 @@ def _plain(info: SessionInfo) -> dict[str, Any]:
         "name": info.name,
         "kind": info.kind,
         "remembered": info.remembered,
+        "device_bound": info.device_bound,
         "created_at": info.created_at.isoformat(),
         "last_seen_at": info.last_seen_at.isoformat(),
         "authenticated_at": info.authenticated_at.isoformat(),
@@ -429,6 +432,7 @@ def _entry_as_json(entry: HistoryEntry) -> dict[str, Any]:
         "reason": entry.reason,
         "session_id": entry.session_id,
         "new_device": entry.new_device,
+        "device_bound": entry.device_bound,
         **_where(entry),
     }
 
