@@ -15,13 +15,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from asgi_sessions._asgi.foreign import binders_inside
 from asgi_sessions._asgi.responses import answer
 from asgi_sessions._core.arguments import expect_app, several
 from asgi_sessions._core.origin import SAFE_METHODS, authority, parsed, values_of
 from asgi_sessions._core.types import Scope
 from asgi_sessions.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from asgi_sessions.dbsc._binder import Binder
 
 _logger = logging.getLogger("asgi_sessions")
 
@@ -38,7 +42,9 @@ class CrossOriginProtection:
     3. if its ``Origin`` is trusted, or ``skip`` says so;
     4. if it has neither ``Sec-Fetch-Site`` nor ``Origin``: then no browser of the last years sent it;
     5. if it has no ``Sec-Fetch-Site``, and its ``Origin`` names the host of its ``Host``. The scheme is not compared, since a
-       proxy may hide it: serve with ``Strict-Transport-Security``, so that nobody can put a page under ``http://`` your host.
+       proxy may hide it: serve with ``Strict-Transport-Security``, so that nobody can put a page under ``http://`` your host;
+    6. if it is a ``POST`` to one of the two endpoints of device-bound sessions of a ``SessionMiddleware`` inside of this. Only a
+       signature counts there, and ``DeviceBound(refresh_initiators=…)`` lets browsers send it from other hosts.
 
     Args:
         app: the ASGI app to wrap.
@@ -60,17 +66,26 @@ class CrossOriginProtection:
         self.app = app
         self._trusted = frozenset(map(_trusted, given))
         self._skip = skip
+        self._binders: tuple[Binder, ...] = ()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI 3; typed loosely, since frameworks type their scopes differently."""
         kind = scope["type"]
         judged = kind == "websocket" or (kind == "http" and scope["method"] not in SAFE_METHODS)
         reason = self._reason_against(scope) if judged else None
-        if reason is None:
+        if reason is None or self._is_for_binder(scope):
             await self.app(scope, receive, send)
             return
         _logger.info("cross-origin %s refused: %s", "handshake" if kind == "websocket" else "request", reason)
         await answer(scope, send, 403, b"Forbidden: the request comes from another origin")
+
+    def _is_for_binder(self, scope: Scope) -> bool:
+        """Whether a browser proves a key, by the path. A page of another origin could send the headers of a proof to any path."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return False
+        if not self._binders:  # asked each time until there are some: Starlette builds its middlewares late
+            self._binders = tuple(binders_inside(self.app))
+        return any(binder.answers(scope) for binder in self._binders)
 
     def _reason_against(self, scope: Scope) -> str | None:
         """Why the request is refused, if it is."""

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
+from litestar import Litestar
+from litestar.middleware import DefineMiddleware
+from quart import Quart
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
-from asgi_sessions import ConfigurationError
+from asgi_sessions import ConfigurationError, CookieConfig, DeviceBound, MemoryStore, SessionMiddleware, Sessions
 from asgi_sessions.cross_origin import CrossOriginProtection
+from asgi_sessions.dbsc.testing import SoftwareDevice
+from asgi_sessions.frameworks.litestar import SessionPlugin
+from asgi_sessions.frameworks.quart import init_app
+from asgi_sessions.testing import FakeClock
 
 HOST = "app.example"
 Headers = list[tuple[bytes, bytes]]
@@ -216,3 +231,182 @@ async def test_lifespan_passes() -> None:
 def test_what_does_not_fit_is_refused_when_the_app_is_built(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="CrossOriginProtection"):
         CrossOriginProtection(**{"app": app, **options})
+
+
+# ── Device-bound sessions inside ──
+
+SECRET = "3qH0h8bWc1yN7vXr5LxJ2mZkT9dPfUeA"
+
+
+def bound_sessions(clock: FakeClock | None = None, **options: Any) -> Sessions:
+    bound = DeviceBound(refresh_initiators=["front.example"], **options)
+    return Sessions(MemoryStore(), secret_keys=[SECRET], device_bound=bound, clock=clock or FakeClock())
+
+
+class Between:
+    """A middleware of the app's own."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+
+def alone(sessions: Sessions) -> Any:
+    return CrossOriginProtection(SessionMiddleware(app, sessions))
+
+
+def beyond_others(sessions: Sessions) -> Any:
+    return CrossOriginProtection(Between(Between(SessionMiddleware(app, sessions))))
+
+
+def behind_another_of_ours(sessions: Sessions) -> Any:
+    return CrossOriginProtection(SessionMiddleware(SessionMiddleware(app, sessions), MemoryStore(), cookie=OTHER))
+
+
+def in_starlette(sessions: Sessions) -> Any:
+    return Starlette(middleware=[Middleware(CrossOriginProtection), Middleware(SessionMiddleware, sessions)])
+
+
+def around_starlette(sessions: Sessions) -> Any:
+    return CrossOriginProtection(Starlette(middleware=[Middleware(SessionMiddleware, sessions)]))
+
+
+def around_fastapi(sessions: Sessions) -> Any:
+    inner = FastAPI()
+    inner.add_middleware(SessionMiddleware, sessions)
+    return CrossOriginProtection(inner)
+
+
+def around_quart(sessions: Sessions) -> Any:
+    inner = Quart(__name__)
+    init_app(inner, sessions)
+    return CrossOriginProtection(inner)
+
+
+def around_litestar(sessions: Sessions) -> Any:
+    return CrossOriginProtection(Litestar(plugins=[SessionPlugin(sessions)]))
+
+
+def in_litestar(sessions: Sessions) -> Any:
+    return Litestar(plugins=[SessionPlugin(sessions)], middleware=[DefineMiddleware(CrossOriginProtection)])
+
+
+OTHER = CookieConfig(name="other")
+BUILDERS = [
+    alone,
+    beyond_others,
+    behind_another_of_ours,
+    in_starlette,
+    around_starlette,
+    around_fastapi,
+    around_quart,
+    around_litestar,
+    in_litestar,
+]
+
+
+def client_of(app: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=f"https://{HOST}")
+
+
+@pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__.replace("_", " "))
+@pytest.mark.parametrize("headers", [{"sec-fetch-site": "same-site"}, {"origin": "https://front.example"}], ids=str)
+async def test_the_endpoints_of_bound_sessions_are_reached_from_other_hosts(
+    build: Callable[[Sessions], Any], headers: dict[str, str]
+) -> None:
+    built = build(bound_sessions())
+    async with client_of(built) as client:
+        await client.post("/transfer", headers=headers)  # refused, before there is anything to be found in Starlette
+        await client.get("/")  # Starlette builds its middlewares now
+
+        answers = [await client.post(f"/dbsc/{each}", headers=headers) for each in ("register", "refresh")]
+        elsewhere = await client.post("/transfer", headers={**headers, "secure-session-response": "x"})
+
+    assert [answer.status_code for answer in answers] == [401, 401]
+    assert elsewhere.status_code in ({403} if build is not in_litestar else {404})  # Litestar: no route, no middleware
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "another method": {"method": "DELETE"},
+    "below": {"path": "/dbsc/refresh/more"},
+    "above": {"path": "/dbsc"},
+    "another endpoint": {"path": "/dbsc/other"},
+    "a longer name": {"path": "/dbsc/refreshed"},
+    "with a slash": {"path": "/dbsc/refresh/"},
+    "in capitals": {"path": "/DBSC/refresh"},
+    "elsewhere": {"path": "/app/dbsc/refresh"},
+    "a handshake": {"type": "websocket"},
+}
+
+
+async def status_of(app: Any, scope: dict[str, Any]) -> int:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return 403 if sent[0]["type"] == "websocket.close" else int(sent[0]["status"])
+
+
+@pytest.mark.parametrize("more", REFUSED.values(), ids=REFUSED)
+async def test_nothing_else_is_let_through_for_them(more: dict[str, Any]) -> None:
+    scope = {**http(host=HOST, sec_fetch_site="same-site"), "path": "/dbsc/refresh"}
+    protected = alone(bound_sessions())
+
+    assert await status_of(protected, scope) == 401
+    assert await status_of(protected, {**scope, **more}) == 403
+
+
+async def test_the_endpoints_are_where_the_options_and_the_root_path_say() -> None:
+    protected = alone(bound_sessions(path="/keys"))
+    scope = http(host=HOST, sec_fetch_site="same-site")
+
+    async def status(path: str, root_path: str) -> int:
+        return await status_of(protected, {**scope, "path": path, "root_path": root_path})
+
+    assert await status("/keys/refresh", "") == 401
+    assert await status("/app/keys/refresh", "/app") == 401
+    assert await status("/keys/refresh", "/app") == 401  # some mounts leave it out
+    assert await status("/dbsc/refresh", "") == 403
+    assert await status("/app/keys/refresh", "") == 403
+
+
+async def test_without_bound_sessions_nothing_is_let_through() -> None:
+    scope = {**http(host=HOST, sec_fetch_site="same-site"), "path": "/dbsc/refresh"}
+
+    assert await status_of(CrossOriginProtection(SessionMiddleware(app, MemoryStore())), scope) == 403
+    assert await status_of(CrossOriginProtection(app), scope) == 403
+
+
+async def test_a_browser_proves_its_key_for_a_page_of_another_host(clock: FakeClock) -> None:
+    async def visit(request: Request) -> PlainTextResponse:
+        session: Any = request.session
+        if request.url.path == "/login":
+            session.log_in("alice")
+        return PlainTextResponse(f"{session.user_id} {session.is_device_bound}")
+
+    class SameSite(httpx.ASGITransport):
+        """The proofs come with what browsers say where another host made them."""
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if request.url.path == "/dbsc/refresh":
+                request.headers.update({"sec-fetch-site": "same-site", "origin": "https://front.example"})
+                paths.append(request.url.path)
+            return await super().handle_async_request(request)
+
+    paths: list[str] = []
+    inner = Starlette(routes=[Route("/login", visit), Route("/", visit)])
+    protected = CrossOriginProtection(SessionMiddleware(inner, bound_sessions(clock)))
+    device = SoftwareDevice(SameSite(protected), clock=clock)
+    async with httpx.AsyncClient(transport=device, base_url=f"https://{HOST}") as client:
+        await client.get("/login")
+        clock.advance(660)
+
+        assert (await client.get("/")).text == "alice True"
+        assert paths == ["/dbsc/refresh"]

@@ -39,7 +39,7 @@ LONG_FUNCTIONS = {
 SIZES = {
     "_core": (3850, 2000),
     "_engine": (3246, 1300),
-    "_asgi": (939, 750),
+    "_asgi": (957, 750),
 }
 """Lines of each private package: the bound, which gets larger only with a new feature, and the target of the design."""
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from asgi_sessions._core.cookie import CookieConfig
 from asgi_sessions._core.session import Session
 from asgi_sessions._core.types import Scope
 from asgi_sessions.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from asgi_sessions.dbsc._binder import Binder
+
 logger = logging.getLogger("asgi_sessions")
 
 _OURS: Final = "asgi_sessions._asgi.middleware.SessionMiddleware"
+_LITESTAR: Final = "litestar.app.Litestar"
+_INNER: Final = ("app", "asgi_app", "middleware_stack")
 _FOREIGN: Final = frozenset(
     {
         "litestar.security.session_auth.middleware.MiddlewareWrapper",
@@ -53,6 +58,19 @@ def check_inside(app: Any, cookie_name: str) -> None:
             logger.warning(
                 "%s is installed inside of SessionMiddleware: request.session is its session, not ours", name
             )
+
+
+def binders_inside(app: Any) -> Iterator[Binder]:
+    """The binders of the middlewares of ours in ``app``, outermost first."""
+    for _ in range(100):
+        if app is None:
+            return
+        plugins = app.plugins if _LITESTAR in _names(type(app)) else ()  # Litestar puts ours around each route
+        for found in (app, *(getattr(each, "_middleware", None) for each in plugins)):
+            if _is_ours(type(found)) and found._binder is not None:
+                yield found._binder
+        # Starlette and FastAPI have a middleware_stack from their first message on; Quart has an asgi_app.
+        app = next((inner for name in _INNER if (inner := getattr(app, name, None)) is not None), None)
 
 
 def foreign_class(cls: Any) -> str | None:
