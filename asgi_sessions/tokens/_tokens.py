@@ -208,10 +208,11 @@ class Tokens:
     def access_token(self, session: Session, **claims: Any) -> str:
         """An access token for a session that has a user: a cookie session for its own front end, say.
 
-        The session must be as the store has it: nothing calls a token back if the request fails afterwards.
+        The session must be as the store has it: nothing calls a token back if the request fails afterwards. If the request has
+        proved its device, the token has the claim ``device_bound: true``. The token itself is not bound: a copy counts anywhere.
 
         Args:
-            claims: more of them, JSON; none of those that every token has.
+            claims: more of them, JSON; none of those that every token has, and no ``device_bound``.
         Raises:
             SessionError: nobody is logged in; the log-in or ``confirm()`` of this request is not saved yet; the session has
                 ended; or it came with an access token itself, and would then outlive that.
