@@ -22,6 +22,7 @@ import anyio
 import httpx
 import pytest
 import redis
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -29,9 +30,14 @@ from starlette.routing import Route
 import asgi_sessions._asgi.exchange
 import asgi_sessions._engine.commit
 import asgi_sessions._engine.resolve
-from asgi_sessions import CookieConfig, MemoryStore, Session
+import asgi_sessions.dbsc._binder
+from asgi_sessions import CookieConfig, DeviceBound, MemoryStore, Session
 from asgi_sessions._core.record import Record
 from asgi_sessions.cli import _serve, _shop, _tour, main
+from asgi_sessions.dbsc._binder import Binder
+from asgi_sessions.dbsc._binding import Binding
+from asgi_sessions.dbsc._proof import Proof
+from asgi_sessions.dbsc.testing import SoftwareDevice
 from asgi_sessions.testing import log_in as make_logged_in
 from asgi_sessions.testing import session_cookie
 from asgi_sessions.tokens import SigningKey
@@ -60,8 +66,8 @@ def test_in_memory_all_is_as_the_tour_announces() -> None:
     tour = run("-m", "asgi_sessions", "demo", "--tour")
 
     assert (tour.returncode, tour.stderr) == (0, "")
-    assert re.search(r"^All 6\d things were as announced\.$", tour.stdout, re.MULTILINE)
-    assert re.findall(r"^(\d)\. ", tour.stdout, re.MULTILINE) == list("123456789")
+    assert re.search(r"^All 7\d things were as announced\.$", tour.stdout, re.MULTILINE)
+    assert re.findall(r"^(\d+)\. ", tour.stdout, re.MULTILINE) == [str(number) for number in range(1, 11)]
     assert "Sessions are kept in memory" in tour.stdout
 
 
@@ -86,6 +92,11 @@ def test_the_tour_shows_what_travelled_and_no_whole_token(
     assert re.search(r"→ POST /login HTTP/1.1  user=ada  next=account\n +→ Cookie: __Host-Http-session=\S{8}…\n", shown)
     assert re.search(r"← Set-Cookie: __Host-Http-session=\S{8}…; Path=/; Secure; HttpOnly; SameSite=Lax\n", shown)
     assert "← Set-Cookie: __Host-Http-session=; Max-Age=0; Expires=" in shown
+    assert re.search(r'owner ← Secure-Session-Registration: .*;challenge="\S{8}…"\n', shown)
+    assert re.search(r"owner → Secure-Session-Response: \S{8}…\n +owner → Sec-Secure-Session-Id: \S{8}…\n", shown)
+    assert re.search(r"owner ← Set-Cookie: __Host-session-bound-\S{16}=\S{8}…; Max-Age=600; ", shown)
+    assert re.search(r'owner ← Secure-Session-Challenge: "\S{8}…";id="\S{8}…"\n', shown)
+    assert re.search(r"thief → Cookie: __Host-Http-session=\S{8}…; __Host-session-bound-\S{16}=\S{8}…\n", shown)
     assert not re.search(r"[\w-]{40}", shown)
 
 
@@ -187,6 +198,37 @@ def log_out_deletes_another_cookie(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CookieConfig, "delete", lambda self: gone)
 
 
+def nothing_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Binder, "offer", lambda self, scope, session: [])
+
+
+def no_key_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Proof, "is_signed_by", lambda self, key: False)
+
+
+def a_bound_session_is_open_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def judge(self: Binder, scope: object, send: object, session: Session) -> Session:
+        session._is_device_bound = True
+        return session
+
+    monkeypatch.setattr(Binder, "judge", judge)
+
+
+def bound_cookies_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asgi_sessions.dbsc._binder, "LEEWAY", 1e6)
+
+
+def the_grace_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = DeviceBound()
+    object.__setattr__(made, "grace_seconds", 1e6)
+    monkeypatch.setattr(_tour, "DeviceBound", lambda: made)
+
+
+def no_challenge_is_known_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Binding, "generation_in", lambda self, challenge, now, lifetime: None)
+
+
+PROVES = "the thief's browser is to prove that it has the key"
 SABOTAGES: list[tuple[Sabotage, str]] = [
     (visiting_stores_something, "no cookie is set"),
     (visiting_crashes, "the shelf is shown"),
@@ -204,6 +246,12 @@ SABOTAGES: list[tuple[Sabotage, str]] = [
     (log_out_does_nothing, "it is deleted from the store"),
     (log_out_empties_only, "it is deleted from the store"),
     (log_out_deletes_another_cookie, "with every attribute it had"),
+    (nothing_is_offered, "it offers to bind the session"),
+    (no_key_is_taken, "the browser has made a key and registered it"),
+    (a_bound_session_is_open_to_all, PROVES),
+    (bound_cookies_last, PROVES),
+    (the_grace_lasts, PROVES),
+    (no_challenge_is_known_again, "Ada's browser proves its key, and her account is shown"),
 ]
 
 
@@ -302,10 +350,11 @@ def test_a_tour_whose_store_is_down_says_what_it_saw() -> None:
 class Running:
     """``demo`` as a process, which has said what it has to say at the beginning."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, folder: Path | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "asgi_sessions", "demo", "--port", "0", *options],
-            env=without_redis(),
+            env=without_redis() | {"PYTHONPATH": str(Path(_serve.__file__).parents[2])},
+            cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -330,14 +379,22 @@ class Running:
 def running() -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
-    def start(*options: str) -> Running:
-        started.append(Running(*options))
+    def start(*options: str, folder: Path | None = None) -> Running:
+        started.append(Running(*options, folder=folder))
         return started[-1]
 
     yield start
     for demo in started:
         demo.process.kill()
         demo.process.communicate()
+
+
+@pytest.fixture
+def anybody() -> ssl.SSLContext:
+    """Trusts every certificate."""
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    return trusting
 
 
 def test_the_demo_serves_until_it_is_interrupted(running: Callable[..., Running]) -> None:
@@ -356,10 +413,10 @@ def test_the_demo_serves_until_it_is_interrupted(running: Callable[..., Running]
     assert output.endswith("The shop is closed.\n")
 
 
-def test_the_demo_over_https_sends_the_real_cookie_and_ends_when_told_to(running: Callable[..., Running]) -> None:
+def test_the_demo_over_https_sends_the_real_cookie_and_ends_when_told_to(
+    running: Callable[..., Running], anybody: ssl.SSLContext
+) -> None:
     demo = running("--https")
-    anybody = ssl.create_default_context()
-    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
 
     with httpx.Client(base_url=demo.url, verify=anybody, trust_env=False) as browser:
         added = browser.post("/basket/add", data={"item": "mug"})
@@ -369,6 +426,58 @@ def test_the_demo_over_https_sends_the_real_cookie_and_ends_when_told_to(running
     assert added.headers["set-cookie"].startswith("__Host-Http-session=")
     assert (code, errors) == (0, "")
     assert "development only" not in demo.beginning
+
+
+async def test_the_demo_binds_sessions_also_after_a_restart(
+    running: Callable[..., Running], tmp_path: Path, anybody: ssl.SSLContext
+) -> None:
+    first = running("--bound", folder=tmp_path)
+    once = httpx.Limits(max_keepalive_connections=0)  # a connection that stays open holds the server up
+    device = SoftwareDevice(httpx.AsyncHTTPTransport(verify=anybody, trust_env=False, limits=once))
+    async with httpx.AsyncClient(base_url=first.url, transport=device) as browser:
+        await browser.post("/login", data=ADA)
+        account = await browser.get("/account")
+        listed = await browser.get("/account/sessions/")
+        code, output, errors = await to_thread.run_sync(first.end, signal.SIGTERM)
+        second = running("--bound", folder=tmp_path)
+        browser.base_url = httpx.URL(second.url)
+        device.cookies.clear()  # so that the key has to be proved
+        later = await browser.get("/account")
+
+    assert first.url.startswith("https://")
+    assert "bound to this device" in account.text
+    assert "bound to this device" in listed.text
+    assert "bound to this device" in later.text
+    assert (code, errors) == (0, "")
+    assert "session.bound id=" in output
+    assert re.search(r"--ignore-certificate-errors-spki-list=\S{44} .* https://localhost:\d+/\n", first.beginning)
+    secret = tmp_path / "asgi-sessions-demo-bound.key"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert secret.read_text() not in first.beginning + output
+    assert {name.partition(".")[0] for name in os.listdir(tmp_path)} == {"asgi-sessions-demo-bound"}
+
+
+def test_a_secret_that_is_kept_in_memory_is_anew_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "secret.key"
+
+    made = [_serve._bound_options(MemoryStore(), path)["secret_keys"] for _ in range(2)]
+
+    assert made[0] != made[1]
+    assert not path.exists()
+
+
+def test_a_secret_that_cannot_be_kept_is_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "asgi-sessions-demo-bound.key").mkdir()
+
+    assert main(["demo", "--bound", "--port", "0"]) == 1
+
+    said = capsys.readouterr().err
+    assert said.startswith("asgi-sessions: sessions cannot be kept in asgi-sessions-demo-bound.db: ")
+    assert "asgi-sessions-demo-bound.key: Is a directory\n" in said
 
 
 def test_a_port_that_is_taken_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:

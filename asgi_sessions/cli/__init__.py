@@ -68,7 +68,7 @@ def _demo(options: argparse.Namespace) -> int:
         return run()
     from asgi_sessions.cli._serve import run_shop
 
-    return run_shop(host=options.host, port=options.port, https=options.https)
+    return run_shop(host=options.host, port=options.port, https=options.https or options.bound, bound=options.bound)
 
 
 def _make_key(options: argparse.Namespace) -> int:
@@ -129,6 +129,11 @@ def _parser() -> argparse.ArgumentParser:
         "--port", type=_number("port", 0, 65535), default=8000, help="port; 0 picks a free one (default: %(default)s)"
     )
     demo.add_argument("--https", action="store_true", help="with a throwaway certificate, and the cookie of production")
+    demo.add_argument(
+        "--bound",
+        action="store_true",
+        help="bind sessions to the devices of browsers that can do so; implies --https",
+    )
     demo.add_argument(
         "--tour", action="store_true", help="play the life of a session over real HTTP, check it, and end"
     )

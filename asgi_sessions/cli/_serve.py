@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
+import hashlib
 import ipaddress
 import logging
+import os
+import secrets
 import signal
 import socket
 import sys
@@ -24,22 +28,33 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from asgi_sessions import ConfigurationError, CookieConfig, Event, MemoryStore, RedisStore, StoreError
+from asgi_sessions import ConfigurationError, CookieConfig, DeviceBound, Event, MemoryStore, RedisStore, StoreError
 from asgi_sessions._core.token import owner_of
 from asgi_sessions._engine.loops import stop
 from asgi_sessions.cli._shop import PASSWORDS, USERS, create_shop
 from asgi_sessions.cli._stores import run
+from asgi_sessions.sessions import SessionsOptions
 from asgi_sessions.stores import Store
 
-DATABASE = "asgi-sessions-demo.db"
-"""Of the demo, in the folder where it was started."""
+NAME = "asgi-sessions-demo"
+"""Of the demo's database, in the folder where it was started, and of its keys in Redis."""
+
+SECRET_BYTES = 32
 
 
-def run_shop(*, host: str, port: int, https: bool) -> int:
-    """Serve the shop until Ctrl-C or SIGTERM."""
+def run_shop(*, host: str, port: int, https: bool, bound: bool = False) -> int:
+    """Serve the shop until Ctrl-C or SIGTERM.
+
+    Args:
+        bound: bind sessions to devices. They are sealed, so they are kept apart from the others.
+    """
     cookie = CookieConfig() if https else CookieConfig.insecure_development()
-    store, where = open_store(environ, file=DATABASE)
+    name = f"{NAME}-bound" if bound else NAME
+    store, where = open_store(environ, prefix=name, file=f"{name}.db")
     try:
+        options = SessionsOptions(on_event=_show)
+        if bound:
+            options.update(_bound_options(store, Path(f"{name}.key")))
         run(_prepare(store))
     except StoreError as error:
         print(f"asgi-sessions: sessions cannot be kept {where.partition(' and ')[0]}: {error}", file=sys.stderr)
@@ -51,23 +66,30 @@ def run_shop(*, host: str, port: int, https: bool) -> int:
         hint = "; try --port 0" if getattr(error, "errno", None) == errno.EADDRINUSE else ""
         print(f"asgi-sessions: cannot listen on {host}, port {port}: {_reason(error)}{hint}", file=sys.stderr)
         return 1
+    pem = certificate() if https else None
     print(f"The shop is open at {url_of(listener, https=https)} (Ctrl-C closes it)")
     print(f"Sessions are kept {where}.")
-    if https:
-        print(f"The cookie is {cookie.name}. The certificate was made a moment ago: your browser will ask about it.")
-    else:
-        print(f"The cookie is {cookie.name}, over plain http: for development only. --https shows the real one.")
-    if not _is_loopback(listener):
-        print("Other machines may reach this address, and the passwords are no secret: do not leave it open.")
-    print(f"Log in as {_either(USERS)}; the password is {_either(PASSWORDS)}.", end="\n\n", flush=True)
+    _say_more(listener, cookie, pem, bound=bound)
     # What the log would say is said by the event hook, or stands above.
     logging.getLogger("asgi_sessions").setLevel(logging.ERROR)
-    shop = create_shop(store, cookie=cookie, on_event=_show)
+    shop = create_shop(store, cookie=cookie, **options)
     try:
-        run(_until_stopped(shop, store, listener, https=https))
+        run(_until_stopped(shop, listener, pem))
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("\nThe shop is closed.", flush=True)
     return 0
+
+
+def _say_more(listener: socket.socket, cookie: CookieConfig, pem: tuple[bytes, bytes] | None, *, bound: bool) -> None:
+    if pem is None:
+        print(f"The cookie is {cookie.name}, over plain http: for development only. --https shows the real one.")
+    else:
+        print(f"The cookie is {cookie.name}. The certificate was made a moment ago: your browser will ask about it.")
+        if bound:
+            print(_how_to_bind(pem[0], listener.getsockname()[1]))
+    if not _is_loopback(listener):
+        print("Other machines may reach this address, and the passwords are no secret: do not leave it open.")
+    print(f"Log in as {_either(USERS)}; the password is {_either(PASSWORDS)}.", end="\n\n", flush=True)
 
 
 async def _prepare(store: Any) -> None:
@@ -80,19 +102,49 @@ async def _prepare(store: Any) -> None:
         await store.aclose()
 
 
-async def _until_stopped(shop: Any, store: Any, listener: socket.socket, *, https: bool) -> None:
+def _bound_options(store: Store, path: Path) -> SessionsOptions:
+    """The options of bound sessions. Sessions that outlive the demo need the same secret again: it lies in a file.
+
+    Raises:
+        StoreError: the file cannot be written or read.
+    """
+    secret = secrets.token_urlsafe(SECRET_BYTES)
+    if not isinstance(store, MemoryStore):
+        try:
+            with suppress(FileExistsError):
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(descriptor, "w") as file:
+                    file.write(secret)
+            secret = path.read_text(encoding="ascii")
+        except OSError as error:
+            raise StoreError(f"{path.name}: {_reason(error)}") from None
+    return {"secret_keys": [secret], "device_bound": DeviceBound()}
+
+
+def _how_to_bind(pem: bytes, port: int) -> str:
+    """How to start a Chromium that binds sessions: it does so only where it trusts the certificate."""
+    key = x509.load_pem_x509_certificate(pem).public_key()
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    trusted = base64.b64encode(hashlib.sha256(der).digest()).decode("ascii")
+    return (
+        "Sessions are bound to the device by a Chromium from version 146 on that trusts this certificate. Start one so:\n"
+        f"  chromium --user-data-dir=$(mktemp -d) --ignore-certificate-errors-spki-list={trusted} "
+        "--enable-features=DeviceBoundSessions,EnableBoundSessionCredentialsSoftwareKeysForManualTesting "
+        f"https://localhost:{port}/"
+    )
+
+
+async def _until_stopped(shop: Any, listener: socket.socket, pem: tuple[bytes, bytes] | None) -> None:
     this = asyncio.current_task()
     if this is not None:
         with suppress(NotImplementedError):  # on Windows; there Ctrl-C comes as a KeyboardInterrupt
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, this.cancel)
-    async with serving(shop, listener, pem=certificate() if https else None) as server:
+    async with serving(shop, listener, pem=pem) as server:
         await asyncio.wait({server})
 
 
-def open_store(
-    environment: Mapping[str, str], *, prefix: str = "asgi-sessions-demo", file: str | None = None
-) -> tuple[Store, str]:
+def open_store(environment: Mapping[str, str], *, prefix: str = NAME, file: str | None = None) -> tuple[Store, str]:
     """The store that ``REDIS_URL`` names, or one in a file or in memory; and in words where that is, without the password."""
     url = environment.get("REDIS_URL")
     if not url and file is not None:
@@ -212,6 +264,7 @@ def _either(names: Iterable[str]) -> str:
 
 
 def _show(event: Event) -> None:
-    facts = {"id": event.session_id, "user": event.user_id, "reason": event.details.get("reason")}
+    facts = {"id": event.session_id, "user": event.user_id}
+    facts |= {name: event.details.get(name) for name in ("reason", "verdict")}
     known = "".join(f" {name}={value}" for name, value in facts.items() if value is not None)
     print(f"{event.at:%H:%M:%S} {event.name}{known}", flush=True)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
-from typing import Any
+from typing import Unpack
 
 import anyio
 from starlette.applications import Starlette
@@ -20,9 +20,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
-from asgi_sessions import CookieConfig, Event, Session, SessionMiddleware, Sessions
+from asgi_sessions import CookieConfig, Session, SessionMiddleware, Sessions
 from asgi_sessions._forms import FORM, NeverArrived, TooLong, body_of, form_in, kind_of
 from asgi_sessions.page import SessionsPage
+from asgi_sessions.sessions import SessionsOptions
 from asgi_sessions.stores import Store
 
 
@@ -80,11 +81,16 @@ def create_shop(
     store: Store,
     *,
     cookie: CookieConfig = CookieConfig(),  # noqa: B008 - frozen
-    on_event: Callable[[Event], Any] | None = None,
     gate: Gate | None = None,
+    **options: Unpack[SessionsOptions],
 ) -> SessionMiddleware:
-    """The shop behind its sessions. With a ``gate`` it also has ``POST /basket/add-slowly``, which waits there."""
-    sessions = Sessions(store, on_event=on_event)
+    """The shop behind its sessions.
+
+    Args:
+        gate: with it, the shop also has ``POST /basket/add-slowly``, which waits there.
+        options: of :class:`Sessions`.
+    """
+    sessions = Sessions(store, **options)
     routes = [
         Route("/", shelf),
         Route("/basket", basket),
@@ -169,7 +175,7 @@ async def account(request: Request) -> Response:
     body = f"""<dl class="card"><dt>Who</dt><dd>{escape(_name(session))}</dd>
 <dt>Logged in since</dt><dd>{_time(session.authenticated_at)}</dd>
 <dt>Ends, if nothing more is heard</dt><dd>{_time(session.expires_at)}</dd>
-<dt>Session id</dt><dd><code>{escape(session.id)}</code></dd></dl>
+<dt>Session id</dt><dd><code>{escape(session.id)}</code></dd>{_device(session)}</dl>
 <p class="hint">The id is public: fit for logs and listings, useless for logging in. The secret is the cookie's token.</p>
 <p><a href="/account/sessions/">Where you are logged in</a></p>
 {_button("/logout", "Log out")}"""
@@ -195,6 +201,7 @@ async def raw_session(request: Request) -> Response:
     facts = {
         "id": None if session.is_new else session.id,
         "user_id": session.user_id,
+        "device_bound": session.is_device_bound,
         "data": session.copy(),
         "expires_at": None if session.is_new else session.expires_at.isoformat(timespec="seconds"),
     }
@@ -383,7 +390,11 @@ def _what_the_server_sees(session: Session) -> str:
     who = "nobody" if session.user_id is None else escape(_name(session))
     return f"""{heading}<dl><dt>Id</dt><dd><code>{escape(session.id)}</code></dd><dt>Logged in</dt><dd>{who}</dd>
 <dt>Holds</dt><dd>{keys} (<a href="/session.json">all of it</a>)</dd>
-<dt>Ends</dt><dd>{_time(session.expires_at)}, if nothing more is heard</dd></dl>"""
+<dt>Ends</dt><dd>{_time(session.expires_at)}, if nothing more is heard</dd>{_device(session)}</dl>"""
+
+
+def _device(session: Session) -> str:
+    return "<dt>Device</dt><dd>bound to this device</dd>" if session.is_device_bound else ""
 
 
 def _theme_buttons(current: str, here: str) -> str:

@@ -11,19 +11,23 @@ import contextlib
 import re
 import ssl
 import sys
+import time
 from collections.abc import Mapping
 from os import environ
-from secrets import token_hex
-from typing import Any, Self, cast
+from secrets import token_hex, token_urlsafe
+from types import MappingProxyType
+from typing import Any, Final, Self, cast
+from urllib.parse import parse_qsl
 
 import httpx
 from redis.asyncio import Redis
 
-from asgi_sessions import CookieConfig, Sessions, StoreError
+from asgi_sessions import CookieConfig, DeviceBound, Sessions, StoreError
 from asgi_sessions._core.record import Record
 from asgi_sessions._engine.loops import stop
 from asgi_sessions.cli._serve import certificate, listen, open_store, serving, url_of
 from asgi_sessions.cli._shop import Gate, create_shop
+from asgi_sessions.dbsc.testing import SoftwareDevice
 from asgi_sessions.errors import RecordChanged
 from asgi_sessions.stores import Store
 
@@ -32,13 +36,43 @@ TIME_LIMIT = 20.0
 
 _COOKIE = CookieConfig()  # the default one, as in production
 _ATTRIBUTES = {"Path=/", "Secure", "HttpOnly", "SameSite=Lax"}
-_SHOWN = ("set-cookie", "location", "vary", "cache-control")
+_ASKED = ("cookie", "sec-secure-session-id", "secure-session-response")
+_SAID = (
+    "set-cookie",
+    "location",
+    "vary",
+    "cache-control",
+    "secure-session-registration",
+    "secure-session-challenge",
+)
+_SECRETS: Final = re.compile(
+    r"""(?<=-bound-.{16}=)[^;,\s'"]+|(?<=challenge=")[^"]+|(?<=;id=")[^"]+|(?<=Session-Challenge: ")[^"]+"""
+    r"""|(?<=Session-Response: )\S+|(?<=Session-Id: )\S+"""
+)
+"""Of a bound session; cut like every token."""
 _LAPTOP = "Mozilla/5.0 (X11; Linux x86_64; rv:133.0) Gecko/20100101 Firefox/133.0"
 _PHONE = (
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
     "Version/18.1 Mobile/15E148 Safari/604.1"
 )
+_OFFER = '(ES256 RS256);path="/dbsc/register"'
 _CONFLICT = "update (changed meanwhile)"
+
+
+class Clock:
+    """The machine's clock, until the tour moves it."""
+
+    stands_still = True
+    """The clock of a store's server does not correct it."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self._ahead
+
+    def advance(self, seconds: float) -> None:
+        self._ahead += seconds
 
 
 class Mismatch(Exception):
@@ -65,8 +99,8 @@ def run() -> int:
 
 
 async def _tour(store: Watched, where: str, *, redis: tuple[str, str] | None) -> int:
-    gate = Gate()
-    shop = create_shop(store, cookie=_COOKIE, gate=gate)
+    gate, clock, bound = Gate(), Clock(), DeviceBound()
+    shop = create_shop(store, cookie=_COOKIE, gate=gate, clock=clock, secret_keys=[store.secret], device_bound=bound)
     pem = certificate()
     listener = listen("127.0.0.1", 0)
     async with asyncio.timeout(TIME_LIMIT), serving(shop, listener, pem=pem):
@@ -74,17 +108,20 @@ async def _tour(store: Watched, where: str, *, redis: tuple[str, str] | None) ->
         print(f"{_bold('The life of a session')}, at {url}\nSessions are kept {where}.")
         print("Tokens are this tour's own, and shortened all the same.", flush=True)
         try:
-            return await Tour(url, pem[0].decode(), store, gate, redis).play()
+            return await Tour(url, pem[0].decode(), store, gate, clock, redis).play()
         finally:
             await store.clean_up()
 
 
 class Tour:
-    def __init__(self, url: str, trusted: str, store: Watched, gate: Gate, redis: tuple[str, str] | None) -> None:
+    def __init__(
+        self, url: str, trusted: str, store: Watched, gate: Gate, clock: Clock, redis: tuple[str, str] | None
+    ) -> None:
         self._url = url
         self._tls = ssl.create_default_context(cadata=trusted)  # this very certificate, and no other
         self._store = store
         self._gate = gate
+        self._clock = clock
         self._redis = redis
         self._steps = 0
         self._things = 0
@@ -102,6 +139,8 @@ class Tour:
             await self._two_devices(laptop, phone)
             await self._revoke(laptop, phone)
             await self._log_out_everywhere(laptop, phone)
+        async with self._bound_visitor("owner") as owner, self._visitor("thief") as thief:
+            await self._stolen_cookies(owner, thief)
         return self._things
 
     # ── The life of a session ──
@@ -255,6 +294,36 @@ class Tour:
         await self._store.forget_user("ada")
         self._check("nothing of this tour is left in the store", await self._store.left(), 0)
 
+    # ── Bound to a device ──
+
+    async def _stolen_cookies(self, owner: BoundVisitor, thief: Visitor) -> None:
+        self._announce(
+            "A bound session: the browser has a key that cannot be copied. A thief has both cookies, for ten minutes."
+        )
+        response = await owner.post("/login", user="ada", password="teapot", next="account")  # noqa: S106 - as above
+        self._check("the shop leads to the account", _leads_to(response), "/account")
+        offer = response.headers.get("secure-session-registration", "")
+        self._check("it offers to bind the session", _OFFER in offer, True)
+        self._check("the browser has made a key and registered it", len(owner.device.sessions), 1)
+        session = await self._session(owner)
+        self._check("the session is bound to this device", session["device_bound"], True)
+        self._say("Somebody copies both cookies, and presents them now.")
+        thief.present(owner.token, owner.bound_cookies())
+        self._check("for the moment the thief is Ada", (await self._session(thief))["user_id"], "ada")
+        self._say("Eleven minutes later.")
+        self._clock.advance(660)
+        response = await thief.get("/account")
+        self._check("the thief's browser is to prove that it has the key", response.status_code, 307)
+        self._check("and is told to drop the second cookie", "Max-Age=0" in "".join(_set_cookies(response)), True)
+        await self._check_dead(thief, thief.token)
+        response = await owner.get("/account")
+        self._check("Ada's browser proves its key, and her account is shown", response.status_code, 200)
+        self._check("as bound to this device", "bound to this device" in response.text, True)
+        response = await owner.post("/logout")
+        self._check("she logs out", _leads_to(response), "/")
+        self._check("nothing of this tour is left in the store", await self._store.left(), 0)
+        await self._store.forget_user("ada")
+
     async def _sessions(self, visitor: Visitor) -> list[dict[str, Any]]:
         response = await visitor.get("/account/sessions/api/sessions")
         self._check("the sessions are listed", response.status_code, 200)
@@ -296,9 +365,18 @@ class Tour:
     # ── Showing ──
 
     def _visitor(self, name: str, agent: str = "a tour") -> Visitor:
+        return Visitor(name, self._client(self._transport(), agent))
+
+    def _bound_visitor(self, name: str) -> BoundVisitor:
+        device = SoftwareDevice(self._transport(), clock=self._clock)
+        return BoundVisitor(name, self._client(device, _LAPTOP), device)
+
+    def _client(self, transport: httpx.AsyncBaseTransport, agent: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self._url, transport=transport, headers={"user-agent": agent})
+
+    def _transport(self) -> Shown:
         # Proxies and certificates of the environment are not asked: the way to the shop is a straight one.
-        client = httpx.AsyncClient(base_url=self._url, verify=self._tls, trust_env=False, headers={"user-agent": agent})
-        return Visitor(name, client)
+        return Shown(httpx.AsyncHTTPTransport(verify=self._tls, trust_env=False))
 
     async def _session(self, visitor: Visitor) -> dict[str, Any]:
         """What the shop says is in the session. The questions that this puts to the store do not count."""
@@ -320,6 +398,35 @@ class Tour:
             raise Mismatch(f"  ✗ {claim}\n    expected: {_short(repr(expected))}\n    seen:     {_short(repr(seen))}")
         self._things += 1
         print(f"  ✓ {claim}", flush=True)
+
+
+class Shown(httpx.AsyncBaseTransport):
+    """A transport that prints what a visitor sends and is told."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        visitor: Visitor | None = request.extensions.get("visitor")
+        if visitor is None:
+            return await self._inner.handle_async_request(request)
+        form = dict(parse_qsl(request.content.decode("ascii")))
+        said = "".join(f"  {name}={value}" for name, value in form.items() if name != "password")
+        asked = _lines(request.headers, _ASKED)
+        if "cookie" not in request.headers:
+            asked.insert(0, "Cookie: (none)")
+        visitor.show("→", [f"{request.method} {request.url.raw_path.decode('ascii')} HTTP/1.1{said}", *asked])
+        response = await self._inner.handle_async_request(request)
+        status = f"{response.http_version} {response.status_code} {response.reason_phrase}"
+        visitor.show("←", [status, *_lines(response.headers, _SAID)])
+        return response
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def _lines(headers: httpx.Headers, names: tuple[str, ...]) -> list[str]:
+    return [f"{name.title()}: {value}" for name, value in headers.multi_items() if name in names]
 
 
 class Visitor:
@@ -348,18 +455,19 @@ class Visitor:
 
     async def listen(self, path: str) -> None:
         """Hold a stream open until it ends."""
-        self._print("→", [f"GET {path} HTTP/1.1"])
+        self.show("→", [f"GET {path} HTTP/1.1"])
         async with self._client.stream("GET", path, timeout=httpx.Timeout(5, read=None)) as response:
             async for line in response.aiter_lines():
                 if line:
-                    self._print("←", [line])
+                    self.show("←", [line])
                     self.hears.set()
-        self._print("←", ["(the stream has ended)"])
+        self.show("←", ["(the stream has ended)"])
 
-    def present(self, token: str | None) -> None:
-        """Hold this token and no other."""
+    def present(self, token: str | None, others: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Hold this token and no other, and these other cookies."""
         self._client.cookies.clear()
-        self._client.cookies.set(_COOKIE.name, token or "")
+        for name, value in {_COOKIE.name: token or "", **others}.items():
+            self._client.cookies.set(name, value)
 
     async def get(self, path: str) -> httpx.Response:
         return await self._send("GET", path)
@@ -368,25 +476,28 @@ class Visitor:
         return await self._send("POST", path, form)
 
     async def _send(self, method: str, path: str, form: Mapping[str, str] | None = None) -> httpx.Response:
-        request = self._client.build_request(method, path, data=form)
-        said = "".join(f"  {name}={value}" for name, value in (form or {}).items() if name != "password")
-        cookies = request.headers.get_list("cookie") or ["(none)"]
-        lines = [f"{method} {path} HTTP/1.1{said}", *(f"Cookie: {cookie}" for cookie in cookies)]
-        self._print("→", lines)
+        request = self._client.build_request(method, path, data=form, extensions={"visitor": self})
         response = await self._client.send(request)
-        lines = [f"{response.http_version} {response.status_code} {response.reason_phrase}"]
-        for name, value in response.headers.multi_items():
-            if name in _SHOWN:
-                lines.append(f"{name.title()}: {value}")
         if response.headers.get("content-type") == "application/json":
-            lines.append(response.text if len(response.text) < 300 else f"{response.text[:300]}…")
-        self._print("←", lines)
+            self.show("←", [response.text if len(response.text) < 300 else f"{response.text[:300]}…"])
         return response
 
-    def _print(self, arrow: str, lines: list[str]) -> None:
+    def show(self, arrow: str, lines: list[str]) -> None:
         who = "" if self._name == "visitor" else f"{self._name} "
         for line in lines:
             print(f"    {who}{arrow} {_short(line)}", flush=True)
+
+
+class BoundVisitor(Visitor):
+    """One whose browser has a key for each bound session."""
+
+    def __init__(self, name: str, client: httpx.AsyncClient, device: SoftwareDevice) -> None:
+        super().__init__(name, client)
+        self.device = device
+
+    def bound_cookies(self) -> dict[str, str]:
+        """The cookies that the browser was given for its proofs."""
+        return {name: value for name, (value, _) in self.device.cookies.items()}
 
 
 class Watched:
@@ -396,6 +507,8 @@ class Watched:
         self._store = store
         self._asked: list[str] = []
         self._made: list[str] = []
+        self.secret: str = token_urlsafe(32)
+        """Of this tour alone: it seals what is in the store."""
         self.namespace: str = getattr(store, "namespace", "")
 
     @property
@@ -464,7 +577,7 @@ class Watched:
                 await self._store.delete(key)
 
     async def forget_user(self, user_id: str) -> int:
-        return await Sessions(self).erase(user_id)
+        return await Sessions(self, secret_keys=[self.secret]).erase(user_id)
 
 
 def _set_cookies(response: httpx.Response) -> list[str]:
@@ -485,7 +598,8 @@ def _leads_to(response: httpx.Response) -> str:
 
 def _short(text: str) -> str:
     """The text with every token in it cut."""
-    return re.sub(rf"(?<={re.escape(_COOKIE.name)}=)[^;,\s'\"]+", lambda found: _cut(found[0]) or "", text)
+    tokens = rf"(?<={re.escape(_COOKIE.name)}=)[^;,\s'\"]+|{_SECRETS.pattern}"
+    return re.sub(tokens, lambda found: _cut(found[0]) or "", text)
 
 
 def _cut(token: str | None) -> str | None:
