@@ -4,4 +4,5 @@ All three answer 401 in the same way. A 401 must carry a challenge (RFC 9110, se
 cookies; ``WWW-Authenticate: Cookie`` is what we say, since no browser opens its password dialog at it. Where the user is known
 and only has to prove again who they are, the challenge says so in the words of RFC 9470:
 ``Cookie error=insufficient_user_authentication, max_age=300``. The way on is then ``session.confirm()``, not a log-in.
+``require_device_bound`` answers 403, since neither of them helps a browser that cannot bind its session.
 """
