@@ -7,8 +7,8 @@ token in the forms and keeps no state::
     app = CrossOriginProtection(app, trusted_origins=["https://partner.example"])
 
 The rules are those of ``net/http.CrossOriginProtection`` in Go's standard library, which follow "Cross-Site Request Forgery" by
-Filippo Valsorda (2025), with two additions: WebSocket handshakes are judged too, since no browser asks before it makes one; and
-headers that come twice, where one is due, are refused.
+Filippo Valsorda (2025), with three additions. WebSocket handshakes are judged too, since no browser asks before it makes one.
+Headers that come twice, where one is due, are refused. And browsers may prove the keys of device-bound sessions.
 """
 
 from __future__ import annotations
