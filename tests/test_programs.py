@@ -211,9 +211,10 @@ def test_a_part_of_the_suite_can_be_run(command: str, tree: Path) -> None:
     assert re.search(r"\d+(/\d+)? tests collected", said)
 
 
-def test_make_demo_opens_the_shop_until_it_is_interrupted(tree: Path) -> None:
+@pytest.mark.parametrize(("arguments", "scheme"), [("", "http"), ("--https", "https"), ("--bound", "https")])
+def test_make_demo_opens_the_shop_until_it_is_interrupted(tree: Path, arguments: str, scheme: str) -> None:
     with subprocess.Popen(
-        ["make", "PYTHON=false", "demo", "DEMO_ARGS=--port 0"],
+        ["make", "PYTHON=false", "demo", f"DEMO_ARGS=--port 0 {arguments}"],
         cwd=tree,
         env={**os.environ, "REDIS_URL": ""},
         stdout=subprocess.PIPE,
@@ -222,7 +223,7 @@ def test_make_demo_opens_the_shop_until_it_is_interrupted(tree: Path) -> None:
     ) as process:
         assert process.stdout is not None
         try:
-            opened = any("The shop is open at http://127.0.0.1:" in line for line in process.stdout)
+            opened = any(f"The shop is open at {scheme}://127.0.0.1:" in line for line in process.stdout)
         finally:
             os.killpg(process.pid, signal.SIGINT)
 
@@ -314,6 +315,12 @@ def test_what_ci_runs_is_a_program(command: str) -> None:
 @each_command(r"python -m asgi_sessions demo --tour")
 def test_the_tour_is_played(command: str) -> None:
     run(sys.executable, *shlex.split(command)[1:], REDIS_URL="")
+
+
+@each_command(r"(make demo DEMO_ARGS=|python -m asgi_sessions demo )--bound")
+def test_the_demo_of_bound_sessions_is_run(command: str) -> None:
+    """By :func:`test_make_demo_opens_the_shop_until_it_is_interrupted`; ``test_demo.py`` uses it."""
+    assert command.endswith("--bound")
 
 
 @each_command(r"python -m asgi_sessions demo")
