@@ -10,7 +10,7 @@ import httpx
 
 from asgi_sessions import DeviceBound, RedisStore, SessionMiddleware, Timeouts
 from asgi_sessions.dbsc.testing import SoftwareDevice
-from benchmarks._peers import KEY, _user
+from benchmarks._peers import KEY, a_user
 from benchmarks._work import (
     a_scope,
     a_server,
@@ -45,7 +45,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     elif path == "/regenerate":
         session.regenerate()
     elif path == "/log-in":
-        session.log_in(_user())  # of one user, no more than 25 sessions live
+        session.log_in(a_user())  # of one user, no more than 25 sessions live
     elif path == "/log-out":
         session.destroy()
     await answer(send, b"ok")

@@ -12,8 +12,8 @@ from asgi_sessions._core.arguments import several
 from asgi_sessions._core.timeouts import duration
 from asgi_sessions.errors import ConfigurationError
 
-# RFC 3986, section 3.3. Nothing that would end a quoted string in a header, and no "." or "..", which browsers resolve.
-_PATH: Final = re.compile(r"(?!.*/\.\.?(?:/|\Z))(?:/[A-Za-z0-9\-._~!$&()*+,=:@%]+)+")
+# RFC 3986, section 3.3, without percent-encoding: so the path in a URL equals ASGI's decoded one. Browsers resolve "." and "..".
+_PATH: Final = re.compile(r"(?!.*/\.\.?(?:/|\Z))(?:/[A-Za-z0-9\-._~!$&()*+,=:@]+)+")
 _HOST: Final = re.compile(r"(?:\*\.)?[a-z0-9\-]+(?:\.[a-z0-9\-]+)*")
 
 _LIFETIMES: Final = (timedelta(minutes=3), timedelta(hours=1))
@@ -82,5 +82,5 @@ def _check_path(name: str, path: object) -> None:
     if not (isinstance(path, str) and len(path) <= 200 and _PATH.fullmatch(path)):
         raise ConfigurationError(
             f"DeviceBound({name}={path!r}): write the path as it stands in a URL. It begins with '/', has no '/' at the end, no "
-            "segment '.' or '..', and other special characters are percent-encoded"
+            "segment '.' or '..', and no character that a URL would percent-encode"
         )

@@ -242,6 +242,8 @@ def test_any_path_and_query_make_a_header(path: str, query: bytes) -> None:
         {"path": "/"},
         {"path": '/"'},
         {"path": "/a b"},
+        {"path": "/a%20b"},
+        {"exempt": ["/a%20b"]},
         {"path": "/../x"},
         {"exempt": "/static"},
         {"exempt": ["static"]},
