@@ -49,6 +49,8 @@ ahead = 0.0
 trouble = ""
 """Of the store: its next ``update`` or ``load`` waits for ``/-/go``; or it lets the server ``die`` after its next update; or its
 updates fail while it is ``down``."""
+in_place_of_refresh = 0
+"""A status, as a proxy might answer in place of the app."""
 may_go = asyncio.Event()
 may_regenerate = asyncio.Event()
 
@@ -89,11 +91,12 @@ class InFile(Troubled, SQLStore):
 
 
 async def control(scope: Any, send: Any) -> None:
-    """``/-/log``, ``/-/set?ahead=&trouble=&clear``, ``/-/go``, ``/-/regenerate``: what the tests ask and set."""
-    global ahead, trouble
+    """``/-/log``, ``/-/set?ahead=&trouble=&refresh=&clear``, ``/-/go``, ``/-/regenerate``: what the tests ask and set."""
+    global ahead, trouble, in_place_of_refresh
     if scope["path"] == "/-/set":
         options = dict(parse_qsl(scope["query_string"].decode(), keep_blank_values=True))
         ahead, trouble = float(options.get("ahead", ahead)), options.get("trouble", trouble)
+        in_place_of_refresh = int(options.get("refresh", in_place_of_refresh))
         if "clear" in options:
             log.clear()
             events.clear()
@@ -237,8 +240,9 @@ def a_sessions(options: dict[str, Any]) -> Sessions:
         exempt=options.get("exempt", ["/exempt"]),
         refresh_initiators=options.get("refresh_initiators", []),
     )
-    # Shorter than may be set, for a test that waits for it.
+    # Shorter than may be set, for tests that wait for it.
     object.__setattr__(bound, "socket_seconds", options.get("sockets", 3600))
+    object.__setattr__(bound, "seconds", options.get("seconds", bound.seconds))
     return Sessions(
         InFile.from_url(options["store"]) if "store" in options else InMemory(),
         secret_keys=options.get("secrets", ["vE7nT0qk3mWz9YpLr5sXcB2aUhJd8GfK"]),
@@ -264,7 +268,11 @@ def an_app() -> Any:
         elif scope["path"].startswith("/-/"):
             await control(scope, send)
         elif dict(scope["headers"]).get(b"host", b"").startswith(b"localhost"):
-            await app(scope, receive, logged(scope, send))
+            send = logged(scope, send)
+            if in_place_of_refresh and scope["path"] == "/dbsc/refresh":
+                await Response(None, in_place_of_refresh, {"location": "/page"})(scope, receive, send)
+            else:
+                await app(scope, receive, send)
         else:
             await other(scope, receive, send)
 

@@ -45,7 +45,7 @@ class Visitor:
         self.driver.switch_to.window(first)
         self.driver.get("about:blank")
         self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": self.url, "storageTypes": "all"})
-        self.set(ahead="0", trouble="", clear="")
+        self.set(ahead="0", trouble="", refresh="0", clear="")
         return self
 
     # ── The server ──
