@@ -157,6 +157,27 @@ def test_a_log_in_by_a_form_of_another_site_is_bound(visitor: Visitor) -> None:
     assert visitor.type("/page") == BOUND
 
 
+def test_a_log_in_by_fetch_is_bound(visitor: Visitor) -> None:
+    """What the page asks for meanwhile has the session, too."""
+    visitor.type("/page")
+
+    seen = visitor.run("fetch('/log-in', {method: 'POST'}).then(() => fetch('/who')).then(r => r.json()).then(done)")
+
+    assert seen["user"] == "alice"
+    visitor.registered()
+    assert visitor.fetch()["bound"]
+
+
+def test_for_a_moment_after_the_registration_nothing_need_be_proved(visitor: Visitor) -> None:
+    """So that what the browser sent before it had the cookie is not lost."""
+    visitor.log_in()
+    visitor.type("/page")
+    visitor.drop()
+    visitor.set(ahead="0", refresh="503")
+
+    assert visitor.fetch() == {"user": "alice", "bound": False, "unproven": False}
+
+
 # ── Refresh ──
 
 
@@ -573,8 +594,11 @@ def test_an_api_on_another_origin(driver: Any, serve: Callable[..., str], initia
     """Another port is another origin of the same site."""
     front = serve("tests.dbsc.browsed:a_front_end")
     visitor = Visitor(driver, serve(refresh_initiators=initiators)).begin()
-    visitor.log_in()
     visitor.driver.get(front)
+    visitor.run(
+        "fetch(arguments[0], {method: 'POST', credentials: 'include'}).then(() => done())", visitor.url + "/log-in"
+    )
+    visitor.registered()
     visitor.drop()
 
     seen = visitor.fetch(visitor.url + "/who", credentials="include")
@@ -587,6 +611,21 @@ def test_an_api_on_another_origin(driver: Any, serve: Callable[..., str], initia
         assert seen["user"] is None
         assert visitor.log("/dbsc/refresh") == []
     assert visitor.type("/page") == BOUND
+
+
+def test_another_site_that_may_have_the_key_proved(driver: Any, serve: Callable[..., str]) -> None:
+    """Its links need no reload page, and its refresh comes without a cookie."""
+    visitor = Visitor(driver, serve(refresh_initiators=["127.0.0.1"])).begin()
+    visitor.log_in()
+    visitor.go_elsewhere()
+    visitor.drop()
+
+    visitor.click(f"{visitor.url}/page?a=b#there")
+
+    assert visitor.shows(BOUND)
+    refresh, page = visitor.log()
+    assert (refresh["path"], refresh["status"], page["path"]) == ("/dbsc/refresh", 200, "/page")
+    assert "cookie" not in refresh["headers"]
 
 
 # ── Trouble ──
