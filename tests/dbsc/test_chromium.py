@@ -380,6 +380,50 @@ def test_a_refresh_that_races_with_a_new_token(visitor: Visitor, moment: str) ->
     assert visitor.log("/dbsc/register") == []
 
 
+RACES = {"regenerate": [200, 401], "confirm": [200, 401], "destroy": [401]}
+"""What happens while the browser registers its key, and how that, and what comes of it, is answered."""
+
+
+@pytest.mark.parametrize("verb", RACES)
+def test_a_registration_that_races(visitor: Visitor, verb: str) -> None:
+    """A new token offers it once more: the key that was registered first stays."""
+    visitor.set(trouble="load")  # the log-in loads nothing: it is the registration that waits
+    visitor.type("/log-in")
+    assert until(lambda: visitor.ask("/-/log")["trouble"] == "waits", 10)
+
+    visitor.type(f"/do/{verb}")
+    if verb != "destroy":
+        assert until(lambda: 200 in visitor.statuses("/dbsc/register"), 10)
+    visitor.ask("/-/go")
+
+    assert until(lambda: sorted(filter(None, visitor.statuses("/dbsc/register"))) == RACES[verb], 10), visitor.log()
+    shown = NOBODY if verb == "destroy" else BOUND
+    assert visitor.type("/page") == shown
+    visitor.drop()
+    assert visitor.type("/page") == shown
+    assert visitor.statuses() == ([] if verb == "destroy" else [200])
+
+
+def test_a_log_out_while_the_key_is_being_proved(visitor: Visitor) -> None:
+    visitor.log_in()
+    visitor.type("/page")
+    kept = httpx.Cookies({name: each["value"] for name, each in visitor.cookies().items()})
+    visitor.drop()
+    visitor.set(trouble="update")
+    visitor.driver.execute_script("fetch('/who')")
+    assert until(lambda: visitor.ask("/-/log")["trouble"] == "waits", 10)
+
+    assert httpx.get(visitor.url + "/do/destroy", cookies=kept, verify=False).status_code == 200
+    visitor.ask("/-/go")
+
+    assert until(lambda: ["user" in each for each in visitor.log("/who")] == [True], 10)
+    assert visitor.log("/who")[0]["user"] is None
+    assert visitor.statuses()[-1] == 401
+    assert visitor.type("/page") == NOBODY
+    visitor.log_in()
+    assert visitor.type("/page") == BOUND
+
+
 def test_a_log_in_over_a_session_binds_the_new_one(visitor: Visitor) -> None:
     """The browser gives up the key of the old one when it asks for it next."""
     visitor.log_in()
