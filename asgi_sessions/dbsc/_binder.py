@@ -169,12 +169,15 @@ class Binder:
             await events.emit(
                 events.event("session.bound", session_id=found.record.id, user_id=body.user_id, **details)
             )
-        return self._proven(scope, found, binding, now)
+        identifier = self._identifiers.identifier(found.record.owner or "", found.record.id)
+        return self._proven(scope, found, binding, identifier, now)
 
     async def _refresh(self, scope: Scope) -> Reply:
         (ids, proofs) = values_of(scope, b"sec-secure-session-id", b"secure-session-response")
         now, found, binding = self._manager.clock(), None, None
-        identity, is_signed = (None, False) if len(ids) != 1 else self._identifiers.named_in(_text(unquoted(ids[0])))
+        # All answers say it as the browser does, even if another secret signs now: at another one browsers drop the key.
+        identifier = _text(unquoted(ids[0])) if len(ids) == 1 else ""
+        identity, is_signed = self._identifiers.named_in(identifier)
         if identity is not None:
             found = await self._keeper.find(identity, self._keys(scope), is_signed=is_signed)
             binding = None if found is None else unpack_binding(found.body.device)
@@ -182,7 +185,7 @@ class Binder:
             # The session has ended, or was never bound: the browser may forget its key.
             return Reply(401)
         if not proofs:
-            return self._challenge(found, binding, now)
+            return _challenge(binding, identifier, now)
         try:
             proof = _proof_in(proofs)
             if proof.key is not None:
@@ -190,19 +193,18 @@ class Binder:
             generation = binding.generation_in(proof.challenge, now, self._options.seconds)
             is_late = generation is None or generation < binding.generation - 1
             if generation is None or is_late:
-                return self._challenge(found, binding, now)
+                return _challenge(binding, identifier, now)
             if not proof.is_signed_by(binding.key):
                 raise ProofInvalid("its signature does not match")
         except ProofInvalid as refused:
             return await self._refused(400, "refresh", found, refused)
         spent = await self._keeper.spend(found, generation, now)
         if spent is None:
-            return self._challenge(found, binding, now)
-        return self._proven(scope, found, spent, now)
+            return _challenge(binding, identifier, now)
+        return self._proven(scope, found, spent, identifier, now)
 
-    def _proven(self, scope: Scope, found: Found, binding: Binding, now: float) -> Reply:
+    def _proven(self, scope: Scope, found: Found, binding: Binding, identifier: str, now: float) -> Reply:
         """The browser has proved its key: hand out the cookie, and the next challenge."""
-        identifier = self._identifier(found)
         instructions: dict[str, Any] = {
             "session_identifier": identifier,
             "refresh_url": self._url(scope, "refresh"),
@@ -224,10 +226,6 @@ class Binder:
         text = json.dumps(instructions, separators=(",", ":")).encode("ascii")
         return Reply(200, text, (cookie, _challenge_header(binding, identifier, now)), b"application/json")
 
-    def _challenge(self, found: Found, binding: Binding, now: float) -> Reply:
-        """Ask for a proof. Writes nothing."""
-        return Reply(403, headers=(_challenge_header(binding, self._identifier(found), now),))
-
     async def _refused(self, status: int, step: str, found: Found | None, refused: ProofInvalid) -> Reply:
         events = self._manager.events
         id, user_id = (None, None) if found is None else (found.record.id, found.body.user_id)
@@ -235,9 +233,6 @@ class Binder:
             events.event("session.proof_refused", session_id=id, user_id=user_id, step=step, reason=str(refused))
         )
         return Reply(status)
-
-    def _identifier(self, found: Found) -> str:
-        return self._identifiers.identifier(found.record.owner or "", found.record.id)
 
     def _keys(self, scope: Scope) -> list[str]:
         return self._manager.recognise(self._cookie.read(scope.get("headers", ())))
@@ -256,6 +251,11 @@ def _proof_in(values: list[bytes]) -> Proof:
     if len(values) != 1:
         raise ProofInvalid("there is no proof" if not values else "there are two proofs")
     return Proof(values[0])
+
+
+def _challenge(binding: Binding, identifier: str, now: float) -> Reply:
+    """Ask for a proof. Writes nothing."""
+    return Reply(403, headers=(_challenge_header(binding, identifier, now),))
 
 
 def _challenge_header(binding: Binding, identifier: str, now: float) -> tuple[bytes, bytes]:

@@ -41,7 +41,10 @@ CHALLENGE_SECONDS: Final = 300.0
 """How long a challenge may lie with the browser after the cookie that came with it has expired."""
 
 _LAST_TIME: Final = 10**11
-_IDENTIFIER: Final = re.compile(rf"([A-Za-z0-9_-]{{{OWNER_CHARS}}})\.([A-Za-z0-9_-]{{{ID_CHARS}}})\.(.*)", re.DOTALL)
+_MAC_CHARS: Final = 22
+_IDENTIFIER: Final = re.compile(
+    r"\.".join(f"([A-Za-z0-9_-]{{{chars}}})" for chars in (OWNER_CHARS, ID_CHARS, _MAC_CHARS)), re.ASCII
+)
 
 
 class Binding(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -114,7 +114,7 @@ class SoftwareDevice(httpx.AsyncBaseTransport):
         self._put_cookies(request)
         if skipped:
             request.headers["secure-session-skipped"] = ", ".join(
-                f'unreachable;session_identifier="{id}"' for id in skipped
+                f'server_error;session_identifier="{id}"' for id in skipped
             )
         response = await self.inner.handle_async_request(request)
         self._take_cookies(response)
@@ -143,13 +143,15 @@ class SoftwareDevice(httpx.AsyncBaseTransport):
             proof = None if session.challenge is None else session.key.proof(session.challenge)
             sent = await self._post(request, session.refresh_url, proof=proof, id=session.identifier)
             if sent.status_code in (200, 204):
-                self._note(session.key, sent, session)
+                self.sessions.pop(session.identifier, None)
+                if sent.status_code == 204 or sent.json()["session_identifier"] == session.identifier:
+                    self._note(session.key, sent, session)
                 return True
             if sent.status_code >= 500:
                 return False
             challenge = _CHALLENGE.fullmatch(sent.headers.get("secure-session-challenge", ""))
-            if sent.status_code != 403 or challenge is None:
-                del self.sessions[session.identifier]  # the session has ended
+            if sent.status_code != 403 or challenge is None or challenge["id"] != session.identifier:
+                self.sessions.pop(session.identifier, None)  # the session has ended
                 return True
             session.challenge = challenge["challenge"]
         return False
@@ -187,8 +189,8 @@ class SoftwareDevice(httpx.AsyncBaseTransport):
             known = BoundSession(
                 said["session_identifier"], said["refresh_url"], said["credentials"][0]["name"], exempt, key
             )
-            self.sessions[known.identifier] = known
         if known is not None:
+            self.sessions[known.identifier] = known
             known.challenge = None if challenge is None else challenge["challenge"]
 
     def _put_cookies(self, request: httpx.Request) -> None:

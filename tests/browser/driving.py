@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,25 @@ def require_a_browser() -> None:
 
 
 @contextmanager
-def served(factory: str, directory: Path, *, tls: bool = True) -> Iterator[str]:
-    """An app, made by ``module:function``, in a process of its own; its URL under ``localhost``."""
-    port = free_port()
+def served(
+    factory: str, directory: Path, *, tls: bool = True, port: int = 0, http2: bool = False, **environment: str
+) -> Iterator[str]:
+    """An app, made by ``module:function``, in a process of its own; its URL under ``localhost``.
+
+    ``http2``: by hypercorn, of an app ``module:name``. ``environment``: variables of the process.
+    """
+    port = port or free_port()
     command = [sys.executable, "-m", "uvicorn", "--factory", factory, f"--port={port}", "--log-level=warning"]
+    options = ["--ws=websockets-sansio"]
+    if http2:
+        command, options = [sys.executable, "-m", "hypercorn", factory, f"--bind=127.0.0.1:{port}", "--workers=0"], []
     if tls:
         for name, text in zip(("cert.pem", "key.pem"), PEM, strict=True):
             (directory / name).write_bytes(text)
-        command += [f"--ssl-certfile={directory}/cert.pem", f"--ssl-keyfile={directory}/key.pem"]
-    server = subprocess.Popen([*command, "--ws=websockets-sansio"], cwd=Path(__file__).parents[2])
+        prefix = "--" if http2 else "--ssl-"
+        options += [f"{prefix}certfile={directory}/cert.pem", f"{prefix}keyfile={directory}/key.pem"]
+    root = Path(__file__).parents[2]
+    server = subprocess.Popen([*command, *options], cwd=root, env={**os.environ, **environment})
     try:
         assert until(lambda: answers(port), 20), "the server did not start"
         yield f"{'https' if tls else 'http'}://localhost:{port}"
@@ -53,8 +64,13 @@ def answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def a_browser(agent: str | None = None, *, dark: bool = False, size: str = "1000,1100") -> Any:
-    """A browser of its own, with a profile of its own. Every name under ``.test`` leads to this machine."""
+def a_browser(
+    agent: str | None = None, *, dark: bool = False, size: str = "1000,1100", arguments: Sequence[str] = ()
+) -> Any:
+    """A browser of its own, with a profile of its own. Every name under ``.test`` leads to this machine.
+
+    ``arguments``: more of them for its command line.
+    """
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for argument in (
@@ -67,6 +83,7 @@ def a_browser(agent: str | None = None, *, dark: bool = False, size: str = "1000
         "--host-resolver-rules=MAP *.test 127.0.0.1",
         # Not --ignore-certificate-errors: what comes with such an error is kept in no cache.
         f"--ignore-certificate-errors-spki-list={_key_of(PEM[0])}",
+        *arguments,
     ):
         options.add_argument(argument)
     if agent:

@@ -209,9 +209,10 @@ def test_the_request_goes_where_it_went(segments: list[str], query: str) -> None
     location = asyncio.run(redirected({"raw_path": path.encode(), "path": path, "query_string": query.encode()}))
 
     assert location.startswith("./")
+    is_read_otherwise = "//" in path or path.endswith("/;")  # urljoin drops what is empty, browsers keep it
     for prefix in ("https://host", "https://host/below"):
         url = prefix + path + (f"?{query}" if query else "")
-        assert urljoin(url, location) == url or "//" in path  # urljoin drops empty segments, browsers keep them
+        assert urljoin(url, location) == url or is_read_otherwise
 
 
 @given(st.text(max_size=20), st.binary(max_size=20))
