@@ -34,6 +34,7 @@ class Keeper(Protocol):
     def shadowed(self) -> set[str]: ...
     def is_modified(self, session: Session) -> bool: ...
     async def save(self, session: Session) -> None: ...
+    async def touch(self, session: Session) -> None: ...
 
 
 OURS: Final = "asgi_sessions.session"
@@ -290,6 +291,12 @@ class Session(TrackedDict):
             self._keeper.timeouts.expires_at(created_at=self._created_at, seen_at=seen_at, remembered=self._remembered)
         )
 
+    @property
+    def ends_at(self) -> datetime:
+        """When this session ends at the latest, whatever is heard from it; aware, UTC."""
+        self._accessed = True
+        return instant(self._keeper.timeouts.ends_at(created_at=self._created_at, remembered=self._remembered))
+
     def is_fresh(self, within: timedelta) -> bool:
         """Whether the user proved who they are less than ``within`` ago; for asking again before something grave (step-up)."""
         self._accessed = True
@@ -384,6 +391,21 @@ class Session(TrackedDict):
             StoreError: the store failed; nothing is known to be saved.
         """
         await self._keeper.save(self)
+
+    async def touch(self) -> None:
+        """Note that the user is here: for sockets and streams, which otherwise count as activity when they begin.
+
+        Writes once a minute at most (``Timeouts.touch``), so it may be called with every message. If it writes, it also saves
+        what has changed, as :meth:`save` does. A session whose time is over stays ended.
+
+        Raises:
+            SessionDataError: a value cannot be kept faithfully. StoreError: the store failed, while data was to be saved.
+        """
+        await self._keeper.touch(self)
+
+    def mark_passive(self) -> None:
+        """This request is no activity of the user: a poll, for example. It moves no idle timeout and renews no token."""
+        self._active = self._touch_due = self._renewal_due = False
 
     def mark_accessed(self) -> None:
         """Note that the session was read. Starlette calls this in ``request.session``; every reading method does it by itself."""
