@@ -61,7 +61,7 @@ class CrossOriginProtection:
         trusted_origins: Iterable[str] = (),
         skip: Callable[[Scope], bool] | None = None,
     ) -> None:
-        expect_app("CrossOriginProtection", app, skip)
+        expect_app("CrossOriginProtection", app, skip=skip)
         given = several("CrossOriginProtection(trusted_origins=…)", trusted_origins, "trusted_origins=[origin]")
         self.app = app
         self._trusted = frozenset(map(_trusted, given))

@@ -37,9 +37,9 @@ LONG_FUNCTIONS = {
 """Functions of more than ``MAX_FUNCTION`` lines, and why."""
 
 SIZES = {
-    "_core": (3850, 2000),
-    "_engine": (3246, 1300),
-    "_asgi": (957, 750),
+    "_core": (4020, 2000),
+    "_engine": (3254, 1300),
+    "_asgi": (970, 750),
 }
 """Lines of each private package: the bound, which gets larger only with a new feature, and the target of the design."""
 
@@ -152,11 +152,15 @@ def test_the_private_packages_only_shrink(package: str) -> None:
     )
 
 
-@pytest.mark.parametrize("part", ["frameworks", "cli", "stores", "page", "tokens"])
+@pytest.mark.parametrize("part", ["activity", "frameworks", "cli", "stores", "page", "tokens"])
 def test_no_part_imports_another(part: str) -> None:
-    others = {"frameworks", "cli", "page", "tokens"} - {part}
+    others = {"activity", "frameworks", "cli", "page", "tokens"} - {part}
     if part == "cli":
-        others -= {"page", "tokens"}  # the demo shows the page, and keygen makes keys
+        others -= {
+            "activity",
+            "page",
+            "tokens",
+        }  # the demo shows the page and warns before the end, and keygen makes keys
     for path in (PACKAGE / part).rglob("*.py"):
         for imported in imports_of(path, typing_too=False):
             assert imported.split(".")[0] not in others, f"{path.name} imports {imported}"

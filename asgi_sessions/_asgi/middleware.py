@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 from asgi_sessions._asgi.exchange import OnStoreFailure
-from asgi_sessions._asgi.foreign import check_inside, refuse_foreign, twin
+from asgi_sessions._asgi.foreign import binders_inside, check_inside, refuse_foreign, twin
 from asgi_sessions._asgi.http import HttpExchange
 from asgi_sessions._asgi.lifespan import lifespan
 from asgi_sessions._asgi.responses import unavailable
@@ -48,6 +48,8 @@ class SessionMiddleware:
             further ``options``.
         cookie: name and attributes of the cookie.
         skip: ``skip(scope) -> bool``: requests that shall have no session at all.
+        passive: ``passive(scope) -> bool``: requests that are no activity of the user, such as polls of a page. They do not
+            move the idle timeout. See also :meth:`Session.mark_passive`.
         on_store_failure: what a request with a session cookie gets when the store cannot be asked. ``"unavailable"``: 503 with
             Retry-After. ``"raise"``: the ``StoreError`` goes to your error handlers. ``"anonymous"``: an empty session, marked
             ``is_degraded``, of which nothing is written.
@@ -68,11 +70,12 @@ class SessionMiddleware:
         *,
         cookie: CookieConfig = CookieConfig(),  # noqa: B008 - frozen
         skip: Callable[[Scope], bool] | None = None,
+        passive: Callable[[Scope], bool] | None = None,
         on_store_failure: OnStoreFailure = "unavailable",
         no_store_when_logged_in: bool = False,
         **options: Unpack[SessionsOptions],
     ) -> None:
-        expect_app("SessionMiddleware", app, skip)
+        expect_app("SessionMiddleware", app, skip=skip, passive=passive)
         self.sessions: Sessions = sessions_of("SessionMiddleware", store, options)
         expect("SessionMiddleware(cookie)", cookie, CookieConfig)
         if on_store_failure not in get_args(OnStoreFailure):
@@ -89,14 +92,11 @@ class SessionMiddleware:
         self.on_store_failure = on_store_failure
         self.no_store_when_logged_in = no_store_when_logged_in
         self._skip = skip
+        self._passive = passive
         self._manager: Manager = self.sessions._manager.for_cookie(cookie.name, cookie.may_be_withheld)
         self._upkeep: Upkeep = self.sessions._upkeep
         self._watch: Watch | None = self._upkeep.watch if self._manager.devices.live else None
-        self._binder: Binder | None = None
-        if (bound := self.sessions.device_bound) is not None:
-            from asgi_sessions.dbsc._binder import Binder  # takes a while to load, and few need it
-
-            self._binder = Binder(bound, self._manager, cookie)
+        self._binder: Binder | None = _binder(self.sessions, self._manager, cookie, app)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI 3. Frameworks type their scopes differently, so the types are loose."""
@@ -139,7 +139,9 @@ class SessionMiddleware:
             try:
                 # A handshake renews no token: some servers drop the headers of `websocket.accept`, and with them the new
                 # token. The next HTTP response renews it.
-                session = await self._manager.load(keys, active=is_activity(scope), renews=kind == "http")
+                session = await self._manager.load(
+                    keys, active=is_activity(scope, self._passive), renews=kind == "http"
+                )
             except StoreError as failure:
                 await self._manager.failed("load", failure)
                 if self.on_store_failure == "raise":
@@ -177,6 +179,20 @@ class SessionMiddleware:
                 scope["session"] = scope[OURS] = outer
             if exchange.live is not None:
                 exchange.stop_watching()
+
+
+def _binder(sessions: Sessions, manager: Manager, cookie: CookieConfig, app: object) -> Binder | None:
+    options = sessions.device_bound
+    if options is None:
+        return None
+    if any(inner.path == options.path for inner in binders_inside(app)):
+        raise ConfigurationError(
+            f"a second SessionMiddleware with device_bound stands inside, and both would answer {options.path}. Give one of "
+            "them DeviceBound(path=…) with another path."
+        )
+    from asgi_sessions.dbsc._binder import Binder  # takes a while to load, and few need it
+
+    return Binder(options, manager, cookie)
 
 
 def _check_timeouts(timeouts: Timeouts | None) -> None:

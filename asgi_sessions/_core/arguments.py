@@ -36,16 +36,17 @@ def expect(name: str, value: object, *kinds: type) -> None:
         raise ConfigurationError(f"{name} is a {type(value).__name__}: give a {wanted}")
 
 
-def expect_app(called: str, app: object, skip: object = None) -> None:
-    """Refuse the ``app`` or ``skip`` of a middleware if they cannot be called.
+def expect_app(called: str, app: object, **predicates: object) -> None:
+    """Refuse the ``app`` or a predicate of a middleware if they cannot be called.
 
     Raises:
         ConfigurationError: with the type only, since an argument in the wrong place may be a secret.
     """
     if not callable(app):
         raise ConfigurationError(f"{called}(app=<{type(app).__name__}>): give an ASGI app; it comes first")
-    if skip is not None and (not callable(skip) or iscoroutinefunction(skip)):
-        raise ConfigurationError(f"{called}(skip=…): give a plain function, not a coroutine function")
+    for name, predicate in predicates.items():
+        if predicate is not None and (not callable(predicate) or iscoroutinefunction(predicate)):
+            raise ConfigurationError(f"{called}({name}=…): give a plain function, not a coroutine function")
 
 
 def whole(text: str, least: int, most: int) -> int | None:

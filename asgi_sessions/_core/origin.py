@@ -7,7 +7,7 @@ registrable domain, and take no notice of ports (draft-ietf-httpbis-rfc6265bis, 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -90,8 +90,10 @@ _FROM_PROXIES: Final = frozenset(
 _PREFETCH = re.compile(rb"[ \t]*prefetch[ \t]*(?:;|\Z)")
 
 
-def is_activity(scope: Mapping[str, Any]) -> bool:
+def is_activity(scope: Any, passive: Callable[[Any], bool] | None = None) -> bool:
     """Whether a user sent this request. Browsers send preflights and speculative loads by themselves.
+
+    ``passive``: the app's own opinion of what is no activity.
 
     ``Sec-Purpose: prefetch`` is from the Fetch standard's prefetch extension and W3C's Speculation Rules. It is a token that may
     have parameters (RFC 9651, sections 3.1.2 and 3.3.4).
@@ -101,7 +103,7 @@ def is_activity(scope: Mapping[str, Any]) -> bool:
     for name, value in scope.get("headers", ()):
         if name == b"sec-purpose":
             return _PREFETCH.match(value) is None
-    return True
+    return passive is None or not passive(scope)
 
 
 def is_plain_http(scope: Mapping[str, Any]) -> bool:

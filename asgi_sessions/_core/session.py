@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Final, Protocol, Self
+from typing import Any, ClassVar, Final, Protocol, Self, TypeVar, overload
 
 from asgi_sessions._core.elsewhere import NAMES, Elsewhere
 from asgi_sessions._core.hidden import Hidden
@@ -17,8 +17,9 @@ from asgi_sessions._core.record import Body, Record
 from asgi_sessions._core.timeouts import Timeouts, duration
 from asgi_sessions._core.token import new_id, user_id_in
 from asgi_sessions._core.tracked import TrackedDict
+from asgi_sessions._core.typed import from_plain, to_plain
 from asgi_sessions._core.types import Clock, instant
-from asgi_sessions.errors import ResponseStarted, SessionError, SessionWarning
+from asgi_sessions.errors import ResponseStarted, SessionDataError, SessionError, SessionWarning
 
 
 class Keeper(Protocol):
@@ -34,7 +35,14 @@ class Keeper(Protocol):
     def shadowed(self) -> set[str]: ...
     def is_modified(self, session: Session) -> bool: ...
     async def save(self, session: Session) -> None: ...
+    async def touch(self, session: Session) -> None: ...
 
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+_RAISE: Final = object()
+"""No default was given."""
 
 OURS: Final = "asgi_sessions.session"
 """The key of the scope that only we write. ``scope["session"]`` belongs to the innermost session middleware of any kind."""
@@ -290,6 +298,12 @@ class Session(TrackedDict):
             self._keeper.timeouts.expires_at(created_at=self._created_at, seen_at=seen_at, remembered=self._remembered)
         )
 
+    @property
+    def ends_at(self) -> datetime:
+        """When this session ends at the latest, whatever is heard from it; aware, UTC."""
+        self._accessed = True
+        return instant(self._keeper.timeouts.ends_at(created_at=self._created_at, remembered=self._remembered))
+
     def is_fresh(self, within: timedelta) -> bool:
         """Whether the user proved who they are less than ``within`` ago; for asking again before something grave (step-up)."""
         self._accessed = True
@@ -384,6 +398,83 @@ class Session(TrackedDict):
             StoreError: the store failed; nothing is known to be saved.
         """
         await self._keeper.save(self)
+
+    # ── Typed values ──
+
+    @overload
+    def get_as(self, key: str, kind: type[T]) -> T | None: ...
+    @overload
+    def get_as(self, key: str, kind: type[T], default: D) -> T | D: ...
+    def get_as(self, key: str, kind: type[T], default: Any = _RAISE) -> Any:
+        """The value of a key as an object of a type; ``None`` if there is no such key.
+
+        The type is a dataclass, a msgspec struct, a pydantic model, a TypedDict, or another type that msgspec can convert to,
+        such as ``set[UUID]``. The object is a copy: :meth:`set_as` stores it again after a change.
+
+        Args:
+            default: returned if there is no such key, or if its value does not fit the type.
+        Raises:
+            SessionDataError: the value does not fit the type, and there is no default.
+        """
+        return self._read_as(self.get(key, _RAISE), kind, default, f"session[{key!r}]")
+
+    def set_as(self, key: str, value: object) -> None:
+        """Store an object, as :meth:`get_as` reads it.
+
+        Raises:
+            SessionDataError: neither msgspec nor pydantic can convert it.
+        """
+        self[key] = to_plain(value)
+
+    @overload
+    def read_model(self, kind: type[T]) -> T: ...
+    @overload
+    def read_model(self, kind: type[T], default: D) -> T | D: ...
+    def read_model(self, kind: type[T], default: Any = _RAISE) -> Any:
+        """The whole session as an object of a type. Keys that the type does not have are left out.
+
+        Args:
+            default: returned if the data does not fit the type.
+        Raises:
+            SessionDataError: the data does not fit the type, and there is no default.
+        """
+        return self._read_as({**self}, kind, default, "the session")
+
+    def write_model(self, value: object) -> None:
+        """Store the fields of an object, each under its own key. Other keys stay.
+
+        Raises:
+            SessionDataError: neither msgspec nor pydantic can convert it, or it has no fields.
+        """
+        plain = to_plain(value)
+        if not isinstance(plain, dict):
+            raise SessionDataError(f"write_model(): a {type(value).__name__} has no fields")
+        self.update(plain)
+
+    def _read_as(self, value: Any, kind: type[T], default: Any, named: str) -> Any:
+        if value is _RAISE:
+            return None if default is _RAISE else default
+        try:
+            return from_plain(value, kind)
+        except SessionDataError as error:
+            if default is not _RAISE:
+                return default
+            raise SessionDataError(f"{named}: {error}") from None
+
+    async def touch(self) -> None:
+        """Note that the user is here: for sockets and streams, which otherwise count as activity when they begin.
+
+        Writes once a minute at most (``Timeouts.touch``), so it may be called with every message. If it writes, it also saves
+        what has changed, as :meth:`save` does. A session whose time is over stays ended.
+
+        Raises:
+            SessionDataError: a value cannot be kept faithfully. StoreError: the store failed, while data was to be saved.
+        """
+        await self._keeper.touch(self)
+
+    def mark_passive(self) -> None:
+        """This request is no activity of the user: a poll, for example. It moves no idle timeout and renews no token."""
+        self._active = self._touch_due = self._renewal_due = False
 
     def mark_accessed(self) -> None:
         """Note that the session was read. Starlette calls this in ``request.session``; every reading method does it by itself."""

@@ -135,6 +135,15 @@ class Manager:
         """Commit in the middle of a request; what the browser must receive is kept for the response."""
         await self.commit(session, is_save=True, step="save")
 
+    async def touch(self, session: Session) -> None:
+        """Note that the user of a session is here, if that was not noted within the last minute."""
+        if session._record is None or session._over:
+            return
+        session._now, session._active = self.clock(), True
+        session._touch_due = self.timeouts.touch_due(session._record.seen_at, session._remembered, session._now)
+        if session._touch_due:
+            await self.commit(session, is_save=True, step="touch")
+
     # ── Sessions that live by refresh tokens, for the package ``tokens`` ──
 
     async def admit(self, record: Record, body: Body) -> None:

@@ -21,11 +21,14 @@ from asgi_sessions.dbsc._binding import LEEWAY, Binding, Identifiers, expiry_of,
 from asgi_sessions.dbsc._keeper import Keeper
 from asgi_sessions.dbsc._options import DeviceBound
 from asgi_sessions.dbsc._proof import ALGORITHMS, Proof, ProofInvalid, unquoted
-from asgi_sessions.dbsc._verdict import Verdict, path_of, verdict_on
+from asgi_sessions.dbsc._verdict import Verdict, path_of, skipped_reason, verdict_on
 from asgi_sessions.errors import ConfigurationError, StoreError
 
 OFFER_WITHIN: Final = 5.0
 """Seconds since the user proved who they are, in which the browser is offered to bind the session."""
+
+QUOTA_SECONDS: Final = 60
+"""After how many seconds a browser tries again that has used up its quota of proofs. Chromium counts them over nine minutes."""
 
 _PREFIX: Final = re.compile(r"__(?:host|secure|http)-(?:http-)?", re.IGNORECASE)
 
@@ -48,6 +51,7 @@ class Binder:
             ConfigurationError: browsers would refuse the bound cookie beside this cookie.
         """
         _refuse_cookie(cookie)
+        self.path: str = options.path
         self._options = options
         self._manager = manager
         self._cookie = cookie
@@ -84,8 +88,10 @@ class Binder:
         verdict = verdict_on(scope, binding, record.id, session._now, self._options, is_expired=is_expired)
         if verdict is Verdict.GRACE:
             return session
-        path = str(scope.get("path", ""))
+        path, reason = str(scope.get("path", "")), ""
         details: dict[str, Any] = {"verdict": verdict.value, "path": path, "enforced": self._options.enforce}
+        if verdict is Verdict.SKIPPED:
+            details["reason"] = reason = skipped_reason(scope, record.id) or ""
         events = self._manager.events
         await events.emit(events.event("session.unproven", session_id=record.id, user_id=stored.user_id, **details))
         if not self._options.enforce:
@@ -93,7 +99,8 @@ class Binder:
         if verdict is Verdict.EXPIRED:
             await repeat(scope, send, self._set(record.id, "", 0))
         elif verdict is Verdict.SKIPPED:
-            await unavailable(scope, send, self._manager.guard.retry_after)
+            after = QUOTA_SECONDS if reason == "quota_exceeded" else self._manager.guard.retry_after
+            await unavailable(scope, send, after)
         elif verdict is Verdict.NAVIGATION:
             await reload_page(send)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,9 +45,9 @@ def verdict_on(
     is_http = scope["type"] == "http"
     if is_expired:
         return Verdict.EXPIRED if is_http else Verdict.UNPROVEN
-    skipped, sites, modes = values_of(scope, b"secure-session-skipped", b"sec-fetch-site", b"sec-fetch-mode")
-    if any(id.encode("ascii") in value for value in skipped):
+    if skipped_reason(scope, id) is not None:
         return Verdict.SKIPPED
+    sites, modes = values_of(scope, b"sec-fetch-site", b"sec-fetch-mode")
     if is_exempt(scope, options):
         return Verdict.ELSEWHERE
     if not sites or sites == [b"same-origin"]:
@@ -56,6 +57,20 @@ def verdict_on(
         return Verdict.NAVIGATION
     # "none" is what the user did without a page: such a request would have been held.
     return Verdict.UNPROVEN if sites == [b"none"] else Verdict.ELSEWHERE
+
+
+def skipped_reason(scope: Mapping[str, Any], id: str) -> str | None:
+    """Why the browser did not prove the key of a session; ``None``: it does not say so.
+
+    ``Secure-Session-Skipped`` is a list of tokens, each with the identifier of a session as its parameter. Chromium says
+    ``server_error``, ``unreachable`` and ``quota_exceeded``. Other words are passed on, cut to 40 letters.
+    """
+    for value in values_of(scope, b"secure-session-skipped")[0]:
+        for member in value.split(b","):
+            if id.encode("ascii") in member:
+                word = re.match(rb"[ \t]*([a-z_]{1,40})[ \t]*(?:;|\Z)", member)
+                return "" if word is None else word[1].decode("ascii")
+    return None
 
 
 def is_exempt(scope: Mapping[str, Any], options: DeviceBound) -> bool:

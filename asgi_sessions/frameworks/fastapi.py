@@ -28,7 +28,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from datetime import timedelta
 from functools import wraps
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar, cast
 
 from asgi_sessions import CookieConfig, Session
 from asgi_sessions._core.extras import needs
@@ -53,7 +53,11 @@ __all__ = [
     "require_device_bound",
     "require_fresh",
     "require_user",
+    "session_as",
 ]
+
+T = TypeVar("T")
+_MISSING: Final = object()
 
 NAME: Final = CookieConfig().name
 
@@ -130,6 +134,31 @@ class RequireDeviceBound(RequireUser):
 
 
 require_device_bound: RequireDeviceBound = RequireDeviceBound()
+
+
+def session_as(
+    kind: type[T], key: str | None = None, *, default_factory: Callable[[], T] | None = None
+) -> Callable[[HTTPConnection], T]:
+    """A dependency: a typed value of the session, or the whole session as an object of this type.
+
+    ``Annotated[Cart, Depends(session_as(Cart, "cart", default_factory=Cart))]``. ``session.set_as("cart", cart)`` stores it
+    again.
+
+    Args:
+        key: of the value; ``None``: the whole session.
+        default_factory: makes the value where none is stored, or where the stored one does not fit the type. Without it, the
+            first is ``None`` and the second a ``SessionDataError``.
+    """
+
+    async def typed(connection: HTTPConnection) -> Any:
+        session = current_session(connection)
+        if default_factory is None:
+            return session.read_model(kind) if key is None else session.get_as(key, kind)
+        found = session.read_model(kind, _MISSING) if key is None else session.get_as(key, kind, _MISSING)
+        return default_factory() if found is _MISSING else found
+
+    return cast("Callable[[HTTPConnection], T]", typed)
+
 
 CurrentSession = Annotated[Session, Depends(_session)]
 CurrentUser = Annotated[str, Depends(require_user)]

@@ -445,3 +445,38 @@ async def test_other_paths_and_sites_of_one_store(store: Store, clock: FakeClock
 
     assert answer.status_code == 200
     assert refused.status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ('server_error;session_identifier="{id}"', "server_error"),
+        ('unreachable;session_identifier="x", quota_exceeded;session_identifier="{id}"', "quota_exceeded"),
+        ('"{id}"', ""),
+        ("{id}" * 50, ""),
+        ('server_error;session_identifier="x"', None),
+        ("", None),
+    ],
+)
+async def test_why_a_browser_did_not_prove_its_key(site: Site, alice: Person, header: str, reason: str | None) -> None:
+    site.clock.advance(GRACE + 1)
+    value = header.replace("{id}", alice.only.identifier)
+
+    answer = await Thief(site, alice, bound=False).do(headers={"secure-session-skipped": value})
+
+    (event,) = [event for event in site.events if event.name == "session.unproven"]
+    assert event.details.get("reason") == reason
+    if reason is None:
+        assert answer["unproven"]
+    else:
+        assert answer.headers["retry-after"] == ("60" if reason == "quota_exceeded" else "1")
+
+
+def test_two_middlewares_that_would_answer_the_same_path_are_refused() -> None:
+    sessions = Sessions(MemoryStore(), secret_keys=KEYS, device_bound=DeviceBound())
+    other = Sessions(MemoryStore(), secret_keys=KEYS, device_bound=DeviceBound(path="/other"))
+    inner = SessionMiddleware(Site(MemoryStore(), FakeClock())._inner, sessions, cookie=CookieConfig("__Host-a"))
+
+    with pytest.raises(ConfigurationError, match="both would answer /dbsc"):
+        SessionMiddleware(inner, sessions, cookie=CookieConfig("__Host-b"))
+    SessionMiddleware(inner, other, cookie=CookieConfig("__Host-b"))

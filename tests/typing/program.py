@@ -5,6 +5,7 @@ It is also imported by the suite, so that it cannot say what is not true.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, assert_type
 
@@ -31,6 +32,11 @@ from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 
 
+@dataclass
+class Visit:
+    number: int
+
+
 def on_event(event: Event) -> None:
     assert_type(event.name, str)
     assert_type(event.at, datetime)
@@ -53,6 +59,13 @@ async def handler(request: Request) -> JSONResponse:
     assert_type(session.authenticated_at, datetime | None)
     assert_type(session.expires_at, datetime)
     assert_type(session.is_fresh(timedelta(minutes=5)), bool)
+    assert_type(session.ends_at, datetime)
+    assert_type(session.get_as("visit", Visit), Visit | None)
+    assert_type(session.get_as("visit", Visit, Visit(1)), Visit)
+    assert_type(session.get_as("ids", set[int], None), set[int] | None)
+    assert_type(session.read_model(Visit, None), Visit | None)
+    session.mark_passive()
+    await session.touch()
     assert_type(session.copy(), dict[str, Any])
     try:
         session.log_in("alice", remember=True)

@@ -1,0 +1,82 @@
+"""Typed values: objects of the app as what a payload can carry, and back. msgspec or pydantic does the conversion."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import msgspec
+
+from asgi_sessions.errors import SessionDataError
+
+T = TypeVar("T")
+
+_KEPT = (bytes, datetime)
+"""Types of a payload that JSON lacks."""
+
+
+def to_plain(value: object) -> Any:
+    """A value as JSON types, ``bytes`` and ``datetime``.
+
+    Raises:
+        SessionDataError: msgspec and pydantic cannot convert it.
+    """
+    try:
+        return _listed(msgspec.to_builtins(value, builtin_types=_KEPT, str_keys=True, enc_hook=_of_pydantic))
+    except (TypeError, ValueError, RecursionError, NotImplementedError) as error:
+        raise SessionDataError(f"a {type(value).__name__} cannot be kept in a session: {error}") from None
+
+
+def from_plain(value: object, kind: type[T]) -> T:
+    """What :func:`to_plain` was given, as an object of this type.
+
+    Raises:
+        SessionDataError: the value does not fit the type.
+    """
+    try:
+        if _is_pydantic(kind):
+            found: T = _adapter(kind).validate_python(value)
+            return found
+        return msgspec.convert(value, kind, builtin_types=_KEPT, strict=False, str_keys=True, dec_hook=_to_pydantic)
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
+        # The text of pydantic's errors holds the value, and errors travel further than sessions.
+        why = f"{error.error_count()} errors" if hasattr(error, "error_count") else str(error)
+        raise SessionDataError(f"what is stored does not fit {getattr(kind, '__name__', kind)}: {why}") from None
+    except TypeError as error:
+        raise SessionDataError(f"{kind!r} is no type that msgspec or pydantic can convert to: {error}") from None
+
+
+def _listed(value: Any) -> Any:
+    """The value with lists in place of tuples, which msgspec takes for plain."""
+    if isinstance(value, dict):
+        return {key: _listed(each) for key, each in value.items()}
+    return [_listed(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _is_pydantic(kind: object) -> bool:
+    return hasattr(kind, "__pydantic_validator__")
+
+
+def _of_pydantic(value: Any) -> Any:
+    """A pydantic model, or a dataclass of pydantic's, within something else."""
+    if not _is_pydantic(type(value)):
+        raise NotImplementedError(f"msgspec does not know a {type(value).__name__}")
+    return _adapter(type(value)).dump_python(value, mode="json")
+
+
+def _to_pydantic(kind: type, value: Any) -> Any:
+    if not _is_pydantic(kind):
+        raise TypeError(f"msgspec does not know {kind.__name__}")
+    return _adapter(kind).validate_python(value)
+
+
+def _adapter(kind: Any) -> Any:
+    return _made(kind)
+
+
+@lru_cache(maxsize=256)
+def _made(kind: Any) -> Any:
+    from pydantic import TypeAdapter  # the app has it: the type is pydantic's
+
+    return TypeAdapter(kind)

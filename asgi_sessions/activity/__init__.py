@@ -1,0 +1,88 @@
+"""For front ends: how long until the session ends, and "stay logged in"; an ASGI app to mount inside the SessionMiddleware.
+
+::
+
+    app.mount("/session", ActivityEndpoints())
+
+    <script src="/session/activity.js" defer></script>
+
+``GET /session/`` says in how many seconds the session ends, and counts as no activity. ``POST /session/`` counts as activity. The
+script warns the user in all tabs before the session ends (WCAG 2.2, success criterion 2.2.1 "Timing Adjustable").
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from asgi_sessions._asgi.responses import answer
+from asgi_sessions._core.origin import is_cross_site
+from asgi_sessions._core.session import OURS, Session
+from asgi_sessions.errors import ConfigurationError
+
+__all__ = ["ActivityEndpoints"]
+
+_SOURCE = (Path(__file__).parent / "activity.js").read_text(encoding="utf-8")
+SCRIPT: Final = "\n".join(line.strip() for line in _SOURCE.splitlines() if not line.startswith("//")).encode("ascii")
+"""The script without its comments and indentation: 2 kB."""
+
+
+class ActivityEndpoints:
+    """``GET`` and ``POST`` on the path of the mount, with a slash at its end, and ``GET …/activity.js``.
+
+    The answer is JSON: ``{"logged_in": true, "idle_in": 3540, "absolute_in": 86000}``. Both times are whole seconds, rounded
+    down, or ``null`` if no session is stored. ``GET`` changes nothing. ``POST`` notes that the user is here, as any request of
+    the user does, and then answers the same. Without the slash, frameworks redirect, and a redirect counts as activity.
+    """
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI 3."""
+        if scope["type"] != "http":
+            raise ConfigurationError(f"ActivityEndpoints answers HTTP requests, and got a {scope['type']}")
+        path, root = str(scope["path"]), str(scope.get("root_path", ""))
+        below = path[len(root) :] if root and path.startswith(root) else path
+        method = scope["method"]
+        if below.endswith("/activity.js"):
+            await self._script(scope, send)
+        elif below.strip("/"):
+            await answer(scope, send, 404)
+        elif method not in ("GET", "HEAD", "POST"):
+            await answer(scope, send, 405, b"", (b"allow", b"GET, HEAD, POST"))
+        elif method == "POST" and is_cross_site(scope):
+            await answer(scope, send, 403, b"Forbidden: the request comes from another site")
+        else:
+            await self._status(scope, send)
+
+    async def _status(self, scope: Any, send: Any) -> None:
+        session: Session | None = scope.get(OURS)
+        if session is None:
+            raise ConfigurationError("ActivityEndpoints: there is no session; mount it inside of SessionMiddleware")
+        if scope["method"] == "POST":
+            await session.touch()
+        else:
+            session.mark_passive()
+        text = json.dumps(status_of(session)).encode("ascii")
+        await answer(scope, send, 200, text, kind=b"application/json")
+
+    async def _script(self, scope: Any, send: Any) -> None:
+        if scope["method"] not in ("GET", "HEAD"):
+            await answer(scope, send, 405, b"", (b"allow", b"GET, HEAD"))
+            return
+        headers = [
+            (b"content-type", b"text/javascript; charset=utf-8"),
+            (b"content-length", b"%d" % len(SCRIPT)),
+            (b"cache-control", b"public, max-age=3600"),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else SCRIPT})
+
+
+def status_of(session: Session) -> dict[str, Any]:
+    """What ``GET`` says of a session."""
+    if session.is_new:
+        return {"logged_in": False, "idle_in": None, "absolute_in": None}
+    now = session._keeper.clock()
+    idle, absolute = (max(0, int(at.timestamp() - now)) for at in (session.expires_at, session.ends_at))
+    return {"logged_in": session.user_id is not None, "idle_in": idle, "absolute_in": absolute}
