@@ -274,12 +274,11 @@ ON_EVERY_DATABASE = {
     "test_rekey",
     "test_live",
     "test_interrupted_commit",
-    "test_bound_sessions",
     "test_text_from_outside",
 }
 """Modules that run on databases too. What the others ask of a store, these ask as well."""
 
-ON_ONE_DATABASE = {"test_devices", "test_doors", "test_page", "test_refresh"}
+ON_ONE_DATABASE = {"test_bound_sessions", "test_devices", "test_doors", "test_page", "test_refresh"}
 """Modules that run on SQLite too. The contract has all databases answer alike, and these ask for what it says."""
 
 
