@@ -25,6 +25,10 @@ ALIASES: Final = frozenset(("alias", "forward"))
 """Kinds of bodies that only lead to another key. Cookies follow an ``alias``; only commits follow a ``forward`` too."""
 
 
+LOCK: Final = "lock"
+"""The kind of a record that is no session: see :meth:`Session.once`."""
+
+
 class Record(msgspec.Struct, frozen=True, gc=False):
     """What a store keeps under a key, and all it needs to know.
 
@@ -61,7 +65,7 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     kind: str
     """``session``; ``token``: a session that lives by refresh tokens; ``alias``: then the payload is the key of the successor
-    and nothing else counts."""
+    and nothing else counts; ``lock``: no session."""
     user_id: str | None
     created_at: float
     authenticated_at: float | None
@@ -155,7 +159,7 @@ def _makes_sense(record: Record, body: Body) -> bool:
         return False
     if body.kind in ALIASES:
         return record.rev == ALIAS_REV
-    if body.kind not in ("session", "token") or record.rev == ALIAS_REV:
+    if body.kind not in ("session", "token", LOCK) or record.rev == ALIAS_REV:
         return False
     if body.user_id is None:
         return record.owner is None and authenticated_at is None

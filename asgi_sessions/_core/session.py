@@ -7,6 +7,7 @@ thread pool, streams and sockets.
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final, Protocol, Self, TypeVar, overload
 
@@ -36,6 +37,7 @@ class Keeper(Protocol):
     def is_modified(self, session: Session) -> bool: ...
     async def save(self, session: Session) -> None: ...
     async def touch(self, session: Session) -> None: ...
+    def once(self, session: Session, name: str, seconds: float) -> AbstractAsyncContextManager[bool]: ...
 
 
 T = TypeVar("T")
@@ -398,6 +400,28 @@ class Session(TrackedDict):
             StoreError: the store failed; nothing is known to be saved.
         """
         await self._keeper.save(self)
+
+    def once(self, name: str, *, within: timedelta = timedelta(seconds=10)) -> AbstractAsyncContextManager[bool]:
+        """Of parallel requests of this session, one does something::
+
+            async with session.once("refresh") as mine:
+                if mine:
+                    session["upstream"] = await refresh(session["upstream"])
+
+        One request gets ``True``. What it has changed is saved at the end of the block. The others wait, get ``False``, and find
+        its changes in their session. If the block raises an error, or its server dies, another request gets ``True``. A request
+        that comes after the block gets ``True`` again: look first whether there is still something to do.
+
+        Args:
+            within: the longest time that the block may take. After it, another request may begin.
+        Raises:
+            SessionError: ``name`` is empty, or ``within`` not between 100 milliseconds and 5 minutes.
+            StoreError: the store failed, or other requests held the turn for twice that time.
+        """
+        seconds = duration("once(within)", within).total_seconds()
+        if not (isinstance(name, str) and name) or not 0.1 <= seconds <= 300:
+            raise SessionError(f"once({name!r}, within={within!r}): give a name, and 100 milliseconds to 5 minutes")
+        return self._keeper.once(self, name, seconds)
 
     # ── Typed values ──
 

@@ -225,7 +225,7 @@ class Committer:
             else:
                 await self._carry_out(session, plan, events)
         if not (session._over or self._lives(session) or await self._still_lives(session, events)):
-            self._mark_ended(session, events)
+            self.mark_ended(session, events)
             return
         if await self._attempt(session, events, failed=failed, is_save=is_save):
             return
@@ -246,7 +246,7 @@ class Committer:
     async def _still_lives(self, session: Session, events: list[Event]) -> bool:
         """Whether others have been heard from, where this request knows of nobody: a socket may be open for hours."""
         known = session._record
-        if known is None or not await self._rebase(session, await self._resolver.load(known.key, events), events):
+        if known is None or not await self.rebase(session, await self._resolver.load(known.key, events), events):
             return False
         record, stored, now = session._record, session._stored, self._planner.rules.clock()
         return record is None or stored is None or not await self._resolver.is_over(record, stored, now, events)
@@ -294,9 +294,9 @@ class Committer:
         except (RecordChanged, RecordGone) as conflict:
             session._plan = None
             current = checked(conflict.current) if isinstance(conflict, RecordChanged) else None
-            if session._record is not None and await self._rebase(session, current, events):
+            if session._record is not None and await self.rebase(session, current, events):
                 return False
-            self._mark_ended(session, events)
+            self.mark_ended(session, events)
             return True
         except SessionLimitReached:
             # The log-in did not happen. The session before it is as it was, and the browser has its cookie, or gets it now.
@@ -317,7 +317,7 @@ class Committer:
             session._cookie = session._cookie is False or not self._planner.is_cookie_withheld(session)
         return True
 
-    async def _rebase(self, session: Session, current: Record | None, events: list[Event]) -> bool:
+    async def rebase(self, session: Session, current: Record | None, events: list[Event]) -> bool:
         """Someone else was faster: what they wrote is the ground now, and what this request changed comes on top.
 
         ``current``: what lies under its key now. ``False``: the session has ended.
@@ -352,7 +352,7 @@ class Committer:
             session._intent = session._intent.settled()
         return True
 
-    def _mark_ended(self, session: Session, events: list[Event]) -> None:
+    def mark_ended(self, session: Session, events: list[Event]) -> None:
         """Another request ended the session meanwhile. That is nobody's fault: a normal response, no cookie."""
         events.append(self._events.event("session.lost", session_id=session._id or None, user_id=session._user_id))
         is_other = session._record is None  # after destroy() the session at hand is another one already

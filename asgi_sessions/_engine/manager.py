@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from copy import copy
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -29,6 +29,7 @@ from asgi_sessions._engine.events import Events
 from asgi_sessions._engine.guard import NO_KEY, Guard
 from asgi_sessions._engine.load import Loader
 from asgi_sessions._engine.loops import heed_cancellation
+from asgi_sessions._engine.once import once
 from asgi_sessions._engine.opened import DEFAULT_BYTES, OpenedRecords
 from asgi_sessions._engine.processes import worker_processes
 from asgi_sessions._engine.resolve import Resolver
@@ -143,6 +144,20 @@ class Manager:
         session._touch_due = self.timeouts.touch_due(session._record.seen_at, session._remembered, session._now)
         if session._touch_due:
             await self.commit(session, is_save=True, step="touch")
+
+    async def reload(self, session: Session) -> None:
+        """Put what the store has now under the changes of this request."""
+        events, known = list[Event](), session._record
+        if known is None or session._over:
+            return
+        async with self.asking("reload"):
+            if not await self._committer.rebase(session, await self.resolver.load(known.key, events), events):
+                self._committer.mark_ended(session, events)
+            await self.events.emit(*events)
+
+    def once(self, session: Session, name: str, seconds: float) -> AbstractAsyncContextManager[bool]:
+        """See :meth:`Session.once`."""
+        return once(self, session, name, seconds)
 
     # ── Sessions that live by refresh tokens, for the package ``tokens`` ──
 

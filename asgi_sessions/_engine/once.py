@@ -1,0 +1,150 @@
+"""Once: of parallel requests of one session, one does something, and the others see its result."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from hashlib import sha256
+from typing import Protocol
+
+import anyio
+
+from asgi_sessions._core.planner import RecordRules
+from asgi_sessions._core.record import LOCK, Body, Record
+from asgi_sessions._core.session import Session
+from asgi_sessions._core.token import KEY_SUFFIX_CHARS, base64url, shard_of
+from asgi_sessions._core.types import Clock
+from asgi_sessions._engine.contract import Store
+from asgi_sessions._engine.guard import Guard
+from asgi_sessions._engine.resolve import Resolver, noting
+from asgi_sessions.errors import RecordChanged, RecordDamaged, RecordExists, RecordGone, StoreError
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.2
+"""Seconds between two looks at the lock of another request."""
+
+DONE_SECONDS = 5.0
+"""For how long a lock says that its work is done: until all that waited have looked."""
+
+_BUSY, _DONE = b"busy", b"done"
+
+
+class Engine(Protocol):
+    """The part of a manager that locks need."""
+
+    store: Store
+    guard: Guard
+    resolver: Resolver
+    records: RecordRules
+    clock: Clock
+
+    def asking(self, step: str) -> AbstractAsyncContextManager[None]: ...
+    async def save(self, session: Session) -> None: ...
+    async def reload(self, session: Session) -> None: ...
+
+
+@asynccontextmanager
+async def once(manager: Engine, session: Session, name: str, seconds: float) -> AsyncIterator[bool]:
+    """Whether this request is to do the work called ``name``; see :meth:`Session.once`."""
+    record = session._record
+    if record is None or session._over:
+        yield True  # nothing is stored, so no other request has this session
+        return
+    lock = _Lock(manager, record, name, seconds)
+    if not await lock.acquire():
+        await manager.reload(session)
+        yield False
+        return
+    try:
+        yield True
+        await manager.save(session)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await lock.give_up()
+        raise
+    await lock.finish()
+
+
+class _Lock:
+    """A record beside the one of the session. It has an expiry, so a server that dies holds nobody up for longer."""
+
+    def __init__(self, manager: Engine, of: Record, name: str, seconds: float) -> None:
+        digest = base64url(sha256(f"asgi-sessions once\0{of.id}\0{name}".encode()).digest())
+        self._key = shard_of(of.key) + digest[:KEY_SUFFIX_CHARS]
+        self._manager = manager
+        self._id = of.id
+        self._seconds = seconds
+        self._rev = 1 + secrets.randbelow(10**8 - 2)  # so that nobody takes the lock of another one for this one
+
+    async def acquire(self) -> bool:
+        """Take the lock; ``False``: another request has done the work meanwhile.
+
+        Raises:
+            StoreError: the store failed, or the lock stayed taken for twice its time.
+        """
+        pause, waits_for = FIRST_PAUSE, 0
+        give_up_at = self._manager.clock() + 2 * self._seconds
+        while True:
+            there = await self._take()
+            if there is None:
+                return True
+            is_done = self._is_done(there)
+            if waits_for and is_done:
+                return False
+            if there.expires_at <= self._manager.clock() or is_done:
+                await self._remove(
+                    there.rev
+                )  # of a server that died, or of work that was done before this request asked
+                continue
+            waits_for = there.rev
+            if self._manager.clock() >= give_up_at:
+                raise StoreError("other requests held the lock of session.once() for too long")
+            await anyio.sleep(pause)
+            pause = min(pause * 1.5, LONGEST_PAUSE)
+
+    def _is_done(self, there: Record) -> bool:
+        try:
+            return self._manager.records.open(there).payload == _DONE
+        except RecordDamaged:
+            return False
+
+    async def _take(self) -> Record | None:
+        """Store the lock; what lies there, if another request was faster."""
+        async with self._manager.asking("once"):
+            try:
+                await self._manager.guard.ask(self._manager.store.create, self._record(_BUSY, self._rev, self._seconds))
+            except RecordExists:
+                there = await self._manager.resolver.load(self._key, [])
+                if there is None:
+                    return await self._take()
+                return there
+        return None
+
+    async def finish(self) -> None:
+        """The work is done and saved. Failures are left to the expiry."""
+        try:
+            async with self._manager.asking("once"):
+                done = self._record(_DONE, self._rev + 1, DONE_SECONDS)
+                await self._manager.guard.ask(self._manager.store.update, done, rev=self._rev)
+        except (StoreError, RecordChanged, RecordGone):
+            return
+
+    async def give_up(self) -> None:
+        """The work failed: another request may try. Failures are left to the expiry."""
+        try:
+            await self._remove(self._rev)
+        except StoreError:
+            return
+
+    async def _remove(self, rev: int) -> None:
+        async with self._manager.asking("once"):
+            try:
+                note = self._manager.resolver.in_passing(self._id)
+                await self._manager.guard.ask(self._manager.store.delete, self._key, rev=rev, **noting(note))
+            except RecordChanged:
+                return
+
+    def _record(self, payload: bytes, rev: int, seconds: float) -> Record:
+        now = self._manager.clock()
+        body = Body(LOCK, None, now, None, now, False, payload)
+        return self._manager.records.sealed(Record(self._key, rev, now, now + seconds, self._id, None, b""), body)
