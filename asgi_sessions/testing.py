@@ -68,6 +68,7 @@ async def session_cookie(
     data: Mapping[str, Any] | None = None,
     remember: bool = False,
     cookie: CookieConfig = CookieConfig(),  # noqa: B008 - frozen
+    realm: str | None = None,
     **options: Unpack[SessionsOptions],
 ) -> tuple[str, str]:
     """Begin a session and return its cookie: name and value.
@@ -76,11 +77,12 @@ async def session_cookie(
         store: the ``Sessions`` of the app. The app's store will do with the ``options`` that its Sessions has.
         user_id: ``None`` makes an anonymous session, and needs ``data``.
         cookie: the one of the app's SessionMiddleware.
+        realm: what ``realm=`` of the app's SessionMiddleware returns for the requests of the test.
     Raises:
         SessionDataError: the user id or the data cannot be kept, or there is neither.
         ConfigurationError: another argument makes no sense, or the app has other ``secret_keys`` and would not know the cookie.
     """
-    return await _begun(sessions_of("session_cookie", store, options), user_id, data, remember, cookie)
+    return await _begun(sessions_of("session_cookie", store, options), user_id, data, remember, cookie, realm)
 
 
 async def _begun(
@@ -89,12 +91,14 @@ async def _begun(
     data: Mapping[str, Any] | None,
     remember: bool,
     cookie: CookieConfig,
+    realm: str | None,
 ) -> tuple[str, str]:
     expect("session_cookie(cookie)", cookie, CookieConfig)
     if data is not None:
         expect("session_cookie(data)", data, Mapping)
-    manager = sessions._manager.for_cookie(cookie.name)
+    manager = sessions._manager.for_cookie(cookie.name, None, None if realm is None else lambda scope: realm)
     session = manager.begin()
+    session._origin = None if realm is None else {"type": "http", "method": "GET", "headers": []}
     session.update(data or {})
     if user_id is not None:
         session.log_in(user_id, remember=remember)
@@ -128,6 +132,7 @@ async def log_in(
     data: Mapping[str, Any] | None = None,
     remember: bool = False,
     cookie: CookieConfig = CookieConfig(),  # noqa: B008 - frozen
+    realm: str | None = None,
     **options: Unpack[SessionsOptions],
 ) -> None:
     """Make a client of httpx or httpx2 logged in as ``user_id``; arguments as for :func:`session_cookie`.
@@ -136,7 +141,7 @@ async def log_in(
         ConfigurationError: the app has other ``secret_keys``. Where the app is not built yet, its first request raises it.
     """
     sessions = sessions_of("log_in", store, options)
-    name, value = await _begun(sessions, user_id, data, remember, cookie)
+    name, value = await _begun(sessions, user_id, data, remember, cookie, realm)
     try:
         _began.setdefault(client, []).append(sessions)
     except TypeError:

@@ -50,6 +50,8 @@ class SessionMiddleware:
         skip: ``skip(scope) -> bool``: requests that shall have no session at all.
         passive: ``passive(scope) -> bool``: requests that are no activity of the user, such as polls of a page. They do not
             move the idle timeout. See also :meth:`Session.mark_passive`.
+        realm: ``realm(scope) -> str``, for one app that serves several hosts or tenants: a token counts only in the realm in
+            which it was made, such as the host name. ``docs/realms.md``.
         on_store_failure: what a request with a session cookie gets when the store cannot be asked. ``"unavailable"``: 503 with
             Retry-After. ``"raise"``: the ``StoreError`` goes to your error handlers. ``"anonymous"``: an empty session, marked
             ``is_degraded``, of which nothing is written.
@@ -71,11 +73,12 @@ class SessionMiddleware:
         cookie: CookieConfig = CookieConfig(),  # noqa: B008 - frozen
         skip: Callable[[Scope], bool] | None = None,
         passive: Callable[[Scope], bool] | None = None,
+        realm: Callable[[Scope], str] | None = None,
         on_store_failure: OnStoreFailure = "unavailable",
         no_store_when_logged_in: bool = False,
         **options: Unpack[SessionsOptions],
     ) -> None:
-        expect_app("SessionMiddleware", app, skip=skip, passive=passive)
+        expect_app("SessionMiddleware", app, skip=skip, passive=passive, realm=realm)
         self.sessions: Sessions = sessions_of("SessionMiddleware", store, options)
         expect("SessionMiddleware(cookie)", cookie, CookieConfig)
         if on_store_failure not in get_args(OnStoreFailure):
@@ -93,7 +96,7 @@ class SessionMiddleware:
         self.no_store_when_logged_in = no_store_when_logged_in
         self._skip = skip
         self._passive = passive
-        self._manager: Manager = self.sessions._manager.for_cookie(cookie.name, cookie.may_be_withheld)
+        self._manager: Manager = self.sessions._manager.for_cookie(cookie.name, cookie.may_be_withheld, realm)
         self._upkeep: Upkeep = self.sessions._upkeep
         self._watch: Watch | None = self._upkeep.watch if self._manager.devices.live else None
         self._binder: Binder | None = _binder(self.sessions, self._manager, cookie, app)
@@ -131,7 +134,7 @@ class SessionMiddleware:
             # Browsers keep one cookie under a __Host- name. A second one is an attack, and either may be the false one.
             await self._manager.emit_event("cookie.duplicated", count=len(values))
             values = []
-        keys = self._manager.recognise(values) if values else None
+        keys = self._manager.recognise(values, scope) if values else None
         del values  # error collectors record the local variables of each frame in a traceback
         if not keys:
             session = self._manager.begin()  # no cookie of ours: an empty session, and no I/O

@@ -37,7 +37,7 @@ from asgi_sessions._core.plan import (
 from asgi_sessions._core.record import ALIAS_REV, Body, Record, seal, unseal
 from asgi_sessions._core.session import Session
 from asgi_sessions._core.timeouts import RENEWAL_GRACE, Timeouts
-from asgi_sessions._core.token import TokenMint, key_of, owner_of_known, shard_of
+from asgi_sessions._core.token import TokenMint, key_of, owner_of_known, realm_of, shard_of
 from asgi_sessions._core.types import Clock
 from asgi_sessions.errors import RecordDamaged, SessionDataError
 
@@ -116,11 +116,22 @@ class RecordRules:
 class Planner:
     """Makes the plans of the sessions that one cookie leads to."""
 
-    def __init__(self, rules: RecordRules, mint: TokenMint, may_be_withheld: Callable[[Any], bool] | None) -> None:
+    def __init__(
+        self,
+        rules: RecordRules,
+        mint: TokenMint,
+        may_be_withheld: Callable[[Any], bool] | None,
+        realm: Callable[[Any], object] | None = None,
+    ) -> None:
         self.rules = rules
         self.codec = MessagePackCodec()
         self._mint = mint
+        self._realm = realm
         self._may_be_withheld = may_be_withheld
+
+    def realm(self, origin: Any) -> bytes:
+        """The realm of a request; empty where the app has none."""
+        return b"" if self._realm is None or origin is None else realm_of(self._realm(origin))
 
     # ── Whether there is anything to do ──
 
@@ -297,8 +308,9 @@ class Planner:
         if fresh_token:
             # Renaming keeps the shard, so that it is one atomic step in one slot; a log-in moves to the user's.
             near = old.key if old is not None else owner
-            token = Hidden(self._mint.mint(None if near is None else shard_of(near)))
-            key, minted_at = key_of(token.value), now
+            realm = self.realm(session._origin)
+            token = Hidden(self._mint.mint(None if near is None else shard_of(near), realm))
+            key, minted_at = key_of(token.value, realm), now
         else:
             key, minted_at = _known(session).key, stored.minted_at if stored is not None else now
         # By position, both: names cost half as much again.

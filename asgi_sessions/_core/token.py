@@ -20,7 +20,7 @@ from hashlib import sha256
 from hmac import compare_digest
 
 from asgi_sessions._core.hmac import Hmac
-from asgi_sessions.errors import SessionDataError
+from asgi_sessions.errors import SessionDataError, SessionError
 
 SHARD_CHARS = 3
 """18 bits: 262,144 shards spread well over the 16,384 slots of a Redis Cluster."""
@@ -106,21 +106,35 @@ def owner_of_known(user_id: str) -> str:
     return base64url(sha256(b"asgi-sessions owner\0" + user_id.encode("utf-8")).digest()[:16])
 
 
+def realm_of(name: object) -> bytes:
+    """The realm of a request, from what the app's ``realm=`` says of it; in front of it stands NUL, which is in no token.
+
+    Raises:
+        SessionError: ``name`` is no ``str``.
+    """
+    if not isinstance(name, str):
+        raise SessionError(
+            f"SessionMiddleware(realm=…) returned a {type(name).__name__}: return a str, such as the host"
+        )
+    return b"\0" + name.encode("utf-8", "surrogatepass")
+
+
 def shard_of(name: str) -> str:
     """The shard that a token, a key or an owner names: its first three characters."""
     return name[:SHARD_CHARS]
 
 
-def key_of(token: str) -> str:
+def key_of(token: str, realm: bytes = b"") -> str:
     """The key of a token's record: its shard, then 128 bits of SHA-256 of the token as base64url; 25 characters.
 
-    Knowing a key does not help to log in, so a store, a backup or a slow-query log may hold it.
+    Knowing a key does not help to log in, so a store, a backup or a slow-query log may hold it. In another ``realm`` the same
+    token has another key, and so leads to nothing.
     """
-    return _key_of(token[:BARE_CHARS].encode("ascii"))
+    return _key_of(token[:BARE_CHARS].encode("ascii"), realm)
 
 
-def _key_of(bare: bytes) -> str:
-    digest = b2a_base64(sha256(bare).digest()[:16], newline=False).translate(_URL_SAFE, b"=")
+def _key_of(bare: bytes, realm: bytes) -> str:
+    digest = b2a_base64(sha256(bare + realm).digest()[:16], newline=False).translate(_URL_SAFE, b"=")
     return (bare[:SHARD_CHARS] + digest).decode("ascii")
 
 
@@ -151,14 +165,17 @@ class TokenMint:
         self._signers = tuple(Signer(key, context) for key in keys)
         self._size = SIGNED_CHARS if self._signers else BARE_CHARS
 
-    def mint(self, shard: str | None = None) -> str:
-        """A fresh token in that shard, or anywhere: one user's sessions live together, anonymous ones are spread out."""
+    def mint(self, shard: str | None = None, realm: bytes = b"") -> str:
+        """A fresh token in that shard, or anywhere: one user's sessions live together, anonymous ones are spread out.
+
+        ``realm``: as :func:`realm_of` makes it; the token is worthless in another one.
+        """
         if shard is None:
             shard = shard_of(secrets.token_urlsafe(SHARD_CHARS))
         bare = shard + secrets.token_urlsafe(RANDOM_BYTES)
         if not self._signers:
             return bare
-        return bare + self._signers[0].sign(bare.encode("ascii")).decode("ascii")
+        return bare + self._signers[0].sign(bare.encode("ascii") + realm).decode("ascii")
 
     def parse(self, raw: bytes) -> str | None:
         """The token in ``raw``, or ``None`` unless it has our form and, with secret keys, our signature.
@@ -167,7 +184,7 @@ class TokenMint:
         """
         return None if self.key_in(raw) is None else raw.decode("ascii")
 
-    def key_in(self, raw: bytes) -> str | None:
+    def key_in(self, raw: bytes, realm: bytes = b"") -> str | None:
         """The key of the token in ``raw``, where :meth:`parse` finds one."""
         if len(raw) != self._size or raw.translate(None, ALPHABET):
             return None
@@ -176,6 +193,6 @@ class TokenMint:
             # Every key is tried even after a hit: there are two or three, and time then says nothing about which.
             good = False
             for signer in self._signers:
-                good |= compare_digest(signer.sign(bare), presented)
-            return _key_of(bare) if good else None
-        return _key_of(raw)
+                good |= compare_digest(signer.sign(bare + realm), presented)
+            return _key_of(bare, realm) if good else None
+        return _key_of(raw, realm)

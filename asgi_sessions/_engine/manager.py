@@ -84,18 +84,29 @@ class Manager:
         self.resolver: Resolver = Resolver(store, self.guard, self.records, self.events)
         self.users: Users = Users(store, self.guard, self.records, self.events)
         self._queues: Queues = WeakValueDictionary()
-        self._serve("", None)
+        self._serve("")
 
-    def for_cookie(self, name: str, may_be_withheld: Callable[[Any], bool] | None = None) -> Manager:
+    def for_cookie(
+        self,
+        name: str,
+        may_be_withheld: Callable[[Any], bool] | None = None,
+        realm: Callable[[Any], object] | None = None,
+    ) -> Manager:
         """This manager, for the sessions of one cookie: another cookie has other tokens, and all else is shared."""
         other = copy(self)
-        other._serve(name, may_be_withheld)
+        other._serve(name, may_be_withheld, realm)
         return other
 
-    def _serve(self, cookie_name: str, may_be_withheld: Callable[[Any], bool] | None) -> None:
+    def _serve(
+        self,
+        cookie_name: str,
+        may_be_withheld: Callable[[Any], bool] | None = None,
+        realm: Callable[[Any], object] | None = None,
+    ) -> None:
         self.cookie_name = cookie_name
         self._mint = TokenMint(self.secrets.subkeys("token signature"), cookie_name)
-        self.planner: Planner = Planner(self.records, self._mint, may_be_withheld)
+        self.planner: Planner = Planner(self.records, self._mint, may_be_withheld, realm)
+        self._has_realms = realm is not None
         self._committer = Committer(
             self.store, self.guard, self.planner, self.resolver, self.events, self._queues, self.cache
         )
@@ -113,11 +124,12 @@ class Manager:
         """An empty session, for a request that brought no token. No I/O."""
         return Session._empty(self, self.clock())
 
-    def recognise(self, values: Iterable[bytes]) -> list[str]:
+    def recognise(self, values: Iterable[bytes], scope: Any = None) -> list[str]:
         """The keys that the cookie values can stand for: form and signature are looked at, before any I/O."""
         keys: list[str] = []
+        realm = self.planner.realm(scope) if self._has_realms else b""
         for value in values:
-            key = self._mint.key_in(value)
+            key = self._mint.key_in(value, realm)
             if key is not None:
                 keys.append(key)
                 if len(keys) == MAX_CANDIDATES:

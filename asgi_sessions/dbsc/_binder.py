@@ -242,7 +242,7 @@ class Binder:
         return Reply(status)
 
     def _keys(self, scope: Scope) -> list[str]:
-        return self._manager.recognise(self._cookie.read(scope.get("headers", ())))
+        return self._manager.recognise(self._cookie.read(scope.get("headers", ())), scope)
 
     def _set(self, id: str, value: str, max_age: int) -> tuple[bytes, bytes]:
         return b"set-cookie", f"{self._name}{id}={value}; Max-Age={max_age}; {self._attributes}".encode("ascii")
