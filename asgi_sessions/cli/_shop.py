@@ -22,6 +22,7 @@ from starlette.routing import Mount, Route
 
 from asgi_sessions import CookieConfig, Session, SessionMiddleware, Sessions
 from asgi_sessions._forms import FORM, NeverArrived, TooLong, body_of, form_in, kind_of
+from asgi_sessions.activity import ActivityEndpoints
 from asgi_sessions.page import SessionsPage
 from asgi_sessions.sessions import SessionsOptions
 from asgi_sessions.stores import Store
@@ -97,6 +98,7 @@ def create_shop(
         Route("/login", log_in_page),
         Route("/account", account),
         Mount("/account/sessions", SessionsPage(sessions, log_in_url="/login?next=sessions")),
+        Mount("/session", ActivityEndpoints()),
         Route("/account/clock", clock),
         Route("/session.json", raw_session),
         _post("/basket/add", add),
@@ -339,6 +341,7 @@ th{color:var(--soft);font-weight:400;font-size:.93rem}tfoot td{font-weight:600;b
 code{font:.92em ui-monospace,Menlo,Consolas,monospace}
 footer{margin-top:2.5rem;padding-top:1rem;padding-bottom:2rem;border-top:1px solid var(--line);font-size:.88rem}
 footer h2{font-size:.93rem;margin:0 0 .5rem}
+dialog{border:1px solid var(--line);border-radius:.75rem;padding:1.25rem 1.5rem;background:var(--ground);color:var(--ink)}
 footer .themes{display:flex;gap:.5rem;align-items:center;margin-top:1rem;color:var(--soft)}
 @media(max-width:30rem){dl{grid-template-columns:1fr}dd{margin-bottom:.5rem}}
 """
@@ -346,8 +349,9 @@ footer .themes{display:flex;gap:.5rem;align-items:center;margin-top:1rem;color:v
 _ICON = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Ctext y='13' font-size='13'%3E%F0%9F%8D%B5%3C/text%3E%3C/svg%3E"  # noqa: E501
 
 _HEADERS = {
-    # No script at all, no style but ours.
-    "content-security-policy": "default-src 'none'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
+    # One script of ours, which warns before the session ends, and no style but ours.
+    "content-security-policy": "default-src 'none'; script-src 'self'; connect-src 'self'; img-src data:; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'; "
     f"style-src 'sha256-{base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()}'",
     "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
@@ -363,19 +367,20 @@ def _page(
     status: int = 200,
     headers: Mapping[str, str] | None = None,
 ) -> HTMLResponse:
-    theme, links, footer = "paper", "", ""
+    theme, links, footer, script = "paper", "", "", ""
     if session is not None:
         theme = session.get("theme", theme)
         count = sum(session.get("basket", {}).values())
         who = '<a href="/login">Log in</a>'
         if session.user_id is not None:
+            script = '<script src="/session/activity.js" defer data-expired="/login"></script>'
             who = f'<a href="/account">{escape(_name(session))}</a>{_button("/logout", "Log out", kind="quiet")}'
         links = f'<a href="/basket">Basket ({count})</a>{who}'
         footer = f"<footer>{_what_the_server_sees(session)}{_theme_buttons(theme, here)}</footer>"
     html = f"""<!doctype html>
 <html lang="en" class="{escape(theme)}"><head><meta charset="utf-8"><title>{escape(title)} · Tea and so on</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="{_ICON}">
-<style>{_STYLE}</style></head><body>
+<style>{_STYLE}</style>{script}</head><body>
 <header><a class="name" href="/">Tea and so on</a>{links}</header>
 <main><h1>{escape(title)}</h1>{body}</main>{footer}</body></html>
 """
