@@ -47,7 +47,7 @@ from asgi_sessions._engine.everyone import end_all
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.opened import DEFAULT_BYTES
 from asgi_sessions._engine.upkeep import Upkeep
-from asgi_sessions.dbsc import DeviceBound
+from asgi_sessions.dbsc import DeviceBound, is_confirmed
 from asgi_sessions.errors import ConfigurationError, SessionDataError, SessionError
 
 _logger = logging.getLogger("asgi_sessions")
@@ -465,7 +465,7 @@ def _info(record: Record, body: Body, current: str | None) -> SessionInfo:
         kind="token" if body.kind == "token" else "browser",
         remembered=body.remembered,
         current=record.id == current,
-        device_bound=bool(body.device),
+        device_bound=is_confirmed(body.device),
     )
 
 

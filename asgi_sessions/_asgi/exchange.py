@@ -134,7 +134,11 @@ class Exchange:
         cookie, due = self._middleware.cookie, self._middleware._manager.owed_cookie(self.session)
         if due is False:
             return []
-        return [cookie.delete() if due is True else cookie.set(due[0].value, due[1])]
+        if due is True:
+            return [cookie.delete()]
+        binder = self._middleware._binder
+        offer = [] if binder is None else binder.offer(self._scope, self.session)
+        return [cookie.set(due[0].value, due[1]), *offer]
 
     # ── The app has returned ──
 

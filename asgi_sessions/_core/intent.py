@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from asgi_sessions._core.record import Record
+from asgi_sessions._core.token import ID_CHARS, KEY_SUFFIX_CHARS, OWNER_CHARS, shard_of
 
 
 class Asked(enum.Enum):
@@ -46,21 +47,31 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
     """The users whose other sessions are to end."""
     missing: str | None = None
     """The key of a session that is to end and was not found: see ``Traits.confirms_ends``."""
+    displaced: Leaving | None = None
+    """A bound session that also ends with a log-in or a log-out: see :func:`displaced_by`."""
 
     def regenerate(self) -> Intent:
         """A stronger verb makes a new token by itself."""
         return replace(self, asked=Asked.REGENERATE) if self.asked is Asked.NOTHING else self
 
-    def log_in(self, stored: Leaving | None, *, keep_data: bool) -> Intent:
+    def log_in(self, stored: Leaving | None, *, keep_data: bool, displaced: Leaving | None = None) -> Intent:
         """A log-in after ``destroy()`` is still a log-out of the session before."""
         asked = Asked.DESTROY if self.asked is Asked.DESTROY else Asked.LOG_IN
-        return replace(self, asked=asked, leaving=self._leave(stored, keep_data=keep_data))
+        leaving = self._leave(stored, keep_data=keep_data)
+        return replace(self, asked=asked, leaving=leaving, displaced=self.displaced or displaced)
 
-    def destroy(self, stored: Leaving | None, *, is_unknown: bool, missing: str | None = None) -> Intent:
+    def destroy(
+        self,
+        stored: Leaving | None,
+        *,
+        is_unknown: bool,
+        missing: str | None = None,
+        displaced: Leaving | None = None,
+    ) -> Intent:
         """``is_unknown``: the store could not be asked, so there may be a session to end."""
-        leaving = self._leave(stored, keep_data=False)
+        leaving, displaced = self._leave(stored, keep_data=False), self.displaced or displaced
         if leaving is not None or is_unknown or missing is not None:
-            return Intent(Asked.DESTROY, leaving, self.others, missing if leaving is None else None)
+            return Intent(Asked.DESTROY, leaving, self.others, missing if leaving is None else None, displaced)
         return self.settled()
 
     def end_others(self, user_id: str) -> Intent:
@@ -77,12 +88,20 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
 
     def settled(self) -> Intent:
         """The session at hand is as it was asked for."""
-        return Intent(others=self.others) if self.others else NO_INTENT
+        if not self.others and self.displaced is None:
+            return NO_INTENT
+        return Intent(others=self.others, displaced=self.displaced)
+
+    def without_displaced(self) -> Intent:
+        """The bound session has ended."""
+        found = replace(self, displaced=None)
+        return NO_INTENT if found == NO_INTENT else found
 
     def without_other(self, user_id: str) -> Intent:
         """The other sessions of this user have ended."""
         others = tuple(each for each in self.others if each != user_id)
-        return replace(self, others=others) if others or self.asked is not Asked.NOTHING else NO_INTENT
+        found = replace(self, others=others)
+        return NO_INTENT if found == NO_INTENT else found
 
     def moved(self, old: Record, new: Record) -> Intent:
         """The session that is to end has been given another token meanwhile."""
@@ -93,3 +112,28 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
 
 NO_INTENT: Final = Intent()
 """Of nearly every request: one object, so that ``is`` tells."""
+
+
+# ── A bound session beside an anonymous one ──
+
+# A request without the proof of its device has an empty session. If the app writes to that, the browser receives its token in
+# place of the bound session's. The new record notes which session that was, so that a later log-in or log-out ends it.
+
+_DISPLACING: Final = b"\x01"
+
+
+def displacing(leaving: Leaving | None) -> bytes:
+    """What an anonymous record notes of the bound session whose place it takes in the browser."""
+    if leaving is None or leaving.record.owner is None:
+        return b""
+    return _DISPLACING + f"{leaving.record.owner}{leaving.record.id}".encode("ascii")
+
+
+def displaced_by(device: bytes) -> Leaving | None:
+    """The bound session that :func:`displacing` noted. Its key is not known; the index of its user leads to it."""
+    if device[:1] != _DISPLACING or len(device) != 1 + OWNER_CHARS + ID_CHARS:
+        return None
+    text = device[1:].decode("ascii", "replace")
+    owner, id = text[:OWNER_CHARS], text[OWNER_CHARS:]
+    key = shard_of(owner) + "." * KEY_SUFFIX_CHARS  # of no record
+    return Leaving(Record(key, 1, 0.0, 0.0, id, owner, b""), None, None)

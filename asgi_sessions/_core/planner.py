@@ -14,7 +14,7 @@ from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.facts import Devices, Facts, fingerprints_of, pack_facts, seal_facts, unpack_facts
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.history import LOGGED_IN, REGENERATED, STEPPED_UP, Note, Reason, Replaced, Rules, ended
-from asgi_sessions._core.intent import NO_INTENT, Asked, Intent, Leaving
+from asgi_sessions._core.intent import NO_INTENT, Asked, Intent, Leaving, displacing
 from asgi_sessions._core.payload import MessagePackCodec
 from asgi_sessions._core.plan import (
     ROWS,
@@ -251,18 +251,24 @@ class Planner:
             return plan
         elif step is Step.NOTHING and phase is _STARTED:
             session._drop_verb()
-        intent = session._intent
-        if intent is not NO_INTENT and phase is not _ENDED:
-            if intent.leaving is not None and not (phase is _FAILED and intent.asked is not _DESTROY):
-                first = calls[0] if calls else None
-                if not (isinstance(first, Create) and first.end is not None):
-                    calls.append(_end(intent.leaving, intent))
-            if intent.missing is not None and intent.asked is _DESTROY:
-                calls.append(Confirm(intent.missing))
-            if phase is not _FAILED:
-                user_id, id = session._user_id, session._id
-                calls += [EndOthers(other, id if other == user_id else None) for other in intent.others]
+        if session._intent is not NO_INTENT and phase is not _ENDED:
+            calls += self._ends(session, phase, calls[0] if calls else None)
         return plan
+
+    def _ends(self, session: Session, phase: Phase, first: Call | None) -> list[Call]:
+        """The calls that end other sessions than the one at hand. ``first``: the first call of the plan."""
+        intent, found = session._intent, list[Call]()
+        counts = phase is not _FAILED or intent.asked is _DESTROY
+        if intent.leaving is not None and counts and not (isinstance(first, Create) and first.end is not None):
+            found.append(_end(intent.leaving, intent))
+        if intent.missing is not None and intent.asked is _DESTROY:
+            found.append(Confirm(intent.missing))
+        if intent.displaced is not None and counts:
+            found.append(_end(intent.displaced, intent))
+        if phase is not _FAILED and intent.others:
+            user_id, id = session._user_id, session._id
+            found += [EndOthers(other, id if other == user_id else None) for other in intent.others]
+        return found
 
     def update(self, session: Session, payload: bytes) -> Update:
         """The call that stores this payload."""
@@ -275,6 +281,8 @@ class Planner:
         rules, intent = self.rules.rules, session._intent
         if rules is not None and session._user_id in intent.others:
             rules = with_fields(rules, limit=0)  # they end with this very log-in
+        elif rules is not None and rules.limit and (gone := intent.displaced) and gone.record.owner == record.owner:
+            rules = with_fields(rules, limit=rules.limit + 1)  # likewise, for one of them
         end: End | None = None
         replaces: Replaced | None = None
         if intent.leaving is not None and intent.leaving.record.owner == record.owner is not None:
@@ -324,7 +332,7 @@ class Planner:
             payload,
             self._about(session, owner) if stored is None else stored.about,
             b"",
-            b"" if stored is None else stored.device,  # a log-in begins without one
+            stored.device if stored is not None else displacing(session._unproven) if session._unproven else b"",
         )
         seen_at = now
         # Activity is written down once per touch interval, whatever is written besides.

@@ -242,9 +242,9 @@ class Session(TrackedDict):
 
     @property
     def is_unproven(self) -> bool:
-        """Whether the request has the token of a bound session, without the proof of its device.
+        """Whether the request had the token of a bound session, without the proof of its device (``DeviceBound(enforce=True)``).
 
-        Then this session is empty. ``log_in()`` and ``destroy()`` end the bound one.
+        Then this session began empty. ``log_in()`` and ``destroy()`` end the bound one.
         """
         self._accessed = True
         return self._unproven is not None
@@ -337,7 +337,7 @@ class Session(TrackedDict):
         kept = self._user_id is None or self._user_id == user_id
         if not kept:
             dict.clear(self)
-        self._intent = self._intent.log_in(self._as_stored(), keep_data=kept)
+        self._intent = self._intent.log_in(self._as_stored(), keep_data=kept, displaced=self._displaced())
         now = self._keeper.clock()
         self._begin(now)
         self._user_id = user_id
@@ -389,7 +389,9 @@ class Session(TrackedDict):
         """
         self._accessed = True
         dict.clear(self)
-        self._intent = self._intent.destroy(self._as_stored(), is_unknown=self._degraded, missing=self._missing)
+        self._intent = self._intent.destroy(
+            self._as_stored(), is_unknown=self._degraded, missing=self._missing, displaced=self._displaced()
+        )
         self._begin(self._keeper.clock())
 
     async def save(self) -> None:
@@ -440,7 +442,7 @@ class Session(TrackedDict):
         Raises:
             SessionDataError: the value does not fit the type, and there is no default.
         """
-        return self._read_as(self.get(key, _RAISE), kind, default, f"session[{key!r}]")
+        return self._read_as(self.get(_a_key("get_as()", key), _RAISE), kind, default, f"session[{key!r}]")
 
     def set_as(self, key: str, value: object) -> None:
         """Store an object, as :meth:`get_as` reads it.
@@ -448,7 +450,7 @@ class Session(TrackedDict):
         Raises:
             SessionDataError: neither msgspec nor pydantic can convert it.
         """
-        self[key] = to_plain(value)
+        self[_a_key("set_as()", key)] = to_plain(value)
 
     @overload
     def read_model(self, kind: type[T]) -> T: ...
@@ -524,6 +526,10 @@ class Session(TrackedDict):
         """The session at hand as a request finds it that is to end it; of an unproven one, the session of its token."""
         if self._record is not None:
             return Leaving(self._record, self._user_id, self._loaded)
+        return self._displaced()
+
+    def _displaced(self) -> Leaving | None:
+        """The bound session whose device was not proved; it ends with a log-in or a log-out."""
         leaving, self._unproven = self._unproven, None
         return leaving
 
@@ -547,6 +553,12 @@ class Session(TrackedDict):
             stacklevel=3,
         )
         warned.add(name)
+
+
+def _a_key(called: str, key: object) -> str:
+    if not isinstance(key, str):
+        raise SessionDataError(f"{called}: session keys are str, not {type(key).__name__}")
+    return key
 
 
 for _name in NAMES:

@@ -519,11 +519,14 @@ class Calls:
 
     async def end(self, session: Session, plan: Plan, call: End, events: list[Event], again: bool) -> None:
         leaving = call.leaving
+        displaced = session._intent.displaced
         gone = await self._resolver.end(leaving.record, call.reason, events)
-        if session._intent.leaving is leaving:
+        if session._intent.displaced is leaving:
+            session._intent = session._intent.without_displaced()
+        elif session._intent.leaving is leaving:
             session._intent = session._intent.settled()
         if gone is None and not again:
-            if plan.row.store is Step.DELETE:
+            if plan.row.store is Step.DELETE and leaving is not displaced:
                 raise RecordGone("the session was ended by someone else meanwhile")
             return
         self._left(session, plan, call, gone, events)

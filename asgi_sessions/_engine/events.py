@@ -31,7 +31,6 @@ _LEVELS = {
     "session.damaged": logging.WARNING,
     "session.not_saved": logging.WARNING,
     "session.refresh_reused": logging.WARNING,
-    "session.proof_refused": logging.WARNING,
     "cookie.duplicated": logging.WARNING,
     "store.restored": logging.WARNING,
     "store.failed": logging.ERROR,

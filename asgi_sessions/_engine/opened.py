@@ -37,6 +37,11 @@ class OpenedRecords:
         self._old: dict[str, Entry] = {}
         self._size = 0
 
+    @property
+    def is_on(self) -> bool:
+        """Whether anything may be kept."""
+        return self._half > 0
+
     def get(self, key: str, value: bytes) -> Entry | None:
         """What these bytes under this key are."""
         entry = self._new.get(key)

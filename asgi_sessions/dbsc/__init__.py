@@ -14,3 +14,13 @@ from __future__ import annotations
 from asgi_sessions.dbsc._options import DeviceBound
 
 __all__ = ["DeviceBound"]
+
+
+def is_confirmed(device: bytes) -> bool:
+    """Whether what lies in a record binds its session: the browser has shown that it has the key."""
+    if not device:
+        return False
+    from asgi_sessions.dbsc._binding import unpack_binding  # takes a while to load, and few need it
+
+    binding = unpack_binding(device)
+    return binding is not None and binding.is_confirmed

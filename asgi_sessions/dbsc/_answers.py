@@ -2,38 +2,54 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from typing import Final
 from urllib.parse import quote
 
 from asgi_sessions._asgi.responses import answer
 from asgi_sessions._core.types import Scope, Send
 
-_SCRIPT: Final = "location.reload()"
-# Not <meta http-equiv="refresh">: with a fragment in the URL that loads nothing.
+SCRIPT: Final = b"location.reload()\n"
+# Not <meta http-equiv="refresh">: with a fragment in the URL that loads nothing. The script is a file of its own, and the link is
+# visible: a proxy may add a Content-Security-Policy that forbids inline scripts, or all.
 PAGE: Final = (
-    '<!doctype html><html lang="en"><meta charset="utf-8"><title>One moment</title>'
-    f'<script>{_SCRIPT}</script><noscript><a href="">Continue</a></noscript></html>'
-).encode("ascii")
-_HASH: Final = base64.b64encode(hashlib.sha256(_SCRIPT.encode("ascii")).digest()).decode("ascii")
-POLICY: Final = f"default-src 'none'; script-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'".encode("ascii")
+    '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    '<title>One moment</title><script src="{}"></script><p><a href="">Continue</a></p></html>'
+)
+POLICY: Final = b"default-src 'none'; script-src 'self'; base-uri 'none'; form-action 'none'"
+
+_SAFE: Final = "/:@!$&'()*+,;=~-._"  # in a path (RFC 3986, section 3.3)
 
 
-async def reload_page(send: Send) -> None:
+async def reload_page(send: Send, script: str) -> None:
     """A page that loads itself again: that request comes from this origin, so the browser proves its key first.
 
     It keeps query, fragment and history.
     """
+    page = PAGE.format(script).encode("ascii")
     headers = [
         (b"content-type", b"text/html; charset=utf-8"),
-        (b"content-length", b"%d" % len(PAGE)),
+        (b"content-length", b"%d" % len(page)),
         (b"content-security-policy", POLICY),
         (b"referrer-policy", b"same-origin"),
         (b"cache-control", b"no-store"),
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": PAGE})
+    await send({"type": "http.response.body", "body": page})
+
+
+async def reload_script(scope: Scope, send: Send) -> None:
+    """The script of the page."""
+    if scope["method"] not in ("GET", "HEAD"):
+        await answer(scope, send, 405, b"", (b"allow", b"GET, HEAD"))
+        return
+    headers = [
+        (b"content-type", b"text/javascript; charset=utf-8"),
+        (b"content-length", b"%d" % len(SCRIPT)),
+        (b"cache-control", b"public, max-age=86400"),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else SCRIPT})
 
 
 async def repeat(scope: Scope, send: Send, cookie: tuple[bytes, bytes]) -> None:
@@ -42,9 +58,8 @@ async def repeat(scope: Scope, send: Send, cookie: tuple[bytes, bytes]) -> None:
     The target is relative, since a proxy may have taken a part of the path away.
     """
     raw = scope.get("raw_path")
-    path = raw.decode("latin-1") if isinstance(raw, bytes) else quote(str(scope.get("path", "")), safe="/%")
-    last = path.partition("?")[0].rpartition("/")[2]
-    query = scope.get("query_string", b"").decode("latin-1")
+    path = quote(raw, safe=_SAFE + "%") if isinstance(raw, bytes) else quote(str(scope.get("path", "")), safe=_SAFE)
+    last = path.rpartition("/")[2]
+    query = quote(scope.get("query_string", b""), safe=_SAFE + "%?")
     target = f"./{last}" + (f"?{query}" if query else "")
-    location = quote(target, safe="/%:?#[]@!$&'()*+,;=~-._").encode("ascii")
-    await answer(scope, send, 307, b"", (b"location", location), cookie)
+    await answer(scope, send, 307, b"", (b"location", target.encode("ascii")), cookie)

@@ -10,22 +10,20 @@ from urllib.parse import quote
 
 from asgi_sessions._asgi.responses import answer, unavailable
 from asgi_sessions._core.cookie import CookieConfig, values_called
-from asgi_sessions._core.intent import Leaving
+from asgi_sessions._core.intent import Leaving, displaced_by
 from asgi_sessions._core.origin import values_of
 from asgi_sessions._core.session import Session
 from asgi_sessions._core.types import Headers, Scope, Send
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.resolve import Found
-from asgi_sessions.dbsc._answers import reload_page, repeat
-from asgi_sessions.dbsc._binding import LEEWAY, Binding, Identifiers, expiry_of, unpack_binding
+from asgi_sessions.dbsc import is_confirmed
+from asgi_sessions.dbsc._answers import reload_page, reload_script, repeat
+from asgi_sessions.dbsc._binding import LEEWAY, Binding, Identifiers, shown, shown_before, unpack_binding
 from asgi_sessions.dbsc._keeper import Keeper
 from asgi_sessions.dbsc._options import DeviceBound
 from asgi_sessions.dbsc._proof import ALGORITHMS, Proof, ProofInvalid, unquoted
 from asgi_sessions.dbsc._verdict import Verdict, path_of, skipped_reason, verdict_on
 from asgi_sessions.errors import ConfigurationError, StoreError
-
-OFFER_WITHIN: Final = 5.0
-"""Seconds since the user proved who they are, in which the browser is offered to bind the session."""
 
 QUOTA_SECONDS: Final = 60
 """After how many seconds a browser tries again that has used up its quota of proofs. Chromium counts them over nine minutes."""
@@ -62,6 +60,8 @@ class Binder:
         samesite = "None" if cookie.samesite == "none" else "Lax"
         self._attributes = f"Path=/; Secure; HttpOnly; SameSite={samesite}"
         self._endpoints = {f"{options.path}/register": self._register, f"{options.path}/refresh": self._refresh}
+        self._script = f"{options.path}/reload.js"
+        self._shown = shown_before if manager.cache.is_on else shown
 
     # ── A request of a bound session ──
 
@@ -71,10 +71,13 @@ class Binder:
         if stored is None or record is None or not stored.device:
             return True
         for value in values_called(scope.get("headers", ()), f"{self._name}{record.id}=".encode("ascii")):
-            expires_at = expiry_of(stored.device, record.id, value)
-            if expires_at is not None and session._now <= expires_at + LEEWAY:
+            cookie = self._shown(stored.device, record.id, value)
+            if cookie is not None and session._now <= cookie.expires_at + LEEWAY:
                 session._is_device_bound = True
-                return True
+                return cookie.is_confirmed
+        if record.owner is None:
+            session._unproven = displaced_by(stored.device)
+            return True
         return False
 
     async def judge(self, scope: Scope, send: Send, session: Session) -> Session | None:
@@ -82,8 +85,11 @@ class Binder:
         stored, record = session._stored, session._record
         if stored is None or record is None:
             return session
+        if session._is_device_bound:
+            await self._confirm(session, Found(record, stored))
+            return session
         values = values_called(scope.get("headers", ()), f"{self._name}{record.id}=".encode("ascii"))
-        is_expired = any(expiry_of(stored.device, record.id, value) is not None for value in values)
+        is_expired = any(self._shown(stored.device, record.id, value) is not None for value in values)
         binding = unpack_binding(stored.device)
         verdict = verdict_on(scope, binding, record.id, session._now, self._options, is_expired=is_expired)
         if verdict is Verdict.GRACE:
@@ -102,7 +108,7 @@ class Binder:
             after = QUOTA_SECONDS if reason == "quota_exceeded" else self._manager.guard.retry_after
             await unavailable(scope, send, after)
         elif verdict is Verdict.NAVIGATION:
-            await reload_page(send)
+            await reload_page(send, self._below_root(scope, self._script))
         else:
             empty = self._manager.begin()
             empty._unproven = Leaving(record, stored.user_id, None)
@@ -110,20 +116,32 @@ class Binder:
             return empty
         return None
 
+    async def _confirm(self, session: Session, known: Found) -> None:
+        """The browser shows its first cookie. If that cannot be noted now, the next request notes it."""
+        try:
+            async with self._manager.asking("device"):
+                found = await self._keeper.confirm(known)
+        except StoreError:
+            return
+        if found is not None and found.record.rev == known.record.rev + 1:
+            session._adopt(found.record, found.body)
+
     def closes_after(self, session: Session) -> float | None:
         """After how many seconds a socket or stream of this session is closed; ``None``: it is not."""
         stored = session._stored
-        is_bound = stored is not None and bool(stored.device)
+        is_bound = stored is not None and stored.user_id is not None and bool(stored.device)
         return self._options.socket_seconds if is_bound and self._options.enforce else None
 
     def offer(self, scope: Scope, session: Session) -> Headers:
         """What invites the browser to bind the session, on the response to a log-in; else nothing."""
         stored, record = session._stored, session._record
-        if stored is None or record is None or record.owner is None or stored.device or stored.authenticated_at is None:
+        if stored is None or record is None or record.owner is None or stored.authenticated_at is None:
             return []
+        if is_confirmed(stored.device):
+            return []
+        if scope["type"] != "http" or stored.authenticated_at < session._now:
+            return []  # not proved in this request
         now = self._manager.clock()
-        if scope["type"] != "http" or now - stored.authenticated_at > OFFER_WITHIN:
-            return []
         path, challenge = self._url(scope, "register"), self._identifiers.offer(record.owner, record.id, now)
         value = f'({" ".join(ALGORITHMS)});path="{path}";challenge="{challenge}"'
         return [(b"secure-session-registration", value.encode("ascii"))]
@@ -132,10 +150,14 @@ class Binder:
 
     def answers(self, scope: Scope) -> bool:
         """Whether a request is for one of the endpoints."""
-        return path_of(scope) in self._endpoints
+        path = path_of(scope)
+        return path in self._endpoints or path == self._script
 
     async def answer(self, scope: Scope, send: Send) -> None:
         """Answer a request for one of the endpoints."""
+        if path_of(scope) == self._script:
+            await reload_script(scope, send)
+            return
         if scope["method"] != "POST":
             await answer(scope, send, 405, b"", (b"allow", b"POST"))
             return

@@ -17,7 +17,7 @@ from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.resolve import MAX_MOVES, Found
 from asgi_sessions.dbsc._binding import REPEAT_SECONDS, Binding, Identity, new_binding, pack_binding, unpack_binding
 from asgi_sessions.dbsc._proof import Key
-from asgi_sessions.errors import RecordChanged, RecordGone, StoreError
+from asgi_sessions.errors import RecordChanged, RecordDamaged, RecordGone, StoreError
 
 Change = Callable[[Body], Body | None]
 """What is to become of a body; ``None``: nothing."""
@@ -43,19 +43,31 @@ class Keeper:
                 found = await resolver.by_token(key, events)
                 if found is not None and found.record.id == identity.id:
                     return found
-            looked_at = None
-            for _ in range(MAX_MOVES if is_signed else 0):
-                key_now = (await resolver.index_of(identity.owner)).get(identity.id)
-                if key_now is None or key_now == looked_at:
-                    return None
-                found, looked_at = await resolver.by_token(key_now, events), key_now
-                if found is not None and found.record.id == identity.id:
-                    return found
+            return await self._find_by_index(identity, events) if is_signed else None
         finally:
             await self._manager.events.emit(*events)
-        if not is_signed:
-            return None
-        raise StoreError("other requests moved the session each time it was looked for")
+
+    async def _find_by_index(self, identity: Identity, events: list[Event]) -> Found | None:
+        """The same without a cookie. ``None`` makes the browser drop its key, so the session must be known to have ended."""
+        resolver, seen, key = self._manager.resolver, list[str](), ""
+        for _ in range(MAX_MOVES):
+            index = await resolver.index_of(identity.owner)
+            if identity.id not in index:
+                return None
+            key = index[identity.id]
+            found = await resolver.by_token(key, events)
+            if found is not None and found.record.id == identity.id:
+                return found
+            if seen.count(key) == 2:  # it was looked for three times
+                break
+            seen.append(key)
+        record = await resolver.load(key, events)
+        if record is not None:
+            try:
+                self._manager.records.open(record)
+            except RecordDamaged as damage:
+                raise StoreError("the record of a bound session does not open on this server") from damage
+        return None
 
     async def register(self, found: Found, key: Key, now: float) -> Binding | None:
         """Bind a session to a key; ``None``: it is bound to another one, or has ended."""
@@ -64,14 +76,27 @@ class Keeper:
         def change(body: Body) -> Body | None:
             nonlocal bound
             bound = wanted
-            if body.device:  # the browser repeats a registration that got no answer
-                known = unpack_binding(body.device)
-                bound = known if known is not None and known.public_key == key.packed else None
+            known = unpack_binding(body.device)
+            if known is not None and known.public_key == key.packed and now - known.since <= REPEAT_SECONDS:
+                bound = known  # the browser repeats a registration that got no answer
                 return None
-            about = pack_facts(replace(unpack_facts(body.about), device_bound=True)) if body.about else b""
-            return replace(body, device=pack_binding(wanted), about=about)
+            if body.device and (known is None or known.is_confirmed):
+                bound = None
+                return None
+            return replace(body, device=pack_binding(wanted))
 
-        return bound if await self._write(found, change) else None
+        return bound if await self._write(found, change) is not None else None
+
+    async def confirm(self, found: Found) -> Found | None:
+        """Note that the browser has shown its first cookie: from now on the session needs a proof; ``None``: it has ended."""
+
+        def change(body: Body) -> Body | None:
+            binding = unpack_binding(body.device)
+            if binding is None or binding.is_confirmed:
+                return None
+            return replace(body, device=pack_binding(binding.confirmed()), about=_bound(body.about))
+
+        return await self._write(found, change)
 
     async def spend(self, found: Found, generation: int, now: float) -> Binding | None:
         """Note that a challenge of this generation was answered; ``None``: it had been, or is older.
@@ -87,33 +112,38 @@ class Keeper:
                 return None
             if binding.generation == generation:
                 bound = binding.spent(now)
-                return replace(body, device=pack_binding(bound))
+                return replace(body, device=pack_binding(bound), about=_bound(body.about))
             if binding.generation != generation + 1 or now - binding.spent_at > REPEAT_SECONDS:
                 bound = None
             return None
 
-        return bound if await self._write(found, change) else None
+        return bound if await self._write(found, change) is not None else None
 
-    async def _write(self, found: Found, change: Change) -> bool:
-        """Change the body of a session where it is now; ``False``: it has ended. Moves no clock: a proof is no activity."""
+    async def _write(self, found: Found, change: Change) -> Found | None:
+        """Change the body of a session where it is now; ``None``: it has ended. Moves no clock: a proof is no activity."""
         manager, events = self._manager, list[Event]()
         for attempt in range(MAX_ATTEMPTS):
             record, body = found.record, change(found.body)
             if body is None:
-                return True
-            current = None
+                return found
+            current, changed = None, manager.sealed(replace(record, rev=record.rev + 1), body)
             try:
-                await manager.replaced(manager.sealed(replace(record, rev=record.rev + 1), body), rev=record.rev)
+                await manager.replaced(changed, rev=record.rev)
             except RecordChanged as conflict:
                 current = checked(conflict.current)
             except RecordGone:
                 pass  # ended, or its token was just replaced: the index tells
             else:
-                return True
+                return Found(changed, body)
             moved = await manager.resolver.locate(record, current, events)
             await manager.events.emit(*events)
             if moved is None:
-                return False
+                return None
             found = moved
             await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
         raise StoreError(f"the session was changed by others {MAX_ATTEMPTS} times while its device was being noted")
+
+
+def _bound(about: bytes) -> bytes:
+    """Facts that say that the session is bound."""
+    return pack_facts(replace(unpack_facts(about), device_bound=True)) if about else b""

@@ -16,7 +16,8 @@ class Verdict(enum.Enum):
     """What a request of a bound session is that does not prove its device, and so how it is answered."""
 
     GRACE = "grace"
-    """The browser has registered its key a moment ago, and this was under way: the session."""
+    """The browser has registered its key a moment ago, and this was under way. Or it has not shown yet that it knows of its
+    registration, whose answer may have been lost: the session."""
     EXPIRED = "expired"
     """It brought the cookie of a while ago: the same request once more, without it, so that the browser proves its key first."""
     SKIPPED = "skipped"
@@ -40,7 +41,7 @@ def verdict_on(
     """
     if binding is None:
         return Verdict.UNPROVEN
-    if now < binding.since + options.grace_seconds:
+    if now < binding.since + options.grace_seconds or not (binding.is_confirmed or is_expired):
         return Verdict.GRACE
     is_http = scope["type"] == "http"
     if is_expired:

@@ -30,7 +30,7 @@ from datetime import timedelta
 from functools import wraps
 from typing import Annotated, Any, Final, TypeVar, cast
 
-from asgi_sessions import CookieConfig, Session
+from asgi_sessions import ConfigurationError, CookieConfig, Session
 from asgi_sessions._core.extras import needs
 from asgi_sessions._core.timeouts import duration
 from asgi_sessions.frameworks._session import NOT_BOUND
@@ -148,7 +148,13 @@ def session_as(
         key: of the value; ``None``: the whole session.
         default_factory: makes the value where none is stored, or where the stored one does not fit the type. Without it, the
             first is ``None`` and the second a ``SessionDataError``.
+    Raises:
+        ConfigurationError: ``default_factory`` cannot be called, or ``key`` is no ``str``.
     """
+    if default_factory is not None and not callable(default_factory):
+        raise ConfigurationError("session_as(default_factory=…): give a function or a class")
+    if not isinstance(key, str | None):
+        raise ConfigurationError("session_as(key=…): give a str, or leave it out for the whole session")
 
     async def typed(connection: HTTPConnection) -> Any:
         session = current_session(connection)

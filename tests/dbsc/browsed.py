@@ -265,6 +265,8 @@ def an_app() -> Any:
             if isinstance(store := app.sessions.store, InFile):
                 await store.create_tables()
             await app(scope, receive, send)
+        elif scope["path"] == "/-/seen":
+            await app(scope, receive, send)  # which is 404, and not in the log
         elif scope["path"].startswith("/-/"):
             await control(scope, send)
         elif dict(scope["headers"]).get(b"host", b"").startswith(b"localhost"):

@@ -10,8 +10,8 @@ import anyio
 import httpx
 import pytest
 
-from asgi_sessions import DeviceBound, Sessions, Timeouts
-from asgi_sessions.dbsc._binding import LEEWAY, REPEAT_SECONDS
+from asgi_sessions import DeviceBound, Devices, Sessions, Timeouts
+from asgi_sessions.dbsc._binding import LEEWAY, REPEAT_SECONDS, _shown_before
 from asgi_sessions.dbsc.testing import SoftwareKey
 from asgi_sessions.rekey import rekey
 from asgi_sessions.stores import Store
@@ -551,3 +551,121 @@ async def test_the_sessions_of_a_site_know_of_the_bound_ones(store: Store, clock
     await alice.log_in()
 
     assert (await Sessions(store, secret_keys=KEYS, clock=clock).list("alice"))[0].device_bound
+
+
+# ── Honest browsers are not locked out ──
+
+
+async def test_a_registration_whose_answer_is_lost_binds_nothing(site: Site) -> None:
+    """The browser has given up its key. Chromium does not repeat a registration."""
+    alice = Person(site)
+    note = alice.device._note
+    alice.device._note = lambda *_: None  # type: ignore[method-assign]  # the answer never arrives
+    await alice.log_in()
+    alice.device.cookies.clear()
+    site.clock.advance(LIFETIME * 2)
+
+    assert (await alice.do())["user"] == "alice"
+    assert not (await site.sessions.list("alice"))[0].device_bound
+    alice.device._note = note  # type: ignore[method-assign]
+    await alice.do(lambda session: session.confirm())
+    assert (await alice.do())["bound"]
+    assert (await site.sessions.list("alice"))[0].device_bound
+
+
+async def test_a_slow_log_in_is_bound(site: Site, alice: Person) -> None:
+    def slowly(session: Any) -> None:
+        session.log_in("alice")
+        site.clock.advance(20)  # a hash of the password, a mail
+
+    await alice.do(slowly, method="POST")
+
+    assert (await alice.do())["bound"]
+
+
+async def test_a_log_in_that_was_saved_before_a_crash_is_bound(site: Site, alice: Person) -> None:
+    async def crashes(session: Any) -> None:
+        session.log_in("alice")
+        await session.save()
+        raise RuntimeError
+
+    alice.device.inner = httpx.ASGITransport(site.app, raise_app_exceptions=False)
+    await alice.do(crashes, method="POST")
+
+    assert (await alice.do())["bound"]
+
+
+@pytest.mark.parametrize("then", ["log_in", "destroy"])
+async def test_unproven_the_real_session_ends_though_something_was_written_first(
+    store: Store, clock: FakeClock, then: str
+) -> None:
+    """A log-in page that keeps a CSRF token: the browser has another token by the time of the log-in."""
+    site = Site(store, clock, devices=Devices(max_sessions=1, at_limit="refuse"))
+    alice = Person(site)
+    await alice.log_in()
+    (old,) = await site.sessions.list("alice")
+    clock.advance(31)
+    lost = Person(site, device=False)  # her own browser, after it lost its key
+    lost.http.cookies.update(alice.http.cookies)
+
+    await lost.do(put(csrf="x"))
+    assert (await lost.do())["unproven"]
+    seen = await lost.do((lambda s: s.log_in("alice")) if then == "log_in" else (lambda s: s.destroy()), method="POST")
+
+    left = [info.id for info in await site.sessions.list("alice")]
+    assert old.id not in left
+    assert len(left) == (1 if then == "log_in" else 0)
+    assert not seen["unproven"]
+    assert not (await lost.do())["unproven"]
+    ends = [entry.reason for entry in await site.sessions.history("alice") if entry.session_id == old.id]
+    assert ends[0] == ("replaced" if then == "log_in" else "logged_out")
+
+
+async def test_a_record_that_does_not_open_here_costs_no_key(store: Store, clock: FakeClock) -> None:
+    """While secrets are changed, one server may have the new one, and another not yet."""
+    alice = Person(Site(store, clock, secret_keys=NEWER_KEYS))
+    await alice.log_in()
+    both = Site(store, clock, secret_keys=[KEYS[0], NEWER_KEYS[0]])
+    signed = both.app._binder._identifiers.identifier(*alice.only.identifier.split(".")[:2])  # type: ignore[union-attr]
+    old = Site(store, clock)
+
+    request = refresh_of(alice, cookies=False, id=signed)
+    sent = await httpx.ASGITransport(old.app).handle_async_request(request)
+
+    assert sent.status_code == 503
+
+
+async def test_a_proof_of_a_registration_cannot_be_replayed_for_long(site: Site, alice: Person) -> None:
+    posted: list[httpx.Request] = []
+    send = alice.device.inner.handle_async_request
+
+    async def noting(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/register"):
+            posted.append(request)
+        return await send(request)
+
+    alice.device.inner.handle_async_request = noting  # type: ignore[method-assign]
+    await alice.log_in()
+
+    site.clock.advance(REPEAT_SECONDS + 1)
+
+    assert (await send(posted[0])).status_code == 401
+
+
+async def test_a_bound_cookie_of_any_length_is_not_remembered(site: Site, alice: Person) -> None:
+    await alice.log_in()
+    before = _shown_before.cache_info().currsize
+
+    for number in range(20):
+        await Thief(site, alice, bound=False).do(headers={"cookie": f"{alice.only.cookie}={number}{'x' * 5000}"})
+
+    assert _shown_before.cache_info().currsize == before
+
+
+async def test_without_a_cache_nothing_of_a_binding_is_remembered(store: Store, clock: FakeClock) -> None:
+    alice = Person(Site(store, clock, cache_bytes=0))
+    before = _shown_before.cache_info().currsize
+    await alice.log_in()
+
+    assert (await alice.do())["bound"]
+    assert _shown_before.cache_info().currsize == before

@@ -81,6 +81,7 @@ class Visitor:
         before = len(self.log("/dbsc/register"))
         self.type(path)
         self.registered(before + 1)
+        self.show_cookies()
 
     def registered(self, times: int = 1) -> None:
         """Wait until the browser has registered its key so many times, and has the cookie."""
@@ -96,14 +97,21 @@ class Visitor:
     def bound_cookies(self) -> list[dict[str, Any]]:
         return [each for name, each in self.cookies().items() if "-bound-" in name]
 
+    def show_cookies(self) -> None:
+        """The server sees the first bound cookie, as with the next request of the browser: from now on it asks for proofs."""
+        cookies = {name: each["value"] for name, each in self.cookies().items()}
+        httpx.get(self.url + "/-/seen", cookies=cookies, verify=False)
+
     def drop(self) -> None:
         """The bound cookies are gone, as after their lifetime; the log is empty and the grace is over."""
+        self.show_cookies()
         for each in self.bound_cookies():
             self.driver.execute_cdp_cmd("Network.deleteCookies", {"name": each["name"], "url": self.url})
         self.set(clear="", ahead="31")
 
     def forget_key(self) -> None:
         """The browser loses its keys, and keeps the cookie of the session."""
+        self.show_cookies()
         kept = self.cookies()["__Host-session"]["value"]
         self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": self.url, "storageTypes": "all"})
         cookie = {"name": "__Host-session", "value": kept, "url": self.url, "path": "/", "secure": True}

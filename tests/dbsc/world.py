@@ -74,8 +74,11 @@ class Person:
         return json.loads(response.content) if response.content.startswith(b"{") else response
 
     async def log_in(self, user_id: str = "alice", **options: Any) -> Any:
-        """Log in; a browser with DBSC has registered its key when this returns."""
-        return await self.do(lambda session: session.log_in(user_id, **options), method="POST")
+        """Log in; a browser with DBSC has registered its key and shown its first cookie when this returns."""
+        seen = await self.do(lambda session: session.log_in(user_id, **options), method="POST")
+        if self.device.sessions:
+            await self.do(path="/first-page")
+        return seen
 
     def loot(self, *, bound: bool = True) -> dict[str, str]:
         """The Cookie header that a thief copies from this browser; without the bound cookie, if need be."""
