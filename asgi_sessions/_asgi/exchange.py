@@ -118,6 +118,19 @@ class Exchange:
             return message  # the app's headers are malformed: the server reports it
         return {**message, "headers": headers}
 
+    def add_to_cookie(self, headers: Headers) -> None:
+        """Headers that leave together with our cookie: they remove the one of another library."""
+        inner, wanted = self._send, self._middleware.cookie.wanted
+
+        async def send(message: Message) -> None:
+            own = [value for name, value in message.get("headers") or () if name == b"set-cookie"]
+            if any(value.startswith(wanted) for value in own):
+                message = {**message, "headers": [*message["headers"], *headers]}
+            await inner(message)
+
+        if headers:
+            self._send = send
+
     # ── Answers in place of the app ──
 
     async def _answer_for(self, error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, Unpack, get_args
 
-from asgi_sessions._asgi.exchange import OnStoreFailure
+from asgi_sessions._asgi.exchange import Exchange, OnStoreFailure
 from asgi_sessions._asgi.foreign import check_inside, refuse_foreign, twin
 from asgi_sessions._asgi.http import HttpExchange
 from asgi_sessions._asgi.lifespan import lifespan
@@ -23,9 +23,10 @@ from asgi_sessions._core.cookie import MOST_DAYS, CookieConfig, values_called
 from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.origin import is_activity
-from asgi_sessions._core.session import OURS
+from asgi_sessions._core.session import OURS, Session
 from asgi_sessions._core.timeouts import Timeouts
 from asgi_sessions._core.types import Scope
+from asgi_sessions._engine.adopt import Adopter
 from asgi_sessions._engine.contract import Store
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.upkeep import Upkeep
@@ -92,6 +93,8 @@ class SessionMiddleware:
         self._manager: Manager = self.sessions._manager.for_cookie(cookie.name, cookie.may_be_withheld)
         self._upkeep: Upkeep = self.sessions._upkeep
         self._watch: Watch | None = self._upkeep.watch if self._manager.devices.live else None
+        readers = self.sessions.adopt
+        self._adopter: Adopter | None = Adopter(readers, self._manager) if readers else None
         self._binder: Binder | None = None
         if (bound := self.sessions.device_bound) is not None:
             from asgi_sessions.dbsc._binder import Binder  # takes a while to load, and few need it
@@ -133,13 +136,16 @@ class SessionMiddleware:
             values = []
         keys = self._manager.recognise(values) if values else None
         del values  # error collectors record the local variables of each frame in a traceback
-        if not keys:
+        if not keys and self._adopter is None:
             session = self._manager.begin()  # no cookie of ours: an empty session, and no I/O
         else:
             try:
                 # A handshake renews no token: some servers drop the headers of `websocket.accept`, and with them the new
                 # token. The next HTTP response renews it.
-                session = await self._manager.load(keys, active=is_activity(scope), renews=kind == "http")
+                if keys:
+                    session = await self._manager.load(keys, active=is_activity(scope), renews=kind == "http")
+                else:
+                    session = await self._adopt(scope, exchange)
             except StoreError as failure:
                 await self._manager.failed("load", failure)
                 if self.on_store_failure == "raise":
@@ -176,6 +182,18 @@ class SessionMiddleware:
                 scope["session"] = scope[OURS] = outer
             if exchange.live is not None:
                 exchange.stop_watching()
+
+    async def _adopt(self, scope: Scope, exchange: Exchange) -> Session:
+        """The session of a request that has no cookie of ours; perhaps that of another library.
+
+        Raises:
+            StoreError: a store failed.
+        """
+        adopted = None if self._adopter is None else await self._adopter.adopt(scope)
+        if adopted is None:
+            return self._manager.begin()
+        exchange.add_to_cookie(adopted.headers)
+        return adopted.session
 
 
 def _check_timeouts(timeouts: Timeouts | None) -> None:

@@ -155,7 +155,11 @@ class TokenMint:
         """A fresh token in that shard, or anywhere: one user's sessions live together, anonymous ones are spread out."""
         if shard is None:
             shard = shard_of(secrets.token_urlsafe(SHARD_CHARS))
-        bare = shard + secrets.token_urlsafe(RANDOM_BYTES)
+        return self.signed(shard, secrets.token_urlsafe(RANDOM_BYTES))
+
+    def signed(self, shard: str, secret: str) -> str:
+        """The token of a secret of 43 base64url characters."""
+        bare = shard + secret
         if not self._signers:
             return bare
         return bare + self._signers[0].sign(bare.encode("ascii")).decode("ascii")

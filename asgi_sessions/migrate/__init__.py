@@ -1,0 +1,16 @@
+"""Switch from another session library without logging anybody out.
+
+::
+
+    sessions = Sessions(store, adopt=[FromStarlette(secret_key=OLD_KEY, user=lambda data: data.get("user_id"))])
+
+A request that has the old cookie, and none of ours, gets a session of ours with the same data and the same user. The response
+sets our cookie and removes the old one. ``docs/switching.md`` has the steps.
+"""
+
+from __future__ import annotations
+
+from asgi_sessions._core.adoption import OldCookie, OldSession, Reader
+from asgi_sessions.migrate._signed import FromStarlette
+
+__all__ = ["FromStarlette", "OldCookie", "OldSession", "Reader"]
