@@ -168,9 +168,7 @@ class Sessions:
             expect(f"{self._called}(devices)", devices, Devices)
             refuse_no_users(f"{self._called}(devices=…)", store)
         _check_bound(self._called, device_bound, store, secret_keys)
-        for name, function in (("on_event", on_event), ("clock", clock)):
-            if function is not None and not callable(function):
-                raise ConfigurationError(f"{self._called}({name}={function!r}): give a function")
+        _check_functions(self._called, on_event=on_event, clock=clock)
         self.store: Store = store
         self.timeouts: Timeouts | None = timeouts
         self.device_bound: DeviceBound | None = device_bound
@@ -185,7 +183,7 @@ class Sessions:
             deadline=None if store_deadline is None else _seconds(f"{self._called}(store_deadline)", store_deadline),
             cache_bytes=cache_bytes,
         )
-        self._upkeep = Upkeep(self._manager)
+        self._upkeep = Upkeep(self._manager, self.adopt)
         if timeouts is not None or secret_keys:
             _refuse_other_secrets(self)
 
@@ -390,6 +388,12 @@ def _refuse_no_store(called: str, store: object) -> None:
 def _check_bytes(named: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ConfigurationError(f"{named}: give a number of bytes; 0 for none")
+
+
+def _check_functions(called: str, **given: object) -> None:
+    for name, function in given.items():
+        if function is not None and not callable(function):
+            raise ConfigurationError(f"{called}({name}={function!r}): give a function")
 
 
 def _readers(name: str, given: object) -> tuple[Reader, ...]:

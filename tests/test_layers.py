@@ -36,9 +36,9 @@ LONG_FUNCTIONS = {
 """Functions of more than ``MAX_FUNCTION`` lines, and why."""
 
 SIZES = {
-    "_core": (3850, 2000),
-    "_engine": (3246, 1300),
-    "_asgi": (939, 750),
+    "_core": (4004, 2000),
+    "_engine": (3503, 1300),
+    "_asgi": (988, 750),
 }
 """Lines of each private package: the bound, which gets larger only with a new feature, and the target of the design."""
 

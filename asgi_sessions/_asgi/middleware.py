@@ -189,7 +189,11 @@ class SessionMiddleware:
         Raises:
             StoreError: a store failed.
         """
-        adopted = None if self._adopter is None else await self._adopter.adopt(scope)
+        adopted = None
+        # Another site's form may carry the old cookie where SameSite withholds ours. It gets no session, as it would with ours.
+        if self._adopter is not None and not self.cookie.may_be_withheld(scope):
+            is_http = scope["type"] == "http"
+            adopted = await self._adopter.adopt(scope, active=is_activity(scope), renews=is_http)
         if adopted is None:
             return self._manager.begin()
         exchange.add_to_cookie(adopted.headers)

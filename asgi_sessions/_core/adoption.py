@@ -27,6 +27,8 @@ class OldSession:
     """When the user logged in, in seconds since the epoch; ``None`` if the old session does not say."""
     remembered: bool = False
     """Whether its cookie outlives the browser."""
+    until: float | None = None
+    """When it ends at the latest, if its store says so; otherwise :attr:`OldCookie.until` counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class OldCookie:
     identity: bytes
     """Equal for all requests of one session: the id of a stored session, or the whole value of a signed cookie."""
     until: float
-    """When the old session ends at the latest, in seconds since the epoch."""
+    """Until when it may lead to a session of the old library, in seconds since the epoch. So long its adoption is remembered."""
     content: bytes = field(default=b"", repr=False)
     """The data, if the cookie carries it."""
 
@@ -47,20 +49,22 @@ class Reader(Protocol):
 
     name: str
     """The other library, for events and log lines."""
-    cookie: str
-    """The name of its session cookie."""
     is_stored: bool
     """Whether the cookie holds an id, and the data is in a store. Otherwise the cookie holds the data itself."""
+
+    def values(self, headers: Headers) -> Sequence[bytes]:
+        """The values that may be its session cookie, among the headers of a request; a few at most. Never raises."""
+        ...
 
     def recognise(self, value: bytes, now: float) -> OldCookie | None:
         """The cookie, if its form and signature are right and it has not expired. Asks no store and never raises."""
         ...
 
     async def read(self, cookie: OldCookie, now: float) -> OldSession | None:
-        """The session; ``None`` if it has ended, has expired or is damaged.
+        """The session; ``None`` if it has ended, has expired or is damaged. Keeps a time limit of its own.
 
         Raises:
-            StoreError: the old store fails.
+            StoreError: the old store fails, or is too slow.
         """
         ...
 
@@ -72,8 +76,12 @@ class Reader(Protocol):
         """
         ...
 
-    def delete_cookie(self) -> Headers:
-        """The Set-Cookie headers that remove the old cookie; none if the app keeps old sessions."""
+    def delete_cookie(self, headers: Headers) -> Headers:
+        """The Set-Cookie headers that remove the old cookie from who sent these headers; none if the app keeps old sessions."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections that the reader opened in this event loop."""
         ...
 
 
@@ -90,6 +98,8 @@ def converted(data: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
     for key, value in data.items():
         try:
             name = _name(key)
+            if name in kept:
+                raise ValueError("two keys are the same as text")
             plain = _plain(value, 0)
             _CODEC.encode({name: plain})
         except (SessionDataError, ValueError, RecursionError):
@@ -128,8 +138,13 @@ def _plain(value: Any, depth: int) -> Any:
         return value.total_seconds()
     if isinstance(value, UUID | Decimal):
         return str(value)
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
     if isinstance(value, Mapping):
-        return {_name(key): _plain(each, depth + 1) for key, each in value.items()}
+        named = {_name(key): _plain(each, depth + 1) for key, each in value.items()}
+        if len(named) != len(value):
+            raise ValueError("two keys are the same as text")
+        return named
     if isinstance(value, Sequence | AbstractSet):
         return [_plain(each, depth + 1) for each in value]
     raise ValueError("no type of a payload")

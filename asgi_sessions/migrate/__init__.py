@@ -11,6 +11,14 @@ sets our cookie and removes the old one. ``docs/switching.md`` has the steps.
 from __future__ import annotations
 
 from asgi_sessions._core.adoption import OldCookie, OldSession, Reader
-from asgi_sessions.migrate._signed import FromStarlette
+from asgi_sessions.migrate._signed import FromDjangoSignedCookies, FromFlask, FromLitestarCookie, FromStarlette
 
-__all__ = ["FromStarlette", "OldCookie", "OldSession", "Reader"]
+__all__ = [
+    "FromDjangoSignedCookies",
+    "FromFlask",
+    "FromLitestarCookie",
+    "FromStarlette",
+    "OldCookie",
+    "OldSession",
+    "Reader",
+]
