@@ -12,12 +12,28 @@ from __future__ import annotations
 
 from asgi_sessions._core.adoption import OldCookie, OldSession, Reader
 from asgi_sessions.migrate._signed import FromDjangoSignedCookies, FromFlask, FromLitestarCookie, FromStarlette
+from asgi_sessions.migrate._stored import (
+    FromDjango,
+    FromDjangoCache,
+    FromExpressSession,
+    FromFastapiRedisSdk,
+    FromFlaskSession,
+    FromLitestar,
+    FromStarsessions,
+)
 
 __all__ = [
+    "FromDjango",
+    "FromDjangoCache",
     "FromDjangoSignedCookies",
+    "FromExpressSession",
+    "FromFastapiRedisSdk",
     "FromFlask",
+    "FromFlaskSession",
+    "FromLitestar",
     "FromLitestarCookie",
     "FromStarlette",
+    "FromStarsessions",
     "OldCookie",
     "OldSession",
     "Reader",
