@@ -30,8 +30,8 @@ MAX_VALUES: Final = 2
 MAX_COOKIE: Final = 16 * 1024
 """Bytes of a signed cookie. Browsers keep 4 kB."""
 
-MAX_DATA: Final = 1024 * 1024
-"""Bytes of the data of a session; ours hold as many."""
+MAX_DATA: Final = 4 * 1024 * 1024
+"""Bytes of an old session that are looked at. Ours hold a quarter of it: of more, the user is adopted and the data is not."""
 
 OLDEST: Final = 400 * 86_400.0
 """Seconds after which a cookie counts for nothing, whatever its library says. Browsers keep none for longer."""

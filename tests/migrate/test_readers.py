@@ -417,7 +417,7 @@ async def test_a_redis_that_is_away_is_503(clock: FakeClock, caplog: pytest.LogC
         give_back(port)
 
 
-async def test_a_redis_that_hangs_is_503_in_time(clock: FakeClock) -> None:
+async def test_a_redis_that_hangs_is_503_in_time(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
     import asyncio
 
     async def hang(reader: Any, writer: Any) -> None:
@@ -432,6 +432,7 @@ async def test_a_redis_that_hangs_is_503_in_time(clock: FakeClock) -> None:
         site = Site(MemoryStore(), clock, FromStarsessions(client, deadline=timedelta(seconds=0.2)))
         assert (await site.visitor(ID).do()).status == 503
         assert asyncio.get_running_loop().time() - began < 1
+        assert f"host=localhost:{port}" in caplog.text  # and not that of our store
     finally:
         await client.aclose()
         server.close()
@@ -493,10 +494,31 @@ async def test_damaged_values_are_nothing(clock: FakeClock, old_redis: Any) -> N
         FromFlaskSession(old_redis, prefix=prefix),
         FromDjangoCache(old_redis, key_prefix=prefix, cookie="session"),
     ):
-        for raw in (b"", b"{", b"[]", b"{}", b"\xc1", b"null", b"\x93\x01", b"nul", b"x" * 2_000_000):
+        for raw in (
+            b"",
+            b"{",
+            b"[]",
+            b"{}",
+            b"\xc1",
+            b"null",
+            b"\x93\x01",
+            b"nul",
+            b"x" * 2_000_000,
+            b'{"a": "' + b"x" * 5_000_000 + b'"}',
+        ):
             await old_redis.set(reader._prefix + ID.encode(), raw, ex=60)
             assert (await Site(store, clock, reader).visitor(ID).sees())["data"] == {}
     assert len(store) == 0
+
+
+async def test_a_user_with_too_much_data_stays_logged_in_without_it(clock: FakeClock, old_redis: Any) -> None:
+    prefix = f"switch-{secrets.token_hex(4)}:"
+    await old_redis.set(prefix + ID, json.dumps({**DATA, "much": "x" * 2_000_000}), ex=60)
+    site = Site(MemoryStore(), clock, FromStarsessions(old_redis, prefix=prefix, user=user_of))
+
+    seen = await site.visitor(ID).sees()
+    assert (seen["user"], seen["data"]) == ("alice", {"basket": DATA["basket"], "user": "alice", "visits": 3})
+    assert site.said("session.adopted")[0].details["dropped"] == ["much"]
 
 
 async def test_a_signed_id_of_flask_session(clock: FakeClock, old_redis: Any) -> None:
@@ -508,6 +530,61 @@ async def test_a_signed_id_of_flask_session(clock: FakeClock, old_redis: Any) ->
 
     assert (await site.visitor(ID).sees())["user"] is None
     assert (await site.visitor(signer.sign(ID).decode()).sees())["user"] == "alice"
+
+
+@pytest.mark.parametrize(("ends", "user"), [(60, "alice"), (-1, None), (None, "alice"), ("nonsense", "alice")])
+async def test_a_session_of_express_ends_when_its_cookie_does(
+    clock: FakeClock, old_redis: Any, ends: Any, user: str | None
+) -> None:
+    """Also where connect-redis was told not to set a time."""
+    prefix = f"switch-{secrets.token_hex(4)}:"
+    at = datetime.fromtimestamp(clock() + ends, UTC).isoformat() if isinstance(ends, int) else ends
+    about = {"expires": at, "originalMaxAge": None if ends is None else 60_000}
+    await old_redis.set(prefix + ID, json.dumps({**DATA, "cookie": about}), ex=60)
+    reader = FromExpressSession(old_redis, secret=OLD_KEY, prefix=prefix, user=user_of, cookie="session")
+    site = Site(MemoryStore(), clock, reader)
+
+    assert (await site.visitor(express_signed(ID)).sees())["user"] == user
+    assert (await site.visitor(express_signed(ID, "another secret")).sees())["user"] is None
+    assert (await site.visitor(ID).sees())["user"] is None
+
+
+def express_signed(id: str, secret: str = OLD_KEY) -> str:
+    import base64
+    import hmac
+    from urllib.parse import quote
+
+    signature = base64.b64encode(hmac.digest(secret.encode(), id.encode(), "sha256")).decode().rstrip("=")
+    return quote(f"s:{id}.{signature}", safe="")
+
+
+@pytest.mark.parametrize(("seconds", "user"), [(60, "alice"), (None, None)])
+async def test_what_the_sdk_of_redis_wrote_after_the_end_is_none(
+    clock: FakeClock, old_redis: Any, seconds: int | None, user: str | None
+) -> None:
+    prefix = f"switch-{secrets.token_hex(4)}"
+    name = f"{prefix}:session:{ID}"
+    await old_redis.hset(name, "d", json.dumps({"m": {}, "d": DATA}))
+    if seconds is not None:
+        await old_redis.expire(name, seconds)
+    site = Site(MemoryStore(), clock, FromFastapiRedisSdk(old_redis, prefix=prefix, user=user_of))
+
+    assert (await site.visitor(ID).sees())["user"] == user
+    await old_redis.delete(name)
+
+
+async def test_a_small_cookie_that_inflates_to_much_is_none(clock: FakeClock) -> None:
+    """Only who has the key can make one; it is bounded all the same."""
+    import zlib
+    from base64 import urlsafe_b64encode
+
+    bomb = b"." + urlsafe_b64encode(zlib.compress(b'{"a": "' + b"x" * 8_000_000 + b'"}')).rstrip(b"=")
+    signer = itsdangerous.TimestampSigner(OLD_KEY, salt=b"cookie-session", key_derivation="hmac")
+    signer.get_timestamp = lambda: int(clock())  # type: ignore[method-assign]
+    reader = FromFlask(secret_key=OLD_KEY, user=None)
+
+    assert len(signer.sign(bomb)) < base.MAX_COOKIE
+    assert reader.recognise(signer.sign(bomb), clock()) is None
 
 
 # ── Django's database, through functions of the app ──
