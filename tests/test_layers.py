@@ -37,7 +37,7 @@ LONG_FUNCTIONS = {
 
 SIZES = {
     "_core": (4004, 2000),
-    "_engine": (3503, 1300),
+    "_engine": (3509, 1300),
     "_asgi": (988, 750),
 }
 """Lines of each private package: the bound, which gets larger only with a new feature, and the target of the design."""

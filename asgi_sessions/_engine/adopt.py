@@ -154,10 +154,8 @@ class _Adoption:
             return None
         for token in self._tokens(shard_of(marker.key)):
             if key_of(token) == marker.key:
-                session = await self._manager.load([marker.key], **self._asked)
+                session = await self._loaded(token)
                 if session._record is None or session._id == marker.id:
-                    if session._record is not None and session._record.key == marker.key:
-                        session._cookie = (Hidden(token), self._manager.planner.max_age(session))
                     return session
                 # A request that came too late has stored it, this one or one that was cut off.
                 note = self._manager.resolver.in_passing(session._id)
@@ -174,6 +172,7 @@ class _Adoption:
             # Anonymous visitors can have the same signed cookie. Each gets a session of their own, when the response leaves.
             session = self._manager.begin()
             session.update(data)
+            session._remembered = old.remembered
             self._report(None, None, dropped)
             return session
         owner = None if user_id is None else owner_of(user_id)
@@ -182,8 +181,15 @@ class _Adoption:
         if not await self._store(record, self._cookie.until if old.until is None else old.until):
             return None
         self._report(record.id, user_id, dropped)
-        session = await self._manager.load([record.key], **self._asked)
-        session._cookie = (Hidden(token), self._manager.planner.max_age(session))
+        return await self._loaded(token)
+
+    async def _loaded(self, token: str) -> Session:
+        """The session of this token, and the cookie for it; an empty session if there is none any more."""
+        key = key_of(token)
+        session = await self._manager.load([key], **self._asked)
+        # In the grace of a renewal another record is found. The browser must not get the token that is about to end.
+        if session._record is not None and session._record.key == key:
+            session._cookie = (Hidden(token), self._manager.planner.max_age(session))
         return session
 
     def _record(

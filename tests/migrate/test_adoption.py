@@ -13,6 +13,7 @@ import pytest
 
 from asgi_sessions import CookieConfig, Devices, MemoryStore, Session, StoreError, Timeouts
 from asgi_sessions.errors import RecordDamaged, StoreUnreachable
+from asgi_sessions.rekey import rekey
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.migrate.world import DATA, KEYS, NEWER_KEYS, OldStore, Site, Visitor, from_starlette, signed
@@ -685,3 +686,19 @@ async def test_the_readers_close_with_the_app(clock: FakeClock) -> None:
     await site.app({"type": "lifespan"}, receive, send)
 
     assert old.closed == 1
+
+
+async def test_an_end_stays_final_when_all_records_are_sealed_anew(store: Store, clock: FakeClock, old: Old) -> None:
+    """And the secret that sealed the marker is taken away."""
+    cookie = old.cookie()
+    alice = Site(store, clock, old.reader).visitor(cookie)
+    await alice.do()
+    await alice.do(log_out)
+    old.store.there.setdefault(b"id-1", dict(DATA))
+
+    await rekey(store, secret_keys=NEWER_KEYS, rate=100_000)
+    later = Site(store, clock, old.reader, secret_keys=NEWER_KEYS[:1])
+
+    assert (await later.visitor(cookie).sees())["user"] is None
+    assert not later.said("session.damaged")
+    assert not later.said("session.adopted")

@@ -309,13 +309,14 @@ async def test_what_the_app_drops_is_seen_by_the_user_function_alone(clock: Fake
     assert (seen["user"], set(seen["data"])) == ("alice", {"basket", "visits"})
 
 
+@pytest.mark.parametrize("user", [user_of, None], ids=["user", "visitor"])
 @pytest.mark.parametrize(
     ("max_age", "remember", "lasts"), [(60, None, True), (None, None, False), (60, False, False), (None, True, True)]
 )
 async def test_our_cookie_lasts_as_the_old_one_did(
-    clock: FakeClock, max_age: int | None, remember: bool | None, lasts: bool
+    clock: FakeClock, max_age: int | None, remember: bool | None, lasts: bool, user: Any
 ) -> None:
-    site = Site(MemoryStore(), clock, from_starlette(max_age=max_age, remember=remember))
+    site = Site(MemoryStore(), clock, from_starlette(max_age=max_age, remember=remember, user=user))
     response = await site.visitor(signed(DATA, clock())).do()
 
     (ours,) = [line for line in response.all("set-cookie") if line.startswith(site.name)]
