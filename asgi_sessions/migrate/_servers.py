@@ -9,10 +9,9 @@ from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
-import anyio
-
 from asgi_sessions._core.extras import needs
 from asgi_sessions._core.timeouts import duration
+from asgi_sessions._engine.deadline import Deadlines
 from asgi_sessions._engine.failures import reason_of
 from asgi_sessions._engine.loops import PerLoop
 from asgi_sessions.errors import ConfigurationError, StoreError, StoreUnreachable
@@ -35,6 +34,7 @@ class _Server:
         self._seconds = duration(f"{called}(deadline)", deadline).total_seconds()
         if self._seconds <= 0:
             raise ConfigurationError(f"{called}(deadline={deadline!r}): give a time of more than 0")
+        self._limits = Deadlines(self._seconds)
 
     async def _in_time(self, asked: Awaitable[T]) -> T:
         """The answer.
@@ -43,7 +43,7 @@ class _Server:
             StoreUnreachable: there was none in time, or the server failed.
         """
         try:
-            with anyio.fail_after(self._seconds):
+            with self._limits.limit():  # a loop that stands still is not the fault of the server
                 return await asked
         except StoreError as error:
             error.host = self._host

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -62,7 +63,7 @@ def cookies_in(headers: Iterable[str]) -> dict[str, str]:
 
 async def switch(people: list[Person], *readers: Reader, store: Store | None = None) -> Counted:
     """Everybody at once: each tab writes a key of its own, and at the end everything is looked at."""
-    site = Site(store or MemoryStore(), time.time, *readers, store_deadline=None)  # type: ignore[arg-type]
+    site = Site(store or MemoryStore(), time.time, *readers, store_deadline=timedelta(seconds=20))  # type: ignore[arg-type]
     counted = Counted(people=len(people))
     order = [(person, tab) for person in people for tab in range(TABS)]
     random.Random(7).shuffle(order)

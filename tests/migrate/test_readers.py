@@ -452,6 +452,20 @@ async def test_a_key_of_another_kind_is_an_error_of_the_server(old_redis: Any) -
     await old_redis.delete(name + ID)
 
 
+async def test_a_loop_that_stands_still_is_not_the_fault_of_the_old_store(clock: FakeClock, old_redis: Any) -> None:
+    import asyncio
+    import time as clocks
+
+    prefix = f"switch-{secrets.token_hex(4)}:"
+    await old_redis.set(prefix + ID, json.dumps(DATA), ex=60)
+    reader = FromStarsessions(old_redis, prefix=prefix, user=user_of, deadline=timedelta(seconds=0.2))
+    asked = asyncio.ensure_future(Site(MemoryStore(), clock, reader).visitor(ID).sees())
+    await asyncio.sleep(0)
+    clocks.sleep(0.5)  # noqa: ASYNC251 - a handler that blocks
+
+    assert (await asked)["user"] == "alice"
+
+
 class Bomb:
     loaded = False
 

@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from asgi_sessions import RedisStore
 from asgi_sessions.migrate import FromFlask, FromLitestar, FromLitestarCookie, FromStarlette, Reader
 from tests.migrate.switch import LATER, TABS, USERS, Person, cookies_in, switch
 from tests.migrate.world import user_of
@@ -92,6 +93,20 @@ async def test_from_starlette_with_options() -> None:
     assert set(people[0].cookies) == {"sid"}
 
     await clean(people, FromStarlette(secret_key=KEY, user=user_of, cookie="sid", max_age=None))
+
+
+async def test_from_starlette_into_valkey(valkey_url: str) -> None:
+    """Sealed, and through a server."""
+    app = starlette_app()
+    people = [person(number, await through(app, number)) for number in range(USERS)]
+    store = RedisStore.from_url(valkey_url, prefix=f"switch-{secrets.token_hex(4)}")
+    try:
+        counted = await switch(people, FromStarlette(secret_key=KEY, user=user_of), store=store)
+    finally:
+        await store.aclose()
+
+    assert counted.is_clean, counted
+    assert counted.sessions == sum(person.user is not None for person in people)
 
 
 def tagged(number: int) -> dict[str, Any]:
