@@ -31,7 +31,8 @@ from datetime import datetime, timedelta
 from typing import Final, Literal, TypedDict
 from weakref import WeakKeyDictionary, WeakSet
 
-from asgi_sessions._core.arguments import expect
+from asgi_sessions._core.adoption import Reader
+from asgi_sessions._core.arguments import expect, several
 from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.facts import Devices, Facts, Location, name_of, unpack_facts
 from asgi_sessions._core.hidden import forgets_arguments
@@ -111,6 +112,7 @@ class SessionsOptions(TypedDict, total=False):
     store_deadline: timedelta | None
     cache_bytes: int
     device_bound: DeviceBound | None
+    adopt: Sequence[Reader]
     clock: Clock
 
 
@@ -134,6 +136,8 @@ class Sessions:
         cache_bytes: how much memory of the process opened records may take, so that the same bytes need not be opened again. The
             store is asked all the same. 0: none. Sealed records lie there opened: see ``docs/security.md``.
         device_bound: bind sessions to devices, so that a stolen cookie is worth nothing. See :class:`DeviceBound`.
+        adopt: readers of :mod:`asgi_sessions.migrate`, for sessions of another library. A request with its cookie, and
+            without ours, gets a session with the same data and user.
         clock: seconds since the epoch; for tests.
     Raises:
         ConfigurationError: something does not fit together; the message says what to do.
@@ -154,6 +158,7 @@ class Sessions:
         store_deadline: timedelta | None = None,
         cache_bytes: int = DEFAULT_BYTES,
         device_bound: DeviceBound | None = None,
+        adopt: Sequence[Reader] = (),
         clock: Clock = time.time,
     ) -> None:
         _refuse_no_store(self._called, store)
@@ -164,12 +169,11 @@ class Sessions:
             expect(f"{self._called}(devices)", devices, Devices)
             refuse_no_users(f"{self._called}(devices=…)", store)
         _check_bound(self._called, device_bound, store, secret_keys)
-        for name, function in (("on_event", on_event), ("clock", clock)):
-            if function is not None and not callable(function):
-                raise ConfigurationError(f"{self._called}({name}={function!r}): give a function")
+        _check_functions(self._called, on_event=on_event, clock=clock)
         self.store: Store = store
         self.timeouts: Timeouts | None = timeouts
         self.device_bound: DeviceBound | None = device_bound
+        self.adopt: Sequence[Reader] = _readers(f"{self._called}(adopt)", adopt)
         self._manager = Manager(
             store,
             timeouts=timeouts,
@@ -180,7 +184,7 @@ class Sessions:
             deadline=None if store_deadline is None else _seconds(f"{self._called}(store_deadline)", store_deadline),
             cache_bytes=cache_bytes,
         )
-        self._upkeep = Upkeep(self._manager)
+        self._upkeep = Upkeep(self._manager, self.adopt)
         if timeouts is not None or secret_keys:
             _refuse_other_secrets(self)
 
@@ -390,6 +394,22 @@ def _refuse_no_store(called: str, store: object) -> None:
 def _check_bytes(named: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ConfigurationError(f"{named}: give a number of bytes; 0 for none")
+
+
+def _check_functions(called: str, **given: object) -> None:
+    for name, function in given.items():
+        if function is not None and not callable(function):
+            raise ConfigurationError(f"{called}({name}={function!r}): give a function")
+
+
+def _readers(name: str, given: object) -> tuple[Reader, ...]:
+    readers = several(name, given, "adopt=[FromStarlette(…)]")
+    for reader in readers:
+        if isinstance(reader, type) or not isinstance(reader, Reader):
+            raise ConfigurationError(
+                f"{name}: give readers of asgi_sessions.migrate, and not a {type(reader).__name__}"
+            )
+    return readers
 
 
 def _check_bound(called: str, device_bound: object, store: object, secret_keys: Sequence[str | bytes]) -> None:

@@ -37,9 +37,9 @@ LONG_FUNCTIONS = {
 """Functions of more than ``MAX_FUNCTION`` lines, and why."""
 
 SIZES = {
-    "_core": (4200, 2000),
-    "_engine": (3438, 1300),
-    "_asgi": (977, 750),
+    "_core": (4295, 2000),
+    "_engine": (3703, 1300),
+    "_asgi": (1025, 750),
 }
 """Lines of each private package: the bound, which gets larger only with a new feature, and the target of the design."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
+import itsdangerous
 import pytest
 
 from asgi_sessions import ConfigurationError, SessionError, SessionMiddleware, Sessions
+from asgi_sessions.migrate import FromStarlette
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock, session_cookie
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
@@ -117,3 +120,22 @@ async def test_a_test_client_can_be_logged_in_in_a_realm(store: Store, clock: Fa
 
     assert (await read(At(app, "a.example", token)))["user_id"] == "alice"
     assert (await read(At(app, "b.example", token)))["user_id"] is None
+
+
+async def test_an_old_session_is_adopted_into_the_realm_of_its_request(store: Store, clock: FakeClock) -> None:
+    reader = FromStarlette(secret_key="an old key", user=lambda data: data.get("user"), cookie="old")
+    app = SessionMiddleware(app_with(store).app, Sessions(store, clock=clock, adopt=[reader]), realm=host)
+    data = base64.b64encode(b'{"user": "alice"}')
+    signer = itsdangerous.TimestampSigner("an old key")
+    signer.get_timestamp = lambda: int(clock())  # type: ignore[method-assign]
+    old = signer.sign(data)
+    browser = At(app, "a.example")
+
+    response = await Browser.raw(
+        browser, [(b"cookie", b"old=" + old)], lambda s: s.user_id, request_headers=[(b"x-host", b"a.example")]
+    )
+    browser.hear(response)
+
+    assert response.body == b"'alice'"
+    assert (await read(browser))["user_id"] == "alice"
+    assert (await read(browser.elsewhere("b.example")))["user_id"] is None

@@ -25,6 +25,9 @@ logger = logging.getLogger("asgi_sessions")
 
 OnStoreFailure = Literal["unavailable", "raise", "anonymous"]
 
+_STARTS: Final = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
+"""The messages that carry headers."""
+
 
 class Configured(Protocol):
     """The part of a middleware read by its exchanges."""
@@ -112,6 +115,30 @@ class Exchange:
         except (AttributeError, TypeError, ValueError):
             return message  # the app's headers are malformed: the server reports it
         return {**message, "headers": headers}
+
+    def add_to_cookie(self, headers: Headers) -> None:
+        """Headers that remove the cookie of another library. They leave with ours, or when nothing is left in the session."""
+        inner, wanted = self._send, self._middleware.cookie.wanted
+
+        async def send(message: Message) -> None:
+            if message["type"] in _STARTS:
+                with suppress(
+                    AttributeError, TypeError, ValueError
+                ):  # the app's headers are malformed: the server reports it
+                    there = [*(message.get("headers") or ())]
+                    has_own = any(name == b"set-cookie" and value.startswith(wanted) for name, value in there)
+                    if has_own or self._is_left_empty():
+                        message = {**message, "headers": [*there, *headers]}
+            await inner(message)
+
+        if headers:
+            self._send = send
+
+    def _is_left_empty(self) -> bool:
+        """Whether the session has ended, or holds nothing, and that counts."""
+        session = self.session
+        is_empty = session._record is None and not dict.__len__(session) and not session._degraded
+        return is_empty and not self._failed and self._failure is None
 
     # ── Answers in place of the app ──
 

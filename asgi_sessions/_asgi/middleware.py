@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, Unpack, get_args
 
-from asgi_sessions._asgi.exchange import OnStoreFailure
+from asgi_sessions._asgi.exchange import Exchange, OnStoreFailure
 from asgi_sessions._asgi.foreign import binders_inside, check_inside, refuse_foreign, twin
 from asgi_sessions._asgi.http import HttpExchange
 from asgi_sessions._asgi.lifespan import lifespan
@@ -23,9 +23,10 @@ from asgi_sessions._core.cookie import MOST_DAYS, CookieConfig, values_called
 from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.origin import is_activity
-from asgi_sessions._core.session import OURS
+from asgi_sessions._core.session import OURS, Session
 from asgi_sessions._core.timeouts import Timeouts
 from asgi_sessions._core.types import Scope
+from asgi_sessions._engine.adopt import Adopter
 from asgi_sessions._engine.contract import Store
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.upkeep import Upkeep
@@ -99,6 +100,7 @@ class SessionMiddleware:
         self._manager: Manager = self.sessions._manager.for_cookie(cookie.name, cookie.may_be_withheld, realm)
         self._upkeep: Upkeep = self.sessions._upkeep
         self._watch: Watch | None = self._upkeep.watch if self._manager.devices.live else None
+        self._adopter: Adopter | None = Adopter(self.sessions.adopt, self._manager) if self.sessions.adopt else None
         self._binder: Binder | None = _binder(self.sessions, self._manager, cookie, app)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -136,15 +138,18 @@ class SessionMiddleware:
             values = []
         keys = self._manager.recognise(values, scope) if values else None
         del values  # error collectors record the local variables of each frame in a traceback
-        if not keys:
+        if not keys and self._adopter is None:
             session = self._manager.begin()  # no cookie of ours: an empty session, and no I/O
         else:
             try:
                 # A handshake renews no token: some servers drop the headers of `websocket.accept`, and with them the new
                 # token. The next HTTP response renews it.
-                session = await self._manager.load(
-                    keys, active=is_activity(scope, self._passive), renews=kind == "http"
-                )
+                if keys:
+                    session = await self._manager.load(
+                        keys, active=is_activity(scope, self._passive), renews=kind == "http"
+                    )
+                else:
+                    session = await self._adopt(scope, exchange)
             except StoreError as failure:
                 await self._manager.failed("load", failure)
                 if self.on_store_failure == "raise":
@@ -182,6 +187,22 @@ class SessionMiddleware:
                 scope["session"] = scope[OURS] = outer
             if exchange.live is not None:
                 exchange.stop_watching()
+
+    async def _adopt(self, scope: Scope, exchange: Exchange) -> Session:
+        """The session of a request that has no cookie of ours; perhaps that of another library.
+
+        Raises:
+            StoreError: a store failed.
+        """
+        adopted = None
+        # Another site's form may carry the old cookie where SameSite withholds ours. It gets no session, as it would with ours.
+        if self._adopter is not None and not self.cookie.may_be_withheld(scope):
+            is_http = scope["type"] == "http"
+            adopted = await self._adopter.adopt(scope, active=is_activity(scope, self._passive), renews=is_http)
+        if adopted is None:
+            return self._manager.begin()
+        exchange.add_to_cookie(adopted.headers)
+        return adopted.session
 
 
 def _binder(sessions: Sessions, manager: Manager, cookie: CookieConfig, app: object) -> Binder | None:

@@ -277,7 +277,7 @@ class Planner:
 
     def _create(self, session: Session, payload: bytes, plan: Plan) -> None:
         plan.token, record, body = self._next(session, payload, fresh_token=True)
-        plan.max_age = self._max_age(session)
+        plan.max_age = self.max_age(session)
         rules, intent = self.rules.rules, session._intent
         if rules is not None and session._user_id in intent.others:
             rules = with_fields(rules, limit=0)  # they end with this very log-in
@@ -295,7 +295,7 @@ class Planner:
     def _rename(self, session: Session, payload: bytes, plan: Plan, *, is_renewal: bool) -> None:
         old, is_confirmed = _known(session), _is_confirmed(session)
         plan.token, record, body = self._next(session, payload, fresh_token=True)
-        plan.max_age = self._max_age(session)
+        plan.max_age = self.max_age(session)
         alias = None
         if is_renewal or old.owner is None:  # no index leads requests that are under way to an anonymous session
             alias = self._alias("alias" if is_renewal else "forward", old, record.key, body)
@@ -365,7 +365,7 @@ class Planner:
         body = Body(kind, None, now, None, now, False, successor.encode("ascii"))
         return self.rules.sealed(Record(old.key, ALIAS_REV, now, until, old.id, None, b""), body)
 
-    def _max_age(self, session: Session) -> int | None:
+    def max_age(self, session: Session) -> int | None:
         """Seconds the cookie shall live: only a remembered one outlives the browser (OWASP: prefer non-persistent ones)."""
         if not session._remembered:
             return None

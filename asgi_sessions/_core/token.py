@@ -172,7 +172,11 @@ class TokenMint:
         """
         if shard is None:
             shard = shard_of(secrets.token_urlsafe(SHARD_CHARS))
-        bare = shard + secrets.token_urlsafe(RANDOM_BYTES)
+        return self.signed(shard, secrets.token_urlsafe(RANDOM_BYTES), realm)
+
+    def signed(self, shard: str, secret: str, realm: bytes = b"") -> str:
+        """The token of a secret of 43 base64url characters."""
+        bare = shard + secret
         if not self._signers:
             return bare
         return bare + self._signers[0].sign(bare.encode("ascii") + realm).decode("ascii")

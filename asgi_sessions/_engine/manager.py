@@ -114,7 +114,7 @@ class Manager:
         # By name, and no methods around them: each frame costs 0.15 µs of 12.
         self.is_settled, self.is_modified = self.planner.is_settled, self.planner.is_modified
         self.is_cookie_withheld = self.planner.is_cookie_withheld
-        self.load = loader.load
+        self.load, self.signed = loader.load, self._mint.signed
         self.commit, self.settle = self._committer.commit, self._committer.settle
         self.owed_cookie = self._committer.owed_cookie
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
+from asgi_sessions._core.adoption import Reader
 from asgi_sessions._engine.contract import SweepingStore, trait
 from asgi_sessions._engine.loops import PerLoop, running_loop, stop
 from asgi_sessions._engine.manager import Manager
@@ -33,8 +34,9 @@ class _Running:
 class Upkeep:
     """The upkeep of one store in this process."""
 
-    def __init__(self, manager: Manager) -> None:
+    def __init__(self, manager: Manager, readers: Sequence[Reader] = ()) -> None:
         self.watch: Watch = Watch()
+        self._readers = readers
         self._manager = manager
         self._running = PerLoop(_Running)
 
@@ -67,6 +69,8 @@ class Upkeep:
                 return
             self._running.taken()
         async with AsyncExitStack() as steps:  # the last one pushed comes first
+            for reader in self._readers:
+                steps.push_async_callback(self._close, reader.aclose)
             steps.push_async_callback(self._close, self._manager.store.aclose)
             steps.push_async_callback(self._close, self.watch.aclose)
             if running is not None and running.sweeper is not None:

@@ -130,6 +130,7 @@ async def test_a_session_that_came_with_such_a_token_proves_no_device(
 async def test_a_stolen_cookie_mints_nothing_after_the_grace(browse: Browse, clock: FakeClock) -> None:
     client = browse(with_device=True)
     await client.get("/login")
+    await client.get("/token")  # the browser shows its first cookie
     thief = browse(with_device=False)
     thief.cookies = client.cookies
     clock.advance(timedelta(seconds=30))

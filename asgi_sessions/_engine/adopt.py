@@ -1,0 +1,261 @@
+"""Adopt: gives the sessions of another library to requests that have its cookie and not ours.
+
+The token of an adopted session is computed from the old cookie. So parallel requests, and all servers, find the same session, and
+the browser receives the same token from each of them. A marker lies in the store until the old cookie expires. It says that this
+cookie was adopted: after the log-out, the old cookie does not bring the session back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from hashlib import sha256
+from typing import Any, Final, NamedTuple, TypeVar
+
+import anyio
+from msgspec.structs import replace
+
+from asgi_sessions._core.adoption import OldCookie, OldSession, Reader, converted
+from asgi_sessions._core.facts import pack_facts
+from asgi_sessions._core.hidden import Hidden
+from asgi_sessions._core.record import ALIAS_REV, Body, Record
+from asgi_sessions._core.session import Session
+from asgi_sessions._core.token import KEY_CHARS, SHARD_CHARS, base64url, key_of, new_id, owner_of, shard_of, user_id_in
+from asgi_sessions._core.types import Event, Headers, Scope
+from asgi_sessions._engine.manager import Manager
+from asgi_sessions._engine.resolve import noting
+from asgi_sessions.errors import RecordDamaged, RecordExists, StoreError
+
+ATTEMPTS = 3
+
+TIME_TO_FORGET = 1.0
+"""Seconds for the deletion of an old session; readers mostly keep a shorter time of their own. Then the marker has to do."""
+
+MOST_NAMES = 20
+LONGEST_NAME = 60
+"""How many names of keys an event tells of, and how many characters of each."""
+
+T = TypeVar("T")
+
+
+class Adopted(NamedTuple):
+    """What came of an old cookie."""
+
+    session: Session
+    headers: Headers
+    """What removes the old cookie. It leaves with our own cookie, or when nothing is left to come back to."""
+
+
+class _Marker(NamedTuple):
+    """What the store knows of a cookie that was adopted."""
+
+    id: str
+    key: str
+    """Of the session; empty: the marker does not open."""
+
+
+_SPENT: Final = _Marker("", "")
+
+
+class Adopter:
+    """Adopts old sessions for one cookie of ours."""
+
+    def __init__(self, readers: Sequence[Reader], manager: Manager) -> None:
+        self._readers = tuple(readers)
+        self._manager = manager
+
+    async def adopt(self, scope: Scope, *, active: bool = True, renews: bool = True) -> Adopted | None:
+        """The session for a request without our cookie; ``None`` if it has no old cookie that counts.
+
+        Args:
+            active, renews: as for ``Manager.load``.
+        Raises:
+            StoreError: our store or the old one fails. It is unknown whether somebody is logged in.
+        """
+        headers = scope.get("headers", ())
+        for reader in self._readers:
+            for value in reader.values(headers):
+                cookie = reader.recognise(value, self._manager.clock())
+                if cookie is not None:
+                    adoption = _Adoption(self._manager, reader, cookie, scope, {"active": active, "renews": renews})
+                    found = await adoption.run()
+                    if found is not None:
+                        return Adopted(found, reader.delete_cookie(headers) if adoption.is_known else [])
+        return None
+
+
+class _Adoption:
+    """The adoption of one cookie by one request. Each step can be repeated, by this request or another one."""
+
+    def __init__(
+        self, manager: Manager, reader: Reader, cookie: OldCookie, scope: Scope, asked: dict[str, bool]
+    ) -> None:
+        self._manager = manager
+        self._reader = reader
+        self._cookie = cookie
+        self._scope = scope
+        self._asked = asked
+        self.is_known = True
+        """Whether the cookie is of no more use: its session is known, or known to have ended."""
+        context = "\0".join(("asgi-sessions adopted", manager.cookie_name, reader.name, "")).encode("utf-8")
+        self._realm = manager.planner.realm(scope)
+        message = context + cookie.identity + self._realm
+        digest = base64url(sha256(b"marker\0" + message).digest())
+        self._marker_key = digest[:KEY_CHARS]
+        hmacs = manager.secrets.hmacs("adopted sessions")
+        self._seeds = [base64url(each.digest(message)) for each in hmacs] or [base64url(sha256(message).digest())]
+        self._events: list[Event] = []
+
+    async def run(self) -> Session | None:
+        """The session that the cookie leads to; ``None``: it counts for nothing."""
+        try:
+            return await self._adopted()
+        finally:
+            if self._events:
+                await self._manager.events.emit(*self._events)
+
+    async def _adopted(self) -> Session | None:
+        for _ in range(ATTEMPTS):
+            found = await self._in_time(self._adopted_before())
+            if found is not None:
+                return found
+            old = await self._reader.read(self._cookie, self._manager.clock())
+            if old is None:
+                # Another request may have adopted and deleted it a moment ago.
+                return await self._in_time(self._adopted_before())
+            made = await self._in_time(self._begun(old))
+            if made is not None:
+                await self._forget()
+                return made
+        raise StoreError("other requests adopted and ended the session each time it was looked for")
+
+    async def _in_time(self, step: Awaitable[T]) -> T:
+        """What our store answers, within its deadline. The old store keeps a time of its own."""
+        try:
+            with self._manager.guard.limit():
+                return await step
+        except TimeoutError as error:
+            raise self._manager.guard.too_slow() from error
+
+    async def _marker(self) -> _Marker | None:
+        """The marker of this cookie. One that is there and does not open still says that the cookie was adopted."""
+        events: list[Event] = []
+        record = await self._manager.resolver.load(self._marker_key, events)
+        if record is None:
+            self._events += events
+            return _SPENT if events else None
+        try:
+            return _Marker(record.id, self._manager.records.open(record).payload.decode("ascii"))
+        except (RecordDamaged, UnicodeDecodeError):
+            return _SPENT
+
+    async def _adopted_before(self) -> Session | None:
+        """The session of a cookie that was adopted; an empty one if it has ended, or has another token by now."""
+        marker = await self._marker()
+        if marker is None:
+            return None
+        for token in self._tokens(shard_of(marker.key)):
+            if key_of(token, self._realm) == marker.key:
+                session = await self._loaded(token)
+                if session._record is None or session._id == marker.id:
+                    return session
+                # A request that came too late has stored it, this one or one that was cut off.
+                note = self._manager.resolver.in_passing(session._id)
+                await self._manager.guard.ask(self._manager.store.delete, marker.key, **noting(note))
+                return self._manager.begin()
+        self.is_known = False  # made with a secret that is not among ours any more
+        return self._manager.begin()
+
+    async def _begun(self, old: OldSession) -> Session | None:
+        """The session that takes over an old one; ``None``: another request was faster."""
+        data, dropped = converted(old.data)
+        user_id = None if old.user_id is None else user_id_in("adopt", old.user_id)
+        if user_id is None and not self._reader.is_stored:
+            # Anonymous visitors can have the same signed cookie. Each gets a session of their own, when the response leaves.
+            session = self._manager.begin()
+            session.update(data)
+            session._remembered = old.remembered
+            self._report(None, None, dropped)
+            return session
+        owner = None if user_id is None else owner_of(user_id)
+        token = self._tokens(None if owner is None else shard_of(owner))[0]
+        record = self._record(token, old, user_id, owner, data)
+        if not await self._store(record, self._cookie.until if old.until is None else old.until):
+            return None
+        self._report(record.id, user_id, dropped)
+        return await self._loaded(token)
+
+    async def _loaded(self, token: str) -> Session:
+        """The session of this token, and the cookie for it; an empty session if there is none any more."""
+        key = key_of(token, self._realm)
+        session = await self._manager.load([key], **self._asked)
+        # In the grace of a renewal another record is found. The browser must not get the token that is about to end.
+        if session._record is not None and session._record.key == key:
+            session._cookie = (Hidden(token), self._manager.planner.max_age(session))
+        return session
+
+    def _record(
+        self, token: str, old: OldSession, user_id: str | None, owner: str | None, data: dict[str, Any]
+    ) -> Record:
+        """The record of the adopted session. Its clocks begin now."""
+        records = self._manager.records
+        now, timeouts = self._manager.clock(), records.timeouts
+        authenticated_at = None
+        if user_id is not None:
+            # Unknown is long ago: is_fresh() must not take an adoption for a log-in.
+            unknown = max(now - timeouts.absolute.total_seconds(), 0.0)
+            authenticated_at = unknown if old.authenticated_at is None else min(max(old.authenticated_at, 0.0), now)
+        about = b""
+        if owner is not None and records.rules is not None:
+            ends_at = timeouts.ends_at(created_at=now, remembered=old.remembered)
+            about = pack_facts(replace(records.devices.describe(self._scope), ends_at=ends_at))
+        payload = self._manager.planner.codec.encode(data)
+        body = Body("session", user_id, now, authenticated_at, now, old.remembered, payload, about)
+        expires_at = timeouts.expires_at(now, now, old.remembered)
+        return records.sealed(Record(key_of(token, self._realm), 1, now, expires_at, new_id(), owner, b""), body)
+
+    async def _store(self, record: Record, until: float) -> bool:
+        """Store the record and the marker; ``False``: another request has stored another session.
+
+        The marker names the session. So what a late request has just stored can be told from the session that was
+        adopted, and perhaps ended, before: see _adopted_before().
+        """
+        ask, store = self._manager.guard.ask, self._manager.store
+        is_ours = True
+        try:
+            await ask(store.create, record)
+        except RecordExists:
+            there = await self._manager.resolver.load(record.key, self._events)
+            if there is None:
+                return False
+            record, is_ours = there, False
+        now = record.seen_at
+        marker = Record(self._marker_key, ALIAS_REV, now, max(until, record.expires_at), record.id, None, b"")
+        body = Body("forward", None, now, None, now, False, record.key.encode("ascii"))
+        try:
+            await ask(store.create, self._manager.records.sealed(marker, body))
+        except RecordExists:
+            return False
+        return is_ours
+
+    async def _forget(self) -> None:
+        """Delete the old session. If that fails, the marker still keeps it from coming back."""
+        failure = StoreError("the old store did not delete the session in time")
+        failure.host = self._reader.name
+        with anyio.move_on_after(TIME_TO_FORGET):
+            try:
+                await self._reader.forget(self._cookie)
+                return
+            except StoreError as error:
+                failure = error
+        self._events.append(self._manager.events.failure("forget", failure))
+
+    def _report(self, id: str | None, user_id: str | None, dropped: list[str]) -> None:
+        names = [ascii(name[:LONGEST_NAME])[1:-1] for name in dropped[:MOST_NAMES]]
+        details = {"source": self._reader.name, "dropped": names, "keys_dropped": len(dropped)}
+        self._events.append(self._manager.events.event("session.adopted", session_id=id, user_id=user_id, **details))
+
+    def _tokens(self, shard: str | None) -> list[str]:
+        """The token for this cookie; one for each secret, the newest first."""
+        sign = self._manager.signed
+        shards = [shard_of(seed[-SHARD_CHARS:]) if shard is None else shard for seed in self._seeds]
+        return [sign(each, seed, self._realm) for each, seed in zip(shards, self._seeds, strict=True)]

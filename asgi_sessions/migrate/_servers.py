@@ -1,0 +1,166 @@
+"""The servers of old sessions: Redis and SQL databases. Each question has a time limit; a failure is a StoreError."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+from asgi_sessions._core.extras import needs
+from asgi_sessions._core.timeouts import duration
+from asgi_sessions._engine.deadline import Deadlines
+from asgi_sessions._engine.failures import reason_of
+from asgi_sessions._engine.loops import PerLoop
+from asgi_sessions.errors import ConfigurationError, StoreError, StoreUnreachable
+
+DEADLINE: Final = timedelta(seconds=0.4)
+"""How long one question may take."""
+
+AT_ONCE: Final = 20
+"""Questions at the same time through a client of the app: its pool may refuse more, and others need it too."""
+
+T = TypeVar("T")
+
+
+class _Server:
+    """A server with a time limit."""
+
+    def __init__(self, called: str, host: str, deadline: timedelta) -> None:
+        self._called = called
+        self._host = host
+        self._seconds = duration(f"{called}(deadline)", deadline).total_seconds()
+        if self._seconds <= 0:
+            raise ConfigurationError(f"{called}(deadline={deadline!r}): give a time of more than 0")
+        self._limits = Deadlines(self._seconds)
+
+    async def _in_time(self, asked: Awaitable[T]) -> T:
+        """The answer.
+
+        Raises:
+            StoreUnreachable: there was none in time, or the server failed.
+        """
+        try:
+            with self._limits.limit():  # a loop that stands still is not the fault of the server
+                return await asked
+        except StoreError as error:
+            error.host = self._host
+            raise
+        except TimeoutError:
+            failure = StoreUnreachable(f"{self._called}: the old store did not answer within {self._seconds:.2f} s")
+        except Exception as error:
+            failure = StoreUnreachable(f"{self._called}: the old store failed: {reason_of(error)}")
+            failure.__cause__ = error
+        failure.host = self._host
+        raise failure
+
+
+class RedisServer(_Server):
+    """A Redis: a client of the app, or connections of our own."""
+
+    def __init__(self, called: str, redis: Any, deadline: timedelta) -> None:
+        from asgi_sessions.stores.redis._client import GivenClient, OwnClient, address_of, pool_from_url
+
+        if isinstance(redis, str):
+            pool = pool_from_url(redis, {})
+            super().__init__(called, address_of(pool), deadline)
+            self._client: Any = OwnClient(lambda: pool_from_url(redis, {}))
+            self._turns: PerLoop[Any] = PerLoop(nullcontext)
+            return
+        if isinstance(redis, type) or not inspect.iscoroutinefunction(getattr(redis, "execute_command", None)):
+            raise ConfigurationError(
+                f"{called}({type(redis).__name__}): give a client from redis.asyncio, or a URL such as 'redis://localhost'"
+            )
+        if redis.get_encoder().decode_responses:
+            raise ConfigurationError(
+                f"{called}: the client has decode_responses=True; old sessions are bytes, make one without"
+            )
+        super().__init__(called, address_of(redis), deadline)
+        self._client = GivenClient(redis)
+        most = getattr(getattr(redis, "connection_pool", None), "max_connections", AT_ONCE)
+        self._turns = PerLoop(lambda: asyncio.Semaphore(max(1, min(most, AT_ONCE))))
+
+    async def ask(self, *command: Any) -> Any:
+        """The reply to one command.
+
+        Raises:
+            StoreError: there was none in time, or it is an error.
+        """
+        from asgi_sessions.stores.redis._client import Refused
+
+        async def reply() -> Any:
+            try:
+                async with self._turns.here():
+                    return await self._client.call(command)
+            except Refused as refused:
+                raise refused.as_store_error() from refused
+
+        return await self._in_time(reply())
+
+    async def aclose(self) -> None:
+        """Close our own connection of this event loop."""
+        await self._client.aclose()
+
+
+class SQLServer(_Server):
+    """The table of Django's sessions: through an engine of SQLAlchemy, or through functions of the app."""
+
+    def __init__(self, called: str, database: Any, delete: Any, table: str, deadline: timedelta) -> None:
+        super().__init__(called, "the old database", deadline)
+        if callable(database):
+            if delete is not None and not callable(delete):
+                raise ConfigurationError(f"{called}(delete=…): give a coroutine function of the session key")
+            self._find, self._delete = database, delete
+            return
+        if delete is not None or not hasattr(database, "begin"):
+            raise ConfigurationError(
+                f"{called}({type(database).__name__}): give an AsyncEngine of SQLAlchemy, or a coroutine function of the "
+                "session key and, as delete=…, another one"
+            )
+        with needs("sql", called):
+            import sqlalchemy
+        there = sqlalchemy.table(
+            table,
+            sqlalchemy.column("session_key", sqlalchemy.String()),
+            sqlalchemy.column("session_data", sqlalchemy.Text()),
+            sqlalchemy.column("expire_date", sqlalchemy.DateTime(timezone=True)),
+        )
+
+        async def find(key: str) -> Any:
+            query = sqlalchemy.select(there.c.session_data, there.c.expire_date).where(there.c.session_key == key)
+            async with database.connect() as connection:
+                return (await connection.execute(query)).first()
+
+        async def remove(key: str) -> None:
+            async with database.begin() as connection:
+                await connection.execute(sqlalchemy.delete(there).where(there.c.session_key == key))
+
+        self._find, self._delete = find, remove
+
+    async def row(self, key: str) -> tuple[str, object] | None:
+        """``session_data`` and ``expire_date``.
+
+        Raises:
+            StoreUnreachable: the database failed, or took too long.
+        """
+        found = await self._in_time(self._find(key))
+        return None if found is None else (str(found[0]), found[1])
+
+    async def delete(self, key: str) -> None:
+        """Delete a session.
+
+        Raises:
+            StoreUnreachable: the database failed, or took too long.
+        """
+        if self._delete is not None:
+            await self._in_time(self._delete(key))
+
+
+def found_by(parse: Callable[[Any], T], value: object) -> T | None:
+    """What a parser finds; ``None`` if it finds nothing."""
+    try:
+        return parse(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
