@@ -18,7 +18,15 @@ from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.resolve import Found
 from asgi_sessions.dbsc import is_confirmed
 from asgi_sessions.dbsc._answers import reload_page, reload_script, repeat
-from asgi_sessions.dbsc._binding import LEEWAY, Binding, Identifiers, shown, shown_before, unpack_binding
+from asgi_sessions.dbsc._binding import (
+    LEEWAY,
+    LONGEST_COOKIE,
+    Binding,
+    Identifiers,
+    shown,
+    shown_before,
+    unpack_binding,
+)
 from asgi_sessions.dbsc._keeper import Keeper
 from asgi_sessions.dbsc._options import DeviceBound
 from asgi_sessions.dbsc._proof import ALGORITHMS, Proof, ProofInvalid, unquoted
@@ -56,6 +64,7 @@ class Binder:
         self._identifiers = Identifiers(manager.secrets, cookie.name)
         self._keeper = Keeper(manager)
         self._name = f"__Host-{_PREFIX.sub('', cookie.name, count=1)}-bound-"
+        self._prefix = self._name.encode("ascii")
         # One text for the header and for the instructions: where they differ, browsers prove the key before every request.
         samesite = "None" if cookie.samesite == "none" else "Lax"
         self._attributes = f"Path=/; Secure; HttpOnly; SameSite={samesite}"
@@ -70,8 +79,8 @@ class Binder:
         stored, record = session._stored, session._record
         if stored is None or record is None or not stored.device:
             return True
-        for value in values_called(scope.get("headers", ()), f"{self._name}{record.id}=".encode("ascii")):
-            cookie = self._shown(stored.device, record.id, value)
+        for value in values_called(scope.get("headers", ()), b"%b%b=" % (self._prefix, record.id.encode("ascii"))):
+            cookie = self._shown(stored.device, record.id, value) if len(value) <= LONGEST_COOKIE else None
             if cookie is not None and session._now <= cookie.expires_at + LEEWAY:
                 session._is_device_bound = True
                 return cookie.is_confirmed
@@ -89,7 +98,7 @@ class Binder:
             await self._confirm(session, Found(record, stored))
             return session
         values = values_called(scope.get("headers", ()), f"{self._name}{record.id}=".encode("ascii"))
-        is_expired = any(self._shown(stored.device, record.id, value) is not None for value in values)
+        is_expired = any(shown(stored.device, record.id, value) is not None for value in values)
         binding = unpack_binding(stored.device)
         verdict = verdict_on(scope, binding, record.id, session._now, self._options, is_expired=is_expired)
         if verdict is Verdict.GRACE:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from asgi_sessions import DeviceBound, Devices, Sessions, Timeouts
-from asgi_sessions.dbsc._binding import LEEWAY, REPEAT_SECONDS, _shown_before
+from asgi_sessions.dbsc._binding import LEEWAY, REPEAT_SECONDS, shown_before
 from asgi_sessions.dbsc.testing import SoftwareKey
 from asgi_sessions.rekey import rekey
 from asgi_sessions.stores import Store
@@ -654,18 +654,18 @@ async def test_a_proof_of_a_registration_cannot_be_replayed_for_long(site: Site,
 
 async def test_a_bound_cookie_of_any_length_is_not_remembered(site: Site, alice: Person) -> None:
     await alice.log_in()
-    before = _shown_before.cache_info().currsize
+    before = shown_before.cache_info().currsize
 
     for number in range(20):
         await Thief(site, alice, bound=False).do(headers={"cookie": f"{alice.only.cookie}={number}{'x' * 5000}"})
 
-    assert _shown_before.cache_info().currsize == before
+    assert shown_before.cache_info().currsize == before
 
 
 async def test_without_a_cache_nothing_of_a_binding_is_remembered(store: Store, clock: FakeClock) -> None:
     alice = Person(Site(store, clock, cache_bytes=0))
-    before = _shown_before.cache_info().currsize
+    before = shown_before.cache_info().currsize
     await alice.log_in()
 
     assert (await alice.do())["bound"]
-    assert _shown_before.cache_info().currsize == before
+    assert shown_before.cache_info().currsize == before
