@@ -124,7 +124,7 @@ class RequireDeviceBound(RequireUser):
     """
 
     scheme_name = "DeviceBoundSession"
-    description = "The cookie of a session that is bound to the device of the browser (DBSC)."
+    description: str | None = "The cookie of a session that is bound to the device of the browser (DBSC)."
 
     async def __call__(self, connection: HTTPConnection) -> str:
         user_id = await super().__call__(connection)
