@@ -197,7 +197,7 @@ class Planner:
             return ROWS[was, data, asked, phase], phase, payload
         if session._record is None:
             data = Data.EMPTY
-            if dict.__len__(session) or session._user_id is not None:
+            if dict.__len__(session) or session._user_id is not None or session._proof:
                 data, payload = Data.SOME, self.codec.encode(session)
                 session._written = session._dirty = session._marked = False
                 if phase is _OPEN and session._user_id is None and self.is_cookie_withheld(session):
@@ -216,7 +216,7 @@ class Planner:
     def _compare(self, session: Session) -> tuple[Data, bytes]:
         if not session._maybe_changed:
             return _SAME, session._loaded
-        if dict.__len__(session) == 0 and session._user_id is None:
+        if dict.__len__(session) == 0 and session._user_id is None and not session._proof:
             return Data.EMPTIED, b""
         payload = self.codec.encode(session, session._maybe_changed)
         session._written = session._dirty = session._marked = False
@@ -333,6 +333,7 @@ class Planner:
             self._about(session, owner) if stored is None else stored.about,
             b"",
             stored.device if stored is not None else displacing(session._unproven) if session._unproven else b"",
+            session._proof,
         )
         seen_at = now
         # Activity is written down once per touch interval, whatever is written besides.

@@ -79,6 +79,8 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Of a ``token``: how far its refresh tokens have come; opaque to everybody but the package ``tokens``."""
     device: bytes = b""
     """What binds the session to a device; opaque to everybody but the package ``dbsc``. Empty: it is not bound."""
+    proof: bytes = b""
+    """The :class:`~asgi_sessions._core.proofs.Proofs` of the session, as bytes."""
 
     def __repr__(self) -> str:
         return f"<Body: {self.kind}>"  # neither the user nor the payload, as for a Record

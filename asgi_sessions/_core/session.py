@@ -7,6 +7,7 @@ thread pool, streams and sockets.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final, Protocol, Self, TypeVar, overload
@@ -14,6 +15,7 @@ from typing import Any, ClassVar, Final, Protocol, Self, TypeVar, overload
 from asgi_sessions._core.elsewhere import NAMES, Elsewhere
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.intent import NO_INTENT, Intent, Leaving
+from asgi_sessions._core.proofs import NO_PROOFS, level_in, methods_in, pack_proofs, unpack_proofs
 from asgi_sessions._core.record import Body, Record
 from asgi_sessions._core.timeouts import Timeouts, duration
 from asgi_sessions._core.token import new_id, user_id_in
@@ -87,6 +89,7 @@ class Session(TrackedDict):
         "_origin",
         "_over",
         "_plan",
+        "_proof",
         "_record",
         "_remembered",
         "_renewal_due",
@@ -120,6 +123,7 @@ class Session(TrackedDict):
     _now: float  # the clock when the request came
     _origin: Any  # where the request came from: opaque here, described when somebody logs in
     _over: bool  # did someone else end it while this request was under way?
+    _proof: bytes  # how and when the user proved who they are
     _plan: Any  # a commit that was interrupted, and how far it got
     _record: Record | None  # the record as it is in the store
     _remembered: bool
@@ -145,7 +149,7 @@ class Session(TrackedDict):
         self._intent = NO_INTENT
         self._epoch = 0
         self._id = ""
-        self._loaded = b""
+        self._loaded = self._proof = b""
         self._record = self._stored = self._user_id = self._authenticated_at = self._plan = self._next_turn = None
         self._origin = self._missing = self._unproven = None
         return self
@@ -161,6 +165,7 @@ class Session(TrackedDict):
         self._user_id = body.user_id
         self._created_at = body.created_at
         self._authenticated_at = body.authenticated_at
+        self._proof = body.proof
         self._remembered = body.remembered
         if self._active and not self._started:
             timeouts = self._keeper.timeouts
@@ -180,7 +185,7 @@ class Session(TrackedDict):
         self._over = False
         self._record = None
         self._stored = None
-        self._loaded = b""
+        self._loaded = self._proof = b""
         self._id = ""
         self._user_id = None
         self._created_at = now
@@ -199,6 +204,7 @@ class Session(TrackedDict):
         self._intent = self._intent.settled()
         if self._stored is not None:
             self._authenticated_at = self._stored.authenticated_at
+            self._proof = self._stored.proof
 
     # ── Attributes ──
 
@@ -306,12 +312,40 @@ class Session(TrackedDict):
         self._accessed = True
         return instant(self._keeper.timeouts.ends_at(created_at=self._created_at, remembered=self._remembered))
 
-    def is_fresh(self, within: timedelta) -> bool:
-        """Whether the user proved who they are less than ``within`` ago; for asking again before something grave (step-up)."""
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """How the user proved who they are, the latest last, as given to :meth:`log_in` and :meth:`confirm` (RFC 8176)."""
+        self._accessed = True
+        return tuple(method for method, _ in unpack_proofs(self._proof).methods)
+
+    @property
+    def level(self) -> int:
+        """The assurance level of the log-in: 0 if unknown, 1 for one kind of factor, 2 for two, or what the app said."""
+        self._accessed = True
+        return 0 if self._user_id is None else unpack_proofs(self._proof).level
+
+    @property
+    def pending_user_id(self) -> str | None:
+        """Who has passed the first factor, by :meth:`begin_log_in`; ``None``: nobody, or too long ago."""
+        self._accessed = True
+        proofs = unpack_proofs(self._proof)
+        return proofs.pending_user if self._keeper.clock() < proofs.pending_until else None
+
+    def is_fresh(self, within: timedelta, *, methods: Iterable[str] = (), level: int = 0) -> bool:
+        """Whether the user proved who they are less than ``within`` ago; for asking again before something grave (step-up).
+
+        Args:
+            methods: each of them must have been used less than ``within`` ago.
+            level: the least assurance level of the session.
+        """
         self._accessed = True
         seconds = duration("is_fresh(within)", within).total_seconds()
-        return self._keeper.timeouts.fresh(
-            authenticated_at=self._authenticated_at, within=seconds, now=self._keeper.clock()
+        proofs, wanted = unpack_proofs(self._proof), methods_in("is_fresh()", methods)
+        least = level_in("is_fresh()", level) or 0
+        times = [self._authenticated_at, *(dict(proofs.methods).get(method) for method in wanted)]
+        fresh, now = self._keeper.timeouts.fresh, self._keeper.clock()
+        return (self._user_id is not None and proofs.level >= least) and all(
+            fresh(authenticated_at=time, within=seconds, now=now) for time in times
         )
 
     @property
@@ -321,18 +355,27 @@ class Session(TrackedDict):
 
     # ── Verbs ──
 
-    def log_in(self, user_id: str, *, remember: bool = False) -> None:
+    def log_in(
+        self, user_id: str, *, remember: bool = False, methods: Iterable[str] = (), level: int | None = None
+    ) -> None:
         """Give the session a user: a new session with a new token and new clocks; the token before it is dead at once.
 
         The data stays, so that a basket survives the log-in; unless somebody else was logged in: then it is dropped now, and
         what is written after this call belongs to the new user. ``remember=True``: the longer timeouts, and a cookie that
         survives the browser's restart.
 
+        Args:
+            methods: how the user proved who they are: ``["pwd", "otp"]`` (RFC 8176). Those of :meth:`begin_log_in` are added.
+            level: the assurance level, 0 to 9; else derived from the methods.
         Raises:
-            SessionDataError: ``user_id`` is not a non-empty ``str`` of valid Unicode, or has more than 16 kB.
+            SessionDataError: ``user_id`` is not a non-empty ``str`` of valid Unicode, or has more than 16 kB; or a method or the
+                level is none.
             ResponseStarted: the cookie can no longer be sent.
         """
         user_id = user_id_in("log_in()", user_id)
+        if methods != () or level is not None:
+            methods, level = methods_in("log_in()", methods), level_in("log_in()", level)
+        before = unpack_proofs(self._proof) if self._proof and self.pending_user_id == user_id else NO_PROOFS
         self._verb("log_in()")
         kept = self._user_id is None or self._user_id == user_id
         if not kept:
@@ -342,7 +385,32 @@ class Session(TrackedDict):
         self._begin(now)
         self._user_id = user_id
         self._authenticated_at = now
+        self._proof = pack_proofs(before.after(methods, level, now)) if methods or level or before.methods else b""
         self._remembered = bool(remember)
+
+    def begin_log_in(
+        self, user_id: str, *, methods: Iterable[str] = (), within: timedelta = timedelta(minutes=5)
+    ) -> None:
+        """Note that a user has passed the first of two factors. Nobody is logged in; :attr:`pending_user_id` says who it is.
+
+        ``log_in(user_id)`` after the second factor adds the methods of both. The session gets a new token.
+
+        Args:
+            methods: of the first factor, as for :meth:`log_in`.
+            within: how long the second factor may take: up to an hour.
+        Raises:
+            SessionError: somebody is logged in (use :meth:`confirm`), or ``within`` is too long.
+            SessionDataError, ResponseStarted: as for :meth:`log_in`.
+        """
+        user_id, methods = user_id_in("begin_log_in()", user_id), methods_in("begin_log_in()", methods)
+        seconds = duration("begin_log_in(within)", within).total_seconds()
+        if not 1 <= seconds <= 3600:
+            raise SessionError(f"begin_log_in(within={within!r}): give a second to an hour")
+        if self.user_id is not None:
+            raise SessionError("begin_log_in(): somebody is logged in; call confirm() after the second factor")
+        self.regenerate()
+        now = self._keeper.clock()
+        self._proof = pack_proofs(NO_PROOFS.after(methods, None, now).awaiting(user_id, now + seconds))
 
     def regenerate(self) -> None:
         """A new token for the same session: same id, same data, same clocks. Call it whenever privileges change.
@@ -353,17 +421,23 @@ class Session(TrackedDict):
         self._verb("regenerate()")
         self._intent = self._intent.regenerate()
 
-    def confirm(self) -> None:
+    def confirm(self, *, methods: Iterable[str] = (), level: int | None = None) -> None:
         """Note that the user has just proved again who they are: ``authenticated_at`` is now, and the token is new.
 
+        Args:
+            methods, level: as for :meth:`log_in`.
         Raises:
             SessionError: nobody is logged in.
+            SessionDataError: a method or the level is none.
             ResponseStarted: the cookie can no longer be sent.
         """
+        methods, level = methods_in("confirm()", methods), level_in("confirm()", level)
         if self.user_id is None:  # noted as a read: the error tells that nobody is logged in
             raise SessionError("confirm(): nobody is logged in; call log_in(user_id) after checking who it is")
         self.regenerate()
-        self._authenticated_at = self._keeper.clock()
+        self._authenticated_at = now = self._keeper.clock()
+        if methods or level is not None:
+            self._proof = pack_proofs(unpack_proofs(self._proof).after(methods, level, now))
 
     def end_others(self) -> None:
         """End all other sessions of this user, and give this one a new token. Call it when the password was changed.

@@ -302,7 +302,7 @@ class Committer:
             # The log-in did not happen. The session before it is as it was, and the browser has its cookie, or gets it now.
             session._plan = None
             events.append(self._events.event("session.refused", user_id=session._user_id, reason="limit"))
-            session._user_id = session._authenticated_at = None
+            session._user_id, session._authenticated_at, session._proof = None, None, b""
             if session._intent.asked is Asked.DESTROY:  # before the log-in; it counts without that
                 await self._attempt(session, events, failed=True, is_save=True)
             leaving = session._intent.leaving  # what later verbs of this request still mean
@@ -342,10 +342,10 @@ class Committer:
             loaded = codec.decode(session._loaded) if session._loaded else {}
             theirs = merge(loaded, dict.copy(session), theirs, codec)
         session._refill(theirs)
-        stored, authenticated_at = session._stored, session._authenticated_at
+        stored, authenticated_at, proof = session._stored, session._authenticated_at, session._proof
         session._adopt(found.record, found.body)
-        if stored is not None and stored.authenticated_at != authenticated_at:
-            session._authenticated_at = authenticated_at  # confirmed in this request
+        if stored is not None and (stored.authenticated_at, stored.proof) != (authenticated_at, proof):
+            session._authenticated_at, session._proof = authenticated_at, proof  # confirmed in this request
         is_moved = found.record.key != known.key and not found.is_renewed
         if is_moved and session._intent.asked is Asked.REGENERATE:
             # Another request has regenerated the session. Two cookies could reach the browser in the wrong order.
@@ -618,7 +618,12 @@ class Calls:
             return  # it had not taken effect, or the session has ended since
         back = replace(old, rev=there.rev + 1)
         if there.rev != record.rev and stored is not None:
-            body = replace(rules.open(there), minted_at=stored.minted_at, authenticated_at=stored.authenticated_at)
+            body = replace(
+                rules.open(there),
+                minted_at=stored.minted_at,
+                authenticated_at=stored.authenticated_at,
+                proof=stored.proof,
+            )
             back = rules.sealed(replace(there, key=old.key, rev=back.rev), body)
         try:
             if has_alias:

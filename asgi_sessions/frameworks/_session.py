@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
-from asgi_sessions import ConfigurationError, Session, SessionMiddleware
+from asgi_sessions import ConfigurationError, Session, SessionDataError, SessionMiddleware
+from asgi_sessions._core.proofs import level_in, methods_in
 from asgi_sessions._core.session import OURS
+from asgi_sessions._core.timeouts import duration
 
 NOT_BOUND: Final = "This needs a session that is bound to its device"
 """The text of a 403."""
@@ -23,6 +27,42 @@ def session_in(scope: Mapping[str, Any], advice: str) -> Session:
         raise ConfigurationError(f"this request has no session: {advice}; does skip= leave its path out?")
     session.mark_accessed()  # code in C reads a dict without calling its methods
     return session
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """How lately, and how, a user must have proved who they are."""
+
+    within: timedelta
+    methods: tuple[str, ...] = ()
+    level: int = 0
+
+    @classmethod
+    def asked(cls, within: object, methods: object, level: object) -> Freshness:
+        """What ``require_fresh()`` was given.
+
+        Raises:
+            ConfigurationError: it makes no sense.
+        """
+        try:
+            names, least = methods_in("require_fresh()", methods), level_in("require_fresh()", level)
+        except SessionDataError as error:
+            raise ConfigurationError(str(error)) from None
+        return cls(duration("require_fresh(within)", within), names, least or 0)
+
+    def is_met(self, session: Session) -> bool:
+        """Whether the user of this session has done so."""
+        return session.is_fresh(self.within, methods=self.methods, level=self.level)
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Of the challenge (RFC 9470, section 3)."""
+        level = {"acr_values": str(self.level)} if self.level else {}
+        return {"error": "insufficient_user_authentication", **level, "max_age": f"{self.within.total_seconds():.0f}"}
+
+    def challenge(self, scheme: str) -> str:
+        """The value of ``WWW-Authenticate``."""
+        return f"{scheme} " + ", ".join(f"{name}={value}" for name, value in self.parameters.items())
 
 
 async def opened(middleware: SessionMiddleware, headers: list[tuple[bytes, bytes]]) -> Session:

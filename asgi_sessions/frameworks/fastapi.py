@@ -24,7 +24,7 @@ for ``require_device_bound``. If the cookie has another name, say so by ``Annota
 
 # No `from __future__ import annotations` here: not every FastAPI resolves it for a dependency that is an object.
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from datetime import timedelta
 from functools import wraps
@@ -33,7 +33,7 @@ from typing import Annotated, Any, Final, TypeVar, cast
 from asgi_sessions import ConfigurationError, CookieConfig, Session
 from asgi_sessions._core.extras import needs
 from asgi_sessions._core.timeouts import duration
-from asgi_sessions.frameworks._session import NOT_BOUND
+from asgi_sessions.frameworks._session import NOT_BOUND, Freshness
 from asgi_sessions.frameworks.starlette import current_session
 
 with needs("fastapi", "asgi_sessions.frameworks.fastapi"):
@@ -63,7 +63,6 @@ NAME: Final = CookieConfig().name
 
 # The reasons for these stand in the package's docstring.
 LOG_IN: Final = "Cookie"
-CONFIRM: Final = "{} error=insufficient_user_authentication, max_age={:.0f}"
 
 
 class _Scheme(SecurityBase):
@@ -93,16 +92,19 @@ class SessionCookie(_Scheme):
 class RequireUser(_Scheme):
     """A dependency: the id of the user; 401 if nobody is logged in, or if the last proof of who it is lies too far back."""
 
-    def __init__(self, name: str = NAME, *, within: timedelta | None = None) -> None:
+    def __init__(
+        self, name: str = NAME, *, within: timedelta | None = None, methods: Iterable[str] = (), level: int = 0
+    ) -> None:
         super().__init__(name)
         self.within = within
+        self._asked: Freshness | None = None if within is None else Freshness.asked(within, methods, level)
 
     async def __call__(self, connection: HTTPConnection) -> str:
         session = current_session(connection)
         if session.user_id is None:
             raise HTTPException(401, "Not logged in", {"WWW-Authenticate": LOG_IN})
-        if self.within is not None and not session.is_fresh(self.within):
-            challenge = CONFIRM.format(session.scheme, self.within.total_seconds())
+        if self._asked is not None and not self._asked.is_met(session):
+            challenge = self._asked.challenge(session.scheme)
             raise HTTPException(401, "Confirm who you are", {"WWW-Authenticate": challenge})
         return session.user_id
 
@@ -110,9 +112,12 @@ class RequireUser(_Scheme):
 require_user: RequireUser = RequireUser()
 
 
-def require_fresh(within: timedelta, *, name: str = NAME) -> RequireUser:
-    """A dependency: the user's id; 401 unless they logged in, or ``session.confirm()`` was called, less than ``within`` ago."""
-    return RequireUser(name, within=duration("require_fresh(within)", within))
+def require_fresh(within: timedelta, *, methods: Iterable[str] = (), level: int = 0, name: str = NAME) -> RequireUser:
+    """A dependency: the user's id; 401 unless they logged in, or ``session.confirm()`` was called, less than ``within`` ago.
+
+    With ``methods``, by each of them; with ``level``, at this assurance level at least (:meth:`Session.is_fresh`).
+    """
+    return RequireUser(name, within=duration("require_fresh(within)", within), methods=methods, level=level)
 
 
 class RequireDeviceBound(RequireUser):

@@ -10,7 +10,7 @@ by ``security=[{"SessionCookie": []}]``.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from copy import copy
 from datetime import timedelta
 from typing import Annotated, Any
@@ -19,9 +19,8 @@ from asgi_sessions import ConfigurationError, CookieConfig, Session, SessionData
 from asgi_sessions._asgi.foreign import foreign_class
 from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.extras import needs
-from asgi_sessions._core.timeouts import duration
 from asgi_sessions._engine.upkeep import require_event_loop
-from asgi_sessions.frameworks._session import NOT_BOUND, opened, saved, session_in
+from asgi_sessions.frameworks._session import NOT_BOUND, Freshness, opened, saved, session_in
 from asgi_sessions.stores import Store
 
 with needs("litestar", "asgi_sessions.frameworks.litestar"):
@@ -168,18 +167,19 @@ async def require_user(connection: Connection, handler: BaseRouteHandler) -> Non
         raise NotAuthorizedException("Not logged in", headers={"WWW-Authenticate": "Cookie"})
 
 
-def require_fresh(within: timedelta) -> Guard:
-    """A guard: 401 unless they logged in, or ``session.confirm()`` was called, less than ``within`` ago."""
-    seconds = duration("require_fresh(within)", within).total_seconds()
-    challenge = f"error=insufficient_user_authentication, max_age={seconds:.0f}"
+def require_fresh(within: timedelta, *, methods: Iterable[str] = (), level: int = 0) -> Guard:
+    """A guard: 401 unless they logged in, or ``session.confirm()`` was called, less than ``within`` ago.
+
+    With ``methods``, by each of them; with ``level``, at this assurance level at least (:meth:`Session.is_fresh`).
+    """
+    asked = Freshness.asked(within, methods, level)
 
     async def guard(connection: Connection, handler: BaseRouteHandler) -> None:
         await require_user(connection, handler)
         session = _find(connection.scope)
-        if not session.is_fresh(within):
-            raise NotAuthorizedException(
-                "Confirm who you are", headers={"WWW-Authenticate": f"{session.scheme} {challenge}"}
-            )
+        if not asked.is_met(session):
+            challenge = asked.challenge(session.scheme)
+            raise NotAuthorizedException("Confirm who you are", headers={"WWW-Authenticate": challenge})
 
     return guard
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from functools import partial, wraps
 from typing import Any, Final, Self
@@ -18,8 +18,7 @@ from asgi_sessions._core.arguments import expect
 from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.extras import needs
 from asgi_sessions._core.session import OURS
-from asgi_sessions._core.timeouts import duration
-from asgi_sessions.frameworks._session import NOT_BOUND, opened, saved, session_in
+from asgi_sessions.frameworks._session import NOT_BOUND, Freshness, opened, saved, session_in
 from asgi_sessions.stores import Store
 
 with needs("quart", "asgi_sessions.frameworks.quart"):
@@ -56,22 +55,30 @@ def current_session() -> Session:
     return _find((request if has_request_context() else websocket).scope)
 
 
-def require_fresh(within: timedelta) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator for views: 401 unless they logged in, or ``session.confirm()`` was called, less than ``within`` ago."""
-    return partial(require_user, within=duration("require_fresh(within)", within))
+def require_fresh(
+    within: timedelta, *, methods: Iterable[str] = (), level: int = 0
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator for views: 401 unless they logged in, or ``session.confirm()`` was called, less than ``within`` ago.
+
+    With ``methods``, by each of them; with ``level``, at this assurance level at least (:meth:`Session.is_fresh`).
+    """
+    return partial(_require, asked=Freshness.asked(within, methods, level))
 
 
 def require_user(view: Callable[..., Any], *, within: timedelta | None = None) -> Callable[..., Any]:
     """A decorator for views, to stand below the route: 401 if nobody is logged in."""
+    return _require(view, asked=None if within is None else Freshness.asked(within, (), 0))
 
+
+def _require(view: Callable[..., Any], *, asked: Freshness | None) -> Callable[..., Any]:
     @wraps(view)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
         session = current_session()
         if session.user_id is None:
             raise Unauthorized("Not logged in", www_authenticate=WWWAuthenticate("cookie"))
-        if within is not None and not session.is_fresh(within):
-            why = {"error": "insufficient_user_authentication", "max_age": f"{within.total_seconds():.0f}"}
-            raise Unauthorized("Confirm who you are", www_authenticate=WWWAuthenticate(session.scheme.lower(), {**why}))
+        if asked is not None and not asked.is_met(session):
+            why: dict[str, str | None] = {**asked.parameters}
+            raise Unauthorized("Confirm who you are", www_authenticate=WWWAuthenticate(session.scheme.lower(), why))
         return await current_app.ensure_async(view)(*args, **kwargs)
 
     return guarded

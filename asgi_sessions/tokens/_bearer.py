@@ -88,6 +88,7 @@ class BearerSession(Session):
         end_others = _refused("session.end_others()", "use Sessions.revoke_all(user_id, keep=session)")
         log_in = _refused("session.log_in()", _RENEW)
         confirm = _refused("session.confirm()", _RENEW)
+        begin_log_in = _refused("session.begin_log_in()", _RENEW)
         regenerate = _refused("session.regenerate()", _RENEW)
 
     def refuse(self, what: str, advice: str) -> SessionReadOnly:

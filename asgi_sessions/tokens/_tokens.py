@@ -232,7 +232,11 @@ class Tokens:
             raise SessionError(
                 "access_token(): the log-in is not saved yet, and a failed request would undo it: await session.save() first"
             )
-        more = {"device_bound": True} if session.is_device_bound else {}
+        more: dict[str, Any] = {"device_bound": True} if session.is_device_bound else {}
+        if session.methods:  # RFC 8176 and OpenID Connect Core 1.0, section 2
+            more |= {"amr": list(session.methods), "acr": str(session.level)}
+        if clash := sorted(claims.keys() & {"amr", "acr"}):
+            raise SessionDataError(f"access_token(): the claim {clash[0]!r} comes from log_in(methods=…)")
         if "device_bound" in claims:
             raise SessionDataError(
                 "access_token(): the claim 'device_bound' says whether the session is bound to a device"

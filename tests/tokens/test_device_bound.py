@@ -17,6 +17,7 @@ from asgi_sessions import DeviceBound, MemoryStore, SessionDataError, SessionErr
 from asgi_sessions.dbsc.testing import SoftwareDevice
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import BearerMiddleware, Tokens
+from tests.support import Browser, inner_app
 from tests.tokens.conftest import KEY, SECRET, URL
 
 Browse = Callable[..., httpx.AsyncClient]
@@ -137,3 +138,27 @@ async def test_a_stolen_cookie_mints_nothing_after_the_grace(browse: Browse, clo
 
     with pytest.raises(SessionError, match="nobody is logged in"):
         await thief.get("/token")
+
+
+async def test_an_access_token_says_how_its_user_logged_in(clock: FakeClock, tokens: Tokens) -> None:
+    """``amr`` and ``acr`` are those of OpenID Connect Core 1.0, section 2."""
+    browser = Browser(SessionMiddleware(inner_app, tokens.sessions))
+    found: list[str] = []
+
+    await browser.do(lambda session: session.log_in("alice", methods=["pwd", "otp"]))
+    await browser.do(lambda session: found.append(tokens.access_token(session)))
+    await browser.do(lambda session: session.log_in("alice"))
+    await browser.do(lambda session: found.append(tokens.access_token(session)))
+
+    claims = [tokens.verify(token).extra for token in found]
+    assert claims[0] == {"amr": ["pwd", "otp"], "acr": "2"}
+    assert claims[1] == {}
+
+
+@pytest.mark.parametrize("claim", ["amr", "acr"])
+async def test_those_claims_are_not_the_apps(tokens: Tokens, claim: str) -> None:
+    browser = Browser(SessionMiddleware(inner_app, tokens.sessions))
+    await browser.do(lambda session: session.log_in("alice"))
+
+    with pytest.raises(SessionDataError, match=claim):
+        await browser.do(lambda session: tokens.access_token(session, **{claim: "x"}))

@@ -53,6 +53,7 @@ WRITES: dict[str, Callable[[Any], Any]] = {
     "clear": lambda session: session.clear(),
     "log_in": lambda session: session.log_in("alice"),
     "confirm": lambda session: session.confirm(),
+    "begin_log_in": lambda session: session.begin_log_in("alice"),
     "regenerate": lambda session: session.regenerate(),
     "end_others": lambda session: session.end_others(),
     "destroy": lambda session: session.destroy(),

@@ -1,0 +1,105 @@
+"""Proofs: how and when a user has proved who they are, and a log-in that waits for its second factor. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+
+from asgi_sessions.errors import SessionDataError
+
+MOST_METHODS: Final = 16
+"""How many methods one session notes."""
+
+MAX_LEVEL: Final = 9
+
+_METHOD: Final = re.compile(r"[a-z0-9][a-z0-9_.:\-]{0,31}")
+
+# RFC 8176, section 2: authentication method references, by what the user knows, has, or is.
+_KINDS: Final = {
+    **dict.fromkeys(("pwd", "pin", "kba"), "knows"),
+    **dict.fromkeys(("otp", "hwk", "swk", "sms", "tel", "sc", "pop"), "has"),
+    **dict.fromkeys(("face", "fpt", "iris", "retina", "vbm"), "is"),
+}
+
+
+class Proofs(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a session knows of its user's proofs. Later versions may append fields."""
+
+    methods: tuple[tuple[str, float], ...] = ()
+    """Each method, and when it was last used; seconds since the epoch."""
+    level: int = 0
+    """The assurance level. What is derived from methods never falls within a session."""
+    pending_user: str | None = None
+    """Who has passed the first factor, and is nobody yet."""
+    pending_until: float = 0.0
+
+    def after(self, methods: Iterable[str], level: int | None, now: float) -> Proofs:
+        """After another proof. Without a level, it is derived from the methods, and never falls."""
+        known = {**dict(self.methods), **dict.fromkeys(methods, now)}
+        latest = tuple(sorted(known.items(), key=lambda each: each[1])[-MOST_METHODS:])
+        return Proofs(latest, max(self.level, level_of(known)) if level is None else level)
+
+    def awaiting(self, user_id: str, until: float) -> Proofs:
+        """The same, of a user whose second factor is due."""
+        return Proofs(self.methods, self.level, user_id, until)
+
+
+NO_PROOFS: Final = Proofs()
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Proofs).decode
+
+
+def pack_proofs(proofs: Proofs) -> bytes:
+    return b"" if proofs == NO_PROOFS else _encode(proofs)
+
+
+def unpack_proofs(data: bytes) -> Proofs:
+    """What :func:`pack_proofs` was given; no proofs for anything else."""
+    if not data:
+        return NO_PROOFS
+    try:
+        return _decode(data)
+    except (msgspec.MsgspecError, ValueError):
+        return NO_PROOFS
+
+
+def level_of(methods: Iterable[str]) -> int:
+    """0 without methods, 1 for one kind of factor, 2 for two kinds or ``mfa``."""
+    given = set(methods)
+    kinds = {_KINDS[method] for method in given & _KINDS.keys()}
+    return 2 if "mfa" in given or len(kinds) > 1 else min(len(given), 1)
+
+
+def methods_in(called: str, methods: object) -> tuple[str, ...]:
+    """The methods of a proof.
+
+    Raises:
+        SessionDataError: they are no names such as those of RFC 8176, or too many.
+    """
+    if isinstance(methods, str) or not isinstance(methods, Iterable):
+        raise SessionDataError(
+            f'{called}: methods is a {type(methods).__name__}; give a list, such as methods=["pwd", "otp"]'
+        )
+    given: tuple[Any, ...] = tuple(methods)
+    if len(given) > MOST_METHODS or not all(isinstance(each, str) and _METHOD.fullmatch(each) for each in given):
+        raise SessionDataError(
+            f"{called}: methods are at most {MOST_METHODS} names of small letters and digits, such as those of RFC 8176"
+        )
+    return given
+
+
+def level_in(called: str, level: object) -> int | None:
+    """An assurance level, or ``None``.
+
+    Raises:
+        SessionDataError: it is not a whole number from 0 to 9.
+    """
+    if level is None:
+        return None
+    if not isinstance(level, int) or isinstance(level, bool) or not 0 <= level <= MAX_LEVEL:
+        raise SessionDataError(f"{called}: level={level!r}; give a whole number from 0 to {MAX_LEVEL}")
+    return level
