@@ -598,6 +598,7 @@ async def test_a_bound_session_is_so_in_all_of_its_history(store: Store, clock: 
     transport = SoftwareDevice(httpx.ASGITransport(app), clock=clock)
     async with httpx.AsyncClient(transport=transport, base_url="https://testserver") as bound:
         await bound.get("/")
+        await bound.get("/nowhere")  # the browser shows its first cookie
         (info,) = await sessions.list("alice")
         clock.advance(timedelta(minutes=2))
         await bound.get("/")

@@ -97,8 +97,8 @@ def seen(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> I
     seen = Seen()
     mint = TokenMint.mint
 
-    def noting(self: TokenMint, shard: str | None = None) -> str:
-        token = mint(self, shard)
+    def noting(self: TokenMint, shard: str | None = None, realm: bytes = b"") -> str:
+        token = mint(self, shard, realm)
         seen.secrets[f"token {len(seen.secrets)}"] = token
         return token
 
