@@ -37,7 +37,7 @@ LONG_FUNCTIONS = {
 """Functions of more than ``MAX_FUNCTION`` lines, and why."""
 
 SIZES = {
-    "_core": (4477, 2000),
+    "_core": (4479, 2000),
     "_engine": (3708, 1300),
     "_asgi": (1025, 750),
 }

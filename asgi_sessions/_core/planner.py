@@ -316,7 +316,7 @@ class Planner:
         if fresh_token:
             # Renaming keeps the shard, so that it is one atomic step in one slot; a log-in moves to the user's.
             near = old.key if old is not None else owner
-            realm = self.realm(session._origin)
+            realm = b"" if self._realm is None else self.realm(session._origin)
             token = Hidden(self._mint.mint(None if near is None else shard_of(near), realm))
             key, minted_at = key_of(token.value, realm), now
         else:

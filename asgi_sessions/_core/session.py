@@ -380,7 +380,9 @@ class Session(TrackedDict):
         kept = self._user_id is None or self._user_id == user_id
         if not kept:
             dict.clear(self)
-        self._intent = self._intent.log_in(self._as_stored(), keep_data=kept, displaced=self._displaced())
+        stored = self._as_stored()
+        displaced = None if self._unproven is None else self._displaced()
+        self._intent = self._intent.log_in(stored, keep_data=kept, displaced=displaced)
         now = self._keeper.clock()
         self._begin(now)
         self._user_id = user_id
@@ -600,7 +602,7 @@ class Session(TrackedDict):
         """The session at hand as a request finds it that is to end it; of an unproven one, the session of its token."""
         if self._record is not None:
             return Leaving(self._record, self._user_id, self._loaded)
-        return self._displaced()
+        return None if self._unproven is None else self._displaced()
 
     def _displaced(self) -> Leaving | None:
         """The bound session whose device was not proved; it ends with a log-in or a log-out."""
