@@ -47,7 +47,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._silent: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def url(self, url: str) -> str:
         """The URL of a server, by way of this proxy."""
@@ -84,10 +84,15 @@ class Proxy:
     async def _stop(self) -> None:
         if self._server is not None:
             self._server.close()
+            await asyncio.sleep(0.01)  # what was accepted a moment ago comes to _accept
         await self._close_all()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:  # again, since a connection that was being accepted may have begun two more
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.sleep(0)
+        await self._close_all()
+        await asyncio.sleep(0)
 
     async def _close_all(self) -> None:
         for writer in list(self._open):
@@ -96,20 +101,25 @@ class Proxy:
     async def _lose_all(self) -> None:
         self._silent |= self._open
 
+    def _note(self, task: asyncio.Task[Any] | None) -> None:
+        """It is to be over when the proxy is."""
+        if task is not None:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._note(asyncio.current_task())
         if self.refusing:
             writer.transport.abort()
             return
         try:
             up, down = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             writer.transport.abort()
             return
         self._open |= {writer, down}
         for source, sink, back in ((reader, down, False), (up, writer, True)):
-            task = asyncio.ensure_future(self._pass(source, sink, {writer, down}, back=back))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._note(asyncio.ensure_future(self._pass(source, sink, {writer, down}, back=back)))
 
     async def _pass(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, both: set[asyncio.StreamWriter], *, back: bool
