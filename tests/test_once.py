@@ -81,6 +81,20 @@ async def test_a_later_request_does_it_again(browser: Browser) -> None:
     assert work.seen == [(True, 1), (True, 2), (True, 3)]
 
 
+async def test_a_request_that_began_before_sees_what_was_done(browser: Browser) -> None:
+    """It did not wait for the work, and so is asked to do it. What it looks at must be what the store has by now."""
+    seen: list[Any] = []
+
+    async def look(session: Session) -> None:
+        async with session.once("refresh") as mine:
+            seen.append((mine, session["upstream"]))
+
+    async with browser.paused(look):
+        await browser.another().do(Work(seconds=0))
+
+    assert seen == [(True, 1)]
+
+
 async def test_if_it_fails_another_request_does_it(browser: Browser) -> None:
     work = Work(fails=2)
 

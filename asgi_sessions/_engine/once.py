@@ -56,6 +56,7 @@ async def once(manager: Engine, session: Session, name: str, seconds: float) -> 
         yield False
         return
     try:
+        await manager.reload(session)  # others may have done the work since this request began
         yield True
         await manager.save(session)
     except BaseException:
@@ -84,23 +85,19 @@ class _Lock:
         """
         pause, waits_for = FIRST_PAUSE, 0
         give_up_at = self._manager.clock() + 2 * self._seconds
-        while True:
-            there = await self._take()
-            if there is None:
-                return True
+        while (there := await self._take()) is not None:
             is_done = self._is_done(there)
             if waits_for and is_done:
                 return False
             if there.expires_at <= self._manager.clock() or is_done:
-                await self._remove(
-                    there.rev
-                )  # of a server that died, or of work that was done before this request asked
+                await self._remove(there.rev)  # of a server that died, or done before this request asked
                 continue
             waits_for = there.rev
             if self._manager.clock() >= give_up_at:
                 raise StoreError("other requests held the lock of session.once() for too long")
             await anyio.sleep(pause)
             pause = min(pause * 1.5, LONGEST_PAUSE)
+        return True
 
     def _is_done(self, there: Record) -> bool:
         try:
@@ -110,15 +107,17 @@ class _Lock:
 
     async def _take(self) -> Record | None:
         """Store the lock; what lies there, if another request was faster."""
-        async with self._manager.asking("once"):
-            try:
-                await self._manager.guard.ask(self._manager.store.create, self._record(_BUSY, self._rev, self._seconds))
-            except RecordExists:
-                there = await self._manager.resolver.load(self._key, [])
-                if there is None:
-                    return await self._take()
+        while True:
+            async with self._manager.asking("once"):
+                try:
+                    create = self._manager.store.create
+                    await self._manager.guard.ask(create, self._record(_BUSY, self._rev, self._seconds))
+                except RecordExists:
+                    there = await self._manager.resolver.load(self._key, [])
+                else:
+                    return None
+            if there is not None:
                 return there
-        return None
 
     async def finish(self) -> None:
         """The work is done and saved. Failures are left to the expiry."""
