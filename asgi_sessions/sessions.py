@@ -37,6 +37,7 @@ from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.facts import Devices, Facts, Location, name_of, unpack_facts
 from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.history import Entry, Reason
+from asgi_sessions._core.provider import name_in
 from asgi_sessions._core.record import Body, Record
 from asgi_sessions._core.session import Session
 from asgi_sessions._core.timeouts import Timeouts, duration
@@ -235,6 +236,32 @@ class Sessions:
             raise SessionError(f"revoke_all(keep={type(kept).__name__}): give a Session, or the id of one")
         return len(await self._end(user_id, keep=kept if is_id(kept) else None))
 
+    async def revoke_provider(
+        self, issuer: str, *, subject: str | None = None, sid: str | None = None, before: datetime | None = None
+    ) -> int:
+        """End the sessions that came from an identity provider, by ``log_in(…, provider=…)``; how many ended.
+
+        :mod:`asgi_sessions.identity` calls this when the provider says so. It is public for messages of other kinds.
+
+        Args:
+            issuer, subject, sid: those of the ID token. With a ``sid``, the sessions of that session at the provider, and those
+                of the subject whose log-in named none.
+            before: only sessions of log-ins until then, or up to a minute later, since clocks differ; by default, until now.
+        Raises:
+            SessionError: neither a subject nor a ``sid``, or a time without a zone. SessionDataError: a name is no text.
+            StoreError: the store failed. Some sessions may have ended; call it again for the others.
+        """
+        given = {"issuer": issuer, "subject": subject, "sid": sid}
+        if subject is None and sid is None:
+            raise SessionError("revoke_provider(): give a subject, a sid, or both")
+        for name, value in given.items():
+            if value is not None:
+                name_in("revoke_provider()", name, value)
+        manager = self._of_users()
+        until = manager.clock() if before is None else _moment("revoke_provider(before", before)
+        async with manager.asking("provider log-out"):
+            return await manager.providers.end(issuer, subject, sid, until)
+
     async def history(self, user_id: str, limit: int = 50) -> builtins.list[HistoryEntry]:
         """What happened to the sessions of a user, the latest first; at most ``limit`` entries.
 
@@ -288,7 +315,10 @@ class Sessions:
         """
         manager = self._of_users()
         async with manager.asking("erase"):
-            return len(await manager.users.erase(user_id, sessions=not history_only))
+            bodies = [] if history_only else [body for _, body in await manager.users.records(user_id)]
+            ids = await manager.users.erase(user_id, sessions=not history_only)
+            await manager.providers.forget(owner_of(user_id), bodies)
+        return len(ids)
 
     async def end_all(self, *, before: datetime | None = None, after: datetime | None = None) -> int:
         """End the sessions of all users and visitors, sockets and refresh tokens included; how many ended.
@@ -308,8 +338,8 @@ class Sessions:
                 f"end_all(): {type(self.store).__name__} cannot be walked through; it has no scan()"
             )
         manager = self._manager
-        began_before = manager.clock() if before is None else _moment("before", before)
-        active_after = -math.inf if after is None else _moment("after", after)
+        began_before = manager.clock() if before is None else _moment("end_all(before", before)
+        active_after = -math.inf if after is None else _moment("end_all(after", after)
 
         def is_wanted(record: Record, body: Body) -> bool:
             return body.created_at <= began_before and max(body.created_at, record.seen_at) > active_after
@@ -430,7 +460,7 @@ def _seconds(name: str, deadline: timedelta) -> float:
 
 def _moment(name: str, time: object) -> float:
     if not isinstance(time, datetime) or time.tzinfo is None:
-        raise SessionError(f"end_all({name}={time!r}): give a datetime with a time zone, for example datetime.now(UTC)")
+        raise SessionError(f"{name}={time!r}): give a datetime with a time zone, for example datetime.now(UTC)")
     return time.timestamp()
 
 

@@ -274,6 +274,7 @@ ON_EVERY_DATABASE = {
     "test_rekey",
     "test_live",
     "test_interrupted_commit",
+    "test_providers",
     "test_text_from_outside",
 }
 """Modules that run on databases too. What the others ask of a store, these ask as well."""

@@ -12,7 +12,16 @@ from asgi_sessions._core.record import Record
 from asgi_sessions._core.token import ID_CHARS
 
 Reason = Literal[
-    "logged_out", "revoked", "revoked_all", "idle", "absolute", "limit", "replaced", "emptied", "refresh_reused"
+    "logged_out",
+    "revoked",
+    "revoked_all",
+    "idle",
+    "absolute",
+    "limit",
+    "replaced",
+    "emptied",
+    "refresh_reused",
+    "provider",
 ]
 
 
@@ -47,6 +56,7 @@ _ENDED: Final[Mapping[Reason, str]] = {
     "replaced": "p",
     "emptied": "e",
     "refresh_reused": "u",
+    "provider": "v",
 }
 _REASONS: Final[Mapping[str, Reason]] = {letter: reason for reason, letter in _ENDED.items()}
 

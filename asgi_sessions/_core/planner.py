@@ -334,6 +334,7 @@ class Planner:
             b"",
             stored.device if stored is not None else displacing(session._unproven) if session._unproven else b"",
             session._proof,
+            session._provider,
         )
         seen_at = now
         # Activity is written down once per touch interval, whatever is written besides.

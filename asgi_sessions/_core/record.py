@@ -28,6 +28,12 @@ ALIASES: Final = frozenset(("alias", "forward"))
 LOCK: Final = "lock"
 """The kind of a record that is no session: see :meth:`Session.once`."""
 
+LINK: Final = "link"
+"""The kind of a record that is no session: see ``provider.py``."""
+
+NO_SESSION: Final = ALIASES | {LOCK, LINK}
+"""Kinds of records that are no sessions."""
+
 
 class Record(msgspec.Struct, frozen=True, gc=False):
     """What a store keeps under a key, and all it needs to know.
@@ -65,7 +71,7 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     kind: str
     """``session``; ``token``: a session that lives by refresh tokens; ``alias``: then the payload is the key of the successor
-    and nothing else counts; ``lock``: no session."""
+    and nothing else counts; ``lock`` and ``link``: no session."""
     user_id: str | None
     created_at: float
     authenticated_at: float | None
@@ -81,6 +87,8 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What binds the session to a device; opaque to everybody but the package ``dbsc``. Empty: it is not bound."""
     proof: bytes = b""
     """The :class:`~asgi_sessions._core.proofs.Proofs` of the session, as bytes."""
+    provider: bytes = b""
+    """The :class:`~asgi_sessions._core.provider.ProviderLogIn` that the session came from, as bytes; empty: none."""
 
     def __repr__(self) -> str:
         return f"<Body: {self.kind}>"  # neither the user nor the payload, as for a Record
@@ -161,7 +169,7 @@ def _makes_sense(record: Record, body: Body) -> bool:
         return False
     if body.kind in ALIASES:
         return record.rev == ALIAS_REV
-    if body.kind not in ("session", "token", LOCK) or record.rev == ALIAS_REV:
+    if body.kind not in ("session", "token", LOCK, LINK) or record.rev == ALIAS_REV:
         return False
     if body.user_id is None:
         return record.owner is None and authenticated_at is None

@@ -16,6 +16,7 @@ from asgi_sessions._core.elsewhere import NAMES, Elsewhere
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.intent import NO_INTENT, Intent, Leaving
 from asgi_sessions._core.proofs import NO_PROOFS, level_in, methods_in, pack_proofs, unpack_proofs
+from asgi_sessions._core.provider import pack, provider_in, unpack_log_in
 from asgi_sessions._core.record import Body, Record
 from asgi_sessions._core.timeouts import Timeouts, duration
 from asgi_sessions._core.token import new_id, user_id_in
@@ -90,6 +91,7 @@ class Session(TrackedDict):
         "_over",
         "_plan",
         "_proof",
+        "_provider",
         "_record",
         "_remembered",
         "_renewal_due",
@@ -124,6 +126,7 @@ class Session(TrackedDict):
     _origin: Any  # where the request came from: opaque here, described when somebody logs in
     _over: bool  # did someone else end it while this request was under way?
     _proof: bytes  # how and when the user proved who they are
+    _provider: bytes  # the log-in at an identity provider that it came from
     _plan: Any  # a commit that was interrupted, and how far it got
     _record: Record | None  # the record as it is in the store
     _remembered: bool
@@ -149,7 +152,7 @@ class Session(TrackedDict):
         self._intent = NO_INTENT
         self._epoch = 0
         self._id = ""
-        self._loaded = self._proof = b""
+        self._loaded = self._proof = self._provider = b""
         self._record = self._stored = self._user_id = self._authenticated_at = self._plan = self._next_turn = None
         self._origin = self._missing = self._unproven = None
         return self
@@ -165,7 +168,7 @@ class Session(TrackedDict):
         self._user_id = body.user_id
         self._created_at = body.created_at
         self._authenticated_at = body.authenticated_at
-        self._proof = body.proof
+        self._proof, self._provider = body.proof, body.provider
         self._remembered = body.remembered
         if self._active and not self._started:
             timeouts = self._keeper.timeouts
@@ -185,7 +188,7 @@ class Session(TrackedDict):
         self._over = False
         self._record = None
         self._stored = None
-        self._loaded = self._proof = b""
+        self._loaded = self._proof = self._provider = b""
         self._id = ""
         self._user_id = None
         self._created_at = now
@@ -325,6 +328,13 @@ class Session(TrackedDict):
         return 0 if self._user_id is None else unpack_proofs(self._proof).level
 
     @property
+    def identity_provider(self) -> tuple[str, str, str | None] | None:
+        """``(issuer, subject, sid)`` of the log-in at an identity provider, as given to :meth:`log_in`."""
+        self._accessed = True
+        found = unpack_log_in(self._provider)
+        return None if found is None else (found.issuer, found.subject, found.sid)
+
+    @property
     def pending_user_id(self) -> str | None:
         """Who has passed the first factor, by :meth:`begin_log_in`; ``None``: nobody, or too long ago."""
         self._accessed = True
@@ -356,7 +366,13 @@ class Session(TrackedDict):
     # ── Verbs ──
 
     def log_in(
-        self, user_id: str, *, remember: bool = False, methods: Iterable[str] = (), level: int | None = None
+        self,
+        user_id: str,
+        *,
+        remember: bool = False,
+        methods: Iterable[str] = (),
+        level: int | None = None,
+        provider: tuple[str, str] | tuple[str, str, str | None] | None = None,
     ) -> None:
         """Give the session a user: a new session with a new token and new clocks; the token before it is dead at once.
 
@@ -367,12 +383,14 @@ class Session(TrackedDict):
         Args:
             methods: how the user proved who they are: ``["pwd", "otp"]`` (RFC 8176). Those of :meth:`begin_log_in` are added.
             level: the assurance level, 0 to 9; else derived from the methods.
+            provider: ``(iss, sub, sid)`` of an ID token. Its issuer may then end the session: :mod:`asgi_sessions.identity`.
         Raises:
-            SessionDataError: ``user_id`` is not a non-empty ``str`` of valid Unicode, or has more than 16 kB; or a method or the
-                level is none.
+            SessionDataError: ``user_id`` is not a non-empty ``str`` of at most 16 kB of Unicode, or another argument is wrong.
+            SessionError: there is a provider, and the store does not know the sessions of a user.
             ResponseStarted: the cookie can no longer be sent.
         """
         user_id = user_id_in("log_in()", user_id)
+        came_from = b"" if provider is None else self._provider_in(provider)
         if methods != () or level is not None:
             methods, level = methods_in("log_in()", methods), level_in("log_in()", level)
         before = unpack_proofs(self._proof) if self._proof and self.pending_user_id == user_id else NO_PROOFS
@@ -380,15 +398,19 @@ class Session(TrackedDict):
         kept = self._user_id is None or self._user_id == user_id
         if not kept:
             dict.clear(self)
-        stored = self._as_stored()
-        displaced = None if self._unproven is None else self._displaced()
+        stored, displaced = self._as_stored(), None if self._unproven is None else self._displaced()
         self._intent = self._intent.log_in(stored, keep_data=kept, displaced=displaced)
         now = self._keeper.clock()
         self._begin(now)
-        self._user_id = user_id
-        self._authenticated_at = now
+        self._user_id, self._authenticated_at = user_id, now
         self._proof = pack_proofs(before.after(methods, level, now)) if methods or level or before.methods else b""
-        self._remembered = bool(remember)
+        self._provider, self._remembered = came_from, bool(remember)
+
+    def _provider_in(self, provider: object) -> bytes:
+        found = provider_in("log_in()", provider)
+        if not self._keeper.knows_users:
+            raise SessionError("log_in(provider=…): this store does not know which sessions belong to a user")
+        return pack(found)
 
     def begin_log_in(
         self, user_id: str, *, methods: Iterable[str] = (), within: timedelta = timedelta(minutes=5)

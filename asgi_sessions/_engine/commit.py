@@ -49,7 +49,8 @@ from asgi_sessions._engine.events import Events
 from asgi_sessions._engine.guard import TOUCH_SHARE, Guard, checked, checked_ids
 from asgi_sessions._engine.loops import running_loop
 from asgi_sessions._engine.opened import OpenedRecords
-from asgi_sessions._engine.resolve import Resolver, noting
+from asgi_sessions._engine.providers import Providers
+from asgi_sessions._engine.resolve import MAX_ATTEMPTS, Resolver, noting
 from asgi_sessions.errors import (
     RecordChanged,
     RecordDamaged,
@@ -66,9 +67,6 @@ logger = logging.getLogger("asgi_sessions")
 
 MOST_SPENT = 0.75
 """Of the deadline of a commit, when somebody else was faster: so much counts as spent at most, however long ago it began."""
-
-MAX_ATTEMPTS = 24
-"""How often a commit is tried again because someone else was faster; each time somebody did get through."""
 
 WITHHELD = (
     "it came from another site, so the browser may hold a cookie that it did not send; only log_in() replaces that"
@@ -99,8 +97,9 @@ class Committer:
         events: Events,
         queues: Queues,
         opened: OpenedRecords,
+        providers: Providers,
     ) -> None:
-        self.calls = Calls(store, guard, planner, resolver, events, opened)
+        self.calls = Calls(store, guard, planner, resolver, events, opened, providers)
         self._guard = guard
         self._planner = planner
         self._resolver = resolver
@@ -302,7 +301,7 @@ class Committer:
             # The log-in did not happen. The session before it is as it was, and the browser has its cookie, or gets it now.
             session._plan = None
             events.append(self._events.event("session.refused", user_id=session._user_id, reason="limit"))
-            session._user_id, session._authenticated_at, session._proof = None, None, b""
+            session._user_id, session._authenticated_at, session._proof, session._provider = None, None, b"", b""
             if session._intent.asked is Asked.DESTROY:  # before the log-in; it counts without that
                 await self._attempt(session, events, failed=True, is_save=True)
             leaving = session._intent.leaving  # what later verbs of this request still mean
@@ -403,10 +402,18 @@ class Calls:
     """The calls of a plan. Each may be made again with the same records; ``again``: an earlier one may have taken effect."""
 
     def __init__(
-        self, store: Store, guard: Guard, planner: Planner, resolver: Resolver, events: Events, opened: OpenedRecords
+        self,
+        store: Store,
+        guard: Guard,
+        planner: Planner,
+        resolver: Resolver,
+        events: Events,
+        opened: OpenedRecords,
+        providers: Providers,
     ) -> None:
         self._store: Any = store
         self._opened = opened
+        self._providers = providers
         self._guard = guard
         self._planner = planner
         self._resolver = resolver
@@ -434,12 +441,13 @@ class Calls:
         id, user_id = record.id, body.user_id
         admission: object = await self._guard.ask(self._store.create, record, **noting(note))
         replaced = admission.replaced if isinstance(admission, Admission) else None
+        after = await self._providers.admitted(record, body) if body.provider else list[Event]()
         name = "session.created" if user_id is None else "session.logged_in"
         events = list[Event]()
         if isinstance(admission, Admission) and admission.ended:
             events += self._events.ended(admission.ended, user_id, "limit")
         if not self._events.is_heard(name):
-            return events, replaced
+            return events + after, replaced
         details: dict[str, Any] = {"remembered": body.remembered}
         if isinstance(admission, Admission):
             facts = unpack_facts(body.about) if body.about else Facts()
@@ -449,7 +457,7 @@ class Calls:
                 "device": str(facts.device),
                 "location": str(facts.location),
             }
-        return [*events, self._events.event(name, session_id=id, user_id=user_id, **details)], replaced
+        return [*events, self._events.event(name, session_id=id, user_id=user_id, **details), *after], replaced
 
     async def touch(self, session: Session, plan: Plan, call: Touch, events: list[Event], again: bool) -> None:
         record, guard, seen_at = call.record, self._guard, session._now

@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import anyio
 
-from asgi_sessions._core.record import ALIASES, LOCK, Body, Record
+from asgi_sessions._core.record import NO_SESSION, Body, Record
 from asgi_sessions._core.types import Event
 from asgi_sessions._engine.loops import together
 from asgi_sessions._engine.manager import Manager
@@ -94,7 +94,7 @@ async def _end_one(manager: Manager, key: str, wanted: Wanted, tried: list[tuple
             body = manager.records.open(record)
         except RecordDamaged:
             return False  # nobody's session, or sealed with a secret that this app has not
-        if body.kind in ALIASES or body.kind == LOCK or not wanted(record, body):
+        if body.kind in NO_SESSION or not wanted(record, body):
             return False
         tried.append((record, body))
         if body.user_id is not None and manager.knows_users:

@@ -18,6 +18,9 @@ from asgi_sessions.errors import RecordChanged, RecordDamaged, StoreError, Store
 MAX_HOPS = 3
 """How many aliases in a row a cookie follows. Timeouts allow a renewal every 30 s and its grace is 30 s, so two is the most."""
 
+MAX_ATTEMPTS = 24
+"""How often a change of a record is tried again because someone else was faster; each time somebody did get through."""
+
 MAX_MOVES = 24
 """How many moves of a session a commit follows. An anonymous session leaves an alias at each of its former keys."""
 

@@ -14,10 +14,10 @@ from asgi_sessions._core.history import MINUTE, Entry, Note, Reason, Rules, ende
 from asgi_sessions._core.planner import RecordRules
 from asgi_sessions._core.record import ALIASES, Body, Record
 from asgi_sessions._core.token import is_id, owner_of
-from asgi_sessions._engine.commit import MAX_ATTEMPTS
 from asgi_sessions._engine.events import Events
 from asgi_sessions._engine.failures import reason_of
 from asgi_sessions._engine.guard import Guard, checked, checked_ids
+from asgi_sessions._engine.resolve import MAX_ATTEMPTS
 from asgi_sessions.errors import RecordChanged, RecordDamaged, RecordGone, StoreError, StoreUnreachable
 
 
@@ -33,7 +33,11 @@ class Users:
 
     async def records(self, user_id: str) -> list[tuple[Record, Body]]:
         """The sessions of a user that are within their limits and open."""
-        owner, now = owner_of(user_id), self._records.clock()
+        return await self.records_of(owner_of(user_id))
+
+    async def records_of(self, owner: str) -> list[tuple[Record, Body]]:
+        """:meth:`records`, by the name of the user's index."""
+        now = self._records.clock()
         found = await self._guard.ask(self._store.records, owner, now=now, rules=self._rules)
         if not isinstance(found, list | tuple):
             raise StoreUnreachable("the store answered with something other than records")

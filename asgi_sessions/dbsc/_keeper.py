@@ -11,10 +11,9 @@ from msgspec.structs import replace
 from asgi_sessions._core.facts import pack_facts, unpack_facts
 from asgi_sessions._core.record import Body
 from asgi_sessions._core.types import Event
-from asgi_sessions._engine.commit import MAX_ATTEMPTS
 from asgi_sessions._engine.guard import checked
 from asgi_sessions._engine.manager import Manager
-from asgi_sessions._engine.resolve import MAX_MOVES, Found
+from asgi_sessions._engine.resolve import MAX_ATTEMPTS, MAX_MOVES, Found
 from asgi_sessions.dbsc._binding import REPEAT_SECONDS, Binding, Identity, new_binding, pack_binding, unpack_binding
 from asgi_sessions.dbsc._proof import Key
 from asgi_sessions.errors import RecordChanged, RecordDamaged, RecordGone, StoreError

@@ -64,6 +64,7 @@ _EVENTS: Mapping[str, str] = {
     "replaced": "Replaced by another log-in",
     "emptied": "Ended",
     "refresh_reused": "Ended: a key of this device was used twice, it may have been stolen",
+    "provider": "Ended: logged out where you sign in",
 }
 
 

@@ -32,6 +32,7 @@ from asgi_sessions._core.facts import pack_facts
 from asgi_sessions._core.hidden import Hidden, forgets_arguments
 from asgi_sessions._core.history import Reason
 from asgi_sessions._core.payload import MessagePackCodec
+from asgi_sessions._core.provider import pack, provider_in
 from asgi_sessions._core.record import Body, Record
 from asgi_sessions._core.session import Session
 from asgi_sessions._core.timeouts import duration
@@ -49,9 +50,9 @@ from asgi_sessions._core.token import (
     user_id_in,
 )
 from asgi_sessions._core.types import Clock, Event, Scope, instant
-from asgi_sessions._engine.commit import MAX_ATTEMPTS
 from asgi_sessions._engine.contract import Store
 from asgi_sessions._engine.loops import PerLoop, retrieve
+from asgi_sessions._engine.resolve import MAX_ATTEMPTS
 from asgi_sessions.errors import (
     ConfigurationError,
     RecordChanged,
@@ -177,20 +178,28 @@ class Tokens:
     # ── Issue ──
 
     async def log_in(
-        self, user_id: str, *, scope: Scope | None = None, data: dict[str, Any] | None = None
+        self,
+        user_id: str,
+        *,
+        scope: Scope | None = None,
+        data: dict[str, Any] | None = None,
+        provider: tuple[str, str] | tuple[str, str, str | None] | None = None,
     ) -> TokenPair:
         """Begin a session that lives by refresh tokens.
 
         Args:
             scope: of the request, for device and place in the listing.
             data: what the session is to hold; read-only from then on.
+            provider: as for :meth:`Session.log_in`.
         Raises:
-            SessionDataError: the user id or the data will not do, or the user id is too long for an access token (6 kB).
+            SessionDataError: the user id, the data or the provider will not do, or the user id is too long for an access token
+                (6 kB).
             SessionLimitReached: the user has too many sessions.
             StoreError: the store failed.
         """
         user_id = user_id_in("log_in()", user_id)
         owner = owner_of_known(user_id)
+        came_from = b"" if provider is None else pack(provider_in("log_in()", provider))
         manager, now, id = self._manager, self._manager.clock(), new_id()
         grant = _Grant(secrets.token_bytes(32), 0, now, 0)
         facts = manager.devices.describe(scope)
@@ -198,7 +207,7 @@ class Tokens:
         if data is not None and not isinstance(data, Mapping):
             raise SessionDataError(f"log_in(data={type(data).__name__}): give a dict")
         payload = self._codec.encode(dict(data or {}))
-        body = Body("token", user_id, now, now, now, False, payload, about, _encode_grant(grant))
+        body = Body("token", user_id, now, now, now, False, payload, about, _encode_grant(grant), provider=came_from)
         record = manager.sealed(Record(_key(shard_of(owner), id), 1, now, self._ends(now, now), id, owner, b""), body)
         pair = self._pair(record, body, grant)  # first: it may be refused as too long
         async with manager.asking("token log-in"):
