@@ -338,7 +338,9 @@ def test_every_event_is_explained() -> None:
     for path in package.rglob("*.py"):
         if "cli" not in path.parts:
             real |= set(
-                re.findall(r'"((?:session|cookie|store)\.[a-z_]+)(?=[": ])(?! =)', path.read_text(encoding="utf-8"))
+                re.findall(
+                    r'"((?:session|cookie|store|provider)\.[a-z_]+)(?=[": ])(?! =)', path.read_text(encoding="utf-8")
+                )
             )
     explained = {cells[0].strip("`") for cells in rows(DOCS / "errors.md", "Events")}
     explained |= {cells[0].strip("`") for cells in rows(DOCS / "errors.md", "Log lines that are no events")}

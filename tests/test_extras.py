@@ -46,6 +46,8 @@ def said(code: str, *missing: str, path: Path | None = None) -> str:
         ("import asgi_sessions.tokens", "jwt", "pyjwt", "tokens"),
         ("import asgi_sessions.tokens.client", "httpx httpx2", "httpx", "client"),
         ("import asgi_sessions.page", "jinja2", "jinja2", "page"),
+        ("import asgi_sessions.identity", "jwt", "pyjwt", "identity"),
+        ("import asgi_sessions.identity", "httpx", "httpx", "identity"),
         ("from asgi_sessions.migrate import *; FromFlask(secret_key='x', user=None)", "itsdangerous", "itsdangerous", "migrate"),
         ("from asgi_sessions import SQLStore", "sqlalchemy", "sqlalchemy", "sql"),
         ("import asgi_sessions.stores.sql", "sqlalchemy", "sqlalchemy", "sql"),

@@ -38,7 +38,7 @@ LONG_FUNCTIONS = {
 
 SIZES = {
     "_core": (4673, 2000),
-    "_engine": (3908, 1300),
+    "_engine": (3909, 1300),
     "_asgi": (1025, 750),
 }
 """Lines of each private package: the bound, which gets larger only with a new feature, and the target of the design."""
@@ -152,9 +152,9 @@ def test_the_private_packages_only_shrink(package: str) -> None:
     )
 
 
-@pytest.mark.parametrize("part", ["activity", "frameworks", "cli", "stores", "page", "tokens"])
+@pytest.mark.parametrize("part", ["activity", "frameworks", "cli", "identity", "stores", "page", "tokens"])
 def test_no_part_imports_another(part: str) -> None:
-    others = {"activity", "frameworks", "cli", "page", "tokens"} - {part}
+    others = {"activity", "frameworks", "cli", "identity", "page", "tokens"} - {part}
     if part == "cli":
         others -= {
             "activity",

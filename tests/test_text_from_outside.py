@@ -38,6 +38,7 @@ from asgi_sessions import (
 from asgi_sessions._core.token import MAX_USER_ID
 from asgi_sessions.client_address import ClientAddress
 from asgi_sessions.frameworks.quart import ScopeSessionInterface
+from asgi_sessions.identity import IdentityProvider
 from asgi_sessions.page import Strings
 from asgi_sessions.stores import Note, Rules, Store
 from asgi_sessions.stores.sql import owner_of
@@ -162,6 +163,8 @@ class World:
             "sessions": lambda: Sessions(MemoryStore()),
             "erase(sessions)": lambda: True,
             "tokens": lambda: self.tokens(),
+            "providers": lambda: IdentityProvider("https://id.test", "shop"),
+            "transmitters": lambda: IdentityProvider("https://id.test", "shop"),
             "jwk": lambda: {"kty": "oct", "k": "a" * 43},
             "pem": lambda: SigningKey.generate().pem(),
             "path": lambda: "/nowhere/key.pem",

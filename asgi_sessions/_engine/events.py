@@ -23,7 +23,7 @@ HOOK_GRACE = 0.1
 
 _STEPS_THAT_READ = frozenset({"load", "list", "history", "start-up", "token check", "watch"})
 
-_EXPLAINED = frozenset({"store.failed", "store.restored", "session.damaged", "session.not_saved"})
+_EXPLAINED = frozenset({"store.failed", "store.restored", "session.damaged", "session.not_saved", "provider.refused"})
 """Events whose line in the log says why."""
 
 _LEVELS = {
@@ -32,6 +32,7 @@ _LEVELS = {
     "session.not_saved": logging.WARNING,
     "session.refresh_reused": logging.WARNING,
     "cookie.duplicated": logging.WARNING,
+    "provider.refused": logging.WARNING,
     "store.restored": logging.WARNING,
     "store.failed": logging.ERROR,
 }

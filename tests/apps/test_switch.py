@@ -8,7 +8,6 @@ tests.apps.needs("starsessions", "flask_session", "django", "redis_fastapi", "fa
 
 import asyncio
 import json
-import os
 import secrets
 import shutil
 import subprocess
@@ -51,6 +50,7 @@ from asgi_sessions.migrate import (
     FromFlaskSession,
     FromStarsessions,
 )
+from tests.apps.node import installed
 from tests.markdown import ROOT
 from tests.migrate.switch import USERS, Person, browser, cookies_in
 from tests.migrate.test_switch import KEY, clean, data_of, person, tagged, through, untagged
@@ -293,19 +293,8 @@ PACKAGES = ["express@5", "express-session@1.19.0", "connect-redis@9.0.0", "redis
 
 @pytest.fixture(scope="session")
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with express and what belongs to it; installed in a few seconds."""
-    folder = tmp_path_factory.mktemp("node")
-    if shutil.which("npm") is None:
-        pytest.skip("no npm")
-    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), *PACKAGES]
-    try:
-        subprocess.run(command, check=True, timeout=50, capture_output=True)
-    except (subprocess.SubprocessError, OSError) as error:
-        if os.environ.get("APPS") == "required":
-            raise
-        pytest.skip(f"npm installs nothing here: {type(error).__name__}")
-    shutil.copy(ROOT / "tests" / "apps" / "express_site.mjs", folder / "site.mjs")
-    return folder
+    """A folder with express and what belongs to it."""
+    return installed(tmp_path_factory.mktemp("node"), "express_site.mjs", *PACKAGES)
 
 
 @pytest.mark.parametrize("max_age", [None, 3_600_000])

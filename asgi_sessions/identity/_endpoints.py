@@ -1,0 +1,247 @@
+"""The endpoints to which identity providers send their messages; each is an ASGI app for one route."""
+
+from __future__ import annotations
+
+import hmac
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from asgi_sessions._asgi.responses import answer
+from asgi_sessions._core.arguments import expect, several
+from asgi_sessions._core.hidden import Hidden, forgets_arguments
+from asgi_sessions._core.types import Event, Receive, Scope, Send, instant
+from asgi_sessions._engine.manager import Manager
+from asgi_sessions._forms import FORM, NeverArrived, TooLong, body_of, form_in, kind_of
+from asgi_sessions.errors import ConfigurationError, StoreError
+from asgi_sessions.identity._messages import (
+    LEEWAY,
+    OLDEST_EVENT,
+    Meant,
+    Message,
+    Refused,
+    events_in,
+    logout_in,
+    meant_by,
+    message_in,
+    subject_in,
+)
+from asgi_sessions.identity._provider import IdentityProvider, KeysUnavailable
+from asgi_sessions.sessions import Sessions, refuse_no_users
+
+MOST_BYTES: Final = 32_768
+RETRY_AFTER: Final = 10
+"""Seconds until keys that could not be fetched are asked for again."""
+
+SECEVENT: Final = "application/secevent+jwt"  # RFC 8935, section 2.1
+
+_NO_STORE: Final = {"cache-control": "no-store"}
+
+FindUser = Callable[[Mapping[str, Any]], str | Awaitable[str | None] | None]
+
+
+class _Endpoint:
+    """Reads one message, carries it out, and answers."""
+
+    _is_event: bool
+
+    def __init__(self, sessions: Sessions, providers: IdentityProvider | Iterable[IdentityProvider]) -> None:
+        called = type(self).__name__
+        expect(f"{called}(sessions)", sessions, Sessions)
+        refuse_no_users(called, sessions.store)
+        given = (
+            (providers,)
+            if isinstance(providers, IdentityProvider)
+            else several(f"{called}(providers)", providers, "[IdentityProvider(…)]")
+        )
+        for provider in given:
+            expect(f"{called}(providers)", provider, IdentityProvider)
+        if not given or len({each.issuer for each in given}) < len(given):
+            raise ConfigurationError(f"{called}(providers): give at least one, and one for each issuer")
+        self._providers: tuple[IdentityProvider, ...] = given
+        self._sessions = sessions
+        self._manager: Manager = sessions._manager
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await answer(scope, send, 404)
+            return
+        if scope["method"] != "POST":
+            await answer(scope, send, 405, b"", (b"allow", b"POST"))
+            return
+        response = await self._respond(Request(scope, receive))
+        await response(scope, receive, send)
+
+    async def _respond(self, request: Request) -> Response:
+        manager = self._manager
+        try:
+            token = await self._token(request)
+            message = await message_in(token, self._providers, manager.clock(), is_event=self._is_event)
+            return await self._carry_out(message)
+        except Refused as refused:
+            await self._report(str(refused))
+            return self._refusal(refused)
+        except KeysUnavailable as failure:
+            await self._report(f"the keys of the provider could not be fetched: {failure}")
+            return _unavailable(RETRY_AFTER)
+        except StoreError:
+            return _unavailable(manager.guard.retry_after)
+
+    async def _body(self, request: Request, kind: str) -> bytes:
+        if kind_of(request) != kind:
+            raise Refused(f"the request is not of the type {kind}")
+        try:
+            return await body_of(request, MOST_BYTES)
+        except TooLong:
+            raise Refused("the request is too long") from None
+        except NeverArrived:
+            raise Refused("the request never arrived") from None
+
+    async def _is_new(self, message: Message) -> bool:
+        async with self._manager.asking("provider log-out"):
+            return await self._manager.providers.is_new(message.provider.issuer, message.jti)
+
+    async def _done(self, message: Message, until: float) -> None:
+        async with self._manager.asking("provider log-out"):
+            await self._manager.providers.done(message.provider.issuer, message.jti, until)
+
+    async def _end(self, message: Message, meant: Meant) -> None:
+        await self._sessions.revoke_provider(
+            meant.issuer, subject=meant.subject, sid=meant.sid, before=instant(message.issued_at)
+        )
+
+    async def _report(self, reason: str) -> None:
+        """Log why a message was refused, at most once a minute for each reason: anyone may send anything."""
+        manager = self._manager
+        details = {"host": type(self).__name__, "reason": reason}
+        await manager.emit(Event("provider.refused", instant(manager.clock()), None, None, details))
+
+    async def _token(self, request: Request) -> bytes:
+        raise NotImplementedError
+
+    async def _carry_out(self, message: Message) -> Response:
+        raise NotImplementedError
+
+    def _refusal(self, refused: Refused) -> Response:
+        raise NotImplementedError
+
+
+class BackChannelLogout(_Endpoint):
+    """The ``backchannel_logout_uri`` of an app: OpenID Connect Back-Channel Logout 1.0.
+
+    Answers 200 when the sessions have ended, 400 if the logout token does not count or was carried out before, and 503 with
+    ``Retry-After`` if the store, or the provider whose keys are needed, does not answer. Then nothing is known to have ended, and
+    the provider may send the same token again.
+
+    Args:
+        sessions: those of the app. Each was begun by ``log_in(…, provider=…)``.
+        providers: who may send logout tokens.
+    """
+
+    _is_event = False
+
+    async def _token(self, request: Request) -> bytes:
+        body = await self._body(request, FORM)
+        try:
+            token = form_in(body, max_fields=10).get("logout_token", "").encode("ascii")
+        except ValueError:  # of which UnicodeError is one
+            raise Refused("the request is no form") from None
+        if not token:
+            raise Refused("there is no logout_token")
+        return token
+
+    async def _carry_out(self, message: Message) -> Response:
+        meant = logout_in(message, self._manager.clock())
+        if not await self._is_new(message):
+            raise Refused("it was carried out before")
+        await self._end(message, meant)
+        await self._done(message, message.claims["exp"] + LEEWAY)
+        return Response(status_code=200, headers=_NO_STORE)
+
+    def _refusal(self, refused: Refused) -> Response:
+        content = {"error": "invalid_request", "error_description": str(refused)}
+        return JSONResponse(content, 400, headers=_NO_STORE)
+
+
+class SecurityEvents(_Endpoint):
+    """The push endpoint of an app for security event tokens (RFC 8417, RFC 8935), as OpenID Shared Signals sends them.
+
+    The events ``session-revoked`` and ``credential-change`` of OpenID CAEP 1.0 end sessions that began until then: those of the
+    subject, or of one session at the provider. A credential that was only added ends none. Other events are acknowledged, and
+    nothing is done.
+
+    Answers 202 when the sessions have ended, also if the token was carried out before; 400 with ``err`` if it does not count; and
+    503 as :class:`BackChannelLogout` does.
+
+    Args:
+        sessions: those of the app.
+        transmitters: who may send events. ``audience`` is what their stream has as ``aud``.
+        issuers: further issuers of whose subjects (``iss_sub``) the transmitters may speak; their own are always among them.
+        find_user: returns the id of the user for a subject of another format (RFC 9493), such as ``{"format": "email", …}``, or
+            ``None`` for no such user. All sessions of that user end. Without it such a token is refused.
+        authorization: what the header ``Authorization`` of each request must be, if you agreed on one.
+    """
+
+    _is_event = True
+
+    @forgets_arguments
+    def __init__(
+        self,
+        sessions: Sessions,
+        transmitters: IdentityProvider | Iterable[IdentityProvider],
+        *,
+        issuers: Iterable[str] = (),
+        find_user: FindUser | None = None,
+        authorization: str | None = None,
+    ) -> None:
+        super().__init__(sessions, transmitters)
+        if find_user is not None and not callable(find_user):
+            raise ConfigurationError("SecurityEvents(find_user=…): give a function")
+        if authorization is not None and not (
+            isinstance(authorization, str) and authorization and authorization.isascii()
+        ):
+            raise ConfigurationError("SecurityEvents(authorization=…): give text of ASCII, such as 'Bearer …'")
+        self._issuers = several("SecurityEvents(issuers)", issuers, "['https://id.example.org']")
+        self._find_user = find_user
+        self._authorization = None if authorization is None else Hidden(authorization.encode("ascii"))
+
+    async def _token(self, request: Request) -> bytes:
+        expected = self._authorization
+        if expected is not None:
+            given = b"\0".join(value for name, value in request.scope["headers"] if name == b"authorization")
+            if not hmac.compare_digest(given, expected.value):
+                raise Refused("the Authorization header is another", "authentication_failed")
+        return await self._body(request, SECEVENT)
+
+    async def _carry_out(self, message: Message) -> Response:
+        events = events_in(message, self._manager.clock())
+        if events and await self._is_new(message):
+            for event in events:
+                await self._end_of(message, event)
+            await self._done(message, message.issued_at + OLDEST_EVENT + LEEWAY)
+        return Response(status_code=202, headers=_NO_STORE)
+
+    async def _end_of(self, message: Message, event: str) -> None:
+        issuer, subject = message.provider.issuer, subject_in(message, event)
+        meant = meant_by(subject, event, issuer, (issuer, *self._issuers))
+        if meant is not None:
+            await self._end(message, meant)
+            return
+        if self._find_user is None:
+            raise Refused("its subject is of a format that is not understood; see SecurityEvents(find_user=…)")
+        found = self._find_user(subject)
+        user_id = await found if inspect.isawaitable(found) else found
+        if user_id is not None:
+            await self._sessions.revoke_all(user_id)
+
+    def _refusal(self, refused: Refused) -> Response:
+        headers = {**_NO_STORE, "content-language": "en"}  # RFC 8935, section 2.3
+        return JSONResponse({"err": refused.code, "description": str(refused)}, 400, headers=headers)
+
+
+def _unavailable(seconds: float) -> Response:
+    return Response(status_code=503, headers={**_NO_STORE, "retry-after": str(math.ceil(seconds))})

@@ -1,0 +1,1 @@
+"""Messages of identity providers that end sessions."""
