@@ -197,8 +197,9 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{name_of(page)}: {link}"
 
 
-def test_every_page_can_be_reached_from_readme() -> None:
-    linked = {(README.parent / link.partition("#")[0]).resolve() for link in links(README)}
+def test_every_page_can_be_reached_from_readme_or_the_notes_for_contributors() -> None:
+    fronts = [page for page in (README, ROOT / "CONTRIBUTING.md") if page.exists()]
+    linked = {(ROOT / link.partition("#")[0]).resolve() for page in fronts for link in links(page)}
 
     assert {page for page in pages() if page.parent == DOCS} <= linked
 
