@@ -428,7 +428,7 @@ async def test_a_store_knows_its_address_and_keeps_the_password_for_itself(store
 
 def test_the_steps_are_those_of_the_docs() -> None:
     code = "".join(path.read_text() for path in Path("asgi_sessions").rglob("*.py"))
-    used = set(re.findall(r'(?:\.failed\(|\.failure\(|\.asking\(|\bstep(?:: str)? ?=)\s*"([^"]+)"', code))
+    used = set(re.findall(r'(?:\.failed\(|\.failure\(|\.asking\(|\b(?:step|STEP)(?:: str)? ?=)\s*"([^"]+)"', code))
     section = Path("docs/errors.md").read_text().partition("- `step` says")[2].partition("\n- `host`")[0]
 
     assert set(re.findall(r"`([a-z -]+)`", section)) == used
