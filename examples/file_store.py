@@ -68,7 +68,7 @@ class FileStore:
             there = records.get(record.key)
             if there is None:
                 raise RecordGone("there is no record under this key")
-            if there.rev != rev and there != _later(record, there):  # likewise
+            if there.rev != rev and there != _later(record, there):  # the very same is a repeated call
                 raise RecordChanged(there)
             records[record.key] = _later(record, there)
 
@@ -89,7 +89,7 @@ class FileStore:
         def change(records: Records) -> None:
             there, target = records.get(key), records.get(record.key)
             if target is not None and target == _later(record, target) and there in (None, alias):
-                return  # likewise
+                return  # a repeated call
             if there is None:
                 raise RecordGone("there is no record under this key")
             if there.rev != rev:
