@@ -142,7 +142,7 @@ def plan(data: dict[str, Any]) -> list[Step]:
         ),
         Step(
             "memory",
-            "that × sessions × headroom",
+            "memory of a session × sessions × headroom",
             f"{per_session:.0f} B × {SESSIONS:.0e} × {HEADROOM}",
             gib(memory),
         ),
@@ -160,7 +160,7 @@ def plan(data: dict[str, Any]) -> list[Step]:
         ),
         Step(
             "servers",
-            "the larger one × (1 + replicas)",
+            "the larger number of primaries × (1 + replicas)",
             f"{primaries:.0f} × (1 + {REPLICAS})",
             f"{primaries * (1 + REPLICAS):.0f}",
         ),
@@ -189,26 +189,26 @@ def plan(data: dict[str, Any]) -> list[Step]:
             f"{logged / 1e6:.2f} MB/s on each",
         ),
         Step(
-            "log is written anew",
+            "rewrite of the log",
             "memory of a primary, without headroom / log",
             f"{gib(node)} / {logged / 1e6:.2f} MB/s",
             f"every {node / logged / 3600:.1f} h",
         ),
         Step(
-            "a power cut takes, with everysec",
+            "lost in a power cut, with everysec",
             "changes/s of a primary × 1 s",
             f"{changes:,.0f}/s × 1 s",
-            f"up to {changes:,.0f} acknowledged changes of each primary that loses power",
+            f"up to {changes:,.0f} acknowledged changes of each primary",
         ),
         Step(
-            "a failover takes",
+            "lost in a failover",
             "changes/s of a primary × replica lag, p99",
             f"{changes:,.0f}/s × {behind * 1e3:.1f} ms",
-            f"some {changes * behind:.0f} acknowledged changes, where the old primary is dead",
+            f"about {changes * behind:.0f} acknowledged changes, if the old primary is dead",
         ),
         Step(
             "backlog",
-            "stream of a primary × seconds that a replica may be away",
+            "stream of a primary × seconds a replica may be away",
             f"{stream / 1e6:.2f} MB/s × {AWAY} s",
             f"repl-backlog-size {stream * AWAY / 2**20:.0f} MiB",
         ),
@@ -232,9 +232,9 @@ def plan(data: dict[str, Any]) -> list[Step]:
             11,
             Step(
                 "fsyncs, with always",
-                f"changes/s of a primary / changes that share one, {PLANNED} being in flight",
+                f"changes/s of a primary / changes per fsync, with {PLANNED} in flight",
                 f"{changes:,.0f}/s / {per_fsync:.0f}",
-                f"{changes / per_fsync:,.0f}/s on each, where this disk can do {1 / always['seconds']:,.0f}/s",
+                f"{changes / per_fsync:,.0f}/s on each (this disk can do {1 / always['seconds']:,.0f}/s)",
             ),
         )
     return steps
@@ -298,8 +298,8 @@ def of_replica(data: dict[str, Any]) -> str:
             ", ".join(f"{cost['bytes'][kind]:,.0f}" for kind in CHANGES) + " B",
         ],
         [
-            "CPU of a write: without a replica, with one; on the replica",
-            f"{cost['cpu']['alone'] * 1e6:.1f}, {cost['cpu']['with a replica'] * 1e6:.1f}; "
+            "CPU of a write: without a replica, with one, on the replica",
+            f"{cost['cpu']['alone'] * 1e6:.1f}, {cost['cpu']['with a replica'] * 1e6:.1f}, "
             f"{cost['cpu']['of the replica'] * 1e6:.1f} µs",
         ],
         [
@@ -308,14 +308,14 @@ def of_replica(data: dict[str, Any]) -> str:
             f"at most {lag['wait most'] * 1e3:.1f} ms",
         ],
         [
-            "bytes that it was behind, at most",
-            f"median {lag['bytes median']:,.0f}, of all looks {lag['bytes most']:,.0f}",
+            "bytes behind the primary",
+            f"median {lag['bytes median']:,.0f}, at most {lag['bytes most']:,.0f}",
         ],
         *(
             [
                 f"stopped for {one['away']:.0f} s, connection kept: missed {one['missed'] / 1e6:.1f} MB",
-                f"caught up after {one['caught up after'] * 1e3:.0f} ms; "
-                f"{max(one['held for it'], 0) / 1e6:.1f} MB held for it by the primary",
+                f"caught up after {one['caught up after'] * 1e3:.0f} ms, "
+                f"{max(one['held for it'], 0) / 1e6:.1f} MB buffered by the primary",
             ]
             for one in found["stopped"]
         ),
@@ -323,14 +323,14 @@ def of_replica(data: dict[str, Any]) -> str:
             [
                 f"stopped for {one['away']:.0f} s, connection lost: missed {one['missed'] / 1e6:.1f} MB, "
                 f"backlog of {one['backlog'] / 1e6:.1f} MB",
-                f"{'**copied anew**' if one['copied anew'] else 'went on'}, "
+                f"{'**full copy**' if one['copied anew'] else 'resumed'}, "
                 f"caught up after {one['caught up after'] * 1e3:.0f} ms",
             ]
             for one in found["cut off"]
         ),
         [
             f"a new replica of {copy['keys']:,} keys, {copy['memory'] / 1e6:,.0f} MB of memory",
-            f"{copy['seconds']:.1f} s: {copy['memory'] / copy['seconds'] / 1e6:.0f} MB/s; {copy['sent'] / 1e6:,.0f} MB sent",
+            f"{copy['seconds']:.1f} s: {copy['memory'] / copy['seconds'] / 1e6:.0f} MB/s, {copy['sent'] / 1e6:,.0f} MB sent",
         ],
     ]
     return table(["", ""], rows) + "\n"

@@ -40,7 +40,7 @@ WATCHED = {
     "server memory": ("memory of the server", "MB", 1e6),
     "keys": ("keys of the server", "", 1),
     "memory of a key": ("memory of the server for each key", "B", 1),
-    "visitors": ("sessions whose cookie somebody still uses", "", 1),
+    "visitors": ("sessions whose cookie is still in use", "", 1),
     "server clients": ("connections to the server", "", 1),
     "p50": ("latency, median", "ms", 1e-3),
     "p99": ("latency, p99", "ms", 1e-3),
@@ -179,8 +179,9 @@ def markdown(data: dict[str, Any]) -> str:
         rows.append([title, f"{mean:,.1f} {unit}".strip(), f"{slope:+,.2f} ± {2 * error:,.2f}", flat])
     trouble = ", ".join(f"{count} × {name}" for name, count in data["trouble"].items()) or "none"
     return (
-        f"{data['server']}; {data['seconds'] / 60:.0f} minutes at {data['per second']:.0f} requests/s: {requests:,} requests, "
-        f"**{wrong} wrong answers**; other trouble: {trouble}. The first {data['warm-up'] / 60:.0f} minutes are left out.\n\n"
+        f"{data['server']}, {data['seconds'] / 60:.0f} minutes at {data['per second']:.0f} requests/s: {requests:,} requests, "
+        f"**{wrong} wrong answer{'' if wrong == 1 else 's'}**. Other trouble: {trouble}. "
+        f"The first {data['warm-up'] / 60:.0f} minutes are left out.\n\n"
         + table(["", "mean", "slope per hour (± 2 standard errors)", "flat"], rows)
         + "\n"
     )
