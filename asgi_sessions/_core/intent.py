@@ -122,10 +122,8 @@ NO_INTENT: Final = Intent()
 _DISPLACING: Final = b"\x01"
 
 
-def displacing(leaving: Leaving | None) -> bytes:
+def displacing(leaving: Leaving) -> bytes:
     """What an anonymous record notes of the bound session whose place it takes in the browser."""
-    if leaving is None or leaving.record.owner is None:
-        return b""
     return _DISPLACING + f"{leaving.record.owner}{leaving.record.id}".encode("ascii")
 
 

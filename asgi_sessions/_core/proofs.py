@@ -42,10 +42,6 @@ class Proofs(msgspec.Struct, frozen=True, array_like=True, gc=False):
         latest = tuple(sorted(known.items(), key=lambda each: each[1])[-MOST_METHODS:])
         return Proofs(latest, max(self.level, level_of(known)) if level is None else level)
 
-    def awaiting(self, user_id: str, until: float) -> Proofs:
-        """The same, of a user whose second factor is due."""
-        return Proofs(self.methods, self.level, user_id, until)
-
 
 NO_PROOFS: Final = Proofs()
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final, Protocol, Self, TypeVar, overload
 from asgi_sessions._core.elsewhere import NAMES, Elsewhere
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.intent import NO_INTENT, Intent, Leaving
-from asgi_sessions._core.proofs import NO_PROOFS, level_in, methods_in, pack_proofs, unpack_proofs
+from asgi_sessions._core.proofs import NO_PROOFS, Proofs, level_in, methods_in, pack_proofs, unpack_proofs
 from asgi_sessions._core.provider import pack, provider_in, unpack_log_in
 from asgi_sessions._core.record import Body, Record
 from asgi_sessions._core.timeouts import Timeouts, duration
@@ -434,7 +434,8 @@ class Session(TrackedDict):
             raise SessionError("begin_log_in(): somebody is logged in; call confirm() after the second factor")
         self.regenerate()
         now = self._keeper.clock()
-        self._proof = pack_proofs(NO_PROOFS.after(methods, None, now).awaiting(user_id, now + seconds))
+        first = NO_PROOFS.after(methods, None, now)
+        self._proof = pack_proofs(Proofs(first.methods, first.level, user_id, now + seconds))
 
     def regenerate(self) -> None:
         """A new token for the same session: same id, same data, same clocks. Call it whenever privileges change.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -71,12 +72,10 @@ def _to_pydantic(kind: type, value: Any) -> Any:
     return _adapter(kind).validate_python(value)
 
 
-def _adapter(kind: Any) -> Any:
-    return _made(kind)
-
-
-@lru_cache(maxsize=256)
 def _made(kind: Any) -> Any:
     from pydantic import TypeAdapter  # the app has it: the type is pydantic's
 
     return TypeAdapter(kind)
+
+
+_adapter: Callable[[Any], Any] = lru_cache(maxsize=256)(_made)

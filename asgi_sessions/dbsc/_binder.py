@@ -214,7 +214,7 @@ class Binder:
         (ids, proofs) = values_of(scope, b"sec-secure-session-id", b"secure-session-response")
         now, found, binding = self._manager.clock(), None, None
         # All answers say it as the browser does, even if another secret signs now: at another one browsers drop the key.
-        identifier = _text(unquoted(ids[0])) if len(ids) == 1 else ""
+        identifier = unquoted(ids[0]).decode("latin-1") if len(ids) == 1 else ""
         identity, is_signed = self._identifiers.named_in(identifier)
         if identity is not None:
             found = await self._keeper.find(identity, self._keys(scope), is_signed=is_signed)
@@ -229,8 +229,7 @@ class Binder:
             if proof.key is not None:
                 raise ProofInvalid("it brings a key of its own")
             generation = binding.generation_in(proof.challenge, now, self._options.seconds)
-            is_late = generation is None or generation < binding.generation - 1
-            if generation is None or is_late:
+            if generation is None or generation < binding.generation - 1:
                 return _challenge(binding, identifier, now)
             if not proof.is_signed_by(binding.key):
                 raise ProofInvalid("its signature does not match")
@@ -298,10 +297,6 @@ def _challenge(binding: Binding, identifier: str, now: float) -> Reply:
 
 def _challenge_header(binding: Binding, identifier: str, now: float) -> tuple[bytes, bytes]:
     return b"secure-session-challenge", f'"{binding.challenge(now)}";id="{identifier}"'.encode("ascii")
-
-
-def _text(value: bytes) -> str:
-    return value.decode("latin-1")
 
 
 def _refuse_cookie(cookie: CookieConfig) -> None:
