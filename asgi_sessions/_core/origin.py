@@ -47,6 +47,12 @@ def values_of(scope: Mapping[str, Any], *names: bytes) -> list[list[bytes]]:
     return list(found.values())
 
 
+def path_below_root(scope: Mapping[str, Any]) -> str:
+    """The path below ``root_path``. ASGI has it within the path; older servers and mounts leave it out."""
+    path, root = str(scope.get("path", "")), str(scope.get("root_path", "")).rstrip("/")
+    return path[len(root) :] if root and (path == root or path.startswith(f"{root}/")) else path
+
+
 def is_cross_site(scope: Mapping[str, Any]) -> bool:
     """Whether a page of another site made the browser send this request, or may have.
 

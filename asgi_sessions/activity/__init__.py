@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from asgi_sessions._asgi.responses import answer
-from asgi_sessions._core.origin import is_cross_site
+from asgi_sessions._core.origin import is_cross_site, path_below_root
 from asgi_sessions._core.session import OURS, Session
 from asgi_sessions.errors import ConfigurationError
 
@@ -40,9 +40,7 @@ class ActivityEndpoints:
         """ASGI 3."""
         if scope["type"] != "http":
             raise ConfigurationError(f"ActivityEndpoints answers HTTP requests, and got a {scope['type']}")
-        path, root = str(scope["path"]), str(scope.get("root_path", ""))
-        below = path[len(root) :] if root and path.startswith(root) else path
-        method = scope["method"]
+        below, method = path_below_root(scope), scope["method"]
         if below.endswith("/activity.js"):
             await self._script(scope, send)
         elif below.strip("/"):

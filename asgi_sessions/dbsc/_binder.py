@@ -11,7 +11,7 @@ from urllib.parse import quote
 from asgi_sessions._asgi.responses import answer, unavailable
 from asgi_sessions._core.cookie import CookieConfig, values_called
 from asgi_sessions._core.intent import Leaving, displaced_by
-from asgi_sessions._core.origin import values_of
+from asgi_sessions._core.origin import path_below_root, values_of
 from asgi_sessions._core.session import Session
 from asgi_sessions._core.types import Headers, Scope, Send
 from asgi_sessions._engine.manager import Manager
@@ -30,7 +30,7 @@ from asgi_sessions.dbsc._binding import (
 from asgi_sessions.dbsc._keeper import Keeper
 from asgi_sessions.dbsc._options import DeviceBound
 from asgi_sessions.dbsc._proof import ALGORITHMS, Proof, ProofInvalid, unquoted
-from asgi_sessions.dbsc._verdict import Verdict, path_of, skipped_reason, verdict_on
+from asgi_sessions.dbsc._verdict import Verdict, skipped_reason, verdict_on
 from asgi_sessions.errors import ConfigurationError, StoreError
 
 QUOTA_SECONDS: Final = 60
@@ -159,12 +159,12 @@ class Binder:
 
     def answers(self, scope: Scope) -> bool:
         """Whether a request is for one of the endpoints."""
-        path = path_of(scope)
+        path = path_below_root(scope)
         return path in self._endpoints or path == self._script
 
     async def answer(self, scope: Scope, send: Send) -> None:
         """Answer a request for one of the endpoints."""
-        if path_of(scope) == self._script:
+        if path_below_root(scope) == self._script:
             await reload_script(scope, send)
             return
         if scope["method"] != "POST":
@@ -172,7 +172,7 @@ class Binder:
             return
         try:
             async with self._manager.asking("device"):
-                reply = await self._endpoints[path_of(scope)](scope)
+                reply = await self._endpoints[path_below_root(scope)](scope)
         except StoreError:
             # Not 4xx: the browser would give up its key (``docs/device-bound.md``).
             await unavailable(scope, send, self._manager.guard.retry_after)

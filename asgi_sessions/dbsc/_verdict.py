@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from asgi_sessions._core.origin import values_of
+from asgi_sessions._core.origin import path_below_root, values_of
 from asgi_sessions.dbsc._binding import Binding
 from asgi_sessions.dbsc._options import DeviceBound
 
@@ -76,11 +76,5 @@ def skipped_reason(scope: Mapping[str, Any], id: str) -> str | None:
 
 def is_exempt(scope: Mapping[str, Any], options: DeviceBound) -> bool:
     """Whether browsers send this request without a proof."""
-    path = path_of(scope)
+    path = path_below_root(scope)
     return any(path == each or path.startswith(each + "/") for each in options.exempt)
-
-
-def path_of(scope: Mapping[str, Any]) -> str:
-    """The path below ``root_path``. ASGI has it within the path; older servers and mounts leave it out."""
-    path, root = str(scope.get("path", "")), str(scope.get("root_path", "")).rstrip("/")
-    return path[len(root) :] if root and path.startswith(root + "/") else path

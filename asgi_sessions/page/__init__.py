@@ -27,6 +27,7 @@ from starlette.routing import Route, Router
 from asgi_sessions._core.arguments import path_in, whole
 from asgi_sessions._core.extras import needs
 from asgi_sessions._core.json import json_in
+from asgi_sessions._core.origin import path_below_root
 from asgi_sessions._core.session import OURS, Session
 from asgi_sessions._core.timeouts import duration
 from asgi_sessions._core.types import Receive, Scope, Send
@@ -154,7 +155,7 @@ class SessionsPage:
             return
         if scope["type"] == "http":
             # Frameworks differ in what they make of a mount: some add a slash at the end, some take one away.
-            asked, path = _asked(scope), "/" + _routed(scope).strip("/")
+            asked, path = _asked(scope), "/" + path_below_root(scope).strip("/")
             if path == "/" and not asked.endswith("/"):
                 # The links of the page are relative, wherever it is mounted and whatever a proxy calls that place.
                 again = RedirectResponse(f"{asked.rpartition('/')[2]}/", 307, headers=_HEADERS)
@@ -300,12 +301,6 @@ def _asked(scope: Scope) -> str:
     """The path as the client asked for it."""
     raw = scope.get("raw_path")
     return str(scope.get("path", "/")) if raw is None else bytes(raw).partition(b"?")[0].decode("latin-1")
-
-
-def _routed(scope: Scope) -> str:
-    """The path below the mount."""
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    return path[len(root) :] if root and (path == root or path.startswith(f"{root}/")) else path
 
 
 class _Answer(Exception):

@@ -12,9 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asgi_sessions import ConfigurationError, CookieConfig, DeviceBound, MemoryStore, SessionMiddleware, Sessions
+from asgi_sessions._core.origin import path_below_root
 from asgi_sessions.dbsc._answers import PAGE, POLICY, SCRIPT, repeat
 from asgi_sessions.dbsc._binding import LEEWAY
-from asgi_sessions.dbsc._verdict import Verdict, path_of
+from asgi_sessions.dbsc._verdict import Verdict
 from asgi_sessions.errors import StoreUnreachable
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
@@ -339,10 +340,11 @@ async def test_the_endpoints_stand_below_the_root_path(memory: MemoryStore, cloc
         ("/dbsc/refresh", "/shop", "/dbsc/refresh"),
         ("/shop/dbsc/refresh", "/shop/", "/dbsc/refresh"),
         ("/shopping", "/shop", "/shopping"),
+        ("/shop", "/shop", ""),
     ],
 )
 def test_the_path_below_the_root_path(path: str, root: str, below: str) -> None:
-    assert path_of({"path": path, "root_path": root}) == below
+    assert path_below_root({"path": path, "root_path": root}) == below
 
 
 async def test_what_the_browser_is_told(memory: MemoryStore, clock: FakeClock) -> None:
