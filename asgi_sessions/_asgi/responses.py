@@ -14,6 +14,8 @@ WS_TRY_AGAIN_LATER: Final = 1013
 WS_SESSION_ENDED: Final = 4401
 """From the range for private use (RFC 6455, section 7.4.2), after HTTP's 401."""
 
+JAVASCRIPT: Final = b"text/javascript; charset=utf-8"
+
 
 async def answer(
     scope: Scope,
@@ -22,6 +24,7 @@ async def answer(
     text: bytes = b"",
     *headers: tuple[bytes, bytes],
     kind: bytes = b"text/plain; charset=utf-8",
+    cache: bytes = b"no-store",
     code: int = WS_POLICY_VIOLATION,
     reason: str = "",
 ) -> None:
@@ -29,8 +32,9 @@ async def answer(
 
     Args:
         text: the name of the status if empty.
-        headers: more headers than those of the text. No cache may keep the answer.
+        headers: more headers than those of the text.
         kind: the media type of the text.
+        cache: the value of ``Cache-Control``.
         code, reason: for a server without the extension "Websocket Denial Response": the socket is closed before it was accepted,
             and the server answers 403.
     """
@@ -41,11 +45,7 @@ async def answer(
             await close(send, code, reason)
             return
     content = text or HTTPStatus(status).phrase.encode()
-    own = (
-        (b"content-type", kind),
-        (b"content-length", b"%d" % len(content)),
-        (b"cache-control", b"no-store"),
-    )
+    own = ((b"content-type", kind), (b"content-length", b"%d" % len(content)), (b"cache-control", cache))
     await send({"type": f"{response}.start", "status": status, "headers": [*own, *headers]})
     # A response to HEAD has the headers of GET and no content (RFC 9110, section 9.3.2).
     await send({"type": f"{response}.body", "body": b"" if scope.get("method") == "HEAD" else content})

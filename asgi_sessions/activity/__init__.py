@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from asgi_sessions._asgi.responses import answer
+from asgi_sessions._asgi.responses import JAVASCRIPT, answer
 from asgi_sessions._core.origin import is_cross_site, path_below_root
 from asgi_sessions._core.session import OURS, Session
 from asgi_sessions.errors import ConfigurationError
@@ -67,14 +67,8 @@ class ActivityEndpoints:
         if scope["method"] not in ("GET", "HEAD"):
             await answer(scope, send, 405, b"", (b"allow", b"GET, HEAD"))
             return
-        headers = [
-            (b"content-type", b"text/javascript; charset=utf-8"),
-            (b"content-length", b"%d" % len(SCRIPT)),
-            (b"cache-control", b"public, max-age=3600"),
-            (b"x-content-type-options", b"nosniff"),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else SCRIPT})
+        nosniff = (b"x-content-type-options", b"nosniff")
+        await answer(scope, send, 200, SCRIPT, nosniff, kind=JAVASCRIPT, cache=b"public, max-age=3600")
 
 
 def status_of(session: Session) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import quote
 
-from asgi_sessions._asgi.responses import answer
+from asgi_sessions._asgi.responses import JAVASCRIPT, answer
 from asgi_sessions._core.types import Scope, Send
 
 SCRIPT: Final = b"location.reload()\n"
@@ -20,21 +20,14 @@ POLICY: Final = b"default-src 'none'; script-src 'self'; base-uri 'none'; form-a
 _SAFE: Final = "/:@!$&'()*+,;=~-._"  # in a path (RFC 3986, section 3.3)
 
 
-async def reload_page(send: Send, script: str) -> None:
+async def reload_page(scope: Scope, send: Send, script: str) -> None:
     """A page that loads itself again: that request comes from this origin, so the browser proves its key first.
 
     It keeps query, fragment and history.
     """
     page = PAGE.format(script).encode("ascii")
-    headers = [
-        (b"content-type", b"text/html; charset=utf-8"),
-        (b"content-length", b"%d" % len(page)),
-        (b"content-security-policy", POLICY),
-        (b"referrer-policy", b"same-origin"),
-        (b"cache-control", b"no-store"),
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": page})
+    headers = ((b"content-security-policy", POLICY), (b"referrer-policy", b"same-origin"))
+    await answer(scope, send, 200, page, *headers, kind=b"text/html; charset=utf-8")
 
 
 async def reload_script(scope: Scope, send: Send) -> None:
@@ -42,14 +35,8 @@ async def reload_script(scope: Scope, send: Send) -> None:
     if scope["method"] not in ("GET", "HEAD"):
         await answer(scope, send, 405, b"", (b"allow", b"GET, HEAD"))
         return
-    headers = [
-        (b"content-type", b"text/javascript; charset=utf-8"),
-        (b"content-length", b"%d" % len(SCRIPT)),
-        (b"cache-control", b"public, max-age=86400"),
-        (b"x-content-type-options", b"nosniff"),
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else SCRIPT})
+    nosniff = (b"x-content-type-options", b"nosniff")
+    await answer(scope, send, 200, SCRIPT, nosniff, kind=JAVASCRIPT, cache=b"public, max-age=86400")
 
 
 async def repeat(scope: Scope, send: Send, cookie: tuple[bytes, bytes]) -> None:

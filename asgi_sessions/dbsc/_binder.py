@@ -117,7 +117,7 @@ class Binder:
             after = QUOTA_SECONDS if reason == "quota_exceeded" else self._manager.guard.retry_after
             await unavailable(scope, send, after)
         elif verdict is Verdict.NAVIGATION:
-            await reload_page(send, self._below_root(scope, self._script))
+            await reload_page(scope, send, self._below_root(scope, self._script))
         else:
             empty = self._manager.begin()
             empty._unproven = Leaving(record, stored.user_id, None)
