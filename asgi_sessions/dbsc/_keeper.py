@@ -60,6 +60,8 @@ class Keeper:
             if seen.count(key) == 2:  # it was looked for three times
                 break
             seen.append(key)
+        else:
+            raise StoreError("other requests moved the session each time it was looked for")
         record = await resolver.load(key, events)
         if record is not None:
             try:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from asgi_sessions import ConfigurationError, CookieConfig, DeviceBound, MemoryStore, SessionMiddleware, Sessions
 from asgi_sessions._core.origin import path_below_root
+from asgi_sessions._engine.resolve import MAX_MOVES
 from asgi_sessions.dbsc._answers import PAGE, POLICY, SCRIPT, repeat
 from asgi_sessions.dbsc._binding import LEEWAY
 from asgi_sessions.dbsc._verdict import Verdict
@@ -20,7 +21,7 @@ from asgi_sessions.errors import StoreUnreachable
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.dbsc.world import KEYS, Person, Site, Thief
-from tests.support import put
+from tests.support import Browser, app_with, put, regenerate
 from tests.wrapped import Wrapped
 
 GRACE, LIFETIME = 30, 600
@@ -395,6 +396,26 @@ async def test_a_store_that_fails_is_503_and_the_browser_keeps_its_key(
     assert request.status_code == 503
     assert int(request.headers["retry-after"]) > 0
     assert (await alice.do())["bound"]
+
+
+async def test_a_session_that_moves_each_time_is_503_and_the_browser_keeps_its_key(
+    memory: MemoryStore, clock: FakeClock
+) -> None:
+    """Another request gives it a new token whenever the index was read. It has not ended, and 401 would say so."""
+    wrapped = Wrapped(memory)
+    alice = Person(Site(wrapped, clock))
+    await alice.log_in()
+    app = app_with(memory, clock=clock, secret_keys=KEYS)
+    tab = Browser(app, alice.http.cookies[app.cookie.name])
+
+    async def move() -> None:
+        await tab.do(regenerate)
+
+    wrapped.before["load"] = move
+    request = await _refresh(alice, alice.only, cookies=False)
+
+    assert request.status_code == 503
+    assert wrapped.calls.count("index") >= MAX_MOVES
 
 
 async def _refresh(person: Person, session: Any, *, cookies: bool) -> Any:
