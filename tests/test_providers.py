@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from asgi_sessions import Event, MemoryStore, SessionDataError, SessionError, Sessions
+from asgi_sessions import Event, MemoryStore, RedisStore, SessionDataError, SessionError, Sessions
 from asgi_sessions._core.provider import (
     MOST_OWNERS,
     Link,
@@ -26,6 +27,8 @@ from asgi_sessions._core.provider import (
 from asgi_sessions.errors import StoreUnreachable
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
+from asgi_sessions.tokens import SigningKey, TokenInvalid, Tokens
+from tests.clusters import Cluster
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
 from tests.wrapped import METHODS
 
@@ -174,6 +177,25 @@ async def test_a_log_in_that_arrives_after_its_session_at_the_provider_has_ended
         ("session.logged_in", None),
         ("session.ended", "provider"),
     ]
+
+
+async def test_a_cluster_and_refresh_tokens_are_no_exception(cluster: Cluster) -> None:
+    """Links, sessions and families of refresh tokens lie on different nodes."""
+    store = RedisStore.from_cluster(cluster.url, prefix=f"test-{secrets.token_hex(6)}")
+    sessions = Sessions(store, secret_keys=[SECRET])
+    tokens = Tokens(sessions, keys=[SigningKey.generate()], issuer=HERE, audience="shop")
+    browsers = [Browser(app_with(sessions)) for _ in range(4)]
+    for number, browser in enumerate(browsers):
+        await browser.do(came(user=f"user-{number}", sid=f"s{number}"))
+    pair = await tokens.log_in("user-1", provider=(HERE, "a1", "s1"))
+
+    assert await sessions.revoke_provider(HERE, sid="s1") == 2
+    assert [await user_of(browser) is None for browser in browsers] == [False, True, False, False]
+    with pytest.raises(TokenInvalid):
+        await tokens.refresh(pair.refresh_token)
+    assert await sessions.revoke_provider(HERE, subject="a1") == 3
+    assert [await user_of(browser) for browser in browsers] == [None] * 4
+    await store.aclose()
 
 
 class Interrupted:
