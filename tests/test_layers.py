@@ -37,8 +37,8 @@ LONG_FUNCTIONS = {
 """Functions of more than ``MAX_FUNCTION`` lines, and why."""
 
 SIZES = {
-    "_core": (4673, 2000),
-    "_engine": (3909, 1300),
+    "_core": (4674, 2000),
+    "_engine": (3949, 1300),
     "_asgi": (1025, 750),
 }
 """Lines of each private package: the bound, which gets larger only with a new feature, and the target of the design."""

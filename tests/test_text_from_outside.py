@@ -44,6 +44,7 @@ from asgi_sessions.stores import Note, Rules, Store
 from asgi_sessions.stores.sql import owner_of
 from asgi_sessions.testing import FakeClock, a_record, session_cookie
 from asgi_sessions.tokens import BearerSession, Claims, SigningKey, TokenEndpoints, Tokens
+from asgi_sessions.trusted_devices import TrustedDevices
 from tests.public import Public, callables
 
 SECRET = "kq3v8Jw0pXzLr5Yt2Nb7Mf9Gh4Dc6Sa1Ee0"
@@ -215,6 +216,7 @@ class World:
             SessionMiddleware: lambda: SessionMiddleware(app, self.store),
             Timeouts: Timeouts,
             Sessions: lambda: Sessions(self.store),
+            TrustedDevices: lambda: TrustedDevices(Sessions(self.store)),
             UserSessions: lambda: UserSessions(self.store),
             ClientAddress: ClientAddress,
             Strings: Strings,

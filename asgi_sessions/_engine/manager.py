@@ -27,6 +27,7 @@ from asgi_sessions._engine.commit import Committer, Queues
 from asgi_sessions._engine.contract import Store, SweepingStore, lacking_for_users, trait
 from asgi_sessions._engine.events import Events
 from asgi_sessions._engine.guard import NO_KEY, Guard
+from asgi_sessions._engine.links import Links
 from asgi_sessions._engine.load import Loader
 from asgi_sessions._engine.loops import heed_cancellation
 from asgi_sessions._engine.once import once
@@ -84,7 +85,8 @@ class Manager:
         self.events: Events = Events(host, on_event, self.guard.failures, clock)
         self.resolver: Resolver = Resolver(store, self.guard, self.records, self.events)
         self.users: Users = Users(store, self.guard, self.records, self.events)
-        self.providers: Providers = Providers(store, self.guard, self.records, self.resolver, self.users, self.events)
+        self.links: Links = Links(store, self.guard, self.records, self.resolver, self.events)
+        self.providers: Providers = Providers(store, self.guard, self.records, self.links, self.users, self.events)
         self._queues: Queues = WeakValueDictionary()
         self._serve("")
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final
-
-import anyio
 
 from asgi_sessions._core.facts import unpack_facts
 from asgi_sessions._core.history import Note, Reason, Rules, ended
@@ -21,15 +18,12 @@ from asgi_sessions._core.provider import (
     unpack_link,
     unpack_log_in,
 )
-from asgi_sessions._core.record import LINK, Body, Record
-from asgi_sessions._core.token import new_id
+from asgi_sessions._core.record import Body, Record
 from asgi_sessions._core.types import Event
 from asgi_sessions._engine.events import Events
-from asgi_sessions._engine.failures import reason_of
 from asgi_sessions._engine.guard import Guard, checked_ids
-from asgi_sessions._engine.resolve import MAX_ATTEMPTS, Resolver
+from asgi_sessions._engine.links import Links
 from asgi_sessions._engine.users import Users
-from asgi_sessions.errors import RecordChanged, RecordDamaged, RecordExists, RecordGone, StoreError
 
 REASON: Final[Reason] = "provider"
 
@@ -43,12 +37,12 @@ class Providers:
     """What one store knows of identity providers. Every method raises StoreError."""
 
     def __init__(
-        self, store: Any, guard: Guard, records: RecordRules, resolver: Resolver, users: Users, events: Events
+        self, store: Any, guard: Guard, records: RecordRules, links: Links, users: Users, events: Events
     ) -> None:
         self._store = store
         self._guard = guard
         self._records = records
-        self._resolver = resolver
+        self._links = links
         self._users = users
         self._events = events
 
@@ -80,7 +74,7 @@ class Providers:
             until = self._records.clock() + MARKED_FOR
             owners += (await self._change(key_of_sid(issuer, sid), until, _mark)).owners
         if subject is not None:
-            owners += (await self._read(key_of_subject(issuer, subject)))[1].owners
+            owners += unpack_link(await self._links.read(key_of_subject(issuer, subject))).owners
         for owner in dict.fromkeys(owners):
             for record, body in await self._users.records_of(owner):
                 log_in = unpack_log_in(body.provider)
@@ -94,7 +88,7 @@ class Providers:
 
     async def is_new(self, issuer: str, jti: str) -> bool:
         """Whether no token of the provider with this name was carried out."""
-        return (await self._read(key_of_token(issuer, jti)))[0] is None
+        return not await self._links.read(key_of_token(issuer, jti))
 
     async def done(self, issuer: str, jti: str, until: float) -> None:
         """Note that a token of the provider was carried out."""
@@ -126,47 +120,9 @@ class Providers:
         ids = checked_ids(await self._guard.ask(self._store.end, record.owner, note=note, id=record.id))
         return self._events.ended(ids, body.user_id, REASON)
 
-    async def _read(self, key: str) -> tuple[Record | None, Link]:
-        """The record of a link, and what it leads to. A damaged record is reported and leads nowhere."""
-        events: list[Event] = []
-        record, link = await self._resolver.load(key, events), Link()
-        if events:
-            await self._guard.ask(self._store.delete, key)  # or no link could ever be stored there
-        elif record is not None and self._records.clock() < record.expires_at:
-            try:
-                body = self._records.open(record)
-                link = unpack_link(body.payload) if body.kind == LINK else link
-            except RecordDamaged as damage:
-                events.append(self._events.event("session.damaged", reason=reason_of(damage)))
-        await self._events.emit(*events)
-        return record, link
-
     async def _change(self, key: str, until: float, change: Change) -> Link:
-        """Change a link, or make it; what it is now. It lives until then at least."""
-        store, ask = self._store, self._guard.ask
-        for attempt in range(MAX_ATTEMPTS):
-            old, known = await self._read(key)
-            link, now = change(known), self._records.clock()
-            if old is None and link == Link():
-                return link
-            if old is not None and link == known and old.expires_at >= until:
-                return link
-            until = max(until, 0.0 if old is None else old.expires_at)
-            body = Body(LINK, None, now, None, now, False, pack(link))
-            rev, id = (1, new_id()) if old is None else (old.rev + 1, old.id)
-            record = self._records.sealed(Record(key, rev, now, until, id, None, b""), body)
-            try:
-                if old is None:
-                    await ask(store.create, record)
-                elif link == Link():
-                    await ask(store.delete, key, rev=old.rev)
-                else:
-                    await ask(store.update, record, rev=old.rev)
-            except (RecordExists, RecordChanged, RecordGone):
-                await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
-                continue
-            return link
-        raise StoreError(f"a link of the identity provider was changed by others {MAX_ATTEMPTS} times")
+        changed = await self._links.change(key, until, lambda known: pack(change(unpack_link(known))))
+        return unpack_link(changed)
 
 
 def _adding(owner: str) -> Change:

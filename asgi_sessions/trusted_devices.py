@@ -1,0 +1,174 @@
+"""Trusted devices: a browser that has passed the second factor once, and need not for a while.
+
+::
+
+    trusted = TrustedDevices(sessions)
+
+    # After the password:
+    if await trusted.knows(request.scope, user_id):
+        session.log_in(user_id, methods=["pwd"])
+    else:
+        session.begin_log_in(user_id, methods=["pwd"])
+
+    # After the second factor, if the user ticked "trust this device":
+    response.raw_headers.append(await trusted.remember(request.scope, user_id))
+
+A device has a cookie of its own, which survives log-outs. It logs nobody in: it only says that this browser has passed the second
+factor of a user before (OWASP Multifactor Authentication Cheat Sheet, "remember the browser").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from hashlib import sha256
+from typing import Final, TypeVar
+
+import msgspec
+
+from asgi_sessions._core.arguments import expect
+from asgi_sessions._core.cookie import CookieConfig
+from asgi_sessions._core.timeouts import duration
+from asgi_sessions._core.token import KEY_CHARS, TokenMint, base64url, key_of, owner_of
+from asgi_sessions._core.types import Scope
+from asgi_sessions._engine.manager import MAX_CANDIDATES
+from asgi_sessions.errors import ConfigurationError
+from asgi_sessions.sessions import Sessions
+
+DEVICE_COOKIE: Final = CookieConfig("__Host-Http-device")
+"""The cookie by which a browser is recognised."""
+
+MOST_USERS: Final = 8
+"""How many users one browser is trusted for; the oldest is dropped."""
+
+T = TypeVar("T")
+
+_Trusted = dict[str, float]
+"""The users, as the names of their indexes, and since when the browser is trusted for each."""
+
+
+class TrustedDevices:
+    """Remembers browsers that have passed the second factor.
+
+    Args:
+        sessions: those of the app; their store keeps the devices too.
+        keep: how long a device is trusted after its second factor: up to a year.
+        cookie: the cookie by which a browser is recognised. Not the cookie of the sessions.
+    Raises:
+        ConfigurationError: something does not fit together.
+    """
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        *,
+        keep: timedelta = timedelta(days=30),
+        cookie: CookieConfig = DEVICE_COOKIE,
+    ) -> None:
+        expect("TrustedDevices(sessions)", sessions, Sessions)
+        expect("TrustedDevices(cookie)", cookie, CookieConfig)
+        self._keep = duration("TrustedDevices(keep)", keep).total_seconds()
+        if not 60 <= self._keep <= 366 * 86400:
+            raise ConfigurationError(f"TrustedDevices(keep={keep!r}): must lie between a minute and a year")
+        if cookie.name == CookieConfig().name:
+            raise ConfigurationError(
+                f"TrustedDevices(cookie): {cookie.name} is the cookie of the sessions; use another name"
+            )
+        self._manager = sessions._manager
+        self._cookie = cookie
+        keys = self._manager.secrets.subkeys("trusted device signature")
+        self._mint = TokenMint(keys, f"trusted device {cookie.name}")
+
+    async def knows(self, scope: Scope, user_id: str) -> bool:
+        """Whether the browser of this request is trusted for a user. Asks the store only if it has the cookie.
+
+        Raises:
+            SessionDataError: ``user_id`` is no user's id. StoreError: the store failed.
+        """
+        owner, keys = owner_of(user_id), self._keys(scope)
+        if not keys:
+            return False
+        links = self._manager.links
+        async with self._manager.asking("trusted device"):
+            for key in keys:
+                since = _unpack(await links.read(key)).get(owner)
+                if since is not None and self._manager.clock() < since + self._keep:
+                    return since > _time(await links.read(_key_of_user(owner)))
+        return False
+
+    async def remember(self, scope: Scope, user_id: str) -> tuple[bytes, bytes]:
+        """Trust the browser of this request for a user from now on. Call it after the second factor.
+
+        The browser gets a new token, and the token before it is worth nothing.
+
+        Returns:
+            The ``Set-Cookie`` header for the response.
+        Raises:
+            SessionDataError: ``user_id`` is no user's id. StoreError: the store failed; the browser is not trusted.
+        """
+        owner, keys, now = owner_of(user_id), self._keys(scope), self._manager.clock()
+        token, links = self._mint.mint(), self._manager.links
+        async with self._manager.asking("trusted device"):
+            trusted: _Trusted = {}
+            for key in keys:
+                trusted |= _unpack(await links.read(key))
+            trusted = {each: since for each, since in trusted.items() if now < since + self._keep} | {owner: now}
+            latest = sorted(trusted.items(), key=lambda each: each[1])[-MOST_USERS:]
+            await links.change(key_of(token), now + self._keep, _put(dict(latest)))
+            for key in keys:
+                await links.delete(key)
+        return self._cookie.set(token, int(self._keep))
+
+    async def forget(self, user_id: str) -> None:
+        """No browser is trusted for this user any more. Call it when the password or the second factor was changed.
+
+        Raises:
+            SessionDataError: ``user_id`` is no user's id. StoreError: the store failed; call it again.
+        """
+        now, key = self._manager.clock(), _key_of_user(owner_of(user_id))
+        async with self._manager.asking("trusted device"):
+            await self._manager.links.change(
+                key, now + self._keep, lambda known: msgspec.msgpack.encode(max(now, _time(known)))
+            )
+
+    async def forget_device(self, scope: Scope) -> tuple[bytes, bytes]:
+        """The browser of this request is trusted for nobody any more.
+
+        Returns:
+            The ``Set-Cookie`` header for the response.
+        Raises:
+            StoreError: the store failed; the browser may still be trusted.
+        """
+        async with self._manager.asking("trusted device"):
+            for key in self._keys(scope):
+                await self._manager.links.delete(key)
+        return self._cookie.delete()
+
+    def _keys(self, scope: Scope) -> list[str]:
+        values = self._cookie.read(scope.get("headers", ()))
+        found = (self._mint.key_in(value) for value in values)
+        return [key for key in found if key is not None][:MAX_CANDIDATES]
+
+
+def _key_of_user(owner: str) -> str:
+    """Where it is noted since when a user's devices count."""
+    return base64url(sha256(f"asgi-sessions trusted since\0{owner}".encode()).digest())[:KEY_CHARS]
+
+
+def _put(trusted: _Trusted) -> Callable[[bytes], bytes]:
+    return lambda known: msgspec.msgpack.encode(trusted)
+
+
+def _unpack(data: bytes) -> _Trusted:
+    return _decoded(data, _Trusted, {})
+
+
+def _time(data: bytes) -> float:
+    return _decoded(data, float, 0.0)
+
+
+def _decoded(data: bytes, kind: type[T], default: T) -> T:
+    try:
+        return msgspec.msgpack.decode(data, type=kind) if data else default
+    except (msgspec.MsgspecError, ValueError):
+        return default
