@@ -339,7 +339,7 @@ async def test_keys_that_cannot_be_fetched_are_a_503_and_known_ones_go_on(
         elif trouble == "body":
             provider.body = b"<html>"
         elif trouble == "too long":
-            provider.body = b" " * 300_000
+            provider.body = b" " * 300_000 + json.dumps({"keys": provider.keys}).encode()
         elif trouble == "no key":
             provider.body = b'{"keys": 5}'
         elif trouble == "metadata":
