@@ -19,7 +19,7 @@ import pytest
 
 from asgi_sessions import ConfigurationError, SQLStore
 from asgi_sessions.cli import main
-from asgi_sessions.cli._rekey import VARIABLE
+from asgi_sessions.cli._settings import SECRET_KEYS as VARIABLE
 from asgi_sessions.stores.sql import session_tables
 from asgi_sessions.testing import session_cookie
 from tests.conftest import DATABASES, Server
@@ -150,6 +150,9 @@ WORKING: dict[str, list[str]] = {
     "keygen": ["keygen"],
     "sweep": ["sweep", "sqlite+aiosqlite:///sessions.db"],
     "rekey": ["rekey", "sqlite+aiosqlite:///sessions.db"],
+    "list": ["list", "alice", "--url", "sqlite+aiosqlite:///sessions.db"],
+    "count": ["count", "--json", "--url", "sqlite+aiosqlite:///sessions.db"],
+    "doctor": ["doctor", "sqlite+aiosqlite:///sessions.db"],
     "demo": ["demo", "--port", "0"],
     "tour": ["demo", "--tour"],
 }

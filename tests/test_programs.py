@@ -333,10 +333,10 @@ def test_the_demo_is_the_one_of_the_makefile(command: str) -> None:
 def test_the_command_line_says_what_there_is(command: str) -> None:
     said = run(sys.executable, *shlex.split(command)[1:], "--help")
 
-    assert {"demo", "keygen", "rekey", "schema", "sweep"} <= set(said.split())
+    assert {"demo", "doctor", "keygen", "list", "rekey", "revoke-all", "schema", "sweep"} <= set(said.split())
 
 
-@each_command(r"asgi-sessions \w+.*")
+@each_command(r"asgi-sessions (rekey|sweep|keygen|schema)\b.*")
 async def test_a_command_of_the_package_runs(command: str, tmp_path: Path, own_server: Server) -> None:
     own_server.start()
     secrets, database = ["new" * 11, "old" * 11], f"sqlite+aiosqlite:///{tmp_path}/sessions.db"
@@ -401,6 +401,9 @@ def test_a_page_can_be_tried_line_by_line(command: str) -> None:
 
 
 ELSEWHERE = {
+    r"asgi-sessions (doctor|list|show|history|count|revoke|revoke-all|demo)\b.*|export ASGI_SESSIONS_URL=.*": (
+        "test_operator_commands.py::test_the_page_shows_what_the_commands_print"
+    ),
     r"uvicorn app:app|curl -i http://127\.0\.0\.1:8000/": "test_docs.py::test_readme_shows_what_its_program_really_sends",
     r"redis-cli .*|owner=.*|shard=.*|record=.*|echo .*": "test_operators.py::test_the_commands_of_the_page_read_a_record",
 }

@@ -22,7 +22,9 @@ from asgi_sessions import ConfigurationError, MemoryStore, RedisStore, Sessions,
 from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.record import Record, sealed_by_first
 from asgi_sessions.cli import _parser, main
-from asgi_sessions.cli._rekey import VARIABLE, drawn, go_on
+from asgi_sessions.cli._output import drawn
+from asgi_sessions.cli._rekey import go_on, said
+from asgi_sessions.cli._settings import SECRET_KEYS as VARIABLE
 from asgi_sessions.cli._stores import store_of, url_of_a_node
 from asgi_sessions.rekey import MeasuredStore, Progress, rekey
 from asgi_sessions.testing import FakeClock, a_record, session_cookie
@@ -515,7 +517,7 @@ async def test_a_table_that_grows_in_the_middle_does_not_send_the_bar_back(
 )  # fmt: skip
 def test_the_bar(progress: Progress, first: Progress, line: str) -> None:
     """After twelve seconds."""
-    assert drawn(progress, first, 12.0) == line
+    assert drawn(progress, first, 12.0, said) == line
 
 
 # ── The command line ──

@@ -1,6 +1,7 @@
 """The command line: ``python -m asgi_sessions …`` and ``asgi-sessions …``.
 
-What a command needs beyond the package itself is imported when it runs, so that ``import asgi_sessions`` needs none of it.
+argparse, not a package for command lines: ``docs/operators.md`` has the reason. What a
+command needs beyond the package itself is imported when it runs, so that ``import asgi_sessions`` needs none of it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import asgi_sessions
 from asgi_sessions._core.arguments import whole
 from asgi_sessions._core.extras import needs
+from asgi_sessions._core.token import is_id
 from asgi_sessions.cli._stores import DATABASE_HELP, URL_HELP
 
 
@@ -40,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(str(error), 2)
     except asgi_sessions.StoreError as error:
         return _say(str(error), 1)
+    except asgi_sessions.SessionDataError as error:
+        return _say(str(error), 2)
     except KeyboardInterrupt:
         return _say("interrupted", 1)
     except OSError as error:
@@ -50,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
-    options = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    # The id of a session may begin with a dash. argparse takes a word with a space in it for no option.
+    options = parser.parse_args([f" {word}" if word.startswith("-") and is_id(word) else word for word in words])
     if options.command is None:
         parser.print_help()
         return 2
@@ -83,24 +90,29 @@ def _schema(options: argparse.Namespace) -> int:
     return print_schema(options.dialect, options.table)
 
 
-def _sweep(options: argparse.Namespace) -> int:
-    from asgi_sessions.cli._sql import sweep
+def _imported(module: str, function: str) -> Callable[[argparse.Namespace], int]:
+    """A command that imports its module when it runs."""
 
-    return sweep(options.url, options.table, options.history_days)
+    def command(options: argparse.Namespace) -> int:
+        made: Callable[[argparse.Namespace], int] = getattr(import_module(f"asgi_sessions.cli.{module}"), function)
+        return made(options)
 
-
-def _rekey(options: argparse.Namespace) -> int:
-    from asgi_sessions.cli._rekey import run
-
-    return run(options.url, options.name, options.rate, options.cursor)
+    return command
 
 
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
-    "demo": _demo,
+    "doctor": _imported("_doctor", "run"),
+    "list": _imported("_sessions", "run_list"),
+    "show": _imported("_sessions", "run_show"),
+    "history": _imported("_sessions", "run_history"),
+    "count": _imported("_sessions", "run_count"),
+    "revoke": _imported("_sessions", "run_revoke"),
+    "revoke-all": _imported("_sessions", "run_revoke_all"),
+    "sweep": _imported("_sql", "sweep"),
+    "rekey": _imported("_rekey", "run"),
     "keygen": _make_key,
-    "rekey": _rekey,
     "schema": _schema,
-    "sweep": _sweep,
+    "demo": _demo,
 }
 
 
@@ -151,14 +163,69 @@ def _parser() -> argparse.ArgumentParser:
     )
     schema.add_argument("--dialect", choices=["postgresql", "mysql", "mariadb", "sqlite"], default="postgresql")
     schema.add_argument("--table", default="asgi_sessions", help="name of the table of records (default: %(default)s)")
-    sweep = commands.add_parser(
-        "sweep",
-        help="remove from a database what is over",
-        description="Remove sessions that are over, and old history, from the tables of SQLStore: from cron, where no app "
-        "does so by itself. Of many that run, one works.",
+    _add_operators(commands)
+    return parser
+
+
+def _add_operators(commands: Any) -> None:
+    """The commands that work on a store."""
+
+    def add(name: str, short: str, description: str = "", **url: Any) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = commands.add_parser(name, help=short, description=description or f"{short}.")
+        if url:
+            parser.add_argument("url", nargs="?", default=None, **url)
+        else:
+            parser.add_argument("--url", default=None, help=f"the store: {URL_HELP} (default: ASGI_SESSIONS_URL)")
+        parser.add_argument(
+            "--name",
+            "--prefix",
+            "--table",
+            help="the prefix of the keys in Redis, or the name of the table (default: ASGI_SESSIONS_NAME, or the store's own)",
+        )
+        parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+        return parser
+
+    doctor = add(
+        "doctor",
+        "check a store, and say what to do",
+        "Check the store, its server and the secrets. Each finding says what to do. "
+        "Exit status: 0 all is well, 1 warnings, 2 problems.",
+        help=URL_HELP,
     )
-    sweep.add_argument("url", help=DATABASE_HELP)
-    sweep.add_argument("--table", default="asgi_sessions", help="name of the table of records (default: %(default)s)")
+    doctor.add_argument("--read-only", action="store_true", help="begin and end no session of a made-up user")
+    add("list", "print the sessions of a user").add_argument("user", help="the id that the app gave to log_in()")
+    show = add("show", "print one session", "Print one session: never its token, its key or its data.")
+    show.add_argument("id", type=str.strip, help="the id of the session, from a list or a log")
+    show.add_argument("--user", help="whose session it is; without it the whole store is searched")
+    history = add("history", "print what happened to the sessions of a user")
+    history.add_argument("user", help="the id that the app gave to log_in()")
+    history.add_argument(
+        "--limit", type=_number("number of entries", 1, 10_000), default=50, help="(default: %(default)s)"
+    )
+    count = add("count", "count sessions and users", "Count sessions and users. A large store is sampled.")
+    count.add_argument(
+        "--sample",
+        type=_number("number of sessions", 100, 10**9),
+        default=10_000,
+        help="after so many sessions the rest is estimated (default: %(default)s)",
+    )
+    count.add_argument("--all", action="store_true", help="count all of them; takes about 150 bytes of memory for each")
+    revoke = add("revoke", "end one session")
+    revoke.add_argument("id", type=str.strip, help="the id of the session, from a list or a log")
+    revoke.add_argument("--user", help="whose session it is; without it the whole store is searched")
+    revoke_all = add("revoke-all", "end all sessions of a user")
+    revoke_all.add_argument("user", nargs="?", help="the id that the app gave to log_in()")
+    revoke_all.add_argument("--keep", metavar="ID", type=str.strip, help="a session of the user that stays")
+    revoke_all.add_argument(
+        "--everyone", action="store_true", help="end the sessions of all users and visitors instead"
+    )
+    sweep = add(
+        "sweep",
+        "remove expired sessions from a database",
+        "Remove expired sessions and old history from the tables of SQLStore: from cron, where no app does so. If several "
+        "run at the same time, one works.",
+        help=DATABASE_HELP,
+    )
     sweep.add_argument(
         "--history-days",
         type=_number("number of days", 1, 3660),
@@ -166,17 +233,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DAYS",
         help="how long history is kept (default: %(default)s)",
     )
-    rekey = commands.add_parser(
+    rekey = add(
         "rekey",
-        help="seal all records with the newest secret",
-        description="Seal all records with the newest secret, while the app is up. The secrets are taken from "
+        "seal all records with the newest secret",
+        "Seal all records with the newest secret, while the app is up. The secrets are taken from "
         "ASGI_SESSIONS_SECRET_KEYS, newest first, with spaces between them.",
+        help=URL_HELP,
     )
-    rekey.add_argument("url", help=URL_HELP)
-    rekey.add_argument("--name", help="the prefix of the keys in Redis, or the name of the table")
     rekey.add_argument("--rate", type=float, default=1000.0, help="records per second (default: %(default)s)")
     rekey.add_argument("--from", dest="cursor", default="", metavar="CURSOR", help="go on where it was stopped")
-    return parser
 
 
 def _number(what: str, least: int, most: int) -> Callable[[str], int]:

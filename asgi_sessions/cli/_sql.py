@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from datetime import timedelta
 
 from asgi_sessions import ConfigurationError, Devices
 from asgi_sessions._core.extras import needs
+from asgi_sessions.cli._output import print_json
+from asgi_sessions.cli._settings import name_in, url_in
 from asgi_sessions.cli._stores import run, store_of
 from asgi_sessions.stores import SweepingStore
 
@@ -34,11 +37,11 @@ def print_schema(dialect: str, table: str) -> int:
     return 0
 
 
-def sweep(url: str, table: str, history_days: int) -> int:
+def sweep(options: argparse.Namespace) -> int:
     """Remove what is over, once: 0 also where somebody else is at it, else 1."""
-    rules = Devices(history=timedelta(days=history_days)).rules
+    rules = Devices(history=timedelta(days=options.history_days)).rules
 
-    store = store_of(url, table)
+    store = store_of(url_in(options), name_in(options))
     if not isinstance(store, SweepingStore):
         raise ConfigurationError(
             f"sweep: {type(store).__name__} forgets by itself what is over; there is nothing to do"
@@ -51,7 +54,9 @@ def sweep(url: str, table: str, history_days: int) -> int:
             await store.aclose()
 
     removed = run(work())
-    if removed is None:
+    if options.json:
+        print_json({"removed": removed})
+    elif removed is None:
         print(f"somebody else is sweeping, or was within the last {TURN:.0f} seconds")
     else:
         print(f"{removed} sessions that were over are removed")

@@ -1,0 +1,105 @@
+"""What the doctor asks a database: version, tables, and whether expired sessions are swept."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, Table, inspect, select
+from sqlalchemy.exc import NoSuchTableError
+
+from asgi_sessions.cli._findings import Finding, note, ok, problem, warning
+from asgi_sessions.errors import StoreError
+from asgi_sessions.stores.sql import TURN, SQLStore
+from asgi_sessions.stores.sql._tables import SWEEPER
+
+TESTED: Final = {"PostgreSQL": (15,), "MariaDB": (10, 11)}
+"""The versions that the suite runs on."""
+
+OVERDUE: Final = 3600.0
+"""Seconds after which an expired session should have been swept. An app that is up takes a minute, cron perhaps an hour."""
+
+
+async def look(store: SQLStore) -> list[Finding]:
+    """Ask the database."""
+    connections = store._connections()
+
+    async def ask(connections: Any) -> list[Finding]:
+        async with connections.statement() as connection:
+            found = [version(*await connection.run_sync(_version))]
+            tables: Sequence[Table] = store.metadata.sorted_tables
+            lacking = await connection.run_sync(
+                lambda sync: [line for table in tables for line in missing(sync, table)]
+            )
+            if lacking:
+                advice = "run the statements of `asgi-sessions schema`, or give your table with --name"
+                return [*found, *(problem("tables", line, advice) for line in lacking)]
+            found.append(ok("tables", " and ".join(table.name for table in tables)))
+            return [*found, sweeper(*await _swept(connection, tables), now=time.time())]
+
+    try:
+        return await connections.run(ask)
+    except StoreError as error:
+        return [problem("server", str(error), "grant SELECT on both tables to this user")]
+
+
+def _version(connection: Connection) -> tuple[str, tuple[int, ...]]:
+    dialect: Any = connection.dialect
+    names: Mapping[str, str] = {"postgresql": "PostgreSQL", "sqlite": "SQLite"}
+    name = names.get(dialect.name) or ("MariaDB" if dialect.is_mariadb else "MySQL")
+    if name == "SQLite":
+        return name, sqlite3.sqlite_version_info
+    return name, tuple(part for part in dialect.server_version_info or () if isinstance(part, int))
+
+
+def version(name: str, number: Sequence[int]) -> Finding:
+    """Whether the tests know this version, or an older one."""
+    said, tested = f"{name} {'.'.join(map(str, number))}", TESTED.get(name, ())
+    if tuple(number) < tested:
+        return note("version", said, f"the tests run on {'.'.join(map(str, tested))}; consider an upgrade")
+    return ok("version", said)
+
+
+def missing(connection: Connection, table: Table) -> Sequence[str]:
+    """What the database lacks of one of our tables."""
+    seen = inspect(connection)
+    try:
+        columns = {column["name"] for column in seen.get_columns(table.name, schema=table.schema)}
+    except NoSuchTableError:
+        return [f"there is no table {table.name}"]
+    lines = [
+        f"the table {table.name} has no column {column.name}" for column in table.columns if column.name not in columns
+    ]
+    indexed = {tuple(index["column_names"]) for index in seen.get_indexes(table.name, schema=table.schema)}
+    for index in sorted(table.indexes, key=lambda index: str(index.name)):
+        names = tuple(column.name for column in index.columns)
+        if names not in {each[: len(names)] for each in indexed}:
+            lines.append(
+                f"the table {table.name} has no index on {', '.join(names)}: the server reads the whole table instead"
+            )
+    return lines
+
+
+async def _swept(connection: Any, tables: Sequence[Table]) -> tuple[float | None, bool]:
+    """When a sweeper last had its turn, in seconds since the epoch; and whether sessions are overdue."""
+    records = next(table for table in tables if "body" in table.c)
+    history = next(table for table in tables if "seq" in table.c)
+    turn = await connection.scalar(select(history.c.at).where(history.c.owner == SWEEPER, history.c.seq == 0))
+    cut = round((time.time() - OVERDUE) * 1000)
+    overdue = await connection.scalar(select(records.c.key).where(records.c.expires_at < cut).limit(1))
+    return None if turn is None else turn / 1000 - TURN, overdue is not None
+
+
+def sweeper(last: float | None, is_overdue: bool, *, now: float) -> Finding:
+    """Whether expired sessions are removed."""
+    if is_overdue:
+        return warning(
+            "sweeper",
+            "sessions that expired more than an hour ago are still there",
+            "an app that is up removes them, if its server speaks lifespan; else run `asgi-sessions sweep` from cron",
+        )
+    if last is None:
+        return note("sweeper", "nothing was swept so far", "an app that is up sweeps each minute")
+    return ok("sweeper", f"last at work {max(now - last, 0):,.0f} s ago")
