@@ -284,26 +284,26 @@ def _fields(record: Record) -> Iterator[Any]:
 async def test_a_large_store_is_counted_by_a_sample(
     kind: str, request: pytest.FixtureRequest, typed: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A user with nine sessions is met nine times as often, and is one user all the same."""
+    """A user with 60 sessions is met 60 times as often, and is one user all the same. The bounds are four standard errors."""
     monkeypatch.setattr("asgi_sessions.cli._walk.BATCH", 20)
     request.getfixturevalue("patience")
     async with a_store(request, kind) as store:
         url = sql_url(request, kind) if kind in SQL else request.getfixturevalue("valkey_url")
         place = Place(store, url, ["--name", TABLE if kind in SQL else str(store.namespace)])
         now = time.time()
-        for user in range(400):
-            for _ in range(9 if user % 4 == 0 else 1):
+        for user in range(140):
+            for _ in range(60 if user < 40 else 1):
                 made = a_record(owner=f"user {user}", number=user)
                 await store.create(Record(made.key, 1, now, now + 900, made.id, made.owner, b"S"))
 
-        sampled = (await place.type(typed, "count", "--sample", "300", "--json")).json
+        sampled = (await place.type(typed, "count", "--sample", "600", "--json")).json
         exact = (await place.type(typed, "count", "--all", "--json")).json
 
     assert sampled["is_estimate"]
-    assert 300 <= sampled["looked_at"] < 700
-    assert 700 < sampled["sessions"] < 1800
-    assert 220 < sampled["users"] < 640
-    assert (exact["sessions"], exact["users"], exact["is_estimate"]) == (1200, 400, False)
+    assert 600 <= sampled["looked_at"] < 1000
+    assert 1800 < sampled["sessions"] < 3200
+    assert 70 < sampled["users"] < 210
+    assert (exact["sessions"], exact["users"], exact["is_estimate"]) == (2500, 140, False)
 
 
 async def test_settings_come_from_variables(
