@@ -45,6 +45,7 @@ def said(code: str, *missing: str, path: Path | None = None) -> str:
     [
         ("import asgi_sessions.tokens", "jwt", "pyjwt", "tokens"),
         ("import asgi_sessions.tokens.client", "httpx httpx2", "httpx", "client"),
+        ("import asgi_sessions.telemetry", "opentelemetry", "opentelemetry-api", "otel"),
         ("import asgi_sessions.page", "jinja2", "jinja2", "page"),
         ("import asgi_sessions.identity", "jwt", "pyjwt", "identity"),
         ("import asgi_sessions.identity", "httpx", "httpx", "identity"),
@@ -136,6 +137,7 @@ def test_the_core_needs_no_extra() -> None:
         "jwt",
         "httpx",
         "jinja2",
+        "opentelemetry",
         "sqlalchemy",
         "greenlet",
         "fastapi",
@@ -158,4 +160,4 @@ def test_every_extra_that_is_named_exists() -> None:
 
     assert named <= set(extras)
     assert len(list(modules())) > 15
-    assert {"client", "demo", "devices", "fastapi", "litestar", "page", "quart", "sql", "tokens"} <= named
+    assert {"client", "demo", "devices", "fastapi", "litestar", "otel", "page", "quart", "sql", "tokens"} <= named

@@ -8,7 +8,7 @@ from typing import Final
 
 from asgi_sessions.errors import MissingExtra
 
-_PACKAGE_OF: Final = {"jwt": "pyjwt"}
+_PACKAGE_OF: Final = {"jwt": "pyjwt", "opentelemetry": "opentelemetry-api"}
 """The package that has a module, where its name is not the module's."""
 
 

@@ -106,6 +106,10 @@ class Breakers:
         breaker = self._parts.get(part)
         return self._parts.setdefault(part, Breaker()) if breaker is None else breaker
 
+    def open(self) -> int:
+        """How many of them are open."""
+        return sum(breaker.is_open for breaker in (self.whole, *tuple(self._parts.values())))
+
     def retry_after(self, now: float) -> int:
         """As :meth:`Breaker.retry_after`, when everything is asked again."""
         return max(breaker.retry_after(now) for breaker in (self.whole, *tuple(self._parts.values())))

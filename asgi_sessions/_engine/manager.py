@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from copy import copy
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.facts import Devices
@@ -51,6 +51,9 @@ T = TypeVar("T")
 class Manager:
     """Keeps sessions in a store, by the rules."""
 
+    instrument: Callable[[Manager], None] | None = None
+    """Called with each manager, so that ``asgi_sessions.telemetry`` can measure its calls."""
+
     def __init__(
         self,
         store: Store,
@@ -88,6 +91,8 @@ class Manager:
         self.links: Links = Links(store, self.guard, self.records, self.resolver, self.events)
         self.providers: Providers = Providers(store, self.guard, self.records, self.links, self.users, self.events)
         self._queues: Queues = WeakValueDictionary()
+        self.serving: WeakSet[Manager] = WeakSet()
+        """One manager for each cookie."""
         self._serve("")
 
     def for_cookie(
@@ -128,6 +133,9 @@ class Manager:
         self.load, self.signed = loader.load, self._mint.signed
         self.commit, self.settle = self._committer.commit, self._committer.settle
         self.owed_cookie = self._committer.owed_cookie
+        self.serving.add(self)
+        if self.instrument is not None:
+            self.instrument(self)
 
     # ── Load ──
 
@@ -149,7 +157,7 @@ class Manager:
 
     def degraded(self) -> Session:
         """An empty stand-in for a session that could not be loaded; nothing of it will be written."""
-        session = self.begin()
+        session = Session._empty(self, self.clock())
         session._degraded = True
         return session
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from itertools import chain
 from typing import Final, Protocol
@@ -90,6 +90,10 @@ class Watch:
         """Call ``end()`` when the session of this record ends, as ``judge`` sees it; ``None`` outside of asyncio: not watched."""
         return None if running_loop() is None else self._states.here().add(judge, record, end)
 
+    def open(self) -> int:
+        """How many sockets and streams are watched. Any thread may ask."""
+        return sum(len(each.watchers) for state in tuple(self._states.values()) for each in state.all_now())
+
     async def aclose(self) -> None:
         """Stop listening in this event loop."""
         state = self._states.taken()
@@ -161,6 +165,10 @@ class _LoopState:
 
     def _all(self) -> Iterator[_Watched]:
         return chain.from_iterable(self._watched.values())
+
+    def all_now(self) -> Sequence[_Watched]:
+        """As they are at this moment, for other threads too."""
+        return [each for of_session in tuple(self._watched.values()) for each in tuple(of_session)]
 
     def _on_gap(self, shard: str | None = None) -> None:
         """Ends in this shard, or in all, may have been missed; from now on they are received."""
