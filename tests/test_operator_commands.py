@@ -253,9 +253,9 @@ async def test_records_that_do_not_open_are_no_empty_answer(
     assert (counted.json["sessions"], counted.json["unopened"]) == (1, 1)
 
 
-async def test_expired_sessions_aliases_and_locks_are_not_counted(place: Place, typed: Command) -> None:
+async def test_expired_sessions_aliases_locks_and_links_are_not_counted(place: Place, typed: Command) -> None:
     browser = browser_of(place.store, FIREFOX)
-    await browser.do(log_in("alice"))
+    await browser.do(log_in("alice", provider=("https://id.example.org", "a1", "s1")))
     now = time.time()
     for number, record in enumerate(
         [

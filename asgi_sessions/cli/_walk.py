@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Final, NamedTuple
 
 from asgi_sessions import ConfigurationError
-from asgi_sessions._core.record import ALIAS_REV, ALIASES, LOCK, Body, Record
+from asgi_sessions._core.record import ALIAS_REV, NO_SESSION, Body, Record
 from asgi_sessions._engine.loops import together
 from asgi_sessions.cli._output import Bar
 from asgi_sessions.cli._settings import Opened
@@ -85,4 +85,4 @@ def _is_session(opened: Opened, found: Found) -> bool:
     records = opened.sessions._manager.records
     if body is None:
         return record.rev != ALIAS_REV and record.expires_at > records.clock()
-    return body.kind not in ALIASES and body.kind != LOCK and records.over(record, body, records.clock()) is None
+    return body.kind not in NO_SESSION and records.over(record, body, records.clock()) is None
