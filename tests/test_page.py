@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -10,12 +12,12 @@ from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urljoin, urlsplit
 
 import httpx
 import pytest
 from litestar import Litestar, asgi, get
 from litestar import Request as LitestarRequest
-from litestar.middleware import DefineMiddleware
 from litestar.types import Receive, Send
 from litestar.types import Scope as LitestarScope
 from starlette.applications import Starlette
@@ -24,12 +26,16 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
+import asgi_sessions.page
 from asgi_sessions import ConfigurationError, DeviceBound, MemoryStore, SessionMiddleware, Sessions, StoreError
+from asgi_sessions._core.facts import Location
+from asgi_sessions._core.user_agent import Device
 from asgi_sessions.dbsc.testing import SoftwareDevice
+from asgi_sessions.frameworks.litestar import SessionPlugin
 from asgi_sessions.page import SessionsPage, Strings
 from asgi_sessions.page._openapi import openapi
 from asgi_sessions.stores import Note, Record, Rules, Store
-from asgi_sessions.testing import FakeClock
+from asgi_sessions.testing import FakeClock, session_cookie
 from tests.test_devices import LAPTOP, PHONE, SECRET
 
 HOME = "/account/sessions/"
@@ -80,29 +86,111 @@ async def test_the_page_shows_this_device_first_and_the_others_as_cards(visit: V
     page = await laptop.get(HOME)
 
     assert page.status_code == 200
-    titles = re.findall(r"<h3>(.*?)</h3>", page.text)
-    assert titles == ["Firefox 133 on Linux", "Mobile Safari 18 on iOS"]
-    assert page.text.count("Log out") == 2  # the button and its name for screen readers
+    assert titles(page) == ["Firefox on Linux", "Safari on iPhone"]
+    assert '<button class="end" aria-label="Log out: Safari on iPhone">Log out</button>' in page.text
     assert "5 minutes ago" in page.text or "just now" in page.text
-    assert "Logged in on a new device" in page.text
-    assert "203.0.113.0/24" in page.text
-    assert "203.0.113.77" not in page.text
+    assert "<dd>Firefox 133</dd>" in page.text
+    assert "IP address 203.0.113.…" in page.text
+    assert not re.search(r"203\.0\.113\.(77|0/)", page.text)
 
 
-async def test_the_page_needs_no_script_and_nobody_elses_assets(visit: Visit) -> None:
+def titles(page: httpx.Response) -> list[str]:
+    return re.findall(r"<h3>(.*?)(?: <span class=\"count\">.*)?</h3>", page.text)
+
+
+async def test_sessions_of_one_device_are_shown_together(visit: Visit, clock: FakeClock) -> None:
+    laptop, phone, other_phone, named = visit(), visit(PHONE), visit(PHONE, address="198.51.100.7"), visit(PHONE)
+    for client in (laptop, other_phone, named, phone, visit()):
+        await client.get("/login")
+        clock.advance(timedelta(minutes=1))
+    (id,) = [each["id"] for each in await sessions_of(named) if each["current"]]
+    await laptop.post(f"{HOME}rename", data={"id": id, "name": "Old phone"})
+
+    page = await laptop.get(HOME)
+
+    assert titles(page) == ["Firefox on Linux", "Old phone", "Firefox on Linux", "Safari on iPhone"]
+    assert re.findall(r'<span class="count">(.*?)</span>', page.text) == ["2 sessions"]
+    assert page.text.count('action="end"') == 5
+
+
+async def test_the_first_log_in_of_all_is_no_news(visit: Visit) -> None:
+    laptop, phone = visit(), visit(PHONE)
+    await laptop.get("/login")
+    alone = await laptop.get(HOME)
+    await phone.get("/login")
+
+    seen_by_laptop, seen_by_phone = await laptop.get(HOME), await phone.get(HOME)
+
+    assert "new device" not in alone.text
+    assert "notable" not in alone.text
+    assert re.findall(r'class="entry(.*?)">\s*<p class="event">(.*?)[\n<]', seen_by_laptop.text) == [
+        (" notable", "Logged in on a new device"),
+        ("", "Logged in "),
+    ]
+    assert "notable" not in seen_by_phone.text  # it is this very device
+
+
+async def test_older_entries_are_a_click_away(visit: Visit) -> None:
+    laptop = visit()
+    for _ in range(16):  # each log-in replaces the session before: 31 entries
+        await laptop.get("/login")
+
+    first = await laptop.get(HOME)
+    more = re.findall(r'href="\./(\?entries=(\d+)#(entry-\d+))"', first.text)
+    second = await laptop.get(f"{HOME}{more[0][0]}")
+    rest = await laptop.get(f"{HOME}?entries=48")
+
+    assert [more[0][1:], first.text.count('<li id="entry-')] == [("28", "entry-9"), 8]
+    assert second.text.count('<li id="entry-') == 28
+    assert 'id="entry-9"' in second.text
+    assert rest.text.count('<li id="entry-') == 31
+    assert "entries=" not in rest.text
+
+
+@pytest.mark.parametrize("entries", ["", "0", "-1", "x", "²", "9" * 5000, "10001"])
+async def test_a_number_of_entries_that_is_none_is_ignored(visit: Visit, entries: str) -> None:
+    laptop = visit()
+    for _ in range(6):
+        await laptop.get("/login")
+
+    page = await laptop.get(HOME, params={"entries": entries})
+
+    assert page.text.count('<li id="entry-') == 8
+
+
+async def test_links_lead_back_and_to_the_password(store: Store, clock: FakeClock, visit: Visit) -> None:
+    app = an_app(store, clock, back_url="/account?tab=<1>", password_url="/account/password")
+    laptop, plain = visit(app=app), visit()
+    await laptop.get("/login")
+    await plain.get("/login")
+
+    page = await laptop.get(HOME)
+
+    assert '<a class="back" href="/account?tab=&lt;1&gt;">Back</a>' in page.text
+    assert '<a href="/account/password">Change your password</a>' in page.text
+    assert "<a " not in (await plain.get(HOME)).text
+
+
+async def test_the_page_works_without_its_script_and_nobody_elses_assets(visit: Visit) -> None:
     laptop = visit()
     await laptop.get("/login")
 
     page = await laptop.get(HOME)
     style = await laptop.get(f"{HOME}style.css")
 
-    assert "<script" not in page.text
+    (script,) = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert page.text.count("<script") == 1
+    assert len(script) < 1500
     assert "style=" not in page.text
     assert not re.findall(r"(?:src|href)=\"(?!style\.css)", page.text)
     assert "url(" not in style.text
     assert style.headers["content-type"].startswith("text/css")
     policy = page.headers["content-security-policy"]
-    assert policy.startswith("default-src 'none'; style-src 'self'; form-action 'self'")
+    assert policy == (
+        "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
+        f"script-src 'sha256-{digest}'"
+    )
     assert page.headers["x-content-type-options"] == "nosniff"
     assert "no-store" in page.headers["cache-control"]
 
@@ -146,7 +234,7 @@ async def test_the_page_is_well_formed_and_can_be_read_aloud(visit: Visit) -> No
     assert outline.headings[0] == 1
     assert all(after - before <= 1 for before, after in zip(outline.headings, outline.headings[1:], strict=False))
     assert '<html lang="en"' in page.text
-    assert page.text.count("<label>") == page.text.count("<input name=")
+    assert page.text.count("<label>") == page.text.count("<input name=") == 2
     assert 'role="status"' in page.text
 
 
@@ -161,9 +249,9 @@ async def test_one_session_is_ended(visit: Visit) -> None:
     assert (answer.status_code, answer.headers["location"]) == (303, "./?done=ended")
     assert (await phone.get(f"{HOME}api/sessions")).status_code == 401
     page = await laptop.get(f"{HOME}?done=ended")
-    assert "The session was ended." in page.text
+    assert "The device was logged out." in page.text
     assert "You are not logged in anywhere else." in page.text
-    assert "Ended from another device" in page.text
+    assert "Logged out from another device" in page.text
 
 
 async def test_all_others_are_ended(visit: Visit) -> None:
@@ -521,12 +609,60 @@ async def test_ending_may_need_a_fresh_session(store: Store, clock: FakeClock, v
     form = await laptop.post(f"{HOME}end-others")
     api = await laptop.delete(f"{HOME}api/sessions/{this['id']}")
 
-    assert (form.status_code, form.headers["location"]) == (303, "/confirm")
+    assert (form.status_code, form.headers["location"]) == (303, "/confirm?next=%2Faccount%2Fsessions%2F")
     assert api.status_code == 401
     assert api.headers["www-authenticate"] == "Cookie error=insufficient_user_authentication, max_age=300"
     assert (await laptop.get(HOME)).status_code == 200
     await laptop.get("/login")
     assert (await laptop.post(f"{HOME}end-others")).headers["location"] == "./?done=ended-others"
+
+
+@pytest.mark.parametrize(
+    ("confirm_url", "location"),
+    [
+        ("/confirm?how=pin", "/confirm?how=pin&next=%2Faccount%2Fsessions%2F"),
+        ("/confirm?next=/mine", "/confirm?next=/mine"),
+        ("/confirm?next=", "/confirm?next="),
+        ("https://id.example/confirm#top", "https://id.example/confirm?next=%2Faccount%2Fsessions%2F#top"),
+    ],
+)
+async def test_the_place_to_confirm_learns_where_to_go_next(
+    store: Store, clock: FakeClock, visit: Visit, confirm_url: str, location: str
+) -> None:
+    laptop = visit(app=an_app(store, clock, within=timedelta(minutes=5), confirm_url=confirm_url))
+    await laptop.get("/login")
+    clock.advance(timedelta(minutes=6))
+
+    for path in ("end", "end-others", "rename"):
+        assert (await laptop.post(f"{HOME}{path}")).headers["location"] == location
+
+
+@pytest.mark.parametrize("path", ["//evil.example/..//end", "///end", "/\\end", "/%5cend", "//end/", "/\t/end"])
+async def test_next_is_a_path_of_this_site_whatever_was_asked_for(
+    memory: MemoryStore, clock: FakeClock, path: str
+) -> None:
+    sessions = Sessions(memory, clock=clock)
+    page = SessionsPage(sessions, within=timedelta(minutes=5), confirm_url="/confirm")
+    app = SessionMiddleware(page, sessions)
+    name, token = await session_cookie(memory, "alice", clock=clock)
+    clock.advance(timedelta(minutes=6))
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/end", "raw_path": path.encode(), "root_path": ""}
+    scope |= {"query_string": b"", "headers": [(b"cookie", f"{name}={token}".encode())], "scheme": "https"}
+    await app(scope, receive, send)
+
+    location = dict(sent[0]["headers"])[b"location"].decode()
+    (next,) = parse_qs(urlsplit(location).query)["next"]
+    assert location.startswith("/confirm?next=")
+    assert re.match(r"/(?![/\\\t])", next)
+    assert urljoin("https://shop.example/confirm", next).startswith("https://shop.example/")
 
 
 async def test_ending_that_needs_a_fresh_session_without_a_place_to_confirm(
@@ -562,7 +698,7 @@ async def test_it_can_be_mounted_in_litestar(store: Store, clock: FakeClock, vis
     async def mounted(scope: LitestarScope, receive: Receive, send: Send) -> None:
         await page(scope, receive, send)  # type: ignore[arg-type]  # Litestar types ASGI in its own way
 
-    app = Litestar([begin, mounted], middleware=[DefineMiddleware(SessionMiddleware, store=sessions)])
+    app = Litestar([begin, mounted], plugins=[SessionPlugin(sessions)])
     laptop = visit(app=app)
     await laptop.get("/login")
 
@@ -696,14 +832,15 @@ async def test_every_word_can_be_replaced(store: Store, clock: FakeClock, visit:
         end="Beenden",
         events={"new_device": "Neues Gerät"},
         ago=lambda time: f"vor {time.seconds // 60} Minuten",
+        network=lambda network: "IP-Adresse",
     )
-    laptop, phone = (visit(app=an_app(store, clock, strings=german)) for _ in range(2))
+    laptop, phone = (visit(agent, app=an_app(store, clock, strings=german)) for agent in (LAPTOP, PHONE))
     await laptop.get("/login")
     await phone.get("/login")
 
     page = await laptop.get(HOME)
 
-    for said in ('<html lang="de"', "<h1>Ihre Geräte</h1>", "Beenden", "Neues Gerät", "Minuten"):
+    for said in ('<html lang="de"', "<h1>Ihre Geräte</h1>", "Beenden", "Neues Gerät", "Minuten", ">IP-Adresse<"):
         assert said in page.text
 
 
@@ -716,7 +853,39 @@ async def test_the_template_can_be_overridden(store: Store, clock: FakeClock, vi
     laptop = visit(app=an_app(store, clock, templates=tmp_path))
     await laptop.get("/login")
 
-    assert "<h1>Ours</h1>Firefox 133 on Linux" in (await laptop.get(HOME)).text
+    assert "<h1>Ours</h1>Firefox on Linux" in (await laptop.get(HOME)).text
+
+
+async def test_the_frame_of_the_page_can_be_an_apps_own(
+    store: Store, clock: FakeClock, visit: Visit, tmp_path: Path
+) -> None:
+    """What docs/devices.md says of blocks."""
+    (tmp_path / "asgi_sessions").mkdir()
+    (tmp_path / "asgi_sessions" / "base.html").write_text(
+        '{% extends "built-in/base.html" %}{% block head %}<link rel="stylesheet" href="/brand.css">{% endblock %}'
+        "{% block header %}<p>Shop of {{ request.session.user_id }}</p>{% endblock %}"
+    )
+    (tmp_path / "asgi_sessions" / "sessions.html").write_text(
+        '{% extends "built-in/sessions.html" %}{% block history %}{{ super() }}<p>Questions? Call us.</p>{% endblock %}'
+    )
+    laptop = visit(app=an_app(store, clock, templates=tmp_path))
+    await laptop.get("/login")
+
+    page = await laptop.get(HOME)
+
+    for said in ("Shop of alice", 'href="/brand.css"', 'href="style.css"', "This device", "Questions? Call us."):
+        assert said in page.text
+    policy = page.headers["content-security-policy"]
+    assert policy.endswith("'self'; connect-src 'self'; img-src 'self'; font-src 'self'")
+
+
+def test_the_page_of_the_documents_names_every_block() -> None:
+    templates = Path(asgi_sessions.page.__file__).parent / "templates" / "asgi_sessions"
+    blocks = set(re.findall(r"{% block (\w+)", "".join(path.read_text() for path in templates.iterdir())))
+    documented = (Path(__file__).parents[1] / "docs" / "devices.md").read_text(encoding="utf-8")
+
+    table = documented[documented.index("| block | of |") :].partition("\n\n")[0]
+    assert blocks == set(re.findall(r"`(\w+)`[,|\s]", table))
 
 
 AGO = {0: "just now", 90: "just now", 150: "2 minutes ago", 4000: "an hour ago", 9000: "2 hours ago"}
@@ -726,6 +895,53 @@ AGO |= {90_000: "yesterday", 200_000: "2 days ago", -5: "just now"}
 @pytest.mark.parametrize(("seconds", "said"), AGO.items())
 def test_how_long_ago(seconds: int, said: str) -> None:
     assert Strings().ago(timedelta(seconds=seconds)) == said
+
+
+DEVICES = {
+    ("Mobile Safari", "iOS", "phone"): "Safari on iPhone",
+    ("Mobile Safari", "iOS", "tablet"): "Safari on iPad",
+    ("Chrome Mobile iOS", "iOS", "phone"): "Chrome on iPhone",
+    ("Firefox Mobile", "Android", "phone"): "Firefox on Android",
+    ("Edge", "Mac OS X", "computer"): "Edge on macOS",
+    ("Chrome", "Chrome OS", "computer"): "Chrome on ChromeOS",
+    ("curl", None, "other"): "curl",
+    (None, "Linux", "computer"): "Linux",
+    (None, None, "other"): "Unknown device",
+}
+
+
+@pytest.mark.parametrize(("facts", "said"), DEVICES.items())
+def test_devices_have_the_names_that_people_use(facts: tuple[str | None, str | None, Any], said: str) -> None:
+    browser, system, kind = facts
+
+    assert Strings().device(Device(browser, "18", system, kind)) == said
+
+
+PLACES = {
+    Location("203.0.113.0/24", "DE", "Berlin"): "Berlin, DE",
+    Location("203.0.113.0/24", "DE"): "DE",
+    Location("203.0.113.0/24"): "",
+    Location(): "",
+}
+NETWORKS = {
+    "203.0.113.0/24": "IP address 203.0.113.…",
+    "2001:db8:77::/48": "IP address 2001:db8:77:…",
+    "127.0.0.0/24": "Local network",
+    "192.168.7.0/24": "Local network",
+    "::/48": "Local network",
+    "fd00:1:2::/48": "Local network",
+    "nonsense": "nonsense",
+}
+
+
+@pytest.mark.parametrize(("location", "said"), PLACES.items(), ids=str)
+def test_places_are_said_in_words(location: Location, said: str) -> None:
+    assert Strings().place(location) == said
+
+
+@pytest.mark.parametrize(("network", "said"), NETWORKS.items())
+def test_networks_are_said_in_words(network: str, said: str) -> None:
+    assert Strings().network(network) == said
 
 
 def test_every_event_has_its_words() -> None:
@@ -746,6 +962,8 @@ WRONG: list[dict[str, Any]] = [
     {"strings": {"title": "x"}},
     {"templates": "/nowhere"},
     {"trusted_origins": "https://x.example"},
+    {"back_url": ""},
+    {"password_url": "/ä"},
 ]
 
 

@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 from asgi_sessions import RedisStore, SQLStore
 from asgi_sessions.testing import session_cookie
 from benchmarks import report
+from tests.browser.driving import require_a_browser
 from tests.conftest import Server
 from tests.failover.test_failover import ROWS
 from tests.markdown import ROOT, blocks, name_of, pages, prose
@@ -178,7 +179,7 @@ def tree(tmp_path: Path) -> Path:
 
 def make(tree: Path, *words: str) -> str:
     """``PYTHON=false``: nothing is installed, come what may."""
-    return run("make", "PYTHON=false", "--old-file=browser", *words, cwd=tree)
+    return run("make", "PYTHON=false", "--old-file=browser", "--old-file=axe", *words, cwd=tree)
 
 
 BY_HAND = {"demo", "bench", "bench-in-process", "debian", "chaos", "failover", "clean"}
@@ -398,6 +399,17 @@ def test_a_line_of_python_runs(command: str) -> None:
 @each_command(r"python -m asyncio")
 def test_a_page_can_be_tried_line_by_line(command: str) -> None:
     assert "asyncio" in run(sys.executable, *shlex.split(command)[1:], PYTHONSTARTUP="")
+
+
+@each_command(r"python -m tests\.browser\.showcase .*")
+def test_the_picture_of_the_sessions_page_can_be_taken(command: str, tmp_path: Path) -> None:
+    require_a_browser()
+    picture = tmp_path / "sessions.png"
+
+    run(sys.executable, *shlex.split(command)[1:-1], picture)
+
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size < 150_000
 
 
 ELSEWHERE = {

@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import partial, wraps
 from typing import Any, Final, Self
 
-from asgi_sessions import Session, SessionMiddleware, Sessions
+from asgi_sessions import ConfigurationError, Session, SessionMiddleware, Sessions
 from asgi_sessions._asgi.foreign import refuse_foreign_outside
 from asgi_sessions._core.arguments import expect
 from asgi_sessions._core.elsewhere import explains_options
@@ -48,6 +48,31 @@ def init_app(app: Quart, store: Sessions | Store, **options: Any) -> None:
     @app.before_serving
     async def refuse_foreign() -> None:
         refuse_foreign_outside(quart.asgi_app)
+
+
+def mount(app: Quart, path: str, inside: Any) -> None:
+    """Serve an ASGI app below a path of this app, inside the ``SessionMiddleware``: a ``SessionsPage``, ``ActivityEndpoints``.
+
+    Raises:
+        ConfigurationError: ``path`` does not begin with ``/``, or ends with one.
+    """
+    expect("mount(app)", app, Quart)
+    if not (isinstance(path, str) and path.startswith("/") and not path.endswith("/")):
+        raise ConfigurationError(f"mount(path={path!r}): give a path such as '/account/sessions'")
+    quart: Any = app
+    holder, name = (quart.asgi_app, "app") if isinstance(quart.asgi_app, SessionMiddleware) else (quart, "asgi_app")
+    around = getattr(holder, name)
+
+    async def mounted(scope: Any, receive: Any, send: Any) -> None:
+        root = str(scope.get("root_path", "")).rstrip("/")
+        below = str(scope.get("path", ""))
+        below = below.removeprefix(root) if below.startswith(f"{root}/") else below  # older servers leave it out
+        if f"{below}/".startswith(f"{path}/"):
+            await inside({**scope, "path": root + below, "root_path": root + path}, receive, send)
+        else:
+            await around(scope, receive, send)
+
+    setattr(holder, name, mounted)
 
 
 def current_session() -> Session:

@@ -4,20 +4,23 @@
 
     Mount("/account/sessions", SessionsPage(sessions, log_in_url="/login"))
 
-needs the extra ``[page]`` and the app's SessionMiddleware around it. No script, no asset of anybody else's, one stylesheet, a
-Content-Security-Policy that allows nothing more; forms of other origins are refused
-(:class:`~asgi_sessions.cross_origin.CrossOriginProtection`).
+needs the extra ``[page]`` and the app's SessionMiddleware around it. The page works without JavaScript. One small script writes
+times in the reader's time zone. The Content-Security-Policy allows that script, one stylesheet and nothing more. Forms of other
+origins are refused (:class:`~asgi_sessions.cross_origin.CrossOriginProtection`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from os import PathLike
 from os.path import isdir
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -26,6 +29,7 @@ from starlette.routing import Route, Router
 
 from asgi_sessions._core.arguments import path_in, whole
 from asgi_sessions._core.extras import needs
+from asgi_sessions._core.facts import Location
 from asgi_sessions._core.json import json_in
 from asgi_sessions._core.origin import path_below_root
 from asgi_sessions._core.session import OURS, Session
@@ -35,7 +39,7 @@ from asgi_sessions._forms import FORM, JSON, NeverArrived, TooLong, body_of, for
 from asgi_sessions.cross_origin import CrossOriginProtection
 from asgi_sessions.errors import ConfigurationError, SessionDataError, StoreError
 from asgi_sessions.page._openapi import openapi
-from asgi_sessions.page._strings import Strings
+from asgi_sessions.page._strings import Strings, place
 from asgi_sessions.sessions import HistoryEntry, SessionInfo, Sessions, refuse_no_users
 
 with needs("page", "asgi_sessions.page"):
@@ -45,9 +49,11 @@ with needs("page", "asgi_sessions.page"):
         Environment,
         FileSystemLoader,
         PackageLoader,
+        PrefixLoader,
         StrictUndefined,
         Template,
     )
+    from markupsafe import Markup
 
 __all__ = ["SessionsPage", "Strings"]
 
@@ -57,10 +63,23 @@ MAX_BODY: Final = 4096
 MAX_ENTRIES: Final = 200
 """Entries of the history in one answer."""
 
+FIRST_ENTRIES: Final = 8
+"""Entries of the history on the page, before "more"."""
+MORE_ENTRIES: Final = 20
+ALL_ENTRIES: Final = 10_000
+"""As many as ``Devices(history_entries=…)`` may keep."""
+
+MANY: Final = 6
+"""Devices from which on the page shows them in columns, if the window is wide."""
+
 
 def _template(*first: BaseLoader) -> Template:
-    """The page's template; ``first``: where it is looked for before it is ours."""
-    loader = ChoiceLoader([*first, PackageLoader("asgi_sessions.page")])
+    """The page's template; ``first``: where it is looked for before it is ours.
+
+    Ours are also there as ``built-in/…``, so that a template of the same name can extend them.
+    """
+    ours = PackageLoader("asgi_sessions.page", "templates/asgi_sessions")
+    loader = ChoiceLoader([*first, PrefixLoader({"asgi_sessions": ours, "built-in": ours})])
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -71,10 +90,20 @@ _own_template = cache(_template)
 """Compiled once, which takes 20 ms."""
 
 _STYLE = (Path(__file__).parent / "style.css").read_bytes()
+_SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+_HASH = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+_OWN_ASSETS = "script-src 'sha256-{}' 'self'; connect-src 'self'; img-src 'self'; font-src 'self'"
+"""With templates of the app: its logo, its fonts, and scripts such as ``activity.js``."""
+
+
+def _policy(scripts: str) -> str:
+    return (
+        f"default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; {scripts}"
+    )
+
 
 _HEADERS = {
-    "content-security-policy": "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'",
+    "content-security-policy": _policy(f"script-src 'sha256-{_HASH}'"),
     "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
@@ -85,18 +114,20 @@ _STEP_UP = "{} error=insufficient_user_authentication, max_age={:.0f}"
 
 
 class SessionsPage:
-    """The sessions of whoever is logged in.
+    """The sessions of the user who is logged in.
 
     Args:
         sessions: of the store of the app's SessionMiddleware.
         log_in_url: where visitors are sent who are not logged in; without it they get 401.
         within: ending and renaming need a proof of who the user is (a log-in, ``confirm()``) that is no older than this.
-        confirm_url: where users are sent to prove it; without it they get 401.
+        confirm_url: where users are sent to prove it; without it they get 401. The page adds ``next=`` with its own path.
         after_log_out: where a user goes who ended this very session.
+        back_url: a link at the top of the page, back to the account say.
+        password_url: a link to the page on which users change their password.
         trusted_origins: other origins that may send forms and requests; see :class:`CrossOriginProtection`.
         strings: what the page says, for other languages.
-        templates: a directory with an ``asgi_sessions/sessions.html`` of your own, used instead of ours; it may extend
-            ``asgi_sessions/base.html``.
+        templates: a directory with an ``asgi_sessions/base.html`` or ``asgi_sessions/sessions.html`` of your own, used instead of
+            ours. Each may extend ours: ``built-in/base.html``, ``built-in/sessions.html``.
     Raises:
         ConfigurationError: something does not fit.
     """
@@ -109,6 +140,8 @@ class SessionsPage:
         within: timedelta | None = None,
         confirm_url: str | None = None,
         after_log_out: str = "/",
+        back_url: str | None = None,
+        password_url: str | None = None,
         trusted_origins: Iterable[str] = (),
         strings: Strings = Strings(),  # noqa: B008 - frozen
         templates: str | PathLike[str] | None = None,
@@ -120,7 +153,13 @@ class SessionsPage:
             raise ConfigurationError(
                 "SessionsPage(strings=…): give a Strings, for example Strings(title='Ihre Geräte')"
             )
-        for name, url in (("log_in_url", log_in_url), ("confirm_url", confirm_url), ("after_log_out", after_log_out)):
+        for name, url in (
+            ("log_in_url", log_in_url),
+            ("confirm_url", confirm_url),
+            ("after_log_out", after_log_out),
+            ("back_url", back_url),
+            ("password_url", password_url),
+        ):
             if url is not None and not (isinstance(url, str) and url.isascii() and url.isprintable() and url):
                 raise ConfigurationError(f"SessionsPage({name}={url!r}): give a URL")
         if templates is not None and not isdir(path_in("SessionsPage(templates)", templates)):
@@ -130,8 +169,12 @@ class SessionsPage:
         self._within = None if within is None else duration("SessionsPage(within)", within)
         self._confirm_url = confirm_url
         self._after_log_out = after_log_out
+        self._links = {"back_url": back_url, "password_url": password_url}
         self._strings = strings
         self._template = _own_template() if templates is None else _template(FileSystemLoader(templates))
+        self._headers = _HEADERS
+        if templates is not None:
+            self._headers = {**_HEADERS, "content-security-policy": _policy(_OWN_ASSETS.format(_HASH))}
         router = Router(
             [
                 Route("/", self._page),
@@ -179,15 +222,25 @@ class SessionsPage:
         session, user_id = self._user(request)
         found = await self._sessions.list(user_id, current=session)
         found.sort(key=lambda each: not each.current)  # this device first; the order of the others stays
+        history = await self._sessions.history(user_id, ALL_ENTRIES)
+        shown = whole(request.query_params.get("entries", ""), 1, ALL_ENTRIES) or FIRST_ENTRIES
         strings, now = self._strings, _now(found)
+        devices = _by_device([each for each in found if not each.current], strings, now)
         html = self._template.render(
+            request=request,
             strings=strings,
             sessions=[_card(each, strings, now) for each in found],
-            history=[_happening(entry, strings, now) for entry in await self._sessions.history(user_id)],
+            current=_by_device([each for each in found if each.current], strings, now),
+            devices=devices,
+            many=len(devices) > MANY,
+            history=[_happening(entry, strings, session) for entry in _told(history)[:shown]],
+            more=shown + MORE_ENTRIES if shown < len(history) else 0,
             others=sum(not each.current for each in found),
             done=strings.done.get(request.query_params.get("done", ""), ""),
+            script=Markup(_SCRIPT),  # noqa: S704 - ours
+            **self._links,
         )
-        return HTMLResponse(html, headers=_HEADERS)
+        return HTMLResponse(html, headers=self._headers)
 
     async def _end(self, request: Request) -> Response:
         session, user_id = self._fresh_user(request)
@@ -294,7 +347,18 @@ class SessionsPage:
             raise _api_error(*refusal)
         if self._confirm_url is None:
             raise HTTPException(*refusal)
-        raise _Answer(RedirectResponse(self._confirm_url, 303, headers=_HEADERS))
+        here = str(request.scope["asgi_sessions.asked"]).rstrip("/").rpartition("/")[0]
+        raise _Answer(RedirectResponse(_with_next(self._confirm_url, f"{here}/"), 303, headers=_HEADERS))
+
+
+def _with_next(url: str, path: str) -> str:
+    """A URL that says where to go afterwards: to a path of this site, whatever was asked for. Its own ``next`` stays."""
+    asked = urlsplit(url)
+    if any(name == "next" for name, _ in parse_qsl(asked.query, keep_blank_values=True)):
+        return url
+    # Browsers take "//x" and "/\\x" for another host.
+    query = urlencode({"next": "/" + quote(path, safe="/%~!$&'()*+,;=:@").lstrip("/")})
+    return asked._replace(query=f"{asked.query}&{query}" if asked.query else query).geturl()
 
 
 def _asked(scope: Scope) -> str:
@@ -368,6 +432,30 @@ def _now(found: list[SessionInfo]) -> datetime:
     return max([datetime.now(UTC), *(each.last_seen_at for each in found)])
 
 
+def _by_device(found: Sequence[SessionInfo], strings: Strings, now: datetime) -> list[dict[str, Any]]:
+    """The sessions of each device together. The order is that of each device's first session."""
+    groups: dict[tuple[object, ...], list[dict[str, Any]]] = {}
+    for info in found:
+        device = info.device
+        key = (info.name, info.kind, device.browser, device.system, device.kind)
+        groups.setdefault(key, []).append(_card(info, strings, now))
+    return [
+        {
+            **{name: cards[0][name] for name in ("title", "device", "kind", "kind_said")},
+            "count": strings.count(len(cards)) if len(cards) > 1 else "",
+            "sessions": cards,
+        }
+        for cards in groups.values()
+    ]
+
+
+def _placed(location: Location, strings: Strings) -> dict[str, Any]:
+    # The script writes the country's name in the place of its code, unless the app has words of its own for places.
+    country = location.country if strings.place is place else None
+    network = strings.network(location.network) if location.network else ""
+    return {"place": strings.place(location) or network, "country": country or "", "network": network}
+
+
 def _card(info: SessionInfo, strings: Strings, now: datetime) -> dict[str, Any]:
     device = strings.device(info.device)
     return {
@@ -378,8 +466,8 @@ def _card(info: SessionInfo, strings: Strings, now: datetime) -> dict[str, Any]:
         "name": info.name,
         "kind": info.device.kind,
         "kind_said": strings.kinds[info.device.kind],
-        "place": strings.place(info.location),
-        "network": info.location.network if info.location.country else "",
+        "browser": " ".join(filter(None, (info.device.browser, info.device.version))),
+        **_placed(info.location, strings),
         "last_seen_at": info.last_seen_at.isoformat(timespec="seconds"),
         "last_seen": strings.ago(now - info.last_seen_at),
         "created_at": info.created_at.isoformat(timespec="seconds"),
@@ -390,17 +478,33 @@ def _card(info: SessionInfo, strings: Strings, now: datetime) -> dict[str, Any]:
     }
 
 
-def _happening(entry: HistoryEntry, strings: Strings, now: datetime) -> dict[str, Any]:
-    key = entry.reason or ("new_device" if entry.new_device else entry.event)
+class _Told(NamedTuple):
+    entry: HistoryEntry
+    is_news: bool
+    """Whether the user should look twice at it."""
+
+
+def _told(history: Sequence[HistoryEntry]) -> list[_Told]:
+    """The first log-in of all is on a new device, too, and is no news."""
+    first = next((entry for entry in reversed(history) if entry.event == "logged_in"), None)
+    return [
+        _Told(entry, (entry.new_device and entry is not first) or entry.reason == "refresh_reused") for entry in history
+    ]
+
+
+def _happening(told: _Told, strings: Strings, session: Session) -> dict[str, Any]:
+    entry, is_news = told
+    key = entry.reason or ("new_device" if entry.new_device and is_news else entry.event)
     return {
         "at": entry.at.isoformat(timespec="minutes"),
         "when": strings.date(entry.at),
         "what": strings.events[key],
         "device": strings.device(entry.device),
-        "place": strings.place(entry.location),
-        "notable": entry.new_device or entry.reason == "refresh_reused",
+        **_placed(entry.location, strings),
+        "notable": is_news and entry.session_id != session.id,
         "ended": entry.event == "ended",
         "bound": strings.bound if entry.device_bound else "",
+        "current": entry.session_id == session.id,
     }
 
 

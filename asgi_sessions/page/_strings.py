@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from ipaddress import ip_network
 
 from asgi_sessions._core.arguments import expect
 from asgi_sessions._core.facts import Location
@@ -30,15 +31,51 @@ def date(moment: datetime) -> str:
     return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
 
 
+def count(sessions: int) -> str:
+    """How many sessions a device has, in English."""
+    return f"{sessions} sessions"
+
+
+_SYSTEMS: Mapping[str, str] = {"Mac OS X": "macOS", "Chrome OS": "ChromeOS"}
+
+# A network that says nothing about a place, coarse as it is kept: RFC 1918, RFC 4193, RFC 6890.
+_LOCAL = tuple(
+    map(
+        ip_network,
+        (
+            "10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
+            "::/48", "fc00::/7", "fe80::/10",
+        ),
+    )
+)  # fmt: skip
+
+
 def device(device: Device) -> str:
-    """A device, in English."""
-    browser = " ".join(filter(None, (device.browser, device.version)))
-    return " on ".join(filter(None, (browser, device.system))) or "Unknown device"
+    """A device as people call it, in English: ``Safari on iPhone``. Versions are in the details."""
+    # ua-parser names editions: "Mobile Safari", "Chrome Mobile iOS", "Firefox Mobile".
+    browser = " ".join(word for word in (device.browser or "").split() if word not in ("Mobile", "iOS"))
+    system = _SYSTEMS.get(device.system or "", device.system or "")
+    if system == "iOS" and device.kind in ("phone", "tablet"):
+        system = "iPhone" if device.kind == "phone" else "iPad"
+    return " on ".join(filter(None, (browser, system))) or "Unknown device"
+
+
+def network(network: str) -> str:
+    """A network, in English, without the notation of network engineers."""
+    try:
+        found = ip_network(network)
+    except ValueError:
+        return network
+    if any(found.version == local.version and found.subnet_of(local) for local in _LOCAL):  # type: ignore[arg-type]  # same version
+        return "Local network"
+    address = found.network_address
+    shown = f"{address}".rpartition(".")[0] + "." if found.version == 4 else f"{address}".removesuffix(":")
+    return f"IP address {shown}…"
 
 
 def place(location: Location) -> str:
-    """A place, in English."""
-    return ", ".join(filter(None, (location.city, location.country))) or location.network or "unknown place"
+    """A place, in English; empty if it is not known. Then the page says the network."""
+    return ", ".join(filter(None, (location.city, location.country)))
 
 
 _KINDS: Mapping[str, str] = {
@@ -56,24 +93,24 @@ _EVENTS: Mapping[str, str] = {
     "stepped_up": "Confirmed who you are",
     "regenerated": "Session renewed",
     "logged_out": "Logged out",
-    "revoked": "Ended from another device",
-    "revoked_all": "Ended with all other sessions",
-    "idle": "Ended: not used for too long",
-    "absolute": "Ended: logged in for too long",
-    "limit": "Ended: too many sessions",
-    "replaced": "Replaced by another log-in",
-    "emptied": "Ended",
-    "refresh_reused": "Ended: a key of this device was used twice, it may have been stolen",
-    "provider": "Ended: logged out where you sign in",
+    "revoked": "Logged out from another device",
+    "revoked_all": "Logged out with all other devices",
+    "idle": "Logged out: not used for too long",
+    "absolute": "Logged out: time for a new log-in",
+    "limit": "Logged out: too many devices",
+    "replaced": "Replaced by a new log-in",
+    "emptied": "Logged out",
+    "refresh_reused": "Logged out: a key of this device was used twice. It may have been stolen.",
+    "provider": "Logged out by the service that you sign in with",
 }
 
 
 _DONE: Mapping[str, str] = {
-    "ended": "The session was ended.",
-    "ended-others": "All other sessions were ended.",
+    "ended": "The device was logged out.",
+    "ended-others": "All other devices were logged out.",
     "renamed": "The new name was saved.",
-    "bad-name": "That name is too long, or holds characters that cannot be shown.",
-    "gone": "There is no such session any more.",
+    "bad-name": "That name is too long, or has characters that cannot be shown.",
+    "gone": "That device is no longer logged in.",
 }
 
 
@@ -82,31 +119,37 @@ class Strings:
     """Give those that you want to say otherwise: ``Strings(lang="de", title="Ihre Geräte", …)``."""
 
     lang: str = "en"
-    """Of the page; BCP 47."""
+    """Of the page; BCP 47. The script of the page writes times in this language."""
     dir: str = "ltr"
     title: str = "Where you are logged in"
     lead: str = (
-        "These devices are logged in to your account. End any that you do not recognise, and change your password."
+        "These devices are logged in to your account. If you do not recognise one, log it out and change your password."
     )
+    back: str = "Back"
+    change_password: str = "Change your password"  # noqa: S105 - a label
     this_device: str = "This device"
     other_devices: str = "Other devices"
     no_others: str = "You are not logged in anywhere else."
-    last_seen: str = "Last seen"
+    last_seen: str = "Active"
     logged_in: str = "Logged in"
-    place_label: str = "Near"
+    browser: str = "Browser"
+    place_label: str = "Place"
+    network_label: str = "Network"
     remembered: str = "stays logged in"
     bound_here: str = "bound to this device"
     """Of the session that shows the page; :attr:`bound` of all others, and in the history."""
     bound: str = "bound to its device"
     app: str = "app"
-    end: str = "End this session"
+    end: str = "Log out"
     log_out: str = "Log out"
-    end_others: str = "End all other sessions"
-    rename: str = "Rename"
+    end_others: str = "Log out all other devices"
+    sure: str = "All other devices are logged out at once. They need a new log-in."
+    end_others_now: str = "Yes, log them out"
     name: str = "Name of this device"
     save: str = "Save"
     history: str = "What happened"
     no_history: str = "Nothing yet."
+    more: str = "Show older entries"
     kinds: Mapping[str, str] = field(default_factory=dict)
     events: Mapping[str, str] = field(default_factory=dict)
     done: Mapping[str, str] = field(default_factory=dict)
@@ -114,6 +157,8 @@ class Strings:
     date: Callable[[datetime], str] = date
     device: Callable[[Device], str] = device
     place: Callable[[Location], str] = place
+    network: Callable[[str], str] = network
+    count: Callable[[int], str] = count
 
     def __post_init__(self) -> None:
         # Those of a mapping that are not given stay English, so that a new one in a later release breaks no page.

@@ -21,14 +21,17 @@ from quart import (
     websocket,
 )
 
-from asgi_sessions import ConfigurationError, CookieConfig, MemoryStore, Session, SessionMiddleware
+from asgi_sessions import ConfigurationError, CookieConfig, MemoryStore, Session, SessionMiddleware, Sessions
+from asgi_sessions.activity import ActivityEndpoints
 from asgi_sessions.frameworks.quart import (
     current_session,
     init_app,
+    mount,
     require_device_bound,
     require_fresh,
     require_user,
 )
+from asgi_sessions.page import SessionsPage
 from asgi_sessions.testing import log_in
 from tests.frameworks.client import NAME, Client
 
@@ -597,3 +600,58 @@ async def test_merging_works_as_with_any_dict(app: Quart) -> None:
 
     assert (await do(client, app, view)).json() == [{"a": 1, "b": 2}, {"a": 1, "c": 3}]
     assert await client.session() == {"a": 1}
+
+
+# ── Mounted apps ──
+
+
+@pytest.mark.parametrize("first", ["mount", "init_app"])
+async def test_an_asgi_app_can_be_mounted_and_has_the_session(memory: MemoryStore, first: str) -> None:
+    app, sessions = Quart(__name__), Sessions(memory)
+    steps = {
+        "init_app": lambda: init_app(app, sessions),
+        "mount": lambda: mount(app, "/account/sessions", SessionsPage(sessions)),
+    }
+    for name in sorted(steps, key=lambda name: name != first):
+        steps[name]()
+    mount(app, "/session", ActivityEndpoints())
+
+    @app.get("/login")
+    async def begin() -> str:
+        current_session().log_in("alice")
+        return "in"
+
+    @app.get("/account/sessionsfoo")
+    async def another() -> str:
+        return "another"
+
+    async with Client(app) as client:
+        await client.get("/login")
+        page = await client.get("/account/sessions/")
+        status = await client.get("/session/")
+
+        assert "This device" in page.text
+        assert (await client.get("/account/sessions")).headers["location"] == "sessions/"
+        assert (await client.get("/account/sessions/style.css")).status_code == 200
+        assert (await client.post("/account/sessions/end-others")).headers["location"] == "./?done=ended-others"
+        assert status.json()["logged_in"] is True
+        assert (await client.get("/account/sessionsfoo")).text == "another"
+
+
+@pytest.mark.parametrize("path", ["/api/account/sessions/api/sessions", "/account/sessions/api/sessions"])
+async def test_a_mounted_app_is_found_below_a_root_path(memory: MemoryStore, path: str) -> None:
+    app, seen = Quart(__name__), []
+
+    async def inside(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((scope["root_path"], scope["path"]))
+
+    mount(app, "/account/sessions", inside)
+    await app.asgi_app({"type": "http", "path": path, "root_path": "/api"}, None, None)  # type: ignore[arg-type]
+
+    assert seen == [("/api/account/sessions", "/api/account/sessions/api/sessions")]
+
+
+@pytest.mark.parametrize("path", ["", "account", "/account/", "/", None])
+async def test_a_path_that_is_none_is_refused(path: Any) -> None:
+    with pytest.raises(ConfigurationError, match="give a path"):
+        mount(Quart(__name__), path, SessionsPage(Sessions(MemoryStore())))
