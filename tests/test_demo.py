@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import errno
-import hashlib
 import json
 import os
 import re
@@ -66,8 +64,8 @@ def test_in_memory_all_is_as_the_tour_announces() -> None:
     tour = run("-m", "asgi_sessions", "demo", "--tour")
 
     assert (tour.returncode, tour.stderr) == (0, "")
-    assert re.search(r"^All 7\d things were as announced\.$", tour.stdout, re.MULTILINE)
-    assert re.findall(r"^(\d+)\. ", tour.stdout, re.MULTILINE) == [str(number) for number in range(1, 11)]
+    assert re.search(r"^All 8\d things were as announced\.$", tour.stdout, re.MULTILINE)
+    assert re.findall(r"^(\d+)\. ", tour.stdout, re.MULTILINE) == [str(number) for number in range(1, 13)]
     assert "Sessions are kept in memory" in tour.stdout
 
 
@@ -228,6 +226,21 @@ def no_challenge_is_known_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Binding, "generation_in", lambda self, challenge, now, lifetime: None)
 
 
+def any_site_may_send_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_shop, "CrossOriginProtection", lambda app: app)
+
+
+def asking_counts_as_activity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "mark_passive", lambda self: None)
+
+
+def staying_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def touch(self: Session) -> None:
+        self.mark_passive()
+
+    monkeypatch.setattr(Session, "touch", touch)
+
+
 PROVES = "the thief's browser is to prove that it has the key"
 SABOTAGES: list[tuple[Sabotage, str]] = [
     (visiting_stores_something, "no cookie is set"),
@@ -246,6 +259,9 @@ SABOTAGES: list[tuple[Sabotage, str]] = [
     (log_out_does_nothing, "it is deleted from the store"),
     (log_out_empties_only, "it is deleted from the store"),
     (log_out_deletes_another_cookie, "with every attribute it had"),
+    (any_site_may_send_forms, "the shop refuses it"),
+    (asking_counts_as_activity, "less than two minutes are left: time for the warning"),
+    (staying_does_nothing, "one click, and the session lasts an hour again"),
     (nothing_is_offered, "it offers to bind the session"),
     (no_key_is_taken, "the browser has made a key and registered it"),
     (a_bound_session_is_open_to_all, PROVES),
@@ -409,6 +425,7 @@ def test_the_demo_serves_until_it_is_interrupted(running: Callable[..., Running]
     assert "A plain mug" in basket.text
     assert (code, errors) == (0, "")
     assert "over plain http: for development only" in demo.beginning
+    assert re.findall(r"^  (\d)\. ", demo.beginning, re.MULTILINE) == ["1", "2", "3", "4"]
     assert "session.created id=" in output
     assert output.endswith("The shop is closed.\n")
 
@@ -733,7 +750,7 @@ async def test_what_a_form_says_is_shown_as_text_or_not_at_all(
 async def test_a_wrong_name_is_shown_again_as_text(browser: httpx.AsyncClient) -> None:
     answer = await browser.post("/login", data={"user": HOSTILE, "password": "x"})
 
-    assert 'value="&quot;&gt;&lt;script&gt;alert(1)&lt;/script&gt;&#x27;&amp;"' in answer.text
+    assert 'value="&#34;&gt;&lt;script&gt;alert(1)&lt;/script&gt;&#39;&amp;"' in answer.text
 
 
 @pytest.mark.parametrize("path", ["/", "/basket", "/account", "/login"])
@@ -814,24 +831,37 @@ async def test_a_form_whose_sender_leaves_is_refused_quietly(memory: MemoryStore
 
 
 def changing_paths() -> list[str]:
-    shop: Any = _shop.create_shop(MemoryStore(), gate=_shop.Gate()).app
+    protection: Any = _shop.create_shop(MemoryStore(), gate=_shop.Gate()).app
+    shop = protection.app
     return [route.path for route in shop.routes if isinstance(route, Route) and "POST" in (route.methods or ())]
 
 
-async def test_six_paths_change_something() -> None:
-    assert changing_paths() == ["/basket/add", "/basket/remove", "/theme", "/login", "/logout", "/basket/add-slowly"]
+async def test_seven_paths_change_something() -> None:
+    paths = ["/basket/add", "/basket/remove", "/theme", "/login", "/logout", "/account/elsewhere", "/basket/add-slowly"]
+
+    assert changing_paths() == paths
 
 
-@pytest.mark.parametrize("site", ["cross-site", "same-site", "nonsense", ""])
-@pytest.mark.parametrize("path", changing_paths())
-async def test_what_another_site_sends_changes_nothing(path: str, site: str, memory: MemoryStore) -> None:
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"sec-fetch-site": "nonsense"},
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("path", [*changing_paths(), "/account/sessions/end-others", "/session/"])
+async def test_what_another_site_sends_changes_nothing(path: str, headers: dict[str, str], memory: MemoryStore) -> None:
     transport = httpx.ASGITransport(app=_shop.create_shop(memory, gate=_shop.Gate()))
     async with httpx.AsyncClient(transport=transport, base_url="https://testserver") as browser:
         await make_logged_in(browser, memory, "ada", data={"basket": {"mug": 1}})
         before = await session_of(browser)
         form = ADA | {"item": "mug", "theme": "night"}
 
-        answer = await browser.post(path, data=form, headers={"sec-fetch-site": site})
+        answer = await browser.post(path, data=form, headers=headers)
 
         assert answer.status_code == 403
         assert "set-cookie" not in answer.headers
@@ -845,7 +875,7 @@ async def test_what_the_shops_own_pages_send_is_done(headers: dict[str, str], br
     assert answer.status_code == 303
 
 
-@pytest.mark.parametrize("path", ["/basket/add", "/basket/remove", "/theme", "/logout"])
+@pytest.mark.parametrize("path", ["/basket/add", "/basket/remove", "/theme", "/logout", "/account/elsewhere"])
 async def test_nothing_changes_by_a_link(path: str, memory: MemoryStore, browser: httpx.AsyncClient) -> None:
     await make_logged_in(browser, memory, "ada")
 
@@ -857,6 +887,57 @@ async def test_nothing_changes_by_a_link(path: str, memory: MemoryStore, browser
 
 async def test_the_waiting_path_is_the_tours_alone(browser: httpx.AsyncClient) -> None:
     assert (await browser.post("/basket/add-slowly", data={"item": "mug"})).status_code == 404
+
+
+async def test_other_devices_can_be_pretended(browser: httpx.AsyncClient) -> None:
+    await browser.post("/login", data=ADA)
+
+    answers = [await browser.post("/account/elsewhere") for _ in range(2)]
+
+    page = await browser.get("/account/sessions/")
+    assert [answer.headers["location"] for answer in answers] == ["/account/sessions/"] * 2
+    assert re.findall(r"<h3>(.*?)</h3>", page.text)[1:] == ["Chrome on Android", "Firefox on Windows"]
+    assert "IP address 192.0.2.*" in page.text
+
+
+async def test_a_visitor_pretends_nothing(memory: MemoryStore, browser: httpx.AsyncClient) -> None:
+    answer = await browser.post("/account/elsewhere")
+
+    assert (answer.status_code, len(memory)) == (303, 0)
+
+
+@pytest.mark.parametrize("theme", ["auto", "paper", "night"])
+async def test_the_sessions_page_is_a_page_of_the_shop(browser: httpx.AsyncClient, theme: str) -> None:
+    await browser.post("/login", data=ADA)
+    await browser.post("/basket/add", data={"item": "mug"})
+    await browser.post("/theme", data={"theme": theme, "back": "sessions"})
+
+    pages = [await browser.get(path) for path in ("/account", "/account/sessions/")]
+
+    for page in pages:
+        assert f'class="{theme}">' in page.text.partition("<head>")[0]
+        assert '<a href="/basket">Basket (1)</a>' in page.text
+        assert "Your session, as the server sees it" in page.text
+        assert SCRIPT in page.text
+    assert [re.findall(r'<link rel="stylesheet" href="(.*?)">', page.text) for page in pages] == [
+        ["/account/sessions/style.css", "/shop.css"],
+        ["style.css", "/shop.css"],
+    ]
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/shop.css", "text/css; charset=utf-8"), ("/icon.svg", "image/svg+xml")])
+async def test_the_shop_has_assets_of_its_own(path: str, kind: str, browser: httpx.AsyncClient) -> None:
+    answer = await browser.get(path)
+
+    assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
+    assert "url(" not in answer.text
+
+
+async def test_no_character_is_missing_in_usual_fonts(browser: httpx.AsyncClient) -> None:
+    await browser.post("/login", data=ADA)
+
+    for path in ("/", "/basket", "/account", "/login", "/account/sessions/"):
+        assert {character for character in (await browser.get(path)).text if ord(character) > 0x2100} == set()
 
 
 class Balanced(HTMLParser):
@@ -895,10 +976,9 @@ async def test_pages_are_whole_and_run_no_script_but_one(
     assert (
         page.text.count("<script") == page.text.count(SCRIPT) == (1 if user is not None and path != "/nowhere" else 0)
     )
-    style = page.text.split("<style>")[1].split("</style>")[0]
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    assert f"style-src 'sha256-{digest}'" in page.headers["content-security-policy"]
-    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "<style" not in page.text
+    assert "unsafe" not in page.headers["content-security-policy"]
+    assert "default-src 'none'; script-src 'self'" in page.headers["content-security-policy"]
     assert " style=" not in page.text
 
 

@@ -90,7 +90,7 @@ async def test_the_page_shows_this_device_first_and_the_others_as_cards(visit: V
     assert '<button class="end" aria-label="Log out: Safari on iPhone">Log out</button>' in page.text
     assert "5 minutes ago" in page.text or "just now" in page.text
     assert "<dd>Firefox 133</dd>" in page.text
-    assert "IP address 203.0.113.…" in page.text
+    assert "IP address 203.0.113.*" in page.text
     assert not re.search(r"203\.0\.113\.(77|0/)", page.text)
 
 
@@ -924,8 +924,8 @@ PLACES = {
     Location(): "",
 }
 NETWORKS = {
-    "203.0.113.0/24": "IP address 203.0.113.…",
-    "2001:db8:77::/48": "IP address 2001:db8:77:…",
+    "203.0.113.0/24": "IP address 203.0.113.*",
+    "2001:db8:77::/48": "IP address 2001:db8:77:*",
     "127.0.0.0/24": "Local network",
     "192.168.7.0/24": "Local network",
     "::/48": "Local network",

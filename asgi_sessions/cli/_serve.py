@@ -28,7 +28,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from asgi_sessions import ConfigurationError, CookieConfig, DeviceBound, Event, MemoryStore, RedisStore, StoreError
+from asgi_sessions import (
+    ConfigurationError,
+    CookieConfig,
+    DeviceBound,
+    Event,
+    MemoryStore,
+    RedisStore,
+    StoreError,
+    Timeouts,
+)
 from asgi_sessions._core.token import owner_of
 from asgi_sessions._engine.loops import stop
 from asgi_sessions.cli._shop import PASSWORDS, USERS, create_shop
@@ -41,6 +50,16 @@ NAME = "asgi-sessions-demo"
 
 SECRET_BYTES = 32
 
+TIMEOUTS = Timeouts(idle=timedelta(minutes=3))
+"""Short, so that the warning, which comes two minutes before the end, can be seen after a minute."""
+
+
+_IN_TWO_MINUTES = """To see in two minutes:
+  1. Put tea into the basket, then log in: the basket comes along, and the cookie is a new one.
+  2. Account, "Pretend to log in on another device": the sessions page shows both. Log the other one out.
+  3. Leave a page alone for a minute: it warns two minutes before the session ends.
+  4. Start again with --bound: sessions are bound to the device. --tour plays a thief with their cookies in one second."""
+
 
 def run_shop(*, host: str, port: int, https: bool, bound: bool = False) -> int:
     """Serve the shop until Ctrl-C or SIGTERM.
@@ -52,7 +71,7 @@ def run_shop(*, host: str, port: int, https: bool, bound: bool = False) -> int:
     name = f"{NAME}-bound" if bound else NAME
     store, where = open_store(environ, prefix=name, file=f"{name}.db")
     try:
-        options = SessionsOptions(on_event=_show)
+        options = SessionsOptions(on_event=_show, timeouts=TIMEOUTS)
         if bound:
             options.update(_bound_options(store, Path(f"{name}.key")))
         run(_prepare(store))
@@ -89,7 +108,8 @@ def _say_more(listener: socket.socket, cookie: CookieConfig, pem: tuple[bytes, b
             print(_how_to_bind(pem[0], listener.getsockname()[1]))
     if not _is_loopback(listener):
         print("Other machines may reach this address, and the passwords are no secret: do not leave it open.")
-    print(f"Log in as {_either(USERS)}; the password is {_either(PASSWORDS)}.", end="\n\n", flush=True)
+    print(f"Log in as {_either(USERS)}; the password is {_either(PASSWORDS)}.")
+    print(_IN_TWO_MINUTES, end="\n\n", flush=True)
 
 
 async def _prepare(store: Any) -> None:

@@ -36,7 +36,7 @@ TIME_LIMIT = 20.0
 
 _COOKIE = CookieConfig()  # the default one, as in production
 _ATTRIBUTES = {"Path=/", "Secure", "HttpOnly", "SameSite=Lax"}
-_ASKED = ("cookie", "sec-secure-session-id", "secure-session-response")
+_ASKED = ("cookie", "origin", "sec-fetch-site", "sec-secure-session-id", "secure-session-response")
 _SAID = (
     "set-cookie",
     "location",
@@ -137,6 +137,8 @@ class Tour:
             await self._log_out(visitor, thief)
         async with self._visitor("laptop", _LAPTOP) as laptop, self._visitor("phone", _PHONE) as phone:
             await self._two_devices(laptop, phone)
+            await self._another_site(laptop)
+            await self._left_alone(laptop)
             await self._revoke(laptop, phone)
             await self._log_out_everywhere(laptop, phone)
         async with self._bound_visitor("owner") as owner, self._visitor("thief") as thief:
@@ -253,7 +255,30 @@ class Tour:
         expected = [("Firefox", "computer", True), ("Mobile Safari", "phone", False)]
         self._check("the laptop sees both, and knows itself", sorted(seen), expected)
         page = await laptop.get("/account/sessions/")
-        self._check("so does the page for people", "Mobile Safari 18 on iOS" in page.text, True)
+        self._check("so does the page for people", "Safari on iPhone" in page.text, True)
+        self._check("to which the first log-in of all is no news", page.text.count("on a new device"), 1)
+
+    async def _another_site(self, laptop: Visitor) -> None:
+        self._announce(
+            "A page of another origin makes the browser send a form. From a sibling subdomain, the cookie is with it."
+        )
+        response = await laptop.post("/logout", from_="https://sibling.example")
+        self._check("the shop refuses it", response.status_code, 403)
+        self._check("both sessions live", len(await self._sessions(laptop)), 2)
+
+    async def _left_alone(self, laptop: Visitor) -> None:
+        self._announce(
+            "The laptop is left alone. Its page asks now and then how long the session lasts, to warn in time."
+        )
+        self._say("58 minutes later.")
+        self._clock.advance(58 * 60)
+        left = (await laptop.get("/session/")).json()["idle_in"]
+        self._check("less than two minutes are left: time for the warning", 0 < left <= 120, True)
+        self._clock.advance(5)
+        later = (await laptop.get("/session/")).json()["idle_in"]
+        self._check("asking is no activity", later < left, True)
+        stayed = (await laptop.post("/session/")).json()["idle_in"]
+        self._check("one click, and the session lasts an hour again", stayed >= 3590, True)
 
     async def _revoke(self, laptop: Visitor, phone: Visitor) -> None:
         self._announce(
@@ -472,11 +497,19 @@ class Visitor:
     async def get(self, path: str) -> httpx.Response:
         return await self._send("GET", path)
 
-    async def post(self, path: str, **form: str) -> httpx.Response:
-        return await self._send("POST", path, form)
+    async def post(self, path: str, *, from_: str | None = None, **form: str) -> httpx.Response:
+        """Send a form; ``from_``: as the browser does for a page of that origin, of the same site."""
+        headers = {} if from_ is None else {"origin": from_, "sec-fetch-site": "same-site"}
+        return await self._send("POST", path, form, headers)
 
-    async def _send(self, method: str, path: str, form: Mapping[str, str] | None = None) -> httpx.Response:
-        request = self._client.build_request(method, path, data=form, extensions={"visitor": self})
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        form: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> httpx.Response:
+        request = self._client.build_request(method, path, data=form, headers=headers, extensions={"visitor": self})
         response = await self._client.send(request)
         if response.headers.get("content-type") == "application/json":
             self.show("←", [response.text if len(response.text) < 300 else f"{response.text[:300]}…"])

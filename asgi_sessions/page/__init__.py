@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from os import PathLike
@@ -128,6 +128,7 @@ class SessionsPage:
         strings: what the page says, for other languages.
         templates: a directory with an ``asgi_sessions/base.html`` or ``asgi_sessions/sessions.html`` of your own, used instead of
             ours. Each may extend ours: ``built-in/base.html``, ``built-in/sessions.html``.
+        context: ``context(request) -> dict``: more variables for these templates.
     Raises:
         ConfigurationError: something does not fit.
     """
@@ -145,6 +146,7 @@ class SessionsPage:
         trusted_origins: Iterable[str] = (),
         strings: Strings = Strings(),  # noqa: B008 - frozen
         templates: str | PathLike[str] | None = None,
+        context: Callable[[Request], Mapping[str, Any]] | None = None,
     ) -> None:
         if not isinstance(sessions, Sessions):
             raise ConfigurationError(f"SessionsPage({type(sessions).__name__}): give the Sessions of the app")
@@ -172,6 +174,9 @@ class SessionsPage:
         self._links = {"back_url": back_url, "password_url": password_url}
         self._strings = strings
         self._template = _own_template() if templates is None else _template(FileSystemLoader(templates))
+        if context is not None and not callable(context):
+            raise ConfigurationError(f"SessionsPage(context={context!r}): give a function of the request")
+        self._context = context
         self._headers = _HEADERS
         if templates is not None:
             self._headers = {**_HEADERS, "content-security-policy": _policy(_OWN_ASSETS.format(_HASH))}
@@ -239,6 +244,7 @@ class SessionsPage:
             done=strings.done.get(request.query_params.get("done", ""), ""),
             script=Markup(_SCRIPT),  # noqa: S704 - ours
             **self._links,
+            **({} if self._context is None else self._context(request)),
         )
         return HTMLResponse(html, headers=self._headers)
 

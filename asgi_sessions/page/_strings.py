@@ -68,9 +68,9 @@ def network(network: str) -> str:
         return network
     if any(found.version == local.version and found.subnet_of(local) for local in _LOCAL):  # type: ignore[arg-type]  # same version
         return "Local network"
-    address = found.network_address
-    shown = f"{address}".rpartition(".")[0] + "." if found.version == 4 else f"{address}".removesuffix(":")
-    return f"IP address {shown}…"
+    address = f"{found.network_address}"
+    beginning = address.rpartition(".")[0] + "." if found.version == 4 else address.removesuffix(":")
+    return f"IP address {beginning}*"
 
 
 def place(location: Location) -> str:

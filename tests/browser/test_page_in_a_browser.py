@@ -21,8 +21,8 @@ from starlette.websockets import WebSocket
 from asgi_sessions import MemoryStore, SessionMiddleware, Sessions
 from asgi_sessions.page import SessionsPage
 from tests.browser import showcase
+from tests.browser.axe import violations
 from tests.browser.driving import require_a_browser, served, text_of, until
-from tests.conftest import require
 from tests.test_devices import PHONE
 
 HOME = "/account/sessions/"
@@ -148,23 +148,6 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def open_page(driver: Any, url: str, seed: str) -> None:
     driver.get(f"{url}/seed?{seed}")
     driver.get(url + HOME)
-
-
-AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
-WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-
-
-def violations(driver: Any) -> list[str]:
-    """What axe-core finds against WCAG 2.2 at the levels A and AA, and against its own good practice."""
-    if not AXE.exists():
-        require("no axe-core; make axe installs it")
-    driver.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text(encoding="utf-8")})
-    found = driver.execute_async_script(
-        "const [tags, done] = arguments; axe.run(document, {runOnly: tags}).then(done, error => done({error: `${error}`}))",
-        WCAG,
-    )
-    assert len(found["passes"]) > 15, found
-    return [f"{each['id']}: {node['html'][:120]}" for each in found["violations"] for node in each["nodes"]]
 
 
 OPEN_ALL = "for (const details of document.querySelectorAll('.facts')) details.open = true"
