@@ -38,7 +38,7 @@ LONG_FUNCTIONS = {
 
 SIZES = {
     "_core": (4674, 2000),
-    "_engine": (3969, 1300),
+    "_engine": (3975, 1300),
     "_asgi": (1025, 750),
 }
 """Lines of each private package: the bound, which gets larger only with a new feature, and the target of the design."""

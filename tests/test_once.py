@@ -8,12 +8,12 @@ from typing import Any
 import anyio
 import pytest
 
-from asgi_sessions import Session, SessionError, Sessions
-from asgi_sessions.errors import StoreUnreachable
+from asgi_sessions import Event, MemoryStore, Session, SessionError, Sessions
+from asgi_sessions.errors import RecordDamaged, RecordExists, StoreUnreachable
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with, destroy, log_in, put, regenerate
-from tests.wrapped import Wrapped
+from tests.wrapped import METHODS, Wrapped
 
 
 @pytest.fixture
@@ -226,3 +226,40 @@ async def test_a_name_is_a_text(browser: Browser, name: Any) -> None:
 async def test_the_time_is_bounded(browser: Browser, within: timedelta) -> None:
     with pytest.raises(SessionError, match=r"within="):
         await browser.do(lambda session: session.once("x", within=within))
+
+
+async def test_a_damaged_lock_holds_up_no_request(memory: MemoryStore, clock: FakeClock) -> None:
+    """Something lies under the key of the lock that is no record."""
+
+    class Damaged(Wrapped):
+        key = ""
+
+        def __getattr__(self, name: str) -> Any:
+            method = super().__getattr__(name)
+
+            async def call(*args: Any, **more: Any) -> Any:
+                if name == "create" and not self.key:
+                    self.key = args[0].key
+                if self.key and name == "create" and args[0].key == self.key:
+                    raise RecordExists("there is something")
+                if self.key and name == "load" and args[0] == self.key:
+                    raise RecordDamaged("it is no record")
+                if self.key and name == "delete" and args[0] == self.key:
+                    self.key = "removed"
+                    return None
+                return await method(*args, **more)
+
+            return call if name in METHODS else method
+
+    events: list[Event] = []
+    store = Damaged(memory)
+    browser = Browser(app_with(Sessions(memory, clock=clock)))
+    await browser.do(put(upstream=0))
+    browser.app = app_with(Sessions(store, clock=clock, on_event=events.append))
+    work = Work()
+
+    with anyio.fail_after(20):
+        await browser.do(work)
+
+    assert (work.begun, store.key) == (1, "removed")
+    assert [event.name for event in events] == ["session.damaged"]

@@ -14,8 +14,9 @@ from asgi_sessions._core.planner import RecordRules
 from asgi_sessions._core.record import LOCK, Body, Record
 from asgi_sessions._core.session import Session
 from asgi_sessions._core.token import KEY_SUFFIX_CHARS, base64url, shard_of
-from asgi_sessions._core.types import Clock
+from asgi_sessions._core.types import Clock, Event
 from asgi_sessions._engine.contract import Store
+from asgi_sessions._engine.events import Events
 from asgi_sessions._engine.guard import Guard
 from asgi_sessions._engine.resolve import Resolver, noting
 from asgi_sessions.errors import RecordChanged, RecordDamaged, RecordExists, RecordGone, StoreError
@@ -37,6 +38,7 @@ class Engine(Protocol):
     resolver: Resolver
     records: RecordRules
     clock: Clock
+    events: Events
 
     def asking(self, step: str) -> AbstractAsyncContextManager[None]: ...
     async def save(self, session: Session) -> None: ...
@@ -107,13 +109,17 @@ class _Lock:
 
     async def _take(self) -> Record | None:
         """Store the lock; what lies there, if another request was faster."""
+        store, ask, damages = self._manager.store, self._manager.guard.ask, list[Event]()
         while True:
             async with self._manager.asking("once"):
                 try:
-                    create = self._manager.store.create
-                    await self._manager.guard.ask(create, self._record(_BUSY, self._rev, self._seconds))
+                    await ask(store.create, self._record(_BUSY, self._rev, self._seconds))
                 except RecordExists:
-                    there = await self._manager.resolver.load(self._key, [])
+                    there = await self._manager.resolver.load(self._key, damages)
+                    if damages:
+                        await ask(store.delete, self._key)  # or no request could ever take it
+                        await self._manager.events.emit(*damages)
+                        damages.clear()
                 else:
                     return None
             if there is not None:
