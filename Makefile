@@ -6,10 +6,11 @@ BENCH_ARGS ?=
 CHAOS_SECONDS ?= 60
 FAILOVER_ROUNDS ?= 10
 VERSIONS ?= 3.12 3.13
+DIST_VERSIONS ?= 3.11 3.12 3.13 3.14
 DEBIAN ?= /usr/bin/python3
 BIN := .venv/bin
 
-.PHONY: demo test browser axe test-lowest test-versions versions test-apps chaos failover lint bench bench-in-process debian clean
+.PHONY: demo test browser axe test-lowest test-versions versions test-apps chaos failover dist lint bench bench-in-process debian clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python -m asgi_sessions demo $(DEMO_ARGS)
@@ -66,6 +67,11 @@ chaos: .venv/ready
 failover: .venv/ready
 	FAILOVER_ROUNDS=$(FAILOVER_ROUNDS) $(BIN)/python -m pytest tests/failover -s $(PYTEST_ARGS)
 
+# A release in dist/: built twice to the same bytes, checked, installed on each Python that is here, with a list of what it depends on.
+# Nothing is uploaded; RELEASING.md has the steps.
+dist: .venv-dist/ready
+	.ci/dist .venv-dist/bin $(DIST_VERSIONS)
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -85,42 +91,46 @@ debian: .venv-bench/ready
 	@test -x $(DEBIAN) && $(MAKE) --no-print-directory .venv-bench-debian/ready || echo "no environment with $(DEBIAN): left out"
 
 clean:
-	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* dist
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* dist build
 
 # $(call venv,REQUIREMENTS): the virtual environment whose mark `ready` is the target, with these packages. uv installs them in 3
-# seconds of CPU, and pip in 80. Where uv is not to be had or reaches no index, pip does it.
+# seconds of CPU, and pip in 80. Where uv is not to be had or reaches no index, pip does it. pip knows `--group` since 25.1.
 define venv
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary uv uv \
-	&& $(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --editable $(1) \
-	|| $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable $(1)
+	&& $(@D)/bin/uv pip install --quiet --python $(@D)/bin/python $(1) \
+	|| { $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1' \
+	&& $(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(1); }
 	touch $@
 endef
 
 .venv/ready: pyproject.toml
-	$(call venv,'.[dev]')
+	$(call venv,--editable . --group dev)
 
 # Nothing but what the demo needs: a sixth of the whole.
 .venv-demo/ready: pyproject.toml
-	$(call venv,'.[demo]')
+	$(call venv,--editable '.[demo]')
 
 # Apart from .venv: the peers' own requirements must not decide what the suite runs on.
 .venv-bench/ready: pyproject.toml
-	$(call venv,'.[bench]')
+	$(call venv,--editable . --group bench)
 
 # By uv, since Debian has `venv` in a package of its own.
 .venv-bench-debian/ready: pyproject.toml | .venv-bench/ready
 	.venv-bench/bin/uv venv --quiet --clear --python $(DEBIAN) $(@D)
-	.venv-bench/bin/uv pip install --quiet --python $(@D)/bin/python --editable '.[bench]'
+	.venv-bench/bin/uv pip install --quiet --python $(@D)/bin/python --editable . --group bench
 	touch $@
 
 .venv-lowest/ready: pyproject.toml
-	$(call venv,'.[dev]' 'anyio==4.11.0' 'redis[hiredis]==5.1.1' 'sqlalchemy==2.0.31')
+	$(call venv,--editable . --group dev 'anyio==4.11.0' 'redis[hiredis]==5.1.1' 'sqlalchemy==2.0.31')
+
+.venv-dist/ready: pyproject.toml
+	$(call venv,--group dist)
 
 .venv-3.%/ready: pyproject.toml
-	$(call venv,'.[suite]')
+	$(call venv,--editable . --group suite)
 
 # Apart from .venv, as these packages' requirements must not decide what the suite runs on.
 .venv-apps/ready: pyproject.toml
-	$(call venv,'.[apps]')
+	$(call venv,--editable . --group apps)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from asgi_sessions.stores.redis import RedisStore
     from asgi_sessions.stores.sql import SQLStore
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ConfigurationError",

@@ -34,7 +34,8 @@ PROGRAMS = {"make", "python", "pip", "pytest", "uvicorn", "asgi-sessions", "curl
 """What the commands of the documents begin with."""
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8") if (ROOT / "Makefile").exists() else ""
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8") if (ROOT / ".ci" / "run").exists() else ""
-PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PYPROJECT = CONFIGURATION["project"]
 
 
 def commands() -> dict[str, str]:
@@ -182,7 +183,7 @@ def make(tree: Path, *words: str) -> str:
     return run("make", "PYTHON=false", "--old-file=browser", "--old-file=axe", *words, cwd=tree)
 
 
-BY_HAND = {"demo", "bench", "bench-in-process", "debian", "chaos", "failover", "clean"}
+BY_HAND = {"demo", "bench", "bench-in-process", "debian", "chaos", "failover", "dist", "clean"}
 """Targets that CI does not use. They are tried here."""
 
 
@@ -259,6 +260,13 @@ def test_make_chaos_takes_its_time(tree: Path) -> None:
 
     assert "CHAOS_SECONDS=0.1" in said
     assert "test_killed.py: 1" in said or "tests collected" in said
+
+
+def test_make_dist_is_a_program_that_needs_its_tools(tree: Path) -> None:
+    """``make dist`` downloads; ``test_packaging.py`` builds without."""
+    run("bash", "-n", ROOT / ".ci" / "dist")
+
+    assert ".ci/dist .venv-dist/bin 3.11 3.12 3.13 3.14" in make(tree, "--dry-run", "dist")
 
 
 def test_make_clean_leaves_no_environment(tree: Path) -> None:
@@ -378,7 +386,8 @@ def test_secrets_that_are_exported_are_read(command: str) -> None:
 def test_what_is_to_be_installed_is_this_project_with_extras_that_it_has(command: str) -> None:
     """Nothing is downloaded in tests."""
     extras = PYPROJECT["optional-dependencies"]
-    known = {Requirement(text).name for texts in extras.values() for text in texts}
+    wishes = [text for texts in (*extras.values(), *CONFIGURATION["dependency-groups"].values()) for text in texts]
+    known = {Requirement(text).name for text in wishes if isinstance(text, str)}
 
     for word in shlex.split(command)[2:]:
         wanted = Requirement(word)
