@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Each sets up what it needs in a virtual environment of its own.
+# Three commands: `make demo`, `make check` and `make test`. Each sets up what it needs in a virtual environment of its own.
 PYTHON ?= python3
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
@@ -10,10 +10,18 @@ DIST_VERSIONS ?= 3.11 3.12 3.13 3.14
 DEBIAN ?= /usr/bin/python3
 BIN := .venv/bin
 
-.PHONY: demo test browser axe test-lowest test-versions versions test-apps chaos failover dist lint bench bench-in-process debian clean
+.PHONY: demo check test browser axe test-lowest test-versions versions test-apps chaos failover dist lint bench bench-in-process debian clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python -m asgi_sessions demo $(DEMO_ARGS)
+
+# For each change, in under a minute: the linters, the promises, the core, the documents, and the stores in memory, on SQLite and on
+# the Valkey that pip has installed.
+check: .venv/ready lint
+	$(BIN)/python -m pytest -q -n auto --dist worksteal tests/test_promises.py tests/test_commit_table.py tests/test_middleware.py \
+	tests/test_sessions.py tests/test_races.py tests/test_once.py tests/test_realms.py tests/test_devices.py tests/test_cookie_config.py \
+	tests/test_memory_store.py tests/test_store_contract.py tests/test_layers.py tests/test_docs.py tests/test_packaging.py \
+	tests/properties/test_pure.py -k "not postgresql and not mariadb and not redis and not without_its_server" $(PYTEST_ARGS)
 
 test: .venv/ready browser axe
 	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)

@@ -183,7 +183,7 @@ def make(tree: Path, *words: str) -> str:
     return run("make", "PYTHON=false", "--old-file=browser", "--old-file=axe", *words, cwd=tree)
 
 
-BY_HAND = {"demo", "bench", "bench-in-process", "debian", "chaos", "failover", "dist", "clean"}
+BY_HAND = {"demo", "check", "bench", "bench-in-process", "debian", "chaos", "failover", "dist", "clean"}
 """Targets that CI does not use. They are tried here."""
 
 
@@ -260,6 +260,14 @@ def test_make_chaos_takes_its_time(tree: Path) -> None:
 
     assert "CHAOS_SECONDS=0.1" in said
     assert "test_killed.py: 1" in said or "tests collected" in said
+
+
+def test_make_check_lints_and_needs_no_database(tree: Path) -> None:
+    said = make(tree, "check", "--old-file=lint", "PYTEST_ARGS=--collect-only -n 0")
+
+    assert "[valkey" in said
+    assert "[sqlite" in said
+    assert not re.search(r"\[(postgresql|mariadb|redis)", said)
 
 
 def test_make_dist_is_a_program_that_needs_its_tools(tree: Path) -> None:
