@@ -133,6 +133,9 @@ endef
 .venv-lowest/ready: pyproject.toml
 	$(call venv,--editable . --group dev 'anyio==4.11.0' 'redis[hiredis]==5.1.1' 'sqlalchemy==2.0.31')
 
+.venv-docs/ready: pyproject.toml
+	$(call venv,--editable . --group docs)
+
 .venv-dist/ready: pyproject.toml
 	$(call venv,--group dist)
 

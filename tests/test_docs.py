@@ -115,13 +115,13 @@ def test_what_a_page_shows_of_the_example_of_a_store_is_in_it() -> None:
 class Served:
     """A program of a page behind uvicorn, as its reader would start it."""
 
-    def __init__(self, program: str, directory: Path, env: dict[str, str]) -> None:
+    def __init__(self, program: str, directory: Path) -> None:
         (directory / "app.py").write_text(program, encoding="utf-8")
         self.port = free_port()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "uvicorn", "app:app", "--port", str(self.port), "--log-level", "warning"],
             cwd=directory,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
 
     def __enter__(self) -> Self:
@@ -144,7 +144,7 @@ class Served:
         head = "".join(f"{name}: {value}\n" for name, value in response.getheaders())
         body = response.read().decode("utf-8")
         connection.close()
-        return f"HTTP/1.1 {response.status} {response.reason}\n{head}\n{body}"
+        return f"HTTP/1.1 {response.status} {response.reason}\n{head}\n{body}" + ("" if body.endswith("\n") else "\n")
 
 
 TOKEN = re.compile(r"(?<==)[A-Za-z0-9_-]{46}(?=;)")
@@ -159,28 +159,47 @@ def unlike(text: str) -> str:
 def test_readme_shows_what_its_program_really_sends(
     kept_in: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    env = {"REDIS_URL": request.getfixturevalue("valkey_url") if kept_in == "valkey" else ""}
     program = of_language(README, "python")[0].text
+    if kept_in == "valkey":  # as the text below the program says
+        url = request.getfixturevalue("valkey_url")
+        program = program.replace("MemoryStore()", f'RedisStore.from_url("{url}")').replace("MemoryStore", "RedisStore")
     (shown,) = of_language(README, "console")
     command, claimed = shown.text.split("\n", 1)
-    url = urlsplit(command.removeprefix("$ curl -i "))
 
-    with Served(program, tmp_path, env) as server:
-        first = server.ask(url.path)
+    with Served(program, tmp_path) as server:
+        first = server.ask(urlsplit(command.removeprefix("$ curl -i ")).path)
         cookie = re.findall(r"^set-cookie: ([^;]+)", first, flags=re.MULTILINE)[0]
-        second = server.ask(url.path, cookie)
+        second = server.ask("/", cookie)
 
     assert unlike(first) == unlike(claimed)
     assert "set-cookie" not in second
-    assert second.endswith("\n2 × tea\n")
+    assert second.endswith('\n{"tea":2}\n')
 
 
 def test_readme_begins_with_its_program() -> None:
-    """The first screen is a program that runs: some 40 lines, of which the program has most."""
-    first = blocks(README)[0]
+    """The first screen is a program that runs, and what it prints."""
+    first, second = blocks(README)[:2]
 
     assert first.language == "python"
-    assert first.line + first.text.count("\n") < 40
+    assert len([line for line in first.text.splitlines() if line]) <= 15
+    assert second.language == "console"
+    assert second.line + second.text.count("\n") < 45
+
+
+def test_the_program_of_readme_is_the_one_that_the_type_checkers_see() -> None:
+    checked = (ROOT / "tests" / "typing" / "readme.py").read_text(encoding="utf-8")
+
+    assert checked.partition('"""\n\n')[2] == of_language(README, "python")[0].text
+
+
+def test_readme_compares_with_the_versions_that_are_tested() -> None:
+    """A new version of another package is a reason to look at its column again."""
+    groups = "".join((ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[dependency-groups]")[2])
+
+    for package, version in re.findall(
+        r"(starsessions|fastapi-redis-sdk) (\d[\d.]+)", README.read_text(encoding="utf-8")
+    ):
+        assert re.search(rf'"{package}(\[\w+\])?=={re.escape(version)}"', groups), package
 
 
 # ── Links and names ──
@@ -197,11 +216,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{name_of(page)}: {link}"
 
 
-def test_every_page_can_be_reached_from_readme_or_the_notes_for_contributors() -> None:
-    fronts = [page for page in (README, ROOT / "CONTRIBUTING.md") if page.exists()]
-    linked = {(ROOT / link.partition("#")[0]).resolve() for page in fronts for link in links(page)}
+def test_every_page_can_be_reached_from_readme() -> None:
+    """In two steps: ``docs/index.md`` lists them all."""
+    index = DOCS / "index.md"
+    linked = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
 
-    assert {page for page in pages() if page.parent == DOCS} <= linked
+    assert "docs/index.md" in links(README)
+    assert {page for page in pages() if DOCS in page.parents} <= linked | {index}
 
 
 def test_every_public_name_is_documented() -> None:

@@ -398,7 +398,9 @@ def test_what_is_to_be_installed_is_this_project_with_extras_that_it_has(command
     known = {Requirement(text).name for text in wishes if isinstance(text, str)}
 
     for word in shlex.split(command)[2:]:
-        wanted = Requirement(word)
+        wanted = Requirement(
+            f"{PYPROJECT['name']}{word[1:]}" if word.startswith(".") else word
+        )  # a checkout, or by name
         assert wanted.name in known | {PYPROJECT["name"]}
         assert wanted.name != PYPROJECT["name"] or wanted.extras <= extras.keys()
 
