@@ -10,7 +10,7 @@ DIST_VERSIONS ?= 3.11 3.12 3.13 3.14
 DEBIAN ?= /usr/bin/python3
 BIN := .venv/bin
 
-.PHONY: demo check test browser axe test-lowest test-versions versions test-apps chaos failover dist lint bench bench-in-process debian clean
+.PHONY: demo check test browser axe test-lowest test-versions versions test-apps chaos failover docs test-docs dist lint bench bench-in-process debian clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python -m asgi_sessions demo $(DEMO_ARGS)
@@ -74,6 +74,15 @@ chaos: .venv/ready
 # Failovers, splits, restarts and crashes under load, each ten times; prints the table of docs/stores.md. `make test` has each once.
 failover: .venv/ready
 	FAILOVER_ROUNDS=$(FAILOVER_ROUNDS) $(BIN)/python -m pytest tests/failover -s $(PYTEST_ARGS)
+
+# The documentation site in build/docs. A broken link and a public name without documentation are errors.
+docs: .venv-docs/ready
+	.venv-docs/bin/sphinx-build --fail-on-warning --keep-going --quiet --jobs auto -c docs -d build/doctrees . build/docs
+	@echo "build/docs/index.html"
+
+# The built site in a real browser.
+test-docs: .venv/ready docs browser
+	SITE=$(if $(CI),required) $(BIN)/python -m pytest -n 0 tests/site $(PYTEST_ARGS)
 
 # A release in dist/: built twice to the same bytes, checked, installed on each Python that is here, with a list of what it depends on.
 # Nothing is uploaded; RELEASING.md has the steps.

@@ -22,7 +22,7 @@ ANYTHING = "…"
 def pages() -> list[Path]:
     """Every document; those that a source distribution leaves out are looked for and not missed."""
     papers = [ROOT / name for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md", "RELEASING.md")]
-    found = [*papers, *sorted(DOCS.glob("*.md")), ROOT / "benchmarks" / "README.md"]
+    found = [*papers, *sorted(DOCS.rglob("*.md")), ROOT / "benchmarks" / "README.md"]
     return [page for page in found if page.exists()]
 
 

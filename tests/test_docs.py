@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import inspect
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ import sys
 import textwrap
 import time
 import types
+from datetime import timedelta
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Self
@@ -276,6 +278,30 @@ def test_the_numbers_of_the_design_are_those_of_the_code() -> None:
         module, _, constant = name.strip("`").rpartition(".")
         real = getattr(importlib.import_module(f"asgi_sessions.{module}"), constant)
         assert float(said.split(" ")[0].replace(",", "")) == float(real), name
+
+
+OPTIONS = {
+    "Sessions": asgi_sessions.Sessions,
+    "SessionMiddleware": asgi_sessions.SessionMiddleware,
+    "CookieConfig": asgi_sessions.CookieConfig,
+    "Timeouts": Timeouts,
+    "Devices": asgi_sessions.Devices,
+    "DeviceBound": asgi_sessions.DeviceBound,
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_page_of_the_options_has_each_option_and_its_default(name: str) -> None:
+    names = {**vars(asgi_sessions), "timedelta": timedelta, "time": time}
+    parameters = inspect.signature(OPTIONS[name]).parameters.values()
+    real = {each.name: each.default for each in parameters if each.kind is not each.VAR_KEYWORD}
+
+    said = {
+        cells[0].strip("`"): inspect.Parameter.empty if cells[1] == "required" else eval(cells[1].strip("`"), names)
+        for cells in rows(DOCS / "options.md", name)
+    }
+
+    assert said == real
 
 
 def promises() -> list[tuple[int, str]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.markdown import ROOT
+from tests.markdown import DOCS, ROOT, blocks, pages
 
 readme_renderer = pytest.importorskip("readme_renderer.markdown")
 pytest.importorskip("hatchling")
@@ -68,6 +68,7 @@ def test_the_wheel_has_the_package_and_nothing_else(archives: tuple[Path, Path])
     with zipfile.ZipFile(archives[0]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
 
+    names -= {name for name in names if name.startswith("asgi_sessions/.agents/") or name == "asgi_sessions/llms.txt"}
     assert names == {name for name in tracked("--others") if name.startswith("asgi_sessions/")}
 
 
@@ -104,3 +105,29 @@ def test_the_readme_renders_on_an_index_page(metadata: Message) -> None:
     for address in re.findall(r'(?:href|src)="([^"]*)"', html):
         assert re.match(r"https://|#", address), address
     assert metadata["Description-Content-Type"] == "text/markdown"
+
+
+def test_the_wheel_has_pages_for_coding_assistants(archives: tuple[Path, Path]) -> None:
+    """Made from the pages while it is built, so that they cannot be out of date; each link leads to a file in it."""
+    with zipfile.ZipFile(archives[0]) as wheel:
+        names = set(wheel.namelist())
+        index = wheel.read("asgi_sessions/llms.txt").decode()
+        folder = "asgi_sessions/.agents/skills/asgi-server-sessions/"
+        skill = wheel.read(f"{folder}SKILL.md").decode()
+
+    assert index.startswith("# asgi-server-sessions\n\n> ")
+    assert re.match(
+        r'---\nname: asgi-server-sessions\ndescription: "[^"\n]+"\n---\n', skill
+    )  # YAML: a colon needs quotes
+    assert not re.search(r":(meth|attr|class|func):`", skill)
+    program = next(block.text for block in blocks(ROOT / "README.md") if block.language == "python")
+    assert program in skill
+    assert "- `session.log_in(user_id, *, remember=False" in skill
+    for name in ("max_sessions", "on_store_failure", "samesite"):
+        assert f"| `{name}` |" in skill, name
+    for start, text in (("asgi_sessions/", index), (folder, skill)):
+        for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
+            assert start + link in names, link
+    assert {
+        f"{folder}references/{page.relative_to(DOCS).as_posix()}" for page in pages() if DOCS in page.parents
+    } - names == {f"{folder}references/{name}" for name in ("api.md", "index.md")}

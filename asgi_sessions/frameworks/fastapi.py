@@ -172,7 +172,9 @@ def session_as(
 
 
 CurrentSession = Annotated[Session, Depends(_session)]
+"""The session of the request, as the type of a parameter."""
 CurrentUser = Annotated[str, Depends(require_user)]
+"""The id of the user, as the type of a parameter. The answer is 401 if no user is logged in."""
 
 _DETAIL: Final = {
     "application/json": {
