@@ -435,6 +435,7 @@ ELSEWHERE = {
     r"asgi-sessions (doctor|list|show|history|count|revoke|revoke-all|demo)\b.*|export ASGI_SESSIONS_URL=.*": (
         "test_operator_commands.py::test_the_page_shows_what_the_commands_print"
     ),
+    r"(uvicorn|gunicorn) app:app --workers .*": "apps/test_recipes.py::test_several_workers_share_the_sessions",
     r"uvicorn app:app|curl -i http://127\.0\.0\.1:8000/": "test_docs.py::test_readme_shows_what_its_program_really_sends",
     r"redis-cli .*|owner=.*|shard=.*|record=.*|echo .*": "test_operators.py::test_the_commands_of_the_page_read_a_record",
 }
