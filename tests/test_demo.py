@@ -462,6 +462,7 @@ async def test_the_demo_binds_sessions_also_after_a_restart(
         later = await browser.get("/account")
 
     assert first.url.startswith("https://")
+    assert 'Account says "bound to this device"' in first.beginning
     assert "bound to this device" in account.text
     assert "bound to this device" in listed.text
     assert "bound to this device" in later.text

@@ -58,7 +58,11 @@ _IN_TWO_MINUTES = """To see in two minutes:
   1. Put tea into the basket, then log in: the basket comes along, and the cookie is a new one.
   2. Account, "Pretend to log in on another device": the sessions page shows both. Log the other one out.
   3. Leave a page alone for a minute: it warns two minutes before the session ends.
-  4. Start again with --bound: sessions are bound to the device. --tour plays a thief with their cookies in one second."""
+  4. """
+_BIND = (
+    "Start again with --bound: sessions are bound to the device. --tour plays a thief with their cookies in one second."
+)
+_BOUND = 'In that Chromium, Account says "bound to this device". --tour plays a thief with the cookies in one second.'
 
 
 def run_shop(*, host: str, port: int, https: bool, bound: bool = False) -> int:
@@ -109,7 +113,7 @@ def _say_more(listener: socket.socket, cookie: CookieConfig, pem: tuple[bytes, b
     if not _is_loopback(listener):
         print("Other machines may reach this address, and the passwords are no secret: do not leave it open.")
     print(f"Log in as {_either(USERS)}; the password is {_either(PASSWORDS)}.")
-    print(_IN_TWO_MINUTES, end="\n\n", flush=True)
+    print(_IN_TWO_MINUTES + (_BOUND if bound else _BIND), end="\n\n", flush=True)
 
 
 async def _prepare(store: Any) -> None:

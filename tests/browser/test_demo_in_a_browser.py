@@ -22,7 +22,7 @@ APP = "tests.browser.test_demo_in_a_browser:an_app"
 
 def an_app() -> Any:
     """The shop, whose sessions end so soon that the warning comes within seconds."""
-    return create_shop(MemoryStore(), timeouts=Timeouts(idle=timedelta(seconds=128), touch=timedelta(0)))
+    return create_shop(MemoryStore(), timeouts=Timeouts(idle=timedelta(seconds=140), touch=timedelta(0)))
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,12 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     require_a_browser()
     with served(APP, tmp_path_factory.mktemp("tls")) as url:
         yield url
+
+
+def put_into_basket(driver: Any, url: str) -> None:
+    driver.get(url)
+    driver.find_element(By.CSS_SELECTOR, ".shelf button").click()
+    assert until(lambda: "Basket (1)" in text_of(driver))
 
 
 def log_in(driver: Any, url: str, user: str) -> None:
@@ -45,8 +51,7 @@ def errors_of(driver: Any) -> list[Any]:
 
 def test_what_the_demo_promises_is_seen(browser: Callable[..., Any], url: str) -> None:
     laptop = browser()
-    laptop.get(url)
-    laptop.find_element(By.CSS_SELECTOR, ".shelf button").click()
+    put_into_basket(laptop, url)
     log_in(laptop, url, "ada")
     assert "Basket (1)" in text_of(laptop)
 
@@ -55,7 +60,7 @@ def test_what_the_demo_promises_is_seen(browser: Callable[..., Any], url: str) -
     laptop.find_element(By.CSS_SELECTOR, ".device:not(.current) .end").click()
     assert until(lambda: "You are not logged in anywhere else." in text_of(laptop))
 
-    assert until(lambda: laptop.find_elements(By.CSS_SELECTOR, "dialog[open]"), 30)
+    assert until(lambda: laptop.find_elements(By.CSS_SELECTOR, "dialog[open]"), 60)
     assert "Are you still there?" in text_of(laptop)
     laptop.find_element(By.CSS_SELECTOR, "dialog button").click()
     assert until(lambda: not laptop.find_elements(By.CSS_SELECTOR, "dialog[open]"))
@@ -73,8 +78,7 @@ def test_the_pages_of_the_shop_meet_wcag_2_2_aa(browser: Callable[..., Any], url
     for path in ("/", "/login", "/nowhere"):
         laptop.get(url + path)
         found += violations(laptop)
-    laptop.get(url)
-    laptop.find_element(By.CSS_SELECTOR, ".shelf button").click()
+    put_into_basket(laptop, url)
     log_in(laptop, url, "grace")
     for path in ("/basket", "/account", "/account/sessions/"):
         laptop.get(url + path)
@@ -95,6 +99,7 @@ def test_the_chosen_theme_counts_on_all_pages(browser: Callable[..., Any], url: 
     laptop = browser(dark=theme == "Light")  # the other one than the system's
     log_in(laptop, url, "alan")
     laptop.find_element(By.XPATH, f"//footer//button[text()='{theme}']").click()
+    assert until(lambda: f"Theme: {theme}" in text_of(laptop))
 
     for path in ("/", "/account/sessions/"):
         laptop.get(url + path)
