@@ -36,7 +36,7 @@ from asgi_sessions._core.arguments import expect, several
 from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.facts import Devices, Facts, Location, name_of, unpack_facts
 from asgi_sessions._core.hidden import forgets_arguments
-from asgi_sessions._core.history import Entry, Reason
+from asgi_sessions._core.history import Entry, Happening, Reason
 from asgi_sessions._core.provider import name_in
 from asgi_sessions._core.record import Body, Record
 from asgi_sessions._core.session import Session
@@ -82,6 +82,8 @@ class SessionInfo:
     """Whether it is the one that was named as ``current``."""
     device_bound: bool = False
     """Whether it is bound to a device (``Sessions(device_bound=…)``)."""
+    is_impersonated: bool = False
+    """Whether another user acts in it as this one: see :meth:`Session.impersonate`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ class HistoryEntry:
 
     at: datetime
     """When: to the minute, rounded down; aware, UTC."""
-    event: Literal["logged_in", "stepped_up", "regenerated", "ended"]
+    event: Happening
+    """``impersonated``: another user began to act as this one."""
     reason: Reason | None
     """Why it ended."""
     session_id: str
@@ -516,6 +519,7 @@ def _info(record: Record, body: Body, current: str | None) -> SessionInfo:
         remembered=body.remembered,
         current=record.id == current,
         device_bound=is_confirmed(body.device),
+        is_impersonated=body.actor is not None,
     )
 
 

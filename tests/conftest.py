@@ -279,7 +279,15 @@ ON_EVERY_DATABASE = {
 }
 """Modules that run on databases too. What the others ask of a store, these ask as well."""
 
-ON_ONE_DATABASE = {"test_adoption", "test_bound_sessions", "test_devices", "test_once", "test_page", "test_refresh"}
+ON_ONE_DATABASE = {
+    "test_acting",
+    "test_adoption",
+    "test_bound_sessions",
+    "test_devices",
+    "test_once",
+    "test_page",
+    "test_refresh",
+}
 """Modules that run on SQLite too. The contract has all databases answer alike, and these ask for what it says."""
 
 

@@ -37,9 +37,9 @@ LONG_FUNCTIONS = {
 """Functions of more than ``MAX_FUNCTION`` lines, and why."""
 
 SIZES = {
-    "_core": (4674, 2000),
-    "_engine": (3975, 1300),
-    "_asgi": (1025, 750),
+    "_core": (4900, 2000),
+    "_engine": (4150, 1300),
+    "_asgi": (1028, 750),
 }
 """Lines of each private package: the bound, which gets larger only with a new feature, and the target of the design."""
 

@@ -222,13 +222,16 @@ class Exchange:
 
     def _begin_watching(self) -> None:
         """This may take long: close it when the session ends, and one of a bound session after a while."""
-        watch, binder, record = self._middleware._watch, self._middleware._binder, self.session._record
+        watch, binder, actor = self._middleware._watch, self._middleware._binder, self.session._actor
+        record = self.session._record
         limit = None if binder is None else binder.closes_after(self.session)
         if record is None or (watch is None and limit is None):
             return
         live = Live(self._send, partial(end, self._scope, self._send, self._start))
         if watch is not None:
-            live.watcher = watch.add(self._middleware._manager, record, live.end)
+            for each in (record, None if actor is None else actor._record):
+                if each is not None and (watcher := watch.add(self._middleware._manager, each, live.end)) is not None:
+                    live.watchers.append(watcher)
         if limit is not None:
             live.end_after(limit)
         if live.is_watched:

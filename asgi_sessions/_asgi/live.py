@@ -31,7 +31,7 @@ class SessionEnded(ConnectionResetError):
 class Live:
     """One socket or stream, closed when its session ends. ``close`` sends the closing messages."""
 
-    __slots__ = ("_close", "_closing", "_receiving", "_send", "_sending", "_timer", "ended", "watcher")
+    __slots__ = ("_close", "_closing", "_receiving", "_send", "_sending", "_timer", "ended", "watchers")
 
     def __init__(self, send: Send, close: Callable[[], Awaitable[None]]) -> None:
         self._send = send
@@ -40,13 +40,13 @@ class Live:
         self._receiving: anyio.CancelScope | None = None
         self._closing: asyncio.Future[None] | None = None
         self.ended: SessionEnded | None = None
-        self.watcher: Watcher | None = None
+        self.watchers: list[Watcher] = []
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def is_watched(self) -> bool:
         """Whether anything may close this."""
-        return self.watcher is not None or self._timer is not None
+        return bool(self.watchers) or self._timer is not None
 
     def end_after(self, seconds: float) -> None:
         """Close this after so many seconds; under asyncio only."""
@@ -55,8 +55,8 @@ class Live:
 
     def leave(self) -> None:
         """Nothing closes this any more."""
-        if self.watcher is not None:
-            self.watcher.leave()
+        for watcher in self.watchers:
+            watcher.leave()
         if self._timer is not None:
             self._timer.cancel()
 

@@ -22,7 +22,11 @@ Reason = Literal[
     "emptied",
     "refresh_reused",
     "provider",
+    "impersonation_ended",
 ]
+
+Happening = Literal["logged_in", "stepped_up", "regenerated", "impersonated", "ended"]
+"""What an entry of the history tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ NEW_DEVICE = "n"
 """Logged in, with a device of which the history knows no other log-in. A store makes it out of LOGGED_IN."""
 STEPPED_UP = "s"
 REGENERATED = "g"
+IMPERSONATED = "m"
+"""Another user begins to act as this one."""
 EXPIRED = "t"
 """Ended by a limit of time, noticed by a store, which cannot tell which: idle or absolute."""
 _ENDED: Final[Mapping[Reason, str]] = {
@@ -57,6 +63,7 @@ _ENDED: Final[Mapping[Reason, str]] = {
     "emptied": "e",
     "refresh_reused": "u",
     "provider": "v",
+    "impersonation_ended": "b",
 }
 _REASONS: Final[Mapping[str, Reason]] = {letter: reason for reason, letter in _ENDED.items()}
 
@@ -127,7 +134,7 @@ class Entry(msgspec.Struct, frozen=True):
     """A history entry, taken apart."""
 
     at: float
-    event: Literal["logged_in", "stepped_up", "regenerated", "ended"]
+    event: Happening
     reason: Reason | Literal["expired"] | None
     session_id: str
     new_device: bool
@@ -142,7 +149,7 @@ def unpack_entry(data: bytes) -> Entry | None:
     except (UnicodeDecodeError, ValueError):
         return None
     what, id = header[13:14], header[14 : 14 + ID_CHARS]
-    event: Literal["logged_in", "stepped_up", "regenerated", "ended"]
+    event: Happening
     reason: Reason | Literal["expired"] | None = None
     if what in (LOGGED_IN, NEW_DEVICE):
         event = "logged_in"
@@ -150,6 +157,8 @@ def unpack_entry(data: bytes) -> Entry | None:
         event = "stepped_up"
     elif what == REGENERATED:
         event = "regenerated"
+    elif what == IMPERSONATED:
+        event = "impersonated"
     elif what == EXPIRED or what in _REASONS:
         event, reason = "ended", _REASONS.get(what, "expired")
     else:

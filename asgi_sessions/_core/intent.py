@@ -36,6 +36,8 @@ class Leaving(msgspec.Struct, frozen=True, gc=False):
     user_id: str | None
     payload: bytes | None
     """What was loaded from it, if the data moves on to the new session."""
+    actor_id: str | None = None
+    """The user who acted as ``user_id`` in it."""
 
 
 class Intent(msgspec.Struct, frozen=True, gc=False):
@@ -47,8 +49,8 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
     """The users whose other sessions are to end."""
     missing: str | None = None
     """The key of a session that is to end and was not found: see ``Traits.confirms_ends``."""
-    displaced: Leaving | None = None
-    """A bound session that also ends with a log-in or a log-out: see :func:`displaced_by`."""
+    displaced: tuple[Leaving, ...] = ()
+    """Other sessions to end: a bound one (see :func:`displaced_by`), or an impersonated one that its actor has left."""
 
     def regenerate(self) -> Intent:
         """A stronger verb makes a new token by itself."""
@@ -58,7 +60,7 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
         """A log-in after ``destroy()`` is still a log-out of the session before."""
         asked = Asked.DESTROY if self.asked is Asked.DESTROY else Asked.LOG_IN
         leaving = self._leave(stored, keep_data=keep_data)
-        return replace(self, asked=asked, leaving=leaving, displaced=self.displaced or displaced)
+        return replace(self, asked=asked, leaving=leaving, displaced=self.also(displaced).displaced)
 
     def destroy(
         self,
@@ -69,15 +71,19 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
         displaced: Leaving | None = None,
     ) -> Intent:
         """``is_unknown``: the store could not be asked, so there may be a session to end."""
-        leaving, displaced = self._leave(stored, keep_data=False), self.displaced or displaced
+        leaving, also = self._leave(stored, keep_data=False), self.also(displaced).displaced
         if leaving is not None or is_unknown or missing is not None:
-            return Intent(Asked.DESTROY, leaving, self.others, missing if leaving is None else None, displaced)
+            return Intent(Asked.DESTROY, leaving, self.others, missing if leaving is None else None, also)
         return self.settled()
 
     def end_others(self, user_id: str) -> Intent:
         """Comes with a new token for the session at hand."""
         others = self.others if user_id in self.others else (*self.others, user_id)
         return replace(self.regenerate(), others=others)
+
+    def also(self, displaced: Leaving | None) -> Intent:
+        """This session ends, too."""
+        return self if displaced is None else replace(self, displaced=(*self.displaced, displaced))
 
     def _leave(self, stored: Leaving | None, *, keep_data: bool) -> Leaving | None:
         """The first session of a request counts: what comes later in it was never stored."""
@@ -88,13 +94,13 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
 
     def settled(self) -> Intent:
         """The session at hand is as it was asked for."""
-        if not self.others and self.displaced is None:
+        if not (self.others or self.displaced):
             return NO_INTENT
         return Intent(others=self.others, displaced=self.displaced)
 
-    def without_displaced(self) -> Intent:
-        """The bound session has ended."""
-        found = replace(self, displaced=None)
+    def without_displaced(self, ended: Leaving) -> Intent:
+        """This session has ended."""
+        found = replace(self, displaced=tuple(each for each in self.displaced if each is not ended))
         return NO_INTENT if found == NO_INTENT else found
 
     def without_other(self, user_id: str) -> Intent:

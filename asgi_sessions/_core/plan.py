@@ -207,7 +207,13 @@ class EndOthers(msgspec.Struct, frozen=True, gc=False):
     keep: str | None
 
 
-Call = Create | Update | Rename | Touch | DeleteUnchanged | End | Confirm | EndOthers
+class SaveActor(msgspec.Struct, frozen=True, gc=False):
+    """Commit the session of the actor, beside an impersonated one: it was written to, or the actor is active."""
+
+    failed: bool
+
+
+Call = Create | Update | Rename | Touch | DeleteUnchanged | SaveActor | End | Confirm | EndOthers
 
 
 class Plan(msgspec.Struct, gc=False):

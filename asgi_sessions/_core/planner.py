@@ -13,7 +13,17 @@ from msgspec.structs import replace
 from asgi_sessions._core.cipher import Secrets
 from asgi_sessions._core.facts import Devices, Facts, fingerprints_of, pack_facts, seal_facts, unpack_facts
 from asgi_sessions._core.hidden import Hidden
-from asgi_sessions._core.history import LOGGED_IN, REGENERATED, STEPPED_UP, Note, Reason, Replaced, Rules, ended
+from asgi_sessions._core.history import (
+    IMPERSONATED,
+    LOGGED_IN,
+    REGENERATED,
+    STEPPED_UP,
+    Note,
+    Reason,
+    Replaced,
+    Rules,
+    ended,
+)
 from asgi_sessions._core.intent import NO_INTENT, Asked, Intent, Leaving, displacing
 from asgi_sessions._core.payload import MessagePackCodec
 from asgi_sessions._core.plan import (
@@ -29,12 +39,13 @@ from asgi_sessions._core.plan import (
     Plan,
     Rename,
     Row,
+    SaveActor,
     Step,
     Touch,
     Update,
     Was,
 )
-from asgi_sessions._core.record import ALIAS_REV, Body, Record, seal, unseal
+from asgi_sessions._core.record import ALIAS_REV, Actor, Body, Record, seal, unseal
 from asgi_sessions._core.session import Session
 from asgi_sessions._core.timeouts import RENEWAL_GRACE, Timeouts
 from asgi_sessions._core.token import TokenMint, key_of, owner_of_known, realm_of, shard_of
@@ -108,8 +119,10 @@ class RecordRules:
         if record.owner is None or rules is None:
             return None
         about = body.about or pack_facts(Facts())
-        fingerprints = fingerprints_of(unpack_facts(about).device, record.owner, self.secrets)
         sealed = seal_facts(about, record.owner, record.id, self.secrets, self.namespace)
+        if body.actor is not None:
+            return Note(IMPERSONATED, self.clock(), record.id, rules, (), sealed)
+        fingerprints = fingerprints_of(unpack_facts(about).device, record.owner, self.secrets)
         return Note(LOGGED_IN, self.clock(), record.id, rules, fingerprints, sealed, replaces=replaces)
 
 
@@ -139,6 +152,8 @@ class Planner:
         """Whether there is nothing to ask the store: most requests end here, so it comes before anything costly."""
         intent = session._intent
         if session._plan is not None or session._committing or intent.asked is _DESTROY:
+            return False
+        if session._actor is not None and not self.is_settled(session._actor, failed):
             return False
         if session._record is None:
             return failed or (intent is NO_INTENT and dict.__len__(session) == 0 and session._user_id is None)
@@ -247,10 +262,13 @@ class Planner:
             calls.append(DeleteUnchanged(_known(session)))
         elif step is Step.CREATE or step is Step.LOG_IN or step is Step.DELETE_CREATE:
             self._create(session, payload, plan)
-        elif step is Step.NOT_SAVED or step is Step.REFUSE:
-            return plan
         elif step is Step.NOTHING and phase is _STARTED:
             session._drop_verb()
+        if session._actor is not None and not self.is_settled(session._actor, failed):
+            self.row(session._actor, failed=failed, is_save=True)  # an error comes before the first call
+            calls.append(SaveActor(failed))
+        if step is Step.NOT_SAVED or step is Step.REFUSE:
+            return plan
         if session._intent is not NO_INTENT and phase is not _ENDED:
             calls += self._ends(session, phase, calls[0] if calls else None)
         return plan
@@ -263,8 +281,8 @@ class Planner:
             found.append(_end(intent.leaving, intent))
         if intent.missing is not None and intent.asked is _DESTROY:
             found.append(Confirm(intent.missing))
-        if intent.displaced is not None and counts:
-            found.append(_end(intent.displaced, intent))
+        if counts:
+            found += [_end(each, intent) for each in intent.displaced]
         if phase is not _FAILED and intent.others:
             user_id, id = session._user_id, session._id
             found += [EndOthers(other, id if other == user_id else None) for other in intent.others]
@@ -279,10 +297,13 @@ class Planner:
         plan.token, record, body = self._next(session, payload, fresh_token=True)
         plan.max_age = self.max_age(session)
         rules, intent = self.rules.rules, session._intent
-        if rules is not None and session._user_id in intent.others:
-            rules = with_fields(rules, limit=0)  # they end with this very log-in
-        elif rules is not None and rules.limit and (gone := intent.displaced) and gone.record.owner == record.owner:
-            rules = with_fields(rules, limit=rules.limit + 1)  # likewise, for one of them
+        if rules is not None and (session._user_id in intent.others or session._actor is not None):
+            rules = with_fields(
+                rules, limit=0
+            )  # they end with this very log-in, or this is an actor, who takes no room
+        elif rules is not None and rules.limit and intent.displaced:
+            also = sum(each.record.owner == record.owner for each in intent.displaced)
+            rules = with_fields(rules, limit=rules.limit + also)  # likewise, for some of them
         end: End | None = None
         replaces: Replaced | None = None
         if intent.leaving is not None and intent.leaving.record.owner == record.owner is not None:
@@ -335,6 +356,7 @@ class Planner:
             stored.device if stored is not None else displacing(session._unproven) if session._unproven else b"",
             session._proof,
             session._provider,
+            None if session._actor is None else Actor(session._actor._user_id or "", session._actor._handle()),
         )
         seen_at = now
         # Activity is written down once per touch interval, whatever is written besides.
@@ -353,10 +375,10 @@ class Planner:
         return token, record, body
 
     def _about(self, session: Session, owner: str | None) -> bytes:
-        """What is kept of where a log-in came from; nothing of anonymous sessions."""
+        """What is kept of where a log-in came from; nothing of anonymous sessions, and of an actor not where they are."""
         if owner is None or self.rules.rules is None:
             return b""
-        facts = self.rules.devices.describe(session._origin)
+        facts = Facts() if session._actor is not None else self.rules.devices.describe(session._origin)
         ends_at = self.rules.timeouts.ends_at(created_at=session._created_at, remembered=session._remembered)
         return pack_facts(replace(facts, ends_at=ends_at))
 
@@ -381,6 +403,8 @@ def _is_confirmed(session: Session) -> bool:
 
 
 def _end(leaving: Leaving, intent: Intent) -> End:
+    if leaving.actor_id is not None:
+        return End(leaving, "impersonation_ended")
     return End(leaving, "logged_out" if intent.asked is _DESTROY else "replaced")
 
 

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from asgi_sessions._core.cipher import Secrets
-from asgi_sessions._core.token import ID_CHARS, OWNER_CHARS, SHARD_CHARS, owner_of_known
+from asgi_sessions._core.token import ID_CHARS, OWNER_CHARS, SHARD_CHARS, is_id, owner_of_known
 from asgi_sessions.errors import RecordDamaged
 
 ALIAS_REV: Final = 0
@@ -63,6 +63,17 @@ class Record(msgspec.Struct, frozen=True, gc=False):
         return f"<Record {self.id}: rev {self.rev}>"
 
 
+class Actor(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Who acts as the user of a session: see :meth:`Session.impersonate`. Later versions may append fields."""
+
+    user_id: str
+    id: str
+    """Of the actor's own session. The index of the actor leads to it."""
+
+    def __repr__(self) -> str:
+        return f"<Actor: session {self.id}>"
+
+
 class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The opaque part of a record, for those who may open it.
 
@@ -89,9 +100,16 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The :class:`~asgi_sessions._core.proofs.Proofs` of the session, as bytes."""
     provider: bytes = b""
     """The :class:`~asgi_sessions._core.provider.ProviderLogIn` that the session came from, as bytes; empty: none."""
+    actor: Actor | None = None
+    """Of an impersonated session, which ends with the session of its actor."""
 
     def __repr__(self) -> str:
         return f"<Body: {self.kind}>"  # neither the user nor the payload, as for a Record
+
+
+def acting(body: Body) -> dict[str, str]:
+    """What events tell of the actor of a session."""
+    return {} if body.actor is None else {"actor_id": body.actor.user_id}
 
 
 _LAST_TIME = 32_503_680_000.0
@@ -172,7 +190,9 @@ def _makes_sense(record: Record, body: Body) -> bool:
     if body.kind not in ("session", "token", LOCK, LINK) or record.rev == ALIAS_REV:
         return False
     if body.user_id is None:
-        return record.owner is None and authenticated_at is None
+        return record.owner is None and authenticated_at is None and body.actor is None
+    if body.actor is not None and not (body.kind == "session" and body.actor.user_id and is_id(body.actor.id)):
+        return False
     return authenticated_at is not None and record.owner == owner_of_known(body.user_id)
 
 

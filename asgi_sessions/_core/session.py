@@ -6,6 +6,7 @@ thread pool, streams and sockets.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, Final, Protocol, Self, TypeVar, overload
 from asgi_sessions._core.elsewhere import NAMES, Elsewhere
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.intent import NO_INTENT, Intent, Leaving
+from asgi_sessions._core.plan import Create
 from asgi_sessions._core.proofs import NO_PROOFS, Proofs, level_in, methods_in, pack_proofs, unpack_proofs
 from asgi_sessions._core.provider import pack, provider_in, unpack_log_in
 from asgi_sessions._core.record import Body, Record
@@ -46,6 +48,8 @@ class Keeper(Protocol):
 T = TypeVar("T")
 D = TypeVar("D")
 
+_epochs = itertools.count(1)
+
 _RAISE: Final = object()
 """No default was given."""
 
@@ -70,6 +74,7 @@ class Session(TrackedDict):
     # default on the class. Together 1.5 µs of the 12 of a read.
     __slots__ = (
         "_active",
+        "_actor",
         "_authenticated_at",
         "_committing",
         "_cookie",
@@ -104,6 +109,7 @@ class Session(TrackedDict):
     )
 
     _active: bool  # does this request count as activity?
+    _actor: Session | None  # the session of the user who acts as the user of this one
     _authenticated_at: float | None
     _committing: (
         Any  # is a commit under way? Two tasks of one request take turns; a task: it goes on without its caller
@@ -111,7 +117,7 @@ class Session(TrackedDict):
     _cookie: tuple[Hidden[str], int | None] | bool  # for the response: (token, max_age); True: delete; False: nothing
     _created_at: float
     _degraded: bool
-    _epoch: int  # one more whenever a verb makes this another session
+    _epoch: int  # another one whenever a verb makes this another session
     _had_user: bool  # was a user logged in until a verb of this request?
     _id: str  # empty until somebody asks
     _intent: Intent
@@ -154,7 +160,7 @@ class Session(TrackedDict):
         self._id = ""
         self._loaded = self._proof = self._provider = b""
         self._record = self._stored = self._user_id = self._authenticated_at = self._plan = self._next_turn = None
-        self._origin = self._missing = self._unproven = None
+        self._origin = self._missing = self._unproven = self._actor = None
         return self
 
     # ── What the engine does to it ──
@@ -183,7 +189,7 @@ class Session(TrackedDict):
 
     def _begin(self, now: float) -> None:
         """Become a session of which nothing is stored yet."""
-        self._epoch += 1
+        self._epoch = next(_epochs)
         self._had_user = self._had_user or self._user_id is not None
         self._over = False
         self._record = None
@@ -195,6 +201,23 @@ class Session(TrackedDict):
         self._authenticated_at = None
         self._remembered = self._marked = self._is_device_bound = False
         self._renewal_due = self._touch_due = False
+
+    def _take(self, other: Session) -> None:
+        """Become what the other one is. What belongs to the request stays."""
+        for name in _OF_A_SESSION:
+            setattr(self, name, getattr(other, name))
+        self._refill(other)
+
+    def _step_back(self) -> None:
+        """Leave an impersonated session, which ends: the session of the actor is at hand again."""
+        actor, record = self._actor, self._record
+        if actor is None:
+            return
+        if record is None and self._plan is not None and isinstance(self._plan.calls[0], Create):
+            record = self._plan.calls[0].record  # it may be stored
+        left = None if record is None else Leaving(record, self._user_id, None, actor._user_id)
+        self._take(actor)
+        self._actor, self._intent = None, self._intent.also(left)
 
     def _end(self) -> None:
         """Nothing more is kept of it, and no verb is carried out."""
@@ -225,11 +248,22 @@ class Session(TrackedDict):
             self._id = new_id()
         return self._id
 
+    def _named(self) -> dict[str, Any]:
+        """What events tell of it."""
+        actor = {} if self._actor is None else {"actor_id": self._actor._user_id}
+        return {"session_id": self._id or None, "user_id": self._user_id, **actor}
+
     @property
     def user_id(self) -> str | None:
         """Who is logged in; ``None``: nobody."""
         self._accessed = True
         return self._user_id
+
+    @property
+    def actor_id(self) -> str | None:
+        """The user who acts as :attr:`user_id`, by :meth:`impersonate`; ``None``: nobody but that user."""
+        self._accessed = True
+        return None if self._actor is None else self._actor._user_id
 
     @property
     def is_new(self) -> bool:
@@ -247,7 +281,7 @@ class Session(TrackedDict):
     def is_device_bound(self) -> bool:
         """Whether this request proved that it comes from the device of the session (``Sessions(device_bound=…)``)."""
         self._accessed = True
-        return self._is_device_bound
+        return self._is_device_bound if self._actor is None else self._actor._is_device_bound
 
     @property
     def is_unproven(self) -> bool:
@@ -296,7 +330,10 @@ class Session(TrackedDict):
 
     @property
     def authenticated_at(self) -> datetime | None:
-        """When the user last proved who they are; aware, UTC; ``None`` for an anonymous session."""
+        """When the user last proved who they are; aware, UTC; ``None`` for an anonymous session.
+
+        Of an impersonated session: when the actor did, before it began.
+        """
         self._accessed = True
         return None if self._authenticated_at is None else instant(self._authenticated_at)
 
@@ -305,15 +342,15 @@ class Session(TrackedDict):
         """When this session ends if nothing more is heard from it; aware, UTC."""
         self._accessed = True
         seen_at = self._now if self._record is None or self._touch_due else self._record.seen_at
-        return instant(
-            self._keeper.timeouts.expires_at(created_at=self._created_at, seen_at=seen_at, remembered=self._remembered)
-        )
+        found = self._keeper.timeouts.expires_at(self._created_at, seen_at, self._remembered)
+        return instant(found if self._actor is None else min(found, self._actor.ends_at.timestamp()))
 
     @property
     def ends_at(self) -> datetime:
         """When this session ends at the latest, whatever is heard from it; aware, UTC."""
         self._accessed = True
-        return instant(self._keeper.timeouts.ends_at(created_at=self._created_at, remembered=self._remembered))
+        own = instant(self._keeper.timeouts.ends_at(created_at=self._created_at, remembered=self._remembered))
+        return own if self._actor is None else min(own, self._actor.ends_at)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -344,6 +381,8 @@ class Session(TrackedDict):
     def is_fresh(self, within: timedelta, *, methods: Iterable[str] = (), level: int = 0) -> bool:
         """Whether the user proved who they are less than ``within`` ago; for asking again before something grave (step-up).
 
+        ``False`` in an impersonated session: its user has proved nothing.
+
         Args:
             methods: each of them must have been used less than ``within`` ago.
             level: the least assurance level of the session.
@@ -354,7 +393,8 @@ class Session(TrackedDict):
         least = level_in("is_fresh()", level) or 0
         times = [self._authenticated_at, *(dict(proofs.methods).get(method) for method in wanted)]
         fresh, now = self._keeper.timeouts.fresh, self._keeper.clock()
-        return (self._user_id is not None and proofs.level >= least) and all(
+        is_user = self._user_id is not None and self._actor is None
+        return (is_user and proofs.level >= least) and all(
             fresh(authenticated_at=time, within=seconds, now=now) for time in times
         )
 
@@ -395,6 +435,8 @@ class Session(TrackedDict):
             methods, level = methods_in("log_in()", methods), level_in("log_in()", level)
         before = unpack_proofs(self._proof) if self._proof and self.pending_user_id == user_id else NO_PROOFS
         self._verb("log_in()")
+        if self._actor is not None:
+            self._step_back()
         kept = self._user_id is None or self._user_id == user_id
         if not kept:
             dict.clear(self)
@@ -430,6 +472,7 @@ class Session(TrackedDict):
         seconds = duration("begin_log_in(within)", within).total_seconds()
         if not 1 <= seconds <= 3600:
             raise SessionError(f"begin_log_in(within={within!r}): give a second to an hour")
+        self._refuse_actors("begin_log_in()")
         if self.user_id is not None:
             raise SessionError("begin_log_in(): somebody is logged in; call confirm() after the second factor")
         self.regenerate()
@@ -452,11 +495,12 @@ class Session(TrackedDict):
         Args:
             methods, level: as for :meth:`log_in`.
         Raises:
-            SessionError: nobody is logged in.
+            SessionError: nobody is logged in, or another user acts as this one.
             SessionDataError: a method or the level is none.
             ResponseStarted: the cookie can no longer be sent.
         """
         methods, level = methods_in("confirm()", methods), level_in("confirm()", level)
+        self._refuse_actors("confirm()")
         if self.user_id is None:  # noted as a read: the error tells that nobody is logged in
             raise SessionError("confirm(): nobody is logged in; call log_in(user_id) after checking who it is")
         self.regenerate()
@@ -470,15 +514,65 @@ class Session(TrackedDict):
         Carried out like every verb: when the response starts, or at :meth:`save`, and not if the request fails.
 
         Raises:
-            SessionError: nobody is logged in, or the store does not know the sessions of a user.
+            SessionError: nobody is logged in, another user acts as this one, or the store does not know the sessions of a user.
             ResponseStarted: the cookie can no longer be sent.
         """
         if (user_id := self.user_id) is None:  # noted as a read, as in confirm()
             raise SessionError("end_others(): nobody is logged in; call log_in(user_id) first")
         if not self._keeper.knows_users:
             raise SessionError("end_others(): this store does not know which sessions belong to a user")
+        self._refuse_actors("end_others()")
         self._verb("end_others()")
         self._intent = self._intent.end_others(user_id)
+
+    def impersonate(self, user_id: str, *, within: timedelta = timedelta(minutes=15)) -> None:
+        """Act as another user, in a new and empty session of that user. The app decides who may do so.
+
+        The session at hand stays alive. :meth:`stop_impersonating` returns to it, and the new session ends with it. The other
+        user sees the new session in listings and in the history, and not who acts. :attr:`actor_id` and the events say who.
+
+        Args:
+            within: how lately the user at hand must have proved who they are.
+        Raises:
+            SessionError: nobody is logged in; the proof is older than ``within``; the user acts as another one already;
+                ``user_id`` is their own; or the store does not know the sessions of a user.
+            SessionDataError: ``user_id`` is no user's id. ResponseStarted: the cookie can no longer be sent.
+        """
+        user_id = user_id_in("impersonate()", user_id)
+        self._refuse_actors("impersonate()")
+        if self.user_id is None or self._over:
+            raise SessionError("impersonate(): nobody is logged in; call log_in(user_id) first")
+        if user_id == self._user_id:
+            raise SessionError("impersonate(): this is the user who is logged in; give the id of another one")
+        if not self._keeper.knows_users:
+            raise SessionError("impersonate(): this store does not know which sessions belong to a user")
+        if not self.is_fresh(within):
+            raise SessionError(
+                "impersonate(): the last proof of who it is lies too far back; call confirm() after a new one"
+            )
+        self._verb("impersonate()")
+        actor = Session._empty(self._keeper, self._now)
+        actor._take(self)
+        actor._active, actor._cookie, actor._renewal_due = self._active, self._cookie, False
+        dict.clear(self)
+        self._maybe_changed = self._written = self._dirty = False
+        self._plan = None
+        self._begin(self._keeper.clock())
+        self._intent = NO_INTENT.log_in(None, keep_data=False)
+        self._user_id, self._authenticated_at, self._actor = user_id, actor._authenticated_at, actor
+
+    def stop_impersonating(self) -> None:
+        """End the impersonated session. The session of the actor is at hand again, with its data and a new token.
+
+        Raises:
+            SessionError: nobody acts as another user.
+            ResponseStarted: the cookie can no longer be sent.
+        """
+        if self.actor_id is None:
+            raise SessionError("stop_impersonating(): nobody acts as another user; impersonate(user_id) begins it")
+        self._verb("stop_impersonating()")
+        self._step_back()
+        self._intent = self._intent.regenerate()
 
     def destroy(self) -> None:
         """End this session. It is gone from the store when the response starts, even if the handler crashes after this.
@@ -487,6 +581,8 @@ class Session(TrackedDict):
         response has started: then the session ends in the store when the app returns, and only the cookie stays behind.
         """
         self._accessed = True
+        if self._actor is not None:
+            self._step_back()
         dict.clear(self)
         self._intent = self._intent.destroy(
             self._as_stored(), is_unknown=self._degraded, missing=self._missing, displaced=self._displaced()
@@ -600,6 +696,8 @@ class Session(TrackedDict):
     def mark_passive(self) -> None:
         """This request is no activity of the user: a poll, for example. It moves no idle timeout and renews no token."""
         self._active = self._touch_due = self._renewal_due = False
+        if self._actor is not None:
+            self._actor.mark_passive()
 
     def mark_accessed(self) -> None:
         """Note that the session was read. Starlette calls this in ``request.session``; every reading method does it by itself."""
@@ -620,6 +718,10 @@ class Session(TrackedDict):
                 "Call it before the first byte is sent or the WebSocket is accepted."
             )
         self._accessed = True
+
+    def _refuse_actors(self, name: str) -> None:
+        if self.actor_id is not None:
+            raise SessionError(f"{name}: a user acts as another one here; call stop_impersonating() before")
 
     def _as_stored(self) -> Leaving | None:
         """The session at hand as a request finds it that is to end it; of an unproven one, the session of its token."""
@@ -652,6 +754,24 @@ class Session(TrackedDict):
             stacklevel=3,
         )
         warned.add(name)
+
+
+_OF_A_SESSION: Final = (
+    *(
+        "_authenticated_at",
+        "_created_at",
+        "_dirty",
+        "_epoch",
+        "_id",
+        "_intent",
+        "_is_device_bound",
+        "_loaded",
+        "_marked",
+    ),
+    *("_maybe_changed", "_over", "_plan", "_proof", "_provider", "_record", "_remembered", "_renewal_due", "_stored"),
+    *("_touch_due", "_user_id", "_written"),
+)
+"""The attributes of a session that do not belong to the request."""
 
 
 def _a_key(called: str, key: object) -> str:

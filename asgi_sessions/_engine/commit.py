@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from asgi_sessions._core.facts import Facts, unpack_facts
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.history import Admission, Note, Rules, ended
-from asgi_sessions._core.intent import NO_INTENT, Asked, Intent
+from asgi_sessions._core.intent import NO_INTENT, Asked, Intent, Leaving
 from asgi_sessions._core.payload import merge
 from asgi_sessions._core.plan import (
     Call,
@@ -35,12 +35,13 @@ from asgi_sessions._core.plan import (
     Phase,
     Plan,
     Rename,
+    SaveActor,
     Step,
     Touch,
     Update,
 )
 from asgi_sessions._core.planner import Planner
-from asgi_sessions._core.record import ALIAS_REV, Body, Record, pack
+from asgi_sessions._core.record import ALIAS_REV, Body, Record, acting, pack
 from asgi_sessions._core.session import ATTRIBUTES, Session
 from asgi_sessions._core.token import owner_of_known
 from asgi_sessions._core.types import Event
@@ -99,7 +100,7 @@ class Committer:
         opened: OpenedRecords,
         providers: Providers,
     ) -> None:
-        self.calls = Calls(store, guard, planner, resolver, events, opened, providers)
+        self.calls = Calls(store, guard, planner, resolver, events, opened, providers, self._commit)
         self._guard = guard
         self._planner = planner
         self._resolver = resolver
@@ -178,7 +179,8 @@ class Committer:
         due, session._cookie = session._cookie, False
         if plan is not None and plan.cookie:
             return plan.cookie  # of what was committed: the token that the browser has is dead, or about to be
-        if session._intent.asked is Asked.DESTROY:
+        asked = session._intent.asked if session._actor is None else session._actor._intent.asked
+        if asked is Asked.DESTROY:
             # The user learns that the log-out failed. The session may live on, but not in this browser.
             return not self._planner.is_cookie_withheld(session)
         return due
@@ -212,6 +214,7 @@ class Committer:
             self._guard.keeps_time
             and session._intent is NO_INTENT
             and session._plan is None
+            and session._actor is None
             and not (session._degraded or session._over)
             and self._lives(session)
         )
@@ -298,6 +301,8 @@ class Committer:
             self.mark_ended(session, events)
             return True
         except SessionLimitReached:
+            if session._over:
+                raise  # it was the log-in of an actor, and this was done: see Calls.save_actor
             # The log-in did not happen. The session before it is as it was, and the browser has its cookie, or gets it now.
             session._plan = None
             events.append(self._events.event("session.refused", user_id=session._user_id, reason="limit"))
@@ -346,14 +351,14 @@ class Committer:
         if stored is not None and (stored.authenticated_at, stored.proof) != (authenticated_at, proof):
             session._authenticated_at, session._proof = authenticated_at, proof  # confirmed in this request
         is_moved = found.record.key != known.key and not found.is_renewed
-        if is_moved and session._intent.asked is Asked.REGENERATE:
-            # Another request has regenerated the session. Two cookies could reach the browser in the wrong order.
+        if is_moved and session._intent.asked is Asked.REGENERATE and not session._intent.displaced:
+            # Two cookies could reach the browser in the wrong order. One that has left an impersonated session has no other.
             session._intent = session._intent.settled()
         return True
 
     def mark_ended(self, session: Session, events: list[Event]) -> None:
         """Another request ended the session meanwhile. That is nobody's fault: a normal response, no cookie."""
-        events.append(self._events.event("session.lost", session_id=session._id or None, user_id=session._user_id))
+        events.append(self._events.event("session.lost", **session._named()))
         is_other = session._record is None  # after destroy() the session at hand is another one already
         session._end()
         session._over = not is_other
@@ -373,7 +378,8 @@ class Committer:
 
     def _warn_not_saved(self, session: Session, phase: Phase, events: list[Event]) -> None:
         why = _WHY_NOT_SAVED[phase]
-        events.append(self._events.event("session.not_saved", session_id=session._handle(), reason=why))
+        named = {**session._named(), "session_id": session._handle()}
+        events.append(self._events.event("session.not_saved", reason=why, **named))
         session._cookie, session._over = False, True
         if phase is not Phase.WITHHELD:
             warnings.warn(
@@ -410,8 +416,10 @@ class Calls:
         events: Events,
         opened: OpenedRecords,
         providers: Providers,
+        commit: Callable[..., Awaitable[None]],
     ) -> None:
         self._store: Any = store
+        self._commit = commit
         self._opened = opened
         self._providers = providers
         self._guard = guard
@@ -421,6 +429,8 @@ class Calls:
 
     async def create(self, session: Session, plan: Plan, call: Create, events: list[Event], again: bool) -> None:
         admitted, replaced = await self.admit(call.record, call.body, call.note)
+        if session._epoch != plan.epoch:
+            session = _holder(session, plan)
         if session._epoch != plan.epoch:
             # While this was under way, another task of the request destroyed the session or logged somebody in.
             plan.token = None
@@ -443,13 +453,15 @@ class Calls:
         replaced = admission.replaced if isinstance(admission, Admission) else None
         after = await self._providers.admitted(record, body) if body.provider else list[Event]()
         name = "session.created" if user_id is None else "session.logged_in"
+        if body.actor is not None:
+            name = "session.impersonated"
         events = list[Event]()
         if isinstance(admission, Admission) and admission.ended:
             events += self._events.ended(admission.ended, user_id, "limit")
         if not self._events.is_heard(name):
             return events + after, replaced
-        details: dict[str, Any] = {"remembered": body.remembered}
-        if isinstance(admission, Admission):
+        details: dict[str, Any] = {"remembered": body.remembered, **acting(body)}
+        if isinstance(admission, Admission) and body.actor is None:
             facts = unpack_facts(body.about) if body.about else Facts()
             details |= {
                 "new_device": admission.new_device,
@@ -503,6 +515,8 @@ class Calls:
                 raise
             if len(value) < guard.at_once:
                 self._opened.put(record.key, value, record, call.body)
+        if session._epoch != plan.epoch:
+            session = _holder(session, plan)
         if session._epoch == plan.epoch:
             session._adopt(call.record, call.body)
             session._note_saved()
@@ -517,24 +531,50 @@ class Calls:
             if there is None or there.id != record.id:
                 raise
         if session._epoch != plan.epoch:
+            session = _holder(session, plan)
+        if session._epoch != plan.epoch:
             session._intent = session._intent.moved(old, record)
             plan.token = None
             return
         session._adopt(record, body)
         session._note_saved()
         session._intent = session._intent.settled()
-        events.append(self._events.event(call.event, session_id=record.id, user_id=body.user_id))
+        what = {"session_id": record.id, "user_id": body.user_id, **acting(body)}
+        events.append(self._events.event(call.event, **what))
+
+    async def save_actor(self, session: Session, plan: Plan, call: SaveActor, events: list[Event], again: bool) -> None:
+        actor = session._actor
+        if actor is None:
+            return  # another task of the request has gone back to that session, and commits it
+        # No browser needs the token of the actor's session, unless the impersonated one could not be stored.
+        actor._origin, actor._started = session._origin, session._started and session._record is None
+        actor_id = actor._user_id
+        try:
+            await self._commit(actor, events, failed=call.failed, is_save=True)
+        except SessionLimitReached:
+            if session._record is not None:
+                left = Leaving(session._record, session._user_id, None, actor_id)
+                await self.end(session, plan, End(left, "impersonation_ended"), events, again)
+            session._record, session._plan = None, None
+            session._step_back()
+            session._cookie = actor._cookie
+            raise
+        finally:
+            actor._origin = None
+        if plan.token is None and actor._cookie is not False:
+            session._cookie = actor._cookie
+        actor._cookie = False
 
     async def end(self, session: Session, plan: Plan, call: End, events: list[Event], again: bool) -> None:
         leaving = call.leaving
-        displaced = session._intent.displaced
+        is_displaced = any(each is leaving for each in session._intent.displaced)
         gone = await self._resolver.end(leaving.record, call.reason, events)
-        if session._intent.displaced is leaving:
-            session._intent = session._intent.without_displaced()
+        if is_displaced:
+            session._intent = session._intent.without_displaced(leaving)
         elif session._intent.leaving is leaving:
             session._intent = session._intent.settled()
         if gone is None and not again:
-            if plan.row.store is Step.DELETE and leaving is not displaced:
+            if plan.row.store is Step.DELETE and not is_displaced:
                 raise RecordGone("the session was ended by someone else meanwhile")
             return
         self._left(session, plan, call, gone, events)
@@ -545,6 +585,9 @@ class Calls:
         if call.reason == "logged_out":
             reason = "destroyed" if leaving.user_id is None else "logged_out"
             events += self._events.ended([leaving.record.id], leaving.user_id, reason)
+        elif leaving.actor_id is not None:
+            what = {"session_id": leaving.record.id, "user_id": leaving.user_id, "actor_id": leaving.actor_id}
+            events.append(self._events.event("session.impersonation_ended", reason="stopped", **what))
         is_changed = gone is not None and gone.rev != leaving.record.rev
         if gone is not None and is_changed and leaving.payload is not None and session._epoch == plan.epoch:
             self._bring_along(session, plan, gone, leaving.payload, events)
@@ -641,11 +684,18 @@ class Calls:
             await self._rename_back(record, old, stored, has_alias=has_alias, note=note)
 
 
+def _holder(session: Session, plan: Plan) -> Session:
+    """The session that a plan was made for. Since then another task of the request may have called ``impersonate()``."""
+    actor = session._actor
+    return actor if actor is not None and actor._epoch == plan.epoch else session
+
+
 CALLERS: Mapping[type[Call], Callable[..., Awaitable[None]]] = {
     Create: Calls.create,
     Update: Calls.update,
     Rename: Calls.rename,
     Touch: Calls.touch,
+    SaveActor: Calls.save_actor,
     DeleteUnchanged: Calls.delete_unchanged,
     End: Calls.end,
     Confirm: Calls.confirm,

@@ -15,7 +15,7 @@ from asgi_sessions._engine.events import Events
 from asgi_sessions._engine.failures import reason_of
 from asgi_sessions._engine.guard import Guard, checked
 from asgi_sessions._engine.opened import OpenedRecords
-from asgi_sessions._engine.resolve import Resolver
+from asgi_sessions._engine.resolve import Found, Resolver
 from asgi_sessions.errors import RecordDamaged
 
 
@@ -104,7 +104,7 @@ class Loader:
                 for key in keys:
                     found = await self._resolver.by_token(key, events, record)
                     session._now = session._created_at = self._clock()
-                    if found is not None and self._fill(session, found.record, events=events):
+                    if found is not None and self._is_filled(session, found, events):
                         return
                     record = None
         except TimeoutError as error:
@@ -112,6 +112,19 @@ class Loader:
         finally:
             if events:
                 await self._events.emit(*events)
+
+    def _is_filled(self, session: Session, found: Found, events: list[Event]) -> bool:
+        """Fill the session, of an impersonated one also that of its actor."""
+        if found.actor is not None:
+            actor = Session._empty(self._keeper, session._now)
+            actor._active, actor._renews = session._active, False
+            if not self._fill(actor, *found.actor, events=events):
+                return False
+            session._actor = actor
+        if self._fill(session, found.record, found.body, events=events):
+            return True
+        session._actor = None
+        return False
 
     def _fill(
         self,
@@ -135,6 +148,8 @@ class Loader:
                 if value:
                     self._cache.put(record.key, value, record, body)
             if body.kind != "session" or rules.over(record, body, session._now) is not None:
+                return False
+            if body.actor is not None and events is None:
                 return False
             data = self._planner.codec.decode(body.payload)
         except RecordDamaged as damage:

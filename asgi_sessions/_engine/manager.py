@@ -168,12 +168,16 @@ class Manager:
         await self.commit(session, is_save=True, step="save")
 
     async def touch(self, session: Session) -> None:
-        """Note that the user of a session is here, if that was not noted within the last minute."""
+        """Note that the user of a session is here, and the actor, if that was not noted within the last minute."""
         if session._record is None or session._over:
             return
-        session._now, session._active = self.clock(), True
-        session._touch_due = self.timeouts.touch_due(session._record.seen_at, session._remembered, session._now)
-        if session._touch_due:
+        is_due, now = False, self.clock()
+        for each in (session, session._actor):
+            if each is not None and each._record is not None:
+                each._now, each._active = now, True
+                each._touch_due = self.timeouts.touch_due(each._record.seen_at, each._remembered, now)
+                is_due |= each._touch_due
+        if is_due:
             await self.commit(session, is_save=True, step="touch")
 
     async def reload(self, session: Session) -> None:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from asgi_sessions._core.history import EXPIRED, Note, Reason, ended
 from asgi_sessions._core.planner import RecordRules
-from asgi_sessions._core.record import ALIAS_REV, ALIASES, Body, Record
+from asgi_sessions._core.record import ALIAS_REV, ALIASES, Actor, Body, Record, acting
+from asgi_sessions._core.token import owner_of_known
 from asgi_sessions._core.types import Event
 from asgi_sessions._engine.contract import Store
 from asgi_sessions._engine.events import Events
@@ -32,6 +33,8 @@ class Found(NamedTuple):
     body: Body
     is_renewed: bool = True
     """Whether aliases of renewals alone led to it."""
+    actor: tuple[Record, Body] | None = None
+    """Of an impersonated session: the session of its actor."""
 
 
 class Resolver:
@@ -75,8 +78,14 @@ class Resolver:
         record: Record | None = None,
         *,
         kinds: Container[str] = ("session",),
+        impersonated: bool = True,
     ) -> Found | None:
-        """The living session that a token leads to; one whose time is over is ended. ``record``: what lies there, if known."""
+        """The living session that a token leads to; one whose time is over is ended.
+
+        Args:
+            record: what lies under the key, if known.
+            impersonated: whether an impersonated session counts. It ends with the session of its actor.
+        """
         for _ in range(MAX_HOPS + 1):
             if record is None:
                 record = await self.load(key, events)
@@ -93,8 +102,59 @@ class Resolver:
             except RecordDamaged as damage:
                 events.append(self._damaged(damage))  # without its id: nothing in it is to be believed
                 return None
-            is_found = body.kind in kinds and not await self.is_over(record, body, now, events)
-            return Found(record, body) if is_found else None
+            if body.kind not in kinds or await self.is_over(record, body, now, events):
+                return None
+            if body.actor is None:
+                return Found(record, body)
+            return await self._with_actor(record, body, body.actor, events) if impersonated else None
+        return None
+
+    async def by_id(
+        self,
+        owner: str,
+        id: str,
+        events: list[Event],
+        *,
+        kinds: Container[str] = ("session",),
+        impersonated: bool = True,
+    ) -> Found | None:
+        """The living session of a user with this id; ``None``: it has ended.
+
+        Raises:
+            RecordDamaged: its record does not open on this server.
+            StoreError: the store failed, or other requests moved the session each time.
+        """
+        seen, key = list[str](), ""
+        for _ in range(MAX_MOVES):
+            index = await self.index_of(owner)
+            if id not in index:
+                return None
+            key = index[id]
+            found = await self.by_token(key, events, kinds=kinds, impersonated=impersonated)
+            if found is not None and (found.record.id, found.record.owner) == (id, owner):
+                return found
+            if seen.count(key) == 2:  # it was looked for three times
+                break
+            seen.append(key)
+        else:
+            raise StoreError("other requests moved the session each time it was looked for")
+        record = await self.load(key, events)
+        if record is not None:
+            self._rules.open(record)
+        return None
+
+    async def _with_actor(self, record: Record, body: Body, actor: Actor, events: list[Event]) -> Found | None:
+        """An impersonated session with the session of its actor. Without that it is over, and ended at once."""
+        try:
+            found = await self.by_id(owner_of_known(actor.user_id), actor.id, events, impersonated=False)
+        except RecordDamaged:
+            return None  # reported; perhaps another server has the secret
+        if found is not None:
+            return Found(record, body, actor=(found.record, found.body))
+        note = self._rules.note(ended("impersonation_ended"), record.id, record.owner, body.about)
+        await self._guard.ask(self._store.delete, record.key, **noting(note))
+        what = {"session_id": record.id, "user_id": body.user_id, "actor_id": actor.user_id}
+        events.append(self._events.event("session.impersonation_ended", reason="actor_ended", **what))
         return None
 
     async def is_over(self, record: Record, body: Body, now: float, events: list[Event]) -> bool:
@@ -107,7 +167,8 @@ class Resolver:
         at = min(record.expires_at, now)
         note = self._rules.note(ended(reason), record.id, record.owner, body.about, at=at)
         await self._guard.ask(self._store.delete, record.key, **noting(note or self.in_passing(record.id)))
-        events.append(self._events.event("session.ended", session_id=record.id, user_id=body.user_id, reason=reason))
+        what = {"session_id": record.id, "user_id": body.user_id, **acting(body)}
+        events.append(self._events.event("session.ended", reason=reason, **what))
         return True
 
     def in_passing(self, id: str) -> Note | None:

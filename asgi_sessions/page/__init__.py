@@ -342,6 +342,9 @@ class SessionsPage:
 
     def _fresh_user(self, request: Request, *, api: bool = False) -> tuple[Session, str]:
         session, user_id = self._user(request, api=api)
+        if session.actor_id is not None:
+            refused = (403, "You act as this user. Stop that first.")
+            raise _api_error(*refused) if api else HTTPException(*refused)
         if self._within is None or session.is_fresh(self._within):
             return session, user_id
         refusal = (
@@ -463,7 +466,7 @@ def _placed(location: Location, strings: Strings) -> dict[str, Any]:
 
 
 def _card(info: SessionInfo, strings: Strings, now: datetime) -> dict[str, Any]:
-    device = strings.device(info.device)
+    device = strings.impersonated if info.is_impersonated else strings.device(info.device)
     return {
         "id": info.id,
         "current": info.current,
@@ -494,7 +497,13 @@ def _told(history: Sequence[HistoryEntry]) -> list[_Told]:
     """The first log-in of all is on a new device, too, and is no news."""
     first = next((entry for entry in reversed(history) if entry.event == "logged_in"), None)
     return [
-        _Told(entry, (entry.new_device and entry is not first) or entry.reason == "refresh_reused") for entry in history
+        _Told(
+            entry,
+            (entry.new_device and entry is not first)
+            or entry.event == "impersonated"
+            or entry.reason == "refresh_reused",
+        )
+        for entry in history
     ]
 
 
@@ -522,6 +531,7 @@ def _plain(info: SessionInfo) -> dict[str, Any]:
         "kind": info.kind,
         "remembered": info.remembered,
         "device_bound": info.device_bound,
+        "is_impersonated": info.is_impersonated,
         "created_at": info.created_at.isoformat(),
         "last_seen_at": info.last_seen_at.isoformat(),
         "authenticated_at": info.authenticated_at.isoformat(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from asgi_sessions._core.history import Reason
+from asgi_sessions._core.history import Happening, Reason
 from asgi_sessions._core.user_agent import Kind
 
 _TEXT = {"type": "string"}
@@ -41,7 +41,7 @@ _READING = {
 _CHANGING = {
     **_READING,
     "401": _problem("No user is logged in, or the last proof of who it is lies too far back."),
-    "403": _answer("Sent by another origin."),
+    "403": _answer("Sent by another origin, or by a user who acts as this one."),
 }
 _NOT_FOUND = {"404": _problem("There is no such session of this user.")}
 _ID = {"name": "id", "in": "path", "required": True, "schema": _TEXT}
@@ -61,6 +61,7 @@ _SCHEMAS = {
         kind={"type": "string", "enum": ["browser", "token"]},
         remembered=_FLAG,
         device_bound=_FLAG,
+        is_impersonated=_FLAG,
         created_at=_TIME,
         last_seen_at=_TIME,
         authenticated_at=_TIME,
@@ -70,7 +71,7 @@ _SCHEMAS = {
     ),
     "Entry": _object(
         at=_TIME,
-        event={"type": "string", "enum": ["logged_in", "stepped_up", "regenerated", "ended"]},
+        event={"type": "string", "enum": list(get_args(Happening))},
         reason={"enum": [*get_args(Reason), None]},
         session_id=_TEXT,
         new_device=_FLAG,

@@ -92,6 +92,8 @@ _EVENTS: Mapping[str, str] = {
     "new_device": "Logged in on a new device",
     "stepped_up": "Confirmed who you are",
     "regenerated": "Session renewed",
+    "impersonated": "Support staff began to act as you",
+    "impersonation_ended": "Support staff stopped acting as you",
     "logged_out": "Logged out",
     "revoked": "Logged out from another device",
     "revoked_all": "Logged out with all other devices",
@@ -139,6 +141,8 @@ class Strings:
     bound_here: str = "bound to this device"
     """Of the session that shows the page; :attr:`bound` of all others, and in the history."""
     bound: str = "bound to its device"
+    impersonated: str = "Support staff acts as you"
+    """In place of the device, of a session that :meth:`Session.impersonate` began."""
     app: str = "app"
     end: str = "Log out"
     log_out: str = "Log out"

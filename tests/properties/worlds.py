@@ -1,8 +1,8 @@
 """A small world in which one browser plays verbs, and everything that must be the same afterwards.
 
 Alice has two other sessions, on a laptop and a phone. Bob has one on a tablet. The browser under test starts with no session,
-an anonymous one or one of Alice's. A :class:`World` plays verbs in it. :meth:`World.seen` tells what is left, by behaviour and
-by looking into the store.
+an anonymous one, one of Alice's, or one in which Alice acts as Bob. A :class:`World` plays verbs in it. :meth:`World.seen` tells
+what is left, by behaviour and by looking into the store.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ VERBS: dict[str, Verb] = {
     "confirm": lambda session: session.confirm(),
     "destroy": lambda session: session.destroy(),
     "end others": lambda session: session.end_others(),
+    "act as bob": lambda session: session.impersonate("bob"),
+    "stop acting": lambda session: session.stop_impersonating(),
     "write": lambda session: session.update(written=session.get("written", 0) + 1),
     "save": lambda session: session.save(),
 }
 
-STARTS = ("nobody", "anonymous", "alice")
+STARTS = ("nobody", "anonymous", "alice", "alice as bob")
 
 USERS = ("alice", "bob")
 
@@ -48,6 +50,8 @@ class Seen:
     """Records that no cookie and no index leads to."""
     old_token: str | None
     """Who is logged in by the token that the browser began with."""
+    acting: tuple[str | None, str | None, dict[str, Any]]
+    """Who acts in the browser, and whose session with what data it has when that is stopped."""
 
 
 class World:
@@ -64,8 +68,11 @@ class World:
         await self.tablet.do(lambda session: session.log_in("bob"))
         if start != "nobody":
             await self.browser.do(lambda session: session.update(basket=["tea"]))
-        if start == "alice":
+        if start.startswith("alice"):
             await self.browser.do(VERBS["log in"])
+        if start == "alice as bob":
+            await self.browser.do(VERBS["act as bob"])
+            await self.browser.do(lambda session: session.update(note="of bob"))
         self.first = self.browser.another()
 
     async def one_request(self, verbs: Sequence[str], **plan: Any) -> Response:
@@ -94,7 +101,15 @@ class World:
         was_replaced = self.first.token not in (None, self.browser.token)
         old, _ = await look(self.first) if was_replaced else (None, {})
         lost = set(await self.keys()) - indexed - set(led_to)
-        return Seen(browsers, sessions, len(lost), old)
+        return Seen(browsers, sessions, len(lost), old, await self.acting())
+
+    async def acting(self) -> tuple[str | None, str | None, dict[str, Any]]:
+        found: list[str | None] = []
+        browser = self.browser.another()
+        await browser.do(lambda session: found.append(session.actor_id))
+        if found[0] is not None:
+            await browser.do(VERBS["stop acting"])
+        return (*found, *await look(browser))  # type: ignore[return-value]  # one of each
 
     async def clear(self) -> None:
         """End all sessions as users and browsers do, and look that nothing is left but what only leads to another key."""

@@ -71,6 +71,9 @@ async def handler(request: Request) -> JSONResponse:
         session.log_in("alice", remember=True)
         session.regenerate()
         session.confirm()
+        session.impersonate("bob", within=timedelta(minutes=5))
+        assert_type(session.actor_id, str | None)
+        session.stop_impersonating()
         await session.save()
     except (SessionDataError, StoreError) as error:
         assert_type(error, SessionDataError | StoreError)
