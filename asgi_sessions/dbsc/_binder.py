@@ -76,6 +76,8 @@ class Binder:
 
     def is_proven(self, scope: Scope, session: Session) -> bool:
         """Whether nothing is against the request: it proves the device, or its session is not bound."""
+        if session._actor is not None:
+            session = session._actor  # an impersonated session is as bound as that of its actor
         stored, record = session._stored, session._record
         if stored is None or record is None or not stored.device:
             return True
@@ -91,11 +93,12 @@ class Binder:
 
     async def judge(self, scope: Scope, send: Send, session: Session) -> Session | None:
         """The session that the app may see in a request that :meth:`is_proven` refuses; ``None``: it has been answered."""
-        stored, record = session._stored, session._record
+        bound = _bound(session)
+        stored, record = bound._stored, bound._record
         if stored is None or record is None:
             return session
-        if session._is_device_bound:
-            await self._confirm(session, Found(record, stored))
+        if bound._is_device_bound:
+            await self._confirm(bound, Found(record, stored))
             return session
         values = values_called(scope.get("headers", ()), f"{self._name}{record.id}=".encode("ascii"))
         is_expired = any(shown(stored.device, record.id, value) is not None for value in values)
@@ -137,7 +140,7 @@ class Binder:
 
     def closes_after(self, session: Session) -> float | None:
         """After how many seconds a socket or stream of this session is closed; ``None``: it is not."""
-        stored = session._stored
+        stored = _bound(session)._stored
         is_bound = stored is not None and stored.user_id is not None and bool(stored.device)
         return self._options.socket_seconds if is_bound and self._options.enforce else None
 
@@ -146,7 +149,7 @@ class Binder:
         stored, record = session._stored, session._record
         if stored is None or record is None or record.owner is None or stored.authenticated_at is None:
             return []
-        if is_confirmed(stored.device):
+        if is_confirmed(stored.device) or stored.actor is not None:
             return []
         if scope["type"] != "http" or stored.authenticated_at < session._now:
             return []  # not proved in this request
@@ -282,6 +285,11 @@ class Binder:
 
     def _below_root(self, scope: Scope, path: str) -> str:
         return quote(str(scope.get("root_path", "")).rstrip("/"), safe="/%") + path
+
+
+def _bound(session: Session) -> Session:
+    """The session whose device a request must prove: of an impersonated one, that of its actor."""
+    return session if session._actor is None else session._actor
 
 
 def _proof_in(values: list[bytes]) -> Proof:

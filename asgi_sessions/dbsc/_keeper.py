@@ -13,7 +13,7 @@ from asgi_sessions._core.record import Body
 from asgi_sessions._core.types import Event
 from asgi_sessions._engine.guard import checked
 from asgi_sessions._engine.manager import Manager
-from asgi_sessions._engine.resolve import MAX_ATTEMPTS, MAX_MOVES, Found
+from asgi_sessions._engine.resolve import MAX_ATTEMPTS, Found
 from asgi_sessions.dbsc._binding import REPEAT_SECONDS, Binding, Identity, new_binding, pack_binding, unpack_binding
 from asgi_sessions.dbsc._proof import Key
 from asgi_sessions.errors import RecordChanged, RecordDamaged, RecordGone, StoreError
@@ -42,33 +42,12 @@ class Keeper:
                 found = await resolver.by_token(key, events)
                 if found is not None and found.record.id == identity.id:
                     return found
-            return await self._find_by_index(identity, events) if is_signed else None
+            # ``None`` makes the browser drop its key, so the session must be known to have ended.
+            return await resolver.by_id(identity.owner, identity.id, events) if is_signed else None
+        except RecordDamaged as damage:
+            raise StoreError("the record of a bound session does not open on this server") from damage
         finally:
             await self._manager.events.emit(*events)
-
-    async def _find_by_index(self, identity: Identity, events: list[Event]) -> Found | None:
-        """The same without a cookie. ``None`` makes the browser drop its key, so the session must be known to have ended."""
-        resolver, seen, key = self._manager.resolver, list[str](), ""
-        for _ in range(MAX_MOVES):
-            index = await resolver.index_of(identity.owner)
-            if identity.id not in index:
-                return None
-            key = index[identity.id]
-            found = await resolver.by_token(key, events)
-            if found is not None and found.record.id == identity.id:
-                return found
-            if seen.count(key) == 2:  # it was looked for three times
-                break
-            seen.append(key)
-        else:
-            raise StoreError("other requests moved the session each time it was looked for")
-        record = await resolver.load(key, events)
-        if record is not None:
-            try:
-                self._manager.records.open(record)
-            except RecordDamaged as damage:
-                raise StoreError("the record of a bound session does not open on this server") from damage
-        return None
 
     async def register(self, found: Found, key: Key, now: float) -> Binding | None:
         """Bind a session to a key; ``None``: it is bound to another one, or has ended."""
