@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from asgi_sessions._asgi.exchange import stems_from
@@ -90,6 +91,8 @@ class BearerSession(Session):
         confirm = _refused("session.confirm()", _RENEW)
         begin_log_in = _refused("session.begin_log_in()", _RENEW)
         regenerate = _refused("session.regenerate()", _RENEW)
+        impersonate = _refused("session.impersonate()", "use the cookie session of the actor")
+        stop_impersonating = _refused("session.stop_impersonating()", "use the cookie session of the actor")
 
     def refuse(self, what: str, advice: str) -> SessionReadOnly:
         """The error for ``what``; the session remembers it."""
@@ -107,6 +110,16 @@ class BearerSession(Session):
         if not dict.__contains__(self, key):
             raise self.refuse("session.setdefault()", _KEEP_ELSEWHERE)
         return self[key]
+
+    @property
+    def actor_id(self) -> str | None:
+        """The user who acts as :attr:`user_id`, as the claim ``act`` says; ``None``: nobody but that user."""
+        self._accessed = True
+        return self._claims.actor_id
+
+    def is_fresh(self, within: timedelta, *, methods: Iterable[str] = (), level: int = 0) -> bool:
+        """As :meth:`Session.is_fresh`."""
+        return super().is_fresh(within, methods=methods, level=level) and self._claims.actor_id is None
 
     @property
     def is_new(self) -> bool:

@@ -44,6 +44,12 @@ class Claims:
     token_id: str
     extra: dict[str, Any]
 
+    @property
+    def actor_id(self) -> str | None:
+        """The user who acts as ``user_id`` (RFC 8693, section 4.1); ``None``: nobody but that user."""
+        actor: str | None = self.extra["act"]["sub"] if "act" in self.extra else None
+        return actor
+
 
 def encode(ring: KeyRing, claims: dict[str, Any]) -> str:
     """An access token with these claims.
@@ -106,6 +112,8 @@ def _checked(claims: dict[str, Any], issuer: str, audience: str, now: float) -> 
         raise TokenInvalid("the times of the token make no sense")
     if now >= exp + LEEWAY:
         raise TokenExpired("the token has expired")
+    if "act" in claims:
+        _text(claims["act"] if isinstance(claims["act"], dict) else {}, "sub")
     known = {"iss", "aud", "sub", "sid", "jti", "exp", "iat", "auth_time", "nbf", "client_id"}
     return Claims(sub, sid, iat, exp, auth_time, jti, {key: value for key, value in claims.items() if key not in known})
 

@@ -34,7 +34,7 @@ from asgi_sessions._core.history import Reason
 from asgi_sessions._core.payload import MessagePackCodec
 from asgi_sessions._core.provider import pack, provider_in
 from asgi_sessions._core.record import Body, Record
-from asgi_sessions._core.session import Session
+from asgi_sessions._core.session import OURS, Session
 from asgi_sessions._core.timeouts import duration
 from asgi_sessions._core.token import (
     ALPHABET,
@@ -195,9 +195,15 @@ class Tokens:
             SessionDataError: the user id, the data or the provider will not do, or the user id is too long for an access token
                 (6 kB).
             SessionLimitReached: the user has too many sessions.
+            SessionError: the request acts as another user.
             StoreError: the store failed.
         """
         user_id = user_id_in("log_in()", user_id)
+        session = None if scope is None else scope.get(OURS)
+        if session is not None and session.actor_id is not None:
+            raise SessionError(
+                "log_in(): this request acts as another user, and refresh tokens would outlive that; use access_token(session)"
+            )
         owner = owner_of_known(user_id)
         came_from = b"" if provider is None else pack(provider_in("log_in()", provider))
         manager, now, id = self._manager, self._manager.clock(), new_id()
@@ -219,9 +225,10 @@ class Tokens:
 
         The session must be as the store has it: nothing calls a token back if the request fails afterwards. If the request has
         proved its device, the token has the claim ``device_bound: true``. The token itself is not bound: a copy counts anywhere.
+        The token of an impersonated session has the claim ``act``, which names the actor (RFC 8693, section 4.1).
 
         Args:
-            claims: more of them, JSON; none of those that every token has, and no ``device_bound``.
+            claims: more of them, JSON; none of those that every token has, and neither ``device_bound`` nor ``act``.
         Raises:
             SessionError: nobody is logged in; the log-in or ``confirm()`` of this request is not saved yet; the session has
                 ended; or it came with an access token itself, and would then outlive that.
@@ -244,8 +251,12 @@ class Tokens:
         more: dict[str, Any] = {"device_bound": True} if session.is_device_bound else {}
         if session.methods:  # RFC 8176 and OpenID Connect Core 1.0, section 2
             more |= {"amr": list(session.methods), "acr": str(session.level)}
+        if session.actor_id is not None:
+            more["act"] = {"sub": session.actor_id}  # RFC 8693, section 4.1
         if clash := sorted(claims.keys() & {"amr", "acr"}):
             raise SessionDataError(f"access_token(): the claim {clash[0]!r} comes from log_in(methods=…)")
+        if "act" in claims:
+            raise SessionDataError("access_token(): the claim 'act' comes from impersonate()")
         if "device_bound" in claims:
             raise SessionDataError(
                 "access_token(): the claim 'device_bound' says whether the session is bound to a device"

@@ -55,6 +55,8 @@ WRITES: dict[str, Callable[[Any], Any]] = {
     "confirm": lambda session: session.confirm(),
     "begin_log_in": lambda session: session.begin_log_in("alice"),
     "regenerate": lambda session: session.regenerate(),
+    "impersonate": lambda session: session.impersonate("bob"),
+    "stop_impersonating": lambda session: session.stop_impersonating(),
     "end_others": lambda session: session.end_others(),
     "destroy": lambda session: session.destroy(),
     "mark_modified": lambda session: session.mark_modified(),
@@ -77,6 +79,7 @@ READS: dict[str, Callable[[Any], Any]] = {
     "attributes": lambda session: (
         session.id,
         session.user_id,
+        session.actor_id,
         session.is_new,
         session.created_at,
         session.authenticated_at,
