@@ -806,6 +806,24 @@ async def test_a_store_that_fails_on_the_way_to_the_actor_is_503_and_ends_nothin
     assert await of(support.browser, who) == ("bob", "alice")
 
 
+async def test_a_log_out_that_fails_deletes_the_cookie_though_somebody_acts_afterwards(
+    memory: MemoryStore, clock: FakeClock
+) -> None:
+    wrapped = Wrapped(memory)
+    support = await Support(wrapped, clock).begin(acts=False)
+
+    def handler(session: Session) -> None:
+        session.destroy()
+        session.log_in("alice")
+        session.impersonate("bob")
+        wrapped.fail = dict.fromkeys(("create", "delete"), StoreUnreachable("down"))
+
+    response = await support.browser.do(handler)
+
+    assert response.status == 503
+    assert "Max-Age=0" in (response.set_cookie or "")
+
+
 async def test_a_touch_of_the_actor_that_fails_is_forgiven(memory: MemoryStore, clock: FakeClock) -> None:
     wrapped = Wrapped(memory)
     support = await Support(wrapped, clock).begin()

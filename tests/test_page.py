@@ -47,11 +47,16 @@ async def log_in(request: Request) -> Response:
     return PlainTextResponse("in")
 
 
+async def act_as(request: Request) -> Response:
+    request.session.impersonate(request.query_params["user"])  # type: ignore[attr-defined]  # Starlette types it as a dict
+    return PlainTextResponse("acting")
+
+
 def an_app(store: Store, clock: FakeClock, **options: Any) -> Starlette:
     sessions = Sessions(store, clock=clock)
     page = SessionsPage(sessions, **options)
     return Starlette(
-        routes=[Route("/login", log_in), Mount("/account/sessions", page)],
+        routes=[Route("/login", log_in), Route("/act-as", act_as), Mount("/account/sessions", page)],
         middleware=[Middleware(SessionMiddleware, sessions)],
     )
 
@@ -276,6 +281,48 @@ async def test_this_session_is_a_log_out(visit: Visit) -> None:
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
     assert "Max-Age=0" in answer.headers["set-cookie"]
     assert (await laptop.get(HOME)).status_code == 401
+
+
+async def test_the_page_tells_that_another_user_acts_as_this_one(visit: Visit) -> None:
+    """And neither who, nor where from. The user can end that session."""
+    phone, support = visit(PHONE), visit(LAPTOP, address="198.51.100.7")
+    await phone.get("/login")
+    await support.get("/login?user=sue")
+    await support.get("/act-as?user=alice")
+
+    page = await phone.get(HOME)
+    listed = (await phone.get(f"{HOME}api/sessions")).json()["sessions"]
+    (acting,) = [each for each in listed if each["is_impersonated"]]
+
+    assert "Support staff acts as you" in page.text
+    assert "Support staff began to act as you" in page.text
+    for word in ("sue", "198.51.100", "Linux", "nknown"):
+        assert word not in page.text
+    assert (acting["device"]["browser"], acting["location"]["network"]) == (None, None)
+    ended = await phone.post(f"{HOME}end", data={"id": acting["id"]})
+    assert ended.headers["location"] == "./?done=ended"
+    assert (await support.get(HOME)).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "end"),
+        ("POST", "end-others"),
+        ("POST", "rename"),
+        ("DELETE", "api/sessions"),
+        ("DELETE", "api/sessions/AAAAAAAAAAAAAAAA"),
+        ("PATCH", "api/sessions/AAAAAAAAAAAAAAAA"),
+    ],
+)
+async def test_who_acts_as_a_user_ends_and_renames_nothing(visit: Visit, method: str, path: str) -> None:
+    phone, support = visit(PHONE), visit()
+    await phone.get("/login")
+    await support.get("/login?user=sue")
+    await support.get("/act-as?user=alice")
+
+    assert (await support.request(method, HOME + path)).status_code == 403
+    assert len((await support.get(f"{HOME}api/sessions")).json()["sessions"]) == 2
 
 
 async def test_a_device_is_renamed_and_its_name_is_escaped(visit: Visit) -> None:

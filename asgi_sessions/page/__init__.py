@@ -465,6 +465,10 @@ def _placed(location: Location, strings: Strings) -> dict[str, Any]:
     return {"place": strings.place(location) or network, "country": country or "", "network": network}
 
 
+_NOWHERE: Final = {"place": "", "country": "", "network": ""}
+"""Nothing is kept of the place of a user who acts as another one."""
+
+
 def _card(info: SessionInfo, strings: Strings, now: datetime) -> dict[str, Any]:
     device = strings.impersonated if info.is_impersonated else strings.device(info.device)
     return {
@@ -476,7 +480,7 @@ def _card(info: SessionInfo, strings: Strings, now: datetime) -> dict[str, Any]:
         "kind": info.device.kind,
         "kind_said": strings.kinds[info.device.kind],
         "browser": " ".join(filter(None, (info.device.browser, info.device.version))),
-        **_placed(info.location, strings),
+        **(_NOWHERE if info.is_impersonated else _placed(info.location, strings)),
         "last_seen_at": info.last_seen_at.isoformat(timespec="seconds"),
         "last_seen": strings.ago(now - info.last_seen_at),
         "created_at": info.created_at.isoformat(timespec="seconds"),
@@ -510,12 +514,13 @@ def _told(history: Sequence[HistoryEntry]) -> list[_Told]:
 def _happening(told: _Told, strings: Strings, session: Session) -> dict[str, Any]:
     entry, is_news = told
     key = entry.reason or ("new_device" if entry.new_device and is_news else entry.event)
+    by_actor = key in ("impersonated", "impersonation_ended")
     return {
         "at": entry.at.isoformat(timespec="minutes"),
         "when": strings.date(entry.at),
         "what": strings.events[key],
-        "device": strings.device(entry.device),
-        **_placed(entry.location, strings),
+        "device": "" if by_actor else strings.device(entry.device),
+        **(_NOWHERE if by_actor else _placed(entry.location, strings)),
         "notable": is_news and entry.session_id != session.id,
         "ended": entry.event == "ended",
         "bound": strings.bound if entry.device_bound else "",
