@@ -416,9 +416,8 @@ class Session(TrackedDict):
     ) -> None:
         """Give the session a user: a new session with a new token and new clocks; the token before it is dead at once.
 
-        The data stays, so that a basket survives the log-in; unless somebody else was logged in: then it is dropped now, and
-        what is written after this call belongs to the new user. ``remember=True``: the longer timeouts, and a cookie that
-        survives the browser's restart.
+        The data stays, unless another user was logged in. Then it is dropped, and later writes belong to the new user.
+        ``remember=True``: the longer timeouts, and a cookie that survives a restart of the browser.
 
         Args:
             methods: how the user proved who they are: ``["pwd", "otp"]`` (RFC 8176). Those of :meth:`begin_log_in` are added.
@@ -437,8 +436,7 @@ class Session(TrackedDict):
         self._verb("log_in()")
         if self._actor is not None:
             self._step_back()
-        kept = self._user_id is None or self._user_id == user_id
-        if not kept:
+        if not (kept := self._user_id is None or self._user_id == user_id):
             dict.clear(self)
         stored, displaced = self._as_stored(), None if self._unproven is None else self._displaced()
         self._intent = self._intent.log_in(stored, keep_data=kept, displaced=displaced)

@@ -231,8 +231,7 @@ class Committer:
             return
         if await self._attempt(session, events, failed=failed, is_save=is_save):
             return
-        # Someone else was faster. Queue up with the others of this process, or everybody meets again at every attempt.
-        # A lock belongs to one event loop, and a loop to one thread.
+        # Another request was faster. Without a queue, those of this process would collide at every attempt.
         async with self._queues.setdefault((session._id, threading.get_ident()), anyio.Lock()):
             for attempt in range(MAX_ATTEMPTS):
                 if await self._attempt(session, events, failed=failed, is_save=is_save):
@@ -378,7 +377,7 @@ class Committer:
 
     def _warn_not_saved(self, session: Session, phase: Phase, events: list[Event]) -> None:
         why = _WHY_NOT_SAVED[phase]
-        named = {**session._named(), "session_id": session._handle()}
+        named = session._named() | {"session_id": session._handle()}
         events.append(self._events.event("session.not_saved", reason=why, **named))
         session._cookie, session._over = False, True
         if phase is not Phase.WITHHELD:
