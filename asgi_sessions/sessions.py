@@ -25,10 +25,10 @@ import builtins
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict
 from weakref import WeakKeyDictionary, WeakSet
 
 from asgi_sessions._core.adoption import Reader
@@ -39,7 +39,7 @@ from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.history import Entry, Happening, Reason
 from asgi_sessions._core.provider import name_in
 from asgi_sessions._core.record import Body, Record
-from asgi_sessions._core.session import Session
+from asgi_sessions._core.session import OURS, Session
 from asgi_sessions._core.timeouts import Timeouts, duration
 from asgi_sessions._core.token import is_id, owner_of
 from asgi_sessions._core.types import Clock, EventHook, instant
@@ -473,6 +473,13 @@ def refuse_no_users(called: str, store: object) -> None:
         raise ConfigurationError(
             f"{called}: {type(store).__name__} does not know which sessions belong to a user; it has no {', '.join(missing)}"
         )
+
+
+def refuse_actors(called: str, scope: Mapping[str, Any] | None, why: str) -> None:
+    """Raise SessionError if the user of this request acts as another one. ``why``: what would come of it."""
+    session: Session | None = None if scope is None else scope.get(OURS)
+    if session is not None and session.actor_id is not None:
+        raise SessionError(f"{called}: this request acts as another user, and {why}")
 
 
 _using: WeakKeyDictionary[Store, WeakSet[Sessions]] = WeakKeyDictionary()

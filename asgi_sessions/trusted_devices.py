@@ -33,7 +33,7 @@ from asgi_sessions._core.token import KEY_CHARS, TokenMint, base64url, key_of, o
 from asgi_sessions._core.types import Scope
 from asgi_sessions._engine.manager import MAX_CANDIDATES
 from asgi_sessions.errors import ConfigurationError
-from asgi_sessions.sessions import Sessions
+from asgi_sessions.sessions import Sessions, refuse_actors
 
 DEVICE_COOKIE: Final = CookieConfig("__Host-Http-device")
 """The cookie by which a browser is recognised."""
@@ -105,7 +105,9 @@ class TrustedDevices:
             The ``Set-Cookie`` header for the response.
         Raises:
             SessionDataError: ``user_id`` is no user's id. StoreError: the store failed; the browser is not trusted.
+            SessionError: a user who acts as another one sends the request.
         """
+        refuse_actors("remember()", scope, "their browser would be trusted as that of the user")
         owner, keys, now = owner_of(user_id), self._keys(scope), self._manager.clock()
         token, links = self._mint.mint(), self._manager.links
         async with self._manager.asking("trusted device"):

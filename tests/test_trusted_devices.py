@@ -9,11 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_sessions import ConfigurationError, CookieConfig, MemoryStore, SessionDataError, Sessions, StoreError
+from asgi_sessions import (
+    ConfigurationError,
+    CookieConfig,
+    MemoryStore,
+    SessionDataError,
+    SessionError,
+    SessionMiddleware,
+    Sessions,
+    StoreError,
+)
 from asgi_sessions.errors import StoreUnreachable
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.trusted_devices import MOST_USERS, TrustedDevices, _time, _unpack
+from tests.support import Browser, app_with, inner_app, log_in
 from tests.wrapped import Wrapped
 
 SECRET = "kq3v8Jw0pXzLr5Yt2Nb7Mf9Gh4Dc6Sa1Ee0"
@@ -206,3 +216,18 @@ def test_what_does_not_fit_together_fails_when_the_app_is_built(memory: MemorySt
 def test_bytes_of_others_trust_nobody(data: bytes) -> None:
     assert isinstance(_unpack(data), dict)
     assert isinstance(_time(data), float | int)
+
+
+async def test_the_browser_of_an_actor_is_not_trusted(trusted: TrustedDevices, sessions: Sessions) -> None:
+    """Support staff who act as a user would skip that user's second factor afterwards."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with pytest.raises(SessionError, match="acts as another user"):
+            await trusted.remember(scope, scope["session"].user_id)
+        await inner_app(scope, receive, send)
+
+    browser = Browser(app_with(sessions))
+    await browser.do(log_in("sue"))
+    await browser.do(lambda session: session.impersonate("alice"))
+
+    assert (await Browser(SessionMiddleware(app, sessions), browser.token).do()).status == 200

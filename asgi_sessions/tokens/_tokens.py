@@ -34,7 +34,7 @@ from asgi_sessions._core.history import Reason
 from asgi_sessions._core.payload import MessagePackCodec
 from asgi_sessions._core.provider import pack, provider_in
 from asgi_sessions._core.record import Body, Record
-from asgi_sessions._core.session import OURS, Session
+from asgi_sessions._core.session import Session
 from asgi_sessions._core.timeouts import duration
 from asgi_sessions._core.token import (
     ALPHABET,
@@ -64,7 +64,7 @@ from asgi_sessions.errors import (
     TokenInvalid,
     TokenReused,
 )
-from asgi_sessions.sessions import UNKNOWN, Sessions, SessionsOptions, refuse_no_users, sessions_of
+from asgi_sessions.sessions import UNKNOWN, Sessions, SessionsOptions, refuse_actors, refuse_no_users, sessions_of
 from asgi_sessions.tokens import _jwt
 from asgi_sessions.tokens._jwt import Claims
 from asgi_sessions.tokens._keys import KeyRing, SigningKey
@@ -199,11 +199,7 @@ class Tokens:
             StoreError: the store failed.
         """
         user_id = user_id_in("log_in()", user_id)
-        session = None if scope is None else scope.get(OURS)
-        if session is not None and session.actor_id is not None:
-            raise SessionError(
-                "log_in(): this request acts as another user, and refresh tokens would outlive that; use access_token(session)"
-            )
+        refuse_actors("log_in()", scope, "refresh tokens would outlive that; use access_token(session)")
         owner = owner_of_known(user_id)
         came_from = b"" if provider is None else pack(provider_in("log_in()", provider))
         manager, now, id = self._manager, self._manager.clock(), new_id()
