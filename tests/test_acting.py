@@ -169,6 +169,16 @@ async def test_a_failed_request_still_logs_out_of_both(support: Support) -> None
     assert support.acting_id not in await support.ids("bob")
 
 
+async def test_a_failed_request_logs_out_though_somebody_acts_afterwards(store: Store, clock: FakeClock) -> None:
+    support = await Support(store, clock).begin(acts=False)
+
+    response = await support.browser.do(then(destroy, log_in("alice"), act_as("bob")), status=500)
+
+    assert "Max-Age=0" in (response.set_cookie or "")
+    assert await support.ids("alice") == set()
+    assert len(await support.ids("bob")) == 1
+
+
 @pytest.mark.parametrize("user_id", ["bob", "carol"])
 async def test_a_log_in_ends_both_sessions_and_nothing_of_them_is_carried_over(support: Support, user_id: str) -> None:
     await support.browser.do(put(note="of bob"))
@@ -720,7 +730,7 @@ def bodies(now: float, own_id: str) -> dict[str, Any]:
         "a map": {"user_id": "alice", "id": id},
         "a session that is not there": ["alice", id],
         "a user who is not there": ["nobody", own_id],
-        "a session of another user": ["carol", own_id],
+        "a session of another user": ["bob", own_id],
         "text that is not UTF-8": msgspec.Raw(b"\x92\xa2\xff\xfe\xb0" + id.encode()),
         "many fields": [*msgspec.to_builtins(fine), "later"],
     }
@@ -824,6 +834,26 @@ async def test_a_log_out_that_fails_deletes_the_cookie_though_somebody_acts_afte
     assert "Max-Age=0" in (response.set_cookie or "")
 
 
+@pytest.mark.parametrize("verb", [stop, destroy, log_in("carol")], ids=["stop", "destroy", "log in"])
+async def test_a_session_whose_beginning_got_no_answer_ends_with_the_next_verb(
+    memory: MemoryStore, clock: FakeClock, verb: Handler
+) -> None:
+    wrapped = Wrapped(memory)
+    support = await Support(wrapped, clock).begin(acts=False)
+
+    async def handler(session: Session) -> None:
+        session.impersonate("bob")
+        wrapped.fail_after["create"] = StoreUnreachable("its answer was lost")
+        with pytest.raises(StoreUnreachable):
+            await session.save()
+        wrapped.fail_after.clear()
+        verb(session)
+
+    await support.browser.do(handler)
+
+    assert not any(each.is_impersonated for each in await support.sessions.list("bob"))
+
+
 async def test_a_touch_of_the_actor_that_fails_is_forgiven(memory: MemoryStore, clock: FakeClock) -> None:
     wrapped = Wrapped(memory)
     support = await Support(wrapped, clock).begin()
@@ -882,3 +912,15 @@ async def test_nothing_of_the_actor_stands_in_the_clear(memory: MemoryStore, clo
     assert record.owner == owner_of("bob")
     assert b"alice" not in record.body
     assert support.id.encode() not in record.body
+
+
+async def test_nobody_is_acted_as(memory: MemoryStore, clock: FakeClock) -> None:
+    """A record of a visitor with an actor was made by somebody who writes to the store."""
+    support = await Support(memory, clock).begin()
+    visitor = Browser(support.app)
+    await visitor.do(put(a=1))
+
+    put_in(memory, visitor.key, ["alice", support.id])
+
+    assert await of(visitor, who) == (None, None)
+    assert "session.damaged" in [event.name for event in support.events]

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from asgi_sessions._core.cipher import Secrets
-from asgi_sessions._core.token import ID_CHARS, OWNER_CHARS, SHARD_CHARS, is_id, owner_of_known
+from asgi_sessions._core.token import ID_CHARS, OWNER_CHARS, SHARD_CHARS, owner_of_known
 from asgi_sessions.errors import RecordDamaged
 
 ALIAS_REV: Final = 0
@@ -191,8 +191,6 @@ def _makes_sense(record: Record, body: Body) -> bool:
         return False
     if body.user_id is None:
         return record.owner is None and authenticated_at is None and body.actor is None
-    if body.actor is not None and not (body.kind == "session" and body.actor.user_id and is_id(body.actor.id)):
-        return False
     return authenticated_at is not None and record.owner == owner_of_known(body.user_id)
 
 

@@ -754,21 +754,10 @@ class Session(TrackedDict):
         warned.add(name)
 
 
-_OF_A_SESSION: Final = (
-    *(
-        "_authenticated_at",
-        "_created_at",
-        "_dirty",
-        "_epoch",
-        "_id",
-        "_intent",
-        "_is_device_bound",
-        "_loaded",
-        "_marked",
-    ),
-    *("_maybe_changed", "_over", "_plan", "_proof", "_provider", "_record", "_remembered", "_renewal_due", "_stored"),
-    *("_touch_due", "_user_id", "_written"),
+_OF_A_REQUEST: Final = {"_accessed", "_active", "_actor", "_committing", "_cookie", "_degraded", "_had_user"} | (
+    {"_is_withheld", "_keeper", "_missing", "_next_turn", "_now", "_origin", "_renews", "_started", "_unproven"}
 )
+_OF_A_SESSION: Final = tuple({*Session.__slots__, *TrackedDict.__slots__} - _OF_A_REQUEST)
 """The attributes of a session that do not belong to the request."""
 
 

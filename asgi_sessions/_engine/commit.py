@@ -179,8 +179,7 @@ class Committer:
         due, session._cookie = session._cookie, False
         if plan is not None and plan.cookie:
             return plan.cookie  # of what was committed: the token that the browser has is dead, or about to be
-        asked = session._intent.asked if session._actor is None else session._actor._intent.asked
-        if asked is Asked.DESTROY:
+        if (session if session._actor is None else session._actor)._intent.asked is Asked.DESTROY:
             # The user learns that the log-out failed. The session may live on, but not in this browser.
             return not self._planner.is_cookie_withheld(session)
         return due

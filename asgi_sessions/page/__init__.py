@@ -446,7 +446,7 @@ def _by_device(found: Sequence[SessionInfo], strings: Strings, now: datetime) ->
     groups: dict[tuple[object, ...], list[dict[str, Any]]] = {}
     for info in found:
         device = info.device
-        key = (info.name, info.kind, device.browser, device.system, device.kind)
+        key = (info.name, info.kind, device.browser, device.system, device.kind, info.is_impersonated)
         groups.setdefault(key, []).append(_card(info, strings, now))
     return [
         {
@@ -465,10 +465,6 @@ def _placed(location: Location, strings: Strings) -> dict[str, Any]:
     return {"place": strings.place(location) or network, "country": country or "", "network": network}
 
 
-_NOWHERE: Final = {"place": "", "country": "", "network": ""}
-"""Nothing is kept of the place of a user who acts as another one."""
-
-
 def _card(info: SessionInfo, strings: Strings, now: datetime) -> dict[str, Any]:
     device = strings.impersonated if info.is_impersonated else strings.device(info.device)
     return {
@@ -480,7 +476,7 @@ def _card(info: SessionInfo, strings: Strings, now: datetime) -> dict[str, Any]:
         "kind": info.device.kind,
         "kind_said": strings.kinds[info.device.kind],
         "browser": " ".join(filter(None, (info.device.browser, info.device.version))),
-        **(_NOWHERE if info.is_impersonated else _placed(info.location, strings)),
+        **_placed(info.location, strings),
         "last_seen_at": info.last_seen_at.isoformat(timespec="seconds"),
         "last_seen": strings.ago(now - info.last_seen_at),
         "created_at": info.created_at.isoformat(timespec="seconds"),
@@ -489,6 +485,10 @@ def _card(info: SessionInfo, strings: Strings, now: datetime) -> dict[str, Any]:
         "bound": "" if not info.device_bound else strings.bound_here if info.current else strings.bound,
         "app": info.kind == "token",
     }
+
+
+_NEWS: Final = frozenset({"refresh_reused", "impersonated"})
+"""Events and reasons at which a user should look twice."""
 
 
 class _Told(NamedTuple):
@@ -501,12 +501,7 @@ def _told(history: Sequence[HistoryEntry]) -> list[_Told]:
     """The first log-in of all is on a new device, too, and is no news."""
     first = next((entry for entry in reversed(history) if entry.event == "logged_in"), None)
     return [
-        _Told(
-            entry,
-            (entry.new_device and entry is not first)
-            or entry.event == "impersonated"
-            or entry.reason == "refresh_reused",
-        )
+        _Told(entry, (entry.new_device and entry is not first) or (entry.reason or entry.event) in _NEWS)
         for entry in history
     ]
 
@@ -514,13 +509,13 @@ def _told(history: Sequence[HistoryEntry]) -> list[_Told]:
 def _happening(told: _Told, strings: Strings, session: Session) -> dict[str, Any]:
     entry, is_news = told
     key = entry.reason or ("new_device" if entry.new_device and is_news else entry.event)
-    by_actor = key in ("impersonated", "impersonation_ended")
+    by_actor = key in ("impersonated", "impersonation_ended")  # nothing is kept of where the actor is
     return {
         "at": entry.at.isoformat(timespec="minutes"),
         "when": strings.date(entry.at),
         "what": strings.events[key],
         "device": "" if by_actor else strings.device(entry.device),
-        **(_NOWHERE if by_actor else _placed(entry.location, strings)),
+        **_placed(entry.location, strings),
         "notable": is_news and entry.session_id != session.id,
         "ended": entry.event == "ended",
         "bound": strings.bound if entry.device_bound else "",
