@@ -131,7 +131,7 @@ def test_a_node_that_sends_on_is_understood(text: str, leads_to: tuple[int, Addr
 
 @pytest.mark.parametrize("text", ["MOVED", "MOVED x y", "MOVED 1 nowhere", "ASK 5 a:b"])
 def test_a_node_that_sends_on_to_nowhere_is_a_store_error(text: str) -> None:
-    with pytest.raises(StoreError, match="nowhere"):
+    with pytest.raises(StoreError, match="redirect without an address"):
         _redirected(Refused(text), HERE)
 
 
@@ -216,7 +216,7 @@ async def test_who_is_under_suspicion_is_asked_last_for_the_map(
     store: RedisStore, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may hang, and each look at the map would begin with waiting for it."""
-    monkeypatch.setattr("asgi_sessions.stores.redis._cluster.LOOK_PAUSE", 0)
+    monkeypatch.setattr("asgi_sessions.stores.redis._cluster.REFRESH_PAUSE", 0)
     await store.load(a_record().key)
     known, node = a_map(store), cluster.nodes[0]
 
@@ -272,7 +272,7 @@ async def test_what_is_under_way_when_the_store_is_closed_opens_no_connection_af
         node.signal(signal.SIGCONT)
 
     assert known._connections == {}
-    assert known._looking is None or known._looking.done()
+    assert known._refreshing is None or known._refreshing.done()
 
 
 def test_each_event_loop_has_its_own_connections(cluster: Cluster) -> None:
@@ -358,7 +358,7 @@ async def test_a_node_that_shows_nonsense_is_passed_over(cluster: Cluster) -> No
         await known.connection_to(Address("127.0.0.1", proxy.port), "map").ready()
         proxy.garbage = b"$2\r\nok\r\n*1\r\n*1\r\n:5\r\n"
 
-        await known.look()
+        await known.refresh()
 
         assert known.primaries
         assert proxy.garbage == b""  # it was shown
@@ -718,6 +718,6 @@ async def test_a_slot_that_is_on_its_way_is_not_walked_through(store: RedisStore
     await store.create(record)
     source, target = cluster.nodes[:2]
 
-    with cluster.half_moved(slot, source, target, lambda _: True), pytest.raises(StoreError, match="on their way"):
+    with cluster.half_moved(slot, source, target, lambda _: True), pytest.raises(StoreError, match="is moving to another node"):
         await store.scan(str(slot), 10)
     await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))

@@ -86,9 +86,9 @@ def test_a_look_at_a_cluster_that_fails_at_once_is_repeated() -> None:
     async def test() -> None:
         known = Map(pool_at, [Address("127.0.0.1", 1)])
         for _ in range(2):
-            known._looked_at = 0.0
+            known._refreshed_at = 0.0
             with pytest.raises(RedisError):
-                await known.look()
+                await known.refresh()
 
         assert len(asked) == 2
 

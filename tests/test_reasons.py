@@ -141,10 +141,10 @@ def test_an_error_of_sqlalchemy_says_what_its_driver_said() -> None:
 
 
 def test_causes_are_told_once_and_a_circle_ends() -> None:
-    inner, outer = RuntimeError("refused"), StoreError("Redis cannot be asked: RuntimeError: refused")
+    inner, outer = RuntimeError("refused"), StoreError("Redis is unreachable: RuntimeError: refused")
     outer.__cause__, inner.__cause__ = inner, outer
 
-    assert reason_of(outer) == "Redis cannot be asked: RuntimeError: refused"
+    assert reason_of(outer) == "Redis is unreachable: RuntimeError: refused"
     assert reason_of(ExceptionGroup("several", [inner, ValueError()])).startswith("RuntimeError: refused")
 
 

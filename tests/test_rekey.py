@@ -342,7 +342,7 @@ async def test_a_server_that_was_restarted_in_the_middle_is_walked_through_to_th
         await rest.shows(r"100\.0%")
 
     assert (run.process.returncode, rest.process.returncode) == (1, 0)
-    assert "stopped: Redis cannot be asked" in run.shown
+    assert "stopped: Redis is unreachable" in run.shown
     assert await are_all_by_the_first(store, 1000)
     await store.aclose()
 

@@ -13,7 +13,7 @@ import redis
 import redis.asyncio
 
 from asgi_sessions import Event, RedisStore, Sessions, StoreError
-from asgi_sessions.stores.redis._server import Runs, advice, said_in, snapshots_in
+from asgi_sessions.stores.redis._server import Runs, advice, info_in, snapshots_in
 from asgi_sessions.testing import a_record
 from tests.clusters import AT_ONCE, Cluster, Node, Nodes, Watched, until
 from tests.conftest import Server
@@ -53,7 +53,7 @@ async def said_of(store: RedisStore, caplog: pytest.LogCaptureFixture) -> list[s
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (SNAPSHOTS, ["keeps snapshots and no append-only file", "appendonly yes"]),
+        (SNAPSHOTS, ["it has no append-only file; it keeps snapshots", "appendonly yes"]),
         ((*SNAPSHOTS, "--appendonly", "yes"), []),
         (("--appendonly", "yes"), []),
         ((), []),
@@ -81,12 +81,12 @@ async def test_of_a_client_of_the_apps_too(own_server: Server, caplog: pytest.Lo
         said = await said_of(RedisStore(client), caplog)
 
     assert len(said) == 1
-    assert "keeps snapshots and no append-only file" in said[0]
+    assert "it has no append-only file; it keeps snapshots" in said[0]
 
 
 @pytest.mark.parametrize(
     ("wanted", "word"),
-    [(0, "durable_ends='all'"), (1, None), ("all", None), (2, "durable_ends=2 is more than its replicas, 1")],
+    [(0, "durable_ends='all'"), (1, None), ("all", None), (2, "durable_ends=2, but it has 1 replicas")],
 )
 async def test_replicas_and_what_is_asked_of_them(
     caplog: pytest.LogCaptureFixture, wanted: Any, word: str | None
@@ -118,10 +118,10 @@ class Pair(Nodes):
 
 @pytest.mark.parametrize("answer", [b"", b"hello", None, 7, [], {"a": 1}, {}])
 def test_a_strange_answer_says_nothing(answer: Any) -> None:
-    said = said_in(answer)
+    said = info_in(answer)
 
     assert advice(said, snapshots_in(answer), 3) == []
-    assert Runs().hear(None, None, said, None) is None
+    assert Runs().note(None, None, said, None) is None
 
 
 # ── Another run ──
@@ -157,11 +157,9 @@ async def test_a_restart_is_an_event_and_the_app_can_end_what_came_back(
     assert came_back["user_id"] == "alice"
     await eventually(lambda: any(event.details.get("reason") == "revoked_all" for event in heard))
     assert (await read(thief))["user_id"] is None
-    assert restored(heard) == [
-        {"host": f"127.0.0.1:{own_server.port}", "reason": "the server is another run than before"}
-    ]
+    assert restored(heard) == [{"host": f"127.0.0.1:{own_server.port}", "reason": "the server restarted"}]
     assert [line for line in caplog.messages if line.startswith("store.restored")] == [
-        f"store.restored host=127.0.0.1:{own_server.port} session=None reason=the server is another run than before"
+        f"store.restored host=127.0.0.1:{own_server.port} session=None reason=the server restarted"
     ]
     later = Browser(app)
     await later.do(log_in("alice"))
@@ -209,7 +207,7 @@ async def test_a_replica_that_comes_is_none_and_one_that_takes_over_is() -> None
         assert (await browser.do(put(a=1))).status == 200
         await store.aclose()
 
-    assert [each["reason"] for each in restored(heard)] == ["the server followed another one meanwhile"]
+    assert [each["reason"] for each in restored(heard)] == ["the server was a replica meanwhile"]
 
 
 async def test_a_failover_is_one_event_in_each_process() -> None:
@@ -287,12 +285,12 @@ def a_run(**said: str) -> dict[str, str]:
     [
         ({}, None),
         ({"master_repl_offset": "10"}, None),
-        ({"master_repl_offset": "8"}, "its replication went back"),
-        ({"run_id": "2"}, "the server is another run than before"),
-        ({"run_id": "2", "master_replid": "b", "master_replid2": "a"}, "the server is another run than before"),
+        ({"master_repl_offset": "8"}, "its replication offset went back"),
+        ({"run_id": "2"}, "the server restarted"),
+        ({"run_id": "2", "master_replid": "b", "master_replid2": "a"}, "the server restarted"),
         ({"master_replid": "b"}, None),  # without replicas for an hour
-        ({"master_replid": "b", "master_replid2": "a"}, "the server followed another one meanwhile"),
-        ({"master_replid": "b", "master_replid2": "c"}, "the server followed another one meanwhile"),
+        ({"master_replid": "b", "master_replid2": "a"}, "the server was a replica meanwhile"),
+        ({"master_replid": "b", "master_replid2": "c"}, "the server was a replica meanwhile"),
         ({"run_id": "2", "role": "slave"}, None),  # that is for whoever looks for the primary
     ],
 )
@@ -305,7 +303,7 @@ def test_what_a_server_says_and_what_it_means(said: dict[str, str], why: str | N
 
 
 def heard(runs: Runs, said: dict[str, str], place: object = None, at: object = "here") -> str | None:
-    return runs.hear(place, at, said, runs.last(place))
+    return runs.note(place, at, said, runs.last(place))
 
 
 def test_answers_that_come_in_another_order_are_no_restart() -> None:
@@ -314,11 +312,11 @@ def test_answers_that_come_in_another_order_are_no_restart() -> None:
     assert heard(runs, a_run(master_repl_offset="95")) is None
     before = [runs.last(None) for _ in range(3)]
     for asked_after, offset in zip(before, ("100", "105", "103"), strict=True):
-        assert runs.hear(None, "here", a_run(master_repl_offset=offset), asked_after) is None
+        assert runs.note(None, "here", a_run(master_repl_offset=offset), asked_after) is None
     late = runs.last(None)
 
-    assert heard(runs, a_run(run_id="2", master_replid="b")) == "the server is another run than before"
-    assert runs.hear(None, "here", a_run(master_repl_offset="104"), late) is None, "an answer of the run before"
+    assert heard(runs, a_run(run_id="2", master_replid="b")) == "the server restarted"
+    assert runs.note(None, "here", a_run(master_repl_offset="104"), late) is None, "an answer of the run before"
     assert heard(runs, a_run(run_id="2", master_replid="b")) is None
 
 
@@ -327,7 +325,7 @@ def test_a_restart_is_told_from_a_failover() -> None:
     runs = Runs()
     assert heard(runs, a_run(master_replid="0a0")) is None
     again = a_run(run_id="2", master_replid="b", master_replid2="0a0")
-    assert heard(runs, again) == "the server is another run than before"
+    assert heard(runs, again) == "the server restarted"
     assert (
         heard(runs, a_run(run_id="3", master_replid="c", master_replid2="b"), at="there") == "another server took over"
     )
@@ -343,4 +341,4 @@ def test_nodes_of_a_cluster_have_runs_of_their_own() -> None:
     heir = a_run(run_id="3", master_replid="c", master_replid2="0a")
     assert heard(runs, heir, "C", "C") == "another server took over"
     assert heard(runs, heir, "C", "C") is None
-    assert heard(runs, a_run(run_id="4", master_replid="d"), "B", "B") == "the server is another run than before"
+    assert heard(runs, a_run(run_id="4", master_replid="d"), "B", "B") == "the server restarted"

@@ -266,7 +266,7 @@ async def test_shutdown_does_not_wait_for_a_server_that_does_not_answer(valkey_u
         assert await done_soon(up.shut_down())
         await asyncio.wait({asked})
 
-        assert "Redis cannot be asked" in str(asked.exception())
+        assert "Redis is unreachable" in str(asked.exception())
 
 
 class Sweeping(MemoryStore):

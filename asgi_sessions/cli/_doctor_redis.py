@@ -13,7 +13,7 @@ from redis.exceptions import RedisError, ResponseError
 from asgi_sessions.cli._findings import Finding, note, ok, problem, warning
 from asgi_sessions.cli._stores import url_of_a_node
 from asgi_sessions.stores.redis._cluster import SLOTS
-from asgi_sessions.stores.redis._server import ASK_SNAPSHOTS, advice, has_no_log, said_in, snapshots_in
+from asgi_sessions.stores.redis._server import ASK_SNAPSHOTS, advice, has_no_log, info_in, snapshots_in
 
 OLDEST: Final = {"Redis": (6, 2), "Valkey": (7, 2)}
 
@@ -61,7 +61,7 @@ async def _ask(client: Any, *command: Any) -> Any:
 
 
 async def _of_one(client: Any) -> list[Finding]:
-    said = said_in(await _ask(client, "INFO"))
+    said = info_in(await _ask(client, "INFO"))
     if not said:
         return [warning("server", "it does not say what it is", "grant INFO to this user")]
     found = await _about(client, said)
@@ -191,7 +191,7 @@ def _is_local(given: Mapping[str, Any]) -> bool:
 
 
 async def _of_cluster(client: Any, url: str) -> list[Finding]:
-    state = said_in(await _ask(client, "CLUSTER", "INFO"))
+    state = info_in(await _ask(client, "CLUSTER", "INFO"))
     rows = await _ask(client, "CLUSTER", "SLOTS")
     if not isinstance(rows, list):
         return [
@@ -204,7 +204,7 @@ async def _of_cluster(client: Any, url: str) -> list[Finding]:
     for host, port in primaries(rows, asked):
         async with _client(url, host=host, port=port) as node:
             try:
-                said = said_in(await _ask(node, "INFO"))
+                said = info_in(await _ask(node, "INFO"))
                 there = await _about(node, said) if said else []
             except (RedisError, OSError) as error:
                 there = [

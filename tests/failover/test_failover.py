@@ -189,7 +189,7 @@ async def told_the_truth(nodes: Apart) -> None:
     store = RedisStore.from_cluster([f"redis://{victim.host}:{victim.port}", nodes.url])
     assert isinstance(store._client, ClusterClient)
     known = store._client._cluster.map()
-    await known.look()
+    await known.refresh()
     assert Address(victim.host, victim.port) not in known.primaries
     await store.aclose()
 

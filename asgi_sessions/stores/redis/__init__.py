@@ -1,15 +1,15 @@
 """RedisStore: records in Redis (6.2 or newer) or Valkey (7.2 or newer).
 
-What lies in the server, for operators (``docs/stores.md`` has the ACL and how to read a record)::
+The keys in the server, for operators (``docs/stores.md`` has the ACL and how to read a record)::
 
-    asgi-sessions:{Zk3}:s:q0T4…    string   one record; legible header, then the body
-    asgi-sessions:{Zk3}:u:Xb1q…    hash     the index of one user: session id → the end of the record's key, and when it ends
-    asgi-sessions:{Zk3}:h:Xb1q…    list     the history of one user, the newest first
+    asgi-sessions:{Zk3}:s:q0T4…    string   one record: a readable header, then the body
+    asgi-sessions:{Zk3}:u:Xb1q…    hash     the index of one user: session id → suffix of the record's key, and its expiry
+    asgi-sessions:{Zk3}:h:Xb1q…    list     the history of one user, newest first
     asgi-sessions:{Zk3}:e          channel  the ids of sessions as they end
-    asgi-sessions:{Zk3}:w          string   nothing, for a second: with durable_ends, a write to wait for
+    asgi-sessions:{Zk3}:w          string   empty, for a second: the write that ``durable_ends`` waits for
 
-``{Zk3}`` is the shard. All records of one user share it, and with it a slot of a Redis Cluster. Every key carries a TTL, which is
-housekeeping only: when a session ends is judged by the app's clock.
+``{Zk3}`` is the shard. All records of one user share it, and so a slot of a Redis Cluster. Every key has a TTL for housekeeping
+only. The app's clock decides when a session ends.
 """
 
 from __future__ import annotations
@@ -94,29 +94,29 @@ from asgi_sessions.stores.redis._server import (
     Runs,
     advice,
     has_no_log,
-    said_in,
+    info_in,
     snapshots_in,
 )
 
 logger: logging.Logger = logging.getLogger("asgi_sessions")
 
 TTL_MARGIN = 60.0
-"""Seconds for which the server keeps a record beyond its end, so that it is the app's clock that ends it."""
+"""Seconds for which the server keeps an expired record, so that the app's clock ends it."""
 
 LARGE = 16 * 1024
-"""Bytes. What is as long as this travels on a connection of its own, so that nothing small waits behind it."""
+"""Bytes. Larger records use a connection of their own, so that small ones do not wait behind them."""
 
 SHARD_AND_SUFFIX = SHARD_CHARS + len("}:s:") + KEY_SUFFIX_CHARS
-"""Characters at the end of a record's name that say its key."""
+"""Characters at the end of a record's name that hold its key."""
 
 RUN_CHARS = 12
-"""Of the name that a server has for each of its runs: enough to tell two apart."""
+"""Characters of a server's run id in a cursor: enough to tell two runs apart."""
 
 SLOTS_AT_ONCE = 256
-"""Of a cluster that are walked through before somebody hears how far it has come."""
+"""Slots of a cluster that one call of ``scan`` visits at most, so that the caller can report progress."""
 
 UNSURE = b"UNSURE"
-"""What a script answers that needs all sessions of a user, where their index may have been evicted."""
+"""The reply of a script that needs all sessions of a user whose index may have been evicted."""
 
 _LAST_SMALL = str(LARGE - 1)
 
@@ -126,9 +126,9 @@ _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,99}")
 class RedisStore:
     """Keeps records in Redis or Valkey, through redis-py.
 
-    ``RedisStore.from_url("redis://localhost:6379/0")`` opens its own connections, lazily, in the event loop that uses them, and
-    closes them when the app's lifespan ends; so do ``from_sentinel()`` and ``from_cluster()``. ``RedisStore(client)`` uses a
-    ``redis.asyncio`` client of yours and leaves its care to you.
+    ``RedisStore.from_url("redis://localhost:6379/0")`` opens its own connections on first use, in the caller's event loop, and
+    closes them when the app's lifespan ends. So do ``from_sentinel()`` and ``from_cluster()``. ``RedisStore(client)`` uses your
+    ``redis.asyncio`` client, which you close yourself.
     """
 
     needs_asyncio = True
@@ -140,22 +140,22 @@ class RedisStore:
 
     @property
     def keeps_its_own_deadline(self) -> bool:
-        """See :class:`asgi_sessions.stores.Traits`. Our own connections do."""
+        """True with connections of our own. See :class:`asgi_sessions.stores.Traits`."""
         return isinstance(self._client, OwnClient)
 
     @property
     def asks_at_once(self) -> int:
-        """See :class:`asgi_sessions.stores.Traits`. With connections of our own to one server."""
+        """The size of a small record, with connections of our own to one server. See :class:`asgi_sessions.stores.Traits`."""
         return LARGE if isinstance(self._client, OwnClient) else 0
 
     @property
     def confirms_ends(self) -> bool:
-        """See :class:`asgi_sessions.stores.Traits`. With ``durable_ends`` it does."""
+        """True with ``durable_ends``. See :class:`asgi_sessions.stores.Traits`."""
         return self._replicas is not None
 
     @property
     def server_of(self) -> Callable[[str], Hashable] | None:
-        """See :class:`asgi_sessions.stores.Traits`. On a cluster it is the node."""
+        """Finds the node of a cluster by key; None on a single server. See :class:`asgi_sessions.stores.Traits`."""
         return self._server_of
 
     def __init__(self, client: Any, *, prefix: str = "asgi-sessions") -> None:
@@ -166,7 +166,7 @@ class RedisStore:
             )
         if client.get_encoder().decode_responses:
             raise ConfigurationError(
-                "RedisStore(client): the client has decode_responses=True; records are bytes, make one without"
+                "RedisStore(client): the client has decode_responses=True, but records are bytes; create the client without it"
             )
         given = GivenClient(client)
         self._set_up(given, given, prefix)
@@ -177,14 +177,14 @@ class RedisStore:
     def from_url(
         cls, url: str, *, prefix: str = "asgi-sessions", durable_ends: DurableEnds = 0, **options: Any
     ) -> Self:
-        """A store with its own connections.
+        """Return a store with its own connections.
 
         Args:
             url: ``redis://[[user]:password@]host[:port][/db]``, ``rediss://…`` (TLS) or ``unix://path``.
-            prefix: what every key begins with; letters, digits and ``_.:/-``. One prefix per app.
-            durable_ends: how many replicas must have it before a session counts as ended (``WAIT``), so that a failover does not
-                bring it back. If they do not acknowledge within 0.35 seconds, the call that ends the session raises a StoreError.
-                ``"all"``: as many as the primary has had. Only then no failover can promote a replica that has not heard.
+            prefix: of every key. Letters, digits and ``_.:/-``. One prefix per app.
+            durable_ends: how many replicas must acknowledge the end of a session (``WAIT``), so that a failover does not bring it
+                back. If they do not within 0.35 seconds, the call that ends the session raises a StoreError.
+                ``"all"``: as many as the primary ever had. Only then every replica that a failover may promote has the end.
             options: passed to redis-py's connections, for example ``ssl_ca_certs=…`` or ``max_connections=…``.
         """
         address = address_of(pool_from_url(url, options))
@@ -208,13 +208,13 @@ class RedisStore:
         sentinel_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Self:
-        """A store with its own connections to whatever server the sentinels call the primary.
+        """Return a store with its own connections to the primary that the sentinels name.
 
         Args:
-            sentinels: their addresses, ``[("10.0.0.1", 26379), …]``; who does not answer is passed over.
-            service: the name that the sentinels know the primary by.
+            sentinels: their addresses, ``[("10.0.0.1", 26379), …]``. A sentinel that does not answer is skipped.
+            service: the name of the primary in the configuration of the sentinels.
             prefix: as for :meth:`from_url`.
-            durable_ends: as for :meth:`from_url`; here it matters, since a failover promotes a replica that may lag behind.
+            durable_ends: as for :meth:`from_url`. It matters here, since a failover promotes a replica that may lag behind.
             sentinel_options: passed to the connections to sentinels, for example ``{"password": …}``.
             options: passed to the connections to the primary, for example ``username=…``, ``password=…``, ``ssl=True``.
         """
@@ -238,7 +238,7 @@ class RedisStore:
             durable_ends,
         )
         store._watches = PerLoop(
-            lambda: SentinelWatch(sentinels_of(pairs, quick), service, store._lead_to)  # of its own: connections stay
+            lambda: SentinelWatch(sentinels_of(pairs, quick), service, store._lead_to)  # its own: connections stay open
         )
         after_fork.add(store._watches)
         asked = ",".join(f"{host}:{port}" for host, port in pairs)
@@ -250,13 +250,13 @@ class RedisStore:
     def from_cluster(
         cls, url: str | Sequence[str], *, prefix: str = "asgi-sessions", durable_ends: DurableEnds = 0, **options: Any
     ) -> Self:
-        """A store on a Redis or Valkey Cluster, with its own connections to the nodes: one each, as on a single server.
+        """Return a store on a Redis or Valkey Cluster, with its own connections: one to each node, as on a single server.
 
         Args:
-            url: ``redis://[[user]:password@]host[:port]`` of any node, or ``rediss://…`` (TLS); or of several, of which the first
-                that answers tells of the others.
+            url: ``redis://[[user]:password@]host[:port]`` of any node, or ``rediss://…`` (TLS), or a list of them. The first node
+                that answers names the others.
             prefix: as for :meth:`from_url`.
-            durable_ends: as for :meth:`from_url`; here it matters, since a failover promotes a replica that may lag behind.
+            durable_ends: as for :meth:`from_url`. It matters here, since a failover promotes a replica that may lag behind.
             options: passed to redis-py's connections to every node.
         """
         cluster = Cluster([url] if isinstance(url, str) else _several(url), options)
@@ -282,10 +282,10 @@ class RedisStore:
         return store
 
     def _on_open(self, connection: Connection) -> None:
-        """Ask the server what it says of itself. If sentinels named it, drop the connections that lead to another server."""
+        """Ask the server for its time and its run. If sentinels named it, drop the connections to other servers."""
         _when_answered(connection.ask(("TIME",)), self._note_time)
-        place = None if self._server_of is None else connection.peer
-        _when_answered(connection.ask(ASK), partial(self._note_run, place, connection.peer, self._runs.last(place)))
+        node = None if self._server_of is None else connection.peer
+        _when_answered(connection.ask(ASK), partial(self._note_run, node, connection.peer, self._runs.last(node)))
         if self._watches is not None:
             self._watches.here()
             self._lead_to(connection.peer)
@@ -299,18 +299,18 @@ class RedisStore:
         try:
             seconds, micros = map(int, answer)
         except (TypeError, ValueError):
-            return  # an ACL may forbid TIME; then the app's clock counts
+            return  # an ACL may forbid TIME: the app's clock is used
         self.server_time = (seconds + micros / 1e6, time.monotonic())
 
-    def _note_run(self, place: object, peer: Address | None, asked_after: Run | None, answer: Any) -> None:
-        why = self._runs.hear(place, peer, said_in(answer), asked_after)
+    def _note_run(self, node: object, peer: Address | None, asked_after: Run | None, answer: Any) -> None:
+        why = self._runs.note(node, peer, info_in(answer), asked_after)
         if why is None or self.emit_event is None:
             return
         host = self.address if peer is None else "{}:{}".format(*peer)
-        # Whoever waits for the connection does not wait for the app's hook.
-        telling = asyncio.ensure_future(self.emit_event("store.restored", host=host, reason=why))
-        self._telling.add(telling)
-        telling.add_done_callback(self._telling.discard)
+        # A task of its own, so that requests do not wait for the app's hook.
+        emitting = asyncio.ensure_future(self.emit_event("store.restored", host=host, reason=why))
+        self._emitting.add(emitting)
+        emitting.add_done_callback(self._emitting.discard)
 
     def _set_up(self, client: Client, bulk: Client, prefix: str) -> None:
         if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
@@ -321,13 +321,13 @@ class RedisStore:
         self._prefix = prefix
         self._is_known = False
         self._runs = Runs()
-        self._telling: set[asyncio.Future[None]] = set()
+        self._emitting: set[asyncio.Future[None]] = set()
         self._replicas: Replicas | None = None
-        # A server answers nothing else on a connection that waits for replicas, so ends have one of their own.
+        # A server answers no other command on a connection that waits for replicas, so ends use one of their own.
         self._ender = client
 
     async def _end(self, shard: str, script: Script, key: str, *args: Any, durably: bool = True) -> Any:
-        """Run a script that ends sessions; with ``durable_ends``, until replicas have heard of it."""
+        """Run a script that ends sessions, and with ``durable_ends`` wait for the replicas."""
         keys = (key,)
         if self._replicas is None or not durably:
             return await run(self._client, script, keys, *args)
@@ -338,7 +338,7 @@ class RedisStore:
         except EndUnconfirmed:
             watch = None if self._watches is None else self._watches.found()
             if watch is not None:
-                watch.look()  # it may be a primary that is cut off
+                watch.look()  # this primary may be cut off
             raise
 
     @property
@@ -347,7 +347,7 @@ class RedisStore:
 
     @property
     def address(self) -> str:
-        """Where the server is, or where it is asked for; without a password. For the log."""
+        """The address of the server or of its sentinels, without a password, for the log."""
         return self._address()
 
     def __repr__(self) -> str:
@@ -355,7 +355,7 @@ class RedisStore:
 
     def ask_load(self, key: str) -> asyncio.Future[Any] | None:
         """See :class:`~asgi_sessions._engine.contract.PromptStore`."""
-        # Each connection is shared by all requests, so nothing long may come over the first one.
+        # All requests share this connection, so it carries no large reply.
         return self._client.at_once(("GETRANGE", self._name(key), "0", _LAST_SMALL)) if self._is_known else None
 
     async def load(self, key: str, asked: asyncio.Future[Any] | None = None) -> Record | None:
@@ -377,7 +377,7 @@ class RedisStore:
                 data = _bytes_or_none(await self._bulk.call(("GET", name)))
         except Refused as refused:
             if refused.code == "WRONGTYPE":
-                raise RecordDamaged("what lies under the key is not a string") from refused
+                raise RecordDamaged("the value under the key is not a string") from refused
             raise await refusal(refused, client, self._bulk) from refused
         except UNANSWERED as error:
             raise unanswered(error) from error
@@ -393,7 +393,7 @@ class RedisStore:
         if note is not None and record.owner is not None:
             script = ADMIT
             limits, fingerprints = (note.rules.limit, int(note.rules.refuses)), "".join(note.fingerprints)
-            replaces = _NOBODY if note.replaces is None else _replaced(note.replaces)
+            replaces = _NO_SESSION if note.replaces is None else _replaced(note.replaces)
             more = (_rules(note.now, note.rules), pack_note(note), fingerprints, *limits, *replaces)
         ttl, stem = _ttl(record.seen_at, record.expires_at), self._stem(key)
         args = (value, ttl, stem, _suffix(key), *more)
@@ -432,7 +432,7 @@ class RedisStore:
     async def rename(
         self, key: str, record: Record, *, rev: int, alias: Record | None = None, note: Note | None = None
     ) -> None:
-        """See :meth:`asgi_sessions.stores.Store.rename`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
+        """See :meth:`asgi_sessions.stores.Store.rename`, and :class:`~asgi_sessions.stores.UserStore` for ``note``."""
         value = pack(record)
         answer = await run(
             self._for(value),
@@ -455,10 +455,10 @@ class RedisStore:
         _raise_unless_done(answer, key)
 
     async def delete(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
-        """See :meth:`asgi_sessions.stores.Store.delete`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
+        """See :meth:`asgi_sessions.stores.Store.delete`, and :class:`~asgi_sessions.stores.UserStore` for ``note``."""
         expected = "" if rev is None else pack_rev(rev)
         args = (expected, self._stem(key), _suffix(key), *_noted(note))
-        # What ended by the clock does so on a replica too.
+        # Expired sessions expire on replicas too.
         durably = note is None or note.what not in ENDED_BY_CLOCK
         answer = await self._end(key, DELETE, self._name(key), *args, durably=durably)
         if isinstance(answer, list):
@@ -487,7 +487,7 @@ class RedisStore:
             try:
                 found.append(unpack(shard + suffix, _bytes(data)))
             except RecordDamaged:
-                continue  # cannot be shown, but ended
+                continue  # cannot be listed, but can be ended
         return found
 
     async def end(self, owner: str, *, note: Note, id: str | None = None, keep: str | None = None) -> Sequence[str]:
@@ -507,10 +507,10 @@ class RedisStore:
         return _texts(await self._when_whole(owner, self._end, owner, ERASE, *args))
 
     async def _when_whole(self, owner: str | None, ask: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-        """Ask about all sessions of a user. Where the server may have evicted their index, first search the server for them.
+        """Ask about all sessions of a user. If the server may have evicted their index, search the server for them first.
 
         Raises:
-            TemporarilyUnavailable: the search takes longer. The next call goes on with it.
+            TemporarilyUnavailable: the search takes longer. The next call continues it.
         """
         loop = asyncio.get_running_loop()
         give_up = loop.time() + PATIENCE
@@ -518,7 +518,7 @@ class RedisStore:
             while not await run(self._bulk, SEARCH, (self._index(owner),), self._stem(owner)):
                 if loop.time() > give_up:
                     raise TemporarilyUnavailable(
-                        "Redis may have evicted the index of this user, and the search for their sessions takes longer; "
+                        "Redis may have evicted the index of this user, and the search for the sessions is not finished; "
                         "try again, and set maxmemory-policy noeviction"
                     )
         return answer
@@ -526,9 +526,8 @@ class RedisStore:
     async def scan(self, cursor: str, some: int) -> tuple[Sequence[str], str]:
         """See :class:`asgi_sessions.rekey.ScannableStore`.
 
-        A cursor of SCAN belongs to one run of one server, whose keys lie in an order of its own. Ours names the run; after a
-        restart, or on a replica that took over, the walk begins again. A cluster is walked slot by slot; slots that are on
-        their way to another node are a StoreError.
+        A cursor of SCAN is valid for one run of one server, so ours names the run. After a restart or a failover the scan begins
+        again. A cluster is scanned slot by slot, and a slot that is moving to another node raises a StoreError.
         """
         if isinstance(self._bulk, ClusterClient):
             return await self._scan_slots(self._bulk, cursor, some)
@@ -537,7 +536,7 @@ class RedisStore:
             if not number.isdecimal():
                 begun_in, number = await self._run_id(), "0"
             keys, following = await self._scan_once(number, some)
-            # The same before and after: so it was this run that answered.
+            # The run is the same before and after, so this run answered.
             while (answered_in := await self._run_id()) != begun_in:
                 begun_in = answered_in
                 keys, following = await self._scan_once("0", some)
@@ -549,16 +548,16 @@ class RedisStore:
         pattern = f"{self._prefix}:{{*}}:s:*"
         answer = await self._bulk.call(("SCAN", number, "MATCH", pattern, "COUNT", some))
         if not isinstance(answer, list | tuple) or len(answer) != 2:
-            raise StoreUnreachable(f"Redis answered with a {type(answer).__name__} where a list was due")
+            raise StoreUnreachable(f"Redis answered with a {type(answer).__name__} instead of a list")
         following = answer[0] if isinstance(answer[0], int) else _bytes(answer[0]).decode("ascii", "replace")
         return [_key_in(name) for name in _texts(list(answer[1]))], str(following)
 
     async def _run_id(self) -> str:
-        """A name for this run of this server: another one after each restart."""
-        run_id = said_in(await self._bulk.call(("INFO", "server"))).get("run_id")
+        """The id of this run of the server. It changes with each restart."""
+        run_id = info_in(await self._bulk.call(("INFO", "server"))).get("run_id")
         if not run_id:
             raise StoreRefused(
-                "Redis does not say which run of the server this is (INFO server), so none can be walked through"
+                "Redis does not show its run_id (INFO server), which a scan needs; allow INFO in the ACL"
             )
         return run_id[:RUN_CHARS]
 
@@ -574,10 +573,10 @@ class RedisStore:
         begin = slot
         try:
             while slot < SLOTS and slot < begin + SLOTS_AT_ONCE and len(keys) < some:
-                nobody = f"{self._stem(shard_of_each_slot()[slot])}-"
-                many = await client.about_slot(nobody, ("CLUSTER", "COUNTKEYSINSLOT", slot))
+                absent = f"{self._stem(shard_of_each_slot()[slot])}-"
+                many = await client.about_slot(absent, ("CLUSTER", "COUNTKEYSINSLOT", slot))
                 if many:
-                    names = _texts(await client.about_slot(nobody, ("CLUSTER", "GETKEYSINSLOT", slot, many)))
+                    names = _texts(await client.about_slot(absent, ("CLUSTER", "GETKEYSINSLOT", slot, many)))
                     keys += [_key_in(name) for name in names if self._is_record(name)]
                 slot += 1
         except Refused as refused:
@@ -594,15 +593,15 @@ class RedisStore:
         return self._client.listen(self._stem, on_end, on_gap)
 
     async def aclose(self) -> None:
-        """Close the connections that the store opened in this event loop, and leave a client of yours alone."""
-        async with AsyncExitStack() as closing:  # each of them, though another one fails
+        """Close the store's own connections of this event loop. A client that you passed in stays open."""
+        async with AsyncExitStack() as closing:  # closes all, even if one fails
             if self._watches is not None and (watch := self._watches.taken()) is not None:
                 closing.push_async_callback(watch.aclose)
             for client in (self._ender, self._bulk, self._client):
                 closing.push_async_callback(client.aclose)
             loop = running_loop()
-            if telling := [task for task in tuple(self._telling) if task.get_loop() is loop]:
-                await asyncio.wait(telling)
+            if emitting := [task for task in tuple(self._emitting) if task.get_loop() is loop]:
+                await asyncio.wait(emitting)
 
     def _for(self, value: bytes) -> Client:
         return self._client if len(value) < LARGE else self._bulk
@@ -617,55 +616,54 @@ class RedisStore:
         return f"{self._prefix}:{{{key[:SHARD_CHARS]}}}:s:{key[SHARD_CHARS:]}"
 
     async def _look_at_settings(self) -> None:
-        """Say so, once, if the server would throw sessions away when memory runs short, or bring back ended ones."""
+        """Warn once if the server may evict sessions when memory runs short, or bring back ended ones."""
         self._is_known = True
         try:
             ask_snapshots = ASK_SNAPSHOTS
             if isinstance(self._client, GivenClient):
-                ask_snapshots = (" ".join(ASK_SNAPSHOTS[:2]), *ASK_SNAPSHOTS[2:])  # redis-py takes it apart
+                ask_snapshots = (" ".join(ASK_SNAPSHOTS[:2]), *ASK_SNAPSHOTS[2:])  # redis-py wants it in one
                 with suppress(Refused):
                     self._note_time(await self._client.call(("TIME",)))
-            said, snapshots = said_in(await self._client.call(ASK)), None
-            if has_no_log(said):
+            info, snapshots = info_in(await self._client.call(ASK)), None
+            if has_no_log(info):
                 with suppress(Refused):
                     snapshots = snapshots_in(await self._client.call(ask_snapshots))
         except Refused:
-            return  # an ACL without INFO; nothing can be said
+            return  # the ACL forbids INFO
         except (StoreError, asyncio.CancelledError):
             self._is_known = False
-            raise  # what comes next would wait as long
-        for line in advice(said, snapshots, 0 if self._replicas is None else self._replicas.wanted):
-            logger.warning("store.settings host=%s: %s", self.address, line)
-        policy = said.get("maxmemory_policy")
+            raise  # the next command would wait as long
+        for text in advice(info, snapshots, 0 if self._replicas is None else self._replicas.wanted):
+            logger.warning("store.settings host=%s: %s", self.address, text)
+        policy = info.get("maxmemory_policy")
         if policy in (None, "noeviction"):
             return
         if self.emit_event is not None:
             await self.emit_event("store.evicts", policy=policy)
         warnings.warn(
-            f"Redis has maxmemory-policy {policy}: when memory runs short it logs users out without a word. Every record "
-            "carries a TTL, so 'noeviction' is the right policy; give sessions a server of their own.",
+            f"Redis has maxmemory-policy {policy}: when memory runs short, it evicts sessions and so logs users out. "
+            "Set 'noeviction', since every record has a TTL, and give sessions a server of their own.",
             SessionWarning,
             stacklevel=2,
         )
 
 
 def _when_answered(answer: asyncio.Future[Any], note: Callable[[Any], None]) -> None:
-    """Pass on what a new connection is told. What goes wrong, the next command hears as well."""
+    """Pass the reply to ``note``. Errors are ignored here: the next command meets them too."""
 
-    def hear(answer: asyncio.Future[Any]) -> None:
+    def pass_on(answer: asyncio.Future[Any]) -> None:
         if not answer.cancelled() and answer.exception() is None:
             note(answer.result())
 
-    answer.add_done_callback(hear)
+    answer.add_done_callback(pass_on)
 
 
 def _share_of(number: int) -> float:
-    """What share of a server a cursor of SCAN has behind it.
+    """The share of a server that a scan has visited, from its SCAN cursor.
 
-    It names the next bucket of a hash table of 2^n, and counts in reversed binary, so that a table that grows or shrinks loses
-    nothing: the first bit says which half, the second which quarter, and so on, whatever n is. So it is in Redis since SCAN came
-    (dictScan in dict.c) and in the new table of Valkey 8.1 (hashtable.c); tests walk through both. On a node of a cluster,
-    Valkey 8 and Redis 7.4 put the slot into the first 14 bits, and this tells nothing.
+    The cursor is the next bucket of a hash table of 2^n, counted in reversed binary: the first bit chooses the half, the second
+    the quarter, and so on for any n. Redis has always done this (dictScan in dict.c), and so does Valkey 8.1 (hashtable.c). Tests
+    scan both. On a node of a cluster, Valkey 8 and Redis 7.4 put the slot into the first 14 bits, so the result is meaningless.
     """
     share, weight = 0.0, 0.5
     while number and weight:
@@ -691,12 +689,12 @@ def _suffix(key: str) -> str:
 
 
 def _ttl(seen_at: float, expires_at: float) -> int:
-    """Milliseconds. A difference, not a date: the server's clock need not agree with ours."""
+    """Milliseconds. A duration, not a date, because the server's clock may differ from ours."""
     return math.ceil((max(expires_at - seen_at, 0.0) + TTL_MARGIN) * 1000)
 
 
 def _rules(now: float, rules: Rules) -> str:
-    """Milliseconds: now; entries; how long they are kept, and since when. For the scripts."""
+    """The rules of the history for the scripts: now, number of entries, how long and since when to keep them (milliseconds)."""
     at, keep = round(now * 1000), round(rules.keep * 1000)
     return f"{max(at, 0)} {rules.entries} {keep} {max(at - keep, 0)}"
 
@@ -705,17 +703,17 @@ def _noted(note: Note | None) -> tuple[str | bytes, str | bytes]:
     return ("", "") if note is None else (_rules(note.now, note.rules), pack_note(note))
 
 
-_NOBODY = ("", "", "", "")
+_NO_SESSION = ("", "", "", "")
 
 
 def _replaced(replaces: Replaced) -> tuple[str | bytes, ...]:
-    """For ADMIT: the session that a log-in replaces."""
+    """The arguments of ADMIT for the session that a log-in replaces."""
     record = replaces.record
     return (record.id, _suffix(record.key), pack_rev(record.rev), pack_note(replaces.note))
 
 
 def _gone(replaces: Replaced, answer: Any) -> Record | None:
-    """What ADMIT says that this session was."""
+    """The record of the replaced session, from the answer of ADMIT."""
     known, value = replaces.record, _bytes(answer)
     if not value:
         return None
@@ -730,13 +728,13 @@ def _gone(replaces: Replaced, answer: Any) -> Record | None:
 
 def _texts(answer: Any) -> list[str]:
     if not isinstance(answer, list):
-        raise StoreUnreachable(f"Redis answered with a {type(answer).__name__} where a list was due")
+        raise StoreUnreachable(f"Redis answered with a {type(answer).__name__} instead of a list")
     return [_bytes(item).decode("ascii", "replace") for item in answer]
 
 
 def _bytes(answer: Any) -> bytes:
     if not isinstance(answer, bytes):
-        raise StoreUnreachable(f"Redis answered with a {type(answer).__name__} where a string was due")
+        raise StoreUnreachable(f"Redis answered with a {type(answer).__name__} instead of a string")
     return answer
 
 

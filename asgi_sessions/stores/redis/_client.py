@@ -1,7 +1,7 @@
-"""How commands reach the server: the seam between the store and redis-py.
+"""The seam between the store and redis-py, with two kinds of clients.
 
-There are two ways with one interface. Our own: one :class:`Connection` per event loop, opened when first needed and again when it
-was lost. The app's: a client that it passed in, used as it is.
+:class:`OwnClient` has one :class:`Connection` per event loop, opened on first use and again after a loss. :class:`GivenClient`
+wraps a client of the app.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ from asgi_sessions.stores.redis._sentinel import Address, Sentinels
 from asgi_sessions.stores.redis._server import DurableEnds
 from asgi_sessions.stores.redis._subscriber import NullSubscriber, Subscriber
 
-# RESP2: nothing is pushed, so every reply belongs to a question. No retries in the driver: they are ours.
+# RESP2 has no push messages, so every reply belongs to a command. The driver does not retry: this file does.
 _OPTIONS: dict[str, Any] = {
     "protocol": 2,
     "decode_responses": False,
     "socket_connect_timeout": 0.4,
-    "socket_timeout": 0.4,  # of the handshake; after that the connection keeps the time
+    "socket_timeout": 0.4,  # of the handshake; later timeouts are those of Connection
 }
 
 TIME_TO_OPEN = 0.45
@@ -70,44 +70,44 @@ TIME_TO_OPEN = 0.45
 
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 0.25
-"""Seconds between two attempts to reach a server: doubled each time, with jitter. Who asks meanwhile waits for the next one, so
-that a server that is back is noticed by the first request that may ask."""
+"""Seconds between two attempts to connect: doubled each time, with jitter. Requests meanwhile wait for the next attempt, so the
+first of them notices that the server is back."""
 
 
 TRY_AGAIN = "TRYAGAIN"
-"""Of a cluster: some keys of the slot are here and some there, so nothing was done. It passes."""
+"""The code of an error of a cluster: the slot is moving and its keys are on two nodes. Nothing was done, and it passes."""
 
 PAUSE = 0.02
-"""Seconds after which it is tried again."""
+"""Seconds until the next try."""
 
 PATIENCE = 0.35
-"""Seconds for which it is: less than a commit has, so that what is heard of is the slot, and not a store that is slow."""
+"""Seconds of trying again. Less than the deadline of a commit, so that the error names the moving slot, not a slow store."""
 
 
 WAIT_FOR_REPLICAS = 250
-"""Milliseconds; a server looks at its clock ten times a second, so it may be 100 more. The whole commit has 450."""
+"""Milliseconds. A server checks its clock ten times a second, so it may take 100 more. The deadline of a commit is 450."""
 
 TIME_TO_CONFIRM = 0.4
-"""Seconds for an end and the wait after it, which may come behind the waits of others on the same connection."""
+"""Seconds for an end and the WAIT after it, which may queue behind other WAITs on the same connection."""
 
 MARK_TTL = 1000
-"""Milliseconds for which the key stays that is written so that there is something to wait for."""
+"""Milliseconds until the key expires that is written so that WAIT has a write to wait for."""
 
 _MARK = "redis.call('DEL', KEYS[1]) return redis.call('SET', KEYS[1], '', 'PX', ARGV[1])"
-"""A full server refuses SET, but lets a script go on that has written something. DEL counts, and is never refused."""
+"""A full server refuses SET, except in a script that has written before. DEL counts as a write and is never refused."""
 
 
 WRONG_SERVER = ("READONLY", "LOADING", "MASTERDOWN", "UNBLOCKED")
-"""What a server says that is no primary now: after a failover it is the connection that leads to the wrong place."""
+"""Codes of a server that is not a primary now. After a failover the connection leads to the wrong server."""
 
 UNREACHABLE = frozenset({"LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "NOAUTH", "WRONGPASS"})
-"""What a server says that carries out no command for now. Every other error reply concerns one command."""
+"""Codes of a server that refuses every command for now. Every other error reply concerns one command."""
 
 TRUST_AGAIN = 1.0
-"""Seconds in which a new connection that says so as well is kept: to open another one would not help."""
+"""Seconds for which the next connection is kept although it gives such a code too: a third would not help."""
 
 _NO_CONNECTION_LEFT = ("Too many connections", "No connection available", "max number of clients")
-"""Of redis-py's pools, and of a server."""
+"""In errors of redis-py's pools and of the server."""
 
 _CODES = {
     NoScriptError: "NOSCRIPT",
@@ -120,7 +120,7 @@ _CODES = {
     OutOfMemoryError: "OOM",
     NoPermissionError: "NOPERM",
 }
-"""redis-py takes the first word off the text and makes a class of it."""
+"""redis-py replaces the code in the text by a class."""
 
 
 class Refused(Exception):
@@ -128,7 +128,7 @@ class Refused(Exception):
 
     @property
     def code(self) -> str:
-        """Its first word: OOM, READONLY, NOPERM …"""
+        """The first word of the error: OOM, READONLY, NOPERM …"""
         text = str(self)
         if MOVING in text:
             return TRY_AGAIN
@@ -138,7 +138,7 @@ class Refused(Exception):
     def as_store_error(self) -> StoreError:
         text, code = cleaned(str(self)), self.code
         if code == TRY_AGAIN:
-            # An error of our own scripts has no code of the server in front.
+            # An error of our own scripts does not begin with the code.
             return TemporarilyUnavailable(
                 f"Redis refused: {text if text.startswith(TRY_AGAIN) else f'{TRY_AGAIN} {text}'}"
             )
@@ -146,16 +146,16 @@ class Refused(Exception):
 
 
 UNANSWERED = (RedisError, OSError, TimeoutError)
-"""What it may raise to ask a server that does not answer."""
+"""The errors of a command without a reply."""
 
 
 REQUESTS = "requests"
-"""The purpose of the connection that all requests share. Others are for large records, and for ends that wait for replicas."""
+"""The purpose of the connection that all requests share. Large records and ends that wait for replicas use others."""
 
 
 def unanswered(error: BaseException, purpose: str = REQUESTS) -> StoreError:
-    """The error to raise where there was no answer on a connection for this purpose."""
-    why = f"Redis cannot be asked: {reason_of(error)}"
+    """The error to raise when there was no reply on a connection for this purpose."""
+    why = f"Redis is unreachable: {reason_of(error)}"
     if isinstance(error, MaxConnectionsError) or any(each in str(error) for each in _NO_CONNECTION_LEFT):
         return StoreRefused(why)
     failure = StoreUnreachable(why)
@@ -164,7 +164,7 @@ def unanswered(error: BaseException, purpose: str = REQUESTS) -> StoreError:
 
 
 def address_of(client: Any) -> str:
-    """Where a pool, or a client of redis-py, leads to; without a password."""
+    """The address that a pool or a client of redis-py connects to, without a password."""
     given: Mapping[str, Any] = getattr(getattr(client, "connection_pool", client), "connection_kwargs", {})
     if isinstance(client, RedisCluster):
         return ",".join(f"{node.host}:{node.port}" for node in client.get_nodes()) or "a cluster"
@@ -175,7 +175,7 @@ def address_of(client: Any) -> str:
 
 
 def checked(reply: Any) -> Any:
-    """The reply, unless it is an error: that is raised as Refused."""
+    """Return the reply, or raise an error reply as Refused."""
     if isinstance(reply, hiredis.ReplyError):
         raise Refused(str(reply))
     return reply
@@ -185,7 +185,7 @@ OnOpen = Callable[[Connection], None]
 
 
 def nothing(connection: Connection) -> None:
-    """What is done with a new connection unless somebody says more."""
+    """Do nothing with a new connection: the default ``on_open``."""
 
 
 class OwnClient:
@@ -194,7 +194,7 @@ class OwnClient:
     def __init__(
         self, make_pool: Callable[[], ConnectionPool], purpose: str = REQUESTS, on_open: OnOpen = nothing
     ) -> None:
-        """``make_pool`` is called once per event loop; a pool opens nothing, it knows how to."""
+        """``make_pool`` is called once per event loop. The pool only configures connections and opens none."""
         self.purpose = purpose
         self._connections: PerLoop[ReconnectingConnection] = PerLoop(
             lambda: ReconnectingConnection(make_pool(), on_open)
@@ -204,22 +204,22 @@ class OwnClient:
         after_fork.add(self)
 
     def at_once(self, command: tuple[Any, ...]) -> asyncio.Future[Any] | None:
-        """The reply to come, if there is a connection with room for the command; ``None``: use :meth:`call`.
+        """Send a command at once if there is a connection with room for it. Returns None otherwise: use :meth:`call`.
 
-        The future may hold an error reply, and may raise ConnectionLost: then use :meth:`again`; or another RedisError.
+        The future holds the reply or an error reply. It raises ConnectionLost (use :meth:`again`) or another RedisError.
         """
         thread, loop, reconnecting = self._last
-        # Mostly there is one loop. To ask asyncio which one is running takes a system call.
+        # Most processes have one loop, and asking asyncio for the running one takes a system call.
         if reconnecting is None or thread != get_ident() or not loop.is_running():
             return None
         connection = reconnecting.current
         return connection.ask(command) if connection is not None and connection.has_room else None
 
     async def call(self, command: tuple[Any, ...]) -> Any:
-        """Send one command and return its reply; once more if the connection broke.
+        """Send one command and return its reply. If the connection breaks, send it once more.
 
         Raises:
-            StoreError: there was no answer. Refused: the server answered with an error.
+            StoreError: there was no reply. Refused: the server answered with an error.
         """
         try:
             connection = await self._here().ready_in_time()
@@ -230,7 +230,7 @@ class OwnClient:
             raise unanswered(error, self.purpose) from error
 
     async def again(self, command: tuple[Any, ...]) -> Any:
-        """Send a command whose connection broke once more: every command of ours is harmless to repeat; see the scripts.
+        """Repeat a command after its connection broke. Every command of ours may be sent twice, see the scripts.
 
         Raises:
             StoreError, Refused: as for :meth:`call`.
@@ -247,12 +247,12 @@ class OwnClient:
         return Subscriber(self._here().new_connection, stem, on_end, on_gap)
 
     async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: Replicas) -> Any:
-        """As :meth:`call`, and so many replicas have what was done.
+        """As :meth:`call`, but return when enough replicas have the write.
 
         Args:
             mark: the name of a key that may be written, in the slot of the command.
         Raises:
-            StoreError, also where the replicas have not; Refused.
+            StoreError: as :meth:`call`, or too few replicas have the write in time. Refused.
         """
         try:
             try:
@@ -263,17 +263,17 @@ class OwnClient:
             raise unanswered(error, self.purpose) from error
 
     def lead_to(self, address: Address) -> None:
-        """The primary is here: drop the connection of this loop if it leads to another server."""
+        """Drop the connection of this loop unless it leads to this address, which is the primary's."""
         reconnecting = self._connections.found()
         current = None if reconnecting is None else reconnecting.current
         if current is not None and current.lost is None and current.peer != address:
-            current.abort(ConnectionLost("the primary is another server now"))
+            current.abort(ConnectionLost("another server is the primary now"))
 
     async def distrust(self) -> None:
-        """Drop the connection: it leads to a server that is no primary now. Where to, is asked anew."""
+        """Drop the connection, since its server is not a primary now. The next one looks the address up again."""
         reconnecting = self._connections.found()
         if reconnecting is not None and reconnecting.current is not None and reconnecting.distrusts.may():
-            reconnecting.current.abort(ConnectionLost("the server is no primary now"))
+            reconnecting.current.abort(ConnectionLost("the server is not a primary now"))
 
     def _here(self) -> ReconnectingConnection:
         reconnecting = self._connections.here()
@@ -281,7 +281,7 @@ class OwnClient:
         return reconnecting
 
     def _here_again(self) -> ReconnectingConnection:
-        """For a command already in flight. If the client was closed meanwhile, a connection opened now would never be closed."""
+        """For a repeated command: fail if the client was closed meanwhile, since a new connection would never be closed."""
         if self._connections.found() is None:
             raise ConnectionLost("the connection was closed")
         return self._here()
@@ -294,20 +294,20 @@ class OwnClient:
             await reconnecting.aclose()
 
     def forget(self) -> None:
-        """In a forked child: the sockets are the parent's."""
+        """Drop all connections in a forked child. The sockets belong to the parent."""
         self._connections.forget()
         self._last = (0, None, None)
 
 
 def say_asking(connection: Connection) -> None:
-    """The next command is of a slot that is on its way to this node of a cluster."""
+    """Send ASKING: the next command concerns a slot that is moving to this node of a cluster."""
     connection.ask(("ASKING",)).add_done_callback(retrieve)
 
 
 class Replicas:
-    """How many replicas must have the end of a session: a number, or ``"all"`` that the primary has had in this process.
+    """The number of replicas that must have the end of a session: fixed, or ``"all"`` that this process has seen at the primary.
 
-    A replica that is gone still counts then, since it may be the one that takes over.
+    With ``"all"`` a lost replica still counts, since a failover may promote it.
     """
 
     def __init__(self, wanted: DurableEnds) -> None:
@@ -315,21 +315,21 @@ class Replicas:
         self._most: dict[Any, int] = {}
 
     async def of(self, connection: Connection) -> int:
-        """The number for the server at the other end.
+        """The number for the server of this connection.
 
         Raises:
-            RedisError: it does not answer. Refused: it may not say.
+            RedisError: the server does not answer. Refused: the ACL forbids INFO.
         """
         if self.wanted != "all":
             return self.wanted
         answer, peer = connection.ask(("INFO", "replication")), connection.peer
         if peer in self._most:
-            answer.add_done_callback(partial(self._hear, peer))  # for the next end
+            answer.add_done_callback(partial(self._note_answer, peer))  # for the next end
         else:
             self._note(peer, checked(await answer))
         return self._most[peer]
 
-    def _hear(self, peer: Any, answer: asyncio.Future[Any]) -> None:
+    def _note_answer(self, peer: Any, answer: asyncio.Future[Any]) -> None:
         if not answer.cancelled() and answer.exception() is None:
             self._note(peer, answer.result())
 
@@ -346,17 +346,16 @@ async def ask_durably(
     *,
     is_asking: bool = False,
 ) -> Any:
-    """The reply to a command, when replicas have what it did. All on one connection.
+    """Send a command and return its reply when the replicas have its effect. All on one connection.
 
-    WAIT speaks of what its own connection has written. A command that is repeated after a lost connection may find its work done
-    by the first try, and write nothing: so there is always a write of ours in between, and what came before it is with those
-    who have that.
+    WAIT covers the writes of its own connection. A repeated command may find its work done and write nothing. So a marker is
+    written between the two: replicas that have the marker have everything before it.
 
     Args:
-        mark: names a key that may be written; asked for another one where a node of a cluster has not that key's slot any more.
+        mark: returns the name of a key that may be written. Called again if a node of a cluster no longer has that key's slot.
     Raises:
-        EndUnconfirmed: so many have not, in time. TimeoutError: the server said nothing, though nobody's wait was before ours.
-        Refused: it answered with an error.
+        EndUnconfirmed: too few replicas have it in time. TimeoutError: no reply, though no other WAIT was in the queue.
+        Refused: the server answered with an error.
     """
 
     def ask(one: tuple[Any, ...]) -> asyncio.Future[Any]:
@@ -372,24 +371,26 @@ async def ask_durably(
                 marked = ask(("EVAL", _MARK, 1, mark(), MARK_TTL))
                 waited = connection.share(("WAIT", replicas, WAIT_FOR_REPLICAS))
                 reply, noted, reached = await asyncio.gather(asked, marked, waited)
-                checked(reply)  # after this the session has ended, so no error may say that it has not
+                checked(reply)  # after this the session has ended, so later errors must not deny it
                 if not (isinstance(noted, hiredis.ReplyError) and Refused(str(noted)).code in ("MOVED", "ASK")):
                     break
                 await asyncio.sleep(PAUSE)
     except TimeoutError as error:
         if is_first and asked.cancelled():
-            raise  # it is the server that does not answer, and whether anything ended is not known
-        raise EndUnconfirmed(f"it is not known in time whether {replicas} replicas heard of an end") from error
+            raise  # the server does not answer, so the session may not have ended
+        raise EndUnconfirmed(f"{replicas} replicas did not acknowledge the end of a session in time") from error
     for answer in (noted, reached):
         if isinstance(answer, hiredis.ReplyError):
-            raise EndUnconfirmed(f"replicas did not acknowledge an end: Redis refused: {cleaned(str(answer))}")
+            raise EndUnconfirmed(
+                f"replicas did not acknowledge the end of a session: Redis refused: {cleaned(str(answer))}"
+            )
     if reached < replicas:
         raise EndUnconfirmed(f"the end of a session reached {reached} of {replicas} replicas (durable_ends)")
     return reply
 
 
 def pool_from_url(url: str, options: dict[str, Any], method: str = "from_url") -> ConnectionPool:
-    """Raises ConfigurationError where the URL or an option is not understood."""
+    """Return a pool for a URL. Raises ConfigurationError if the URL or an option is not understood."""
     if not isinstance(url, str):
         raise ConfigurationError(
             f"RedisStore.{method}({type(url).__name__}): give a str such as 'redis://localhost:6379'"
@@ -398,12 +399,12 @@ def pool_from_url(url: str, options: dict[str, Any], method: str = "from_url") -
         pool: ConnectionPool = ConnectionPool.from_url(url, **{**_OPTIONS, **options, "retry": Retry(NoBackoff(), 0)})
         new_connection(pool)
     except (ValueError, TypeError, RedisError) as error:
-        # The URL may hold a password: say what is wrong with it, not what it is.
+        # The URL may hold a password, so the message does not contain it.
         scheme = re.match(r"[A-Za-z][A-Za-z0-9+.\-]{0,30}://", url)
         raise ConfigurationError(
             f"RedisStore.{method}(): the URL{f' ({scheme[0]}…)' if scheme else ''} or an option is not understood "
-            f"({type(error).__name__}); use redis://host:6379/0, rediss://… for TLS, or unix://path; for sentinels or a cluster "
-            "from_sentinel() or from_cluster(), and for a database SQLStore.from_url()"
+            f"({type(error).__name__}); use redis://host:6379/0, rediss://… for TLS, or unix://path. For sentinels or a cluster "
+            "use from_sentinel() or from_cluster(), and for a database SQLStore.from_url()"
         ) from None
     _check_protocol(pool, method)
     return pool
@@ -412,7 +413,7 @@ def pool_from_url(url: str, options: dict[str, Any], method: str = "from_url") -
 def pool_from_sentinels(
     sentinels: Sequence[tuple[str, int]], service: str, options: dict[str, Any], sentinel_options: dict[str, Any]
 ) -> ConnectionPool:
-    """A pool whose connections ask the sentinels who the primary is, each time one is opened."""
+    """A pool whose connections ask the sentinels for the primary, each time one is opened."""
     common = {**_OPTIONS, "retry": Retry(NoBackoff(), 0)}
     try:
         watchers = sentinels_of(sentinels, sentinel_options)
@@ -427,16 +428,16 @@ def pool_from_sentinels(
 
 
 def sentinels_of(sentinels: Sequence[tuple[str, int]], options: dict[str, Any]) -> Sentinels:
-    # One that is down is asked too. It gets less time than the connection to the primary has.
+    # A sentinel that is down is asked too, so it gets less time than the connection to the primary.
     quick = {**_OPTIONS, "retry": Retry(NoBackoff(), 0), "socket_connect_timeout": 0.1, "socket_timeout": 0.1}
     return Sentinels(list(sentinels), sentinel_kwargs={**quick, **options})  # type: ignore[no-untyped-call]
 
 
 def _check_protocol(pool: ConnectionPool, method: str) -> None:
-    """Replies are matched by their order, and RESP3 lets a server send what is no reply."""
+    """Refuse RESP3, which has push messages. Our connections match replies by their order."""
     if str(protocol := pool.connection_kwargs.get("protocol")) != "2":
         raise ConfigurationError(
-            f"RedisStore.{method}(): protocol={protocol}, but these connections speak RESP2: leave the option out"
+            f"RedisStore.{method}(): protocol={protocol}, but these connections use RESP2; leave the option out"
         )
 
 
@@ -446,13 +447,13 @@ async def _leave_sentinels(pool: ConnectionPool) -> None:
 
 
 def new_connection(pool: ConnectionPool) -> AbstractConnection:
-    """A connection as the pool would make one, not yet opened and not known to the pool."""
+    """A connection with the pool's settings, not yet opened and unknown to the pool."""
     connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]  # of redis-py
     return connection
 
 
 class Distrusts:
-    """Lets a connection be dropped because of its server, but not again at once."""
+    """Limits how often connections are dropped because their server is not a primary."""
 
     __slots__ = ("_until",)
 
@@ -467,7 +468,7 @@ class Distrusts:
 
 
 class ReconnectingConnection:
-    """A connection for one event loop that is opened when it is needed, and again after it broke."""
+    """A connection for one event loop, opened on first use and again after it broke."""
 
     __slots__ = (
         "_is_closed",
@@ -482,7 +483,7 @@ class ReconnectingConnection:
     )
 
     def __init__(self, pool: ConnectionPool, on_open: OnOpen = nothing) -> None:
-        """``on_open`` is called with each connection that is opened, before any other command is sent on it."""
+        """``on_open`` is called with each new connection before any command."""
         self._pool = pool
         self._on_open = on_open
         self.distrusts = Distrusts()
@@ -497,15 +498,15 @@ class ReconnectingConnection:
         return new_connection(self._pool)
 
     async def ready_in_time(self) -> Connection:
-        """:meth:`ready`, or TimeoutError."""
+        """:meth:`ready`, with a time limit. Raises TimeoutError."""
         with self._limits.limit():
             return await self.ready()
 
     async def ready(self) -> Connection:
-        """A connection with room for a command; all who ask at once wait for the same one.
+        """A connection with room for a command. Concurrent callers wait for the same one.
 
         Raises:
-            RedisError, OSError: the server cannot be reached. ConnectionLost: this one was closed meanwhile.
+            RedisError, OSError: the server cannot be reached. ConnectionLost: this object was closed meanwhile.
         """
         connection = self.current
         while connection is None or not connection.has_room:
@@ -513,9 +514,9 @@ class ReconnectingConnection:
                 await connection.room()
                 continue
             if self._is_closed:
-                raise ConnectionLost("the connection was closed")  # nobody would close what is opened now
+                raise ConnectionLost("the connection was closed")  # a new one would never be closed
             if self._opening is None or self._opening.done():
-                # A task of its own: whoever asked first may be cancelled, and the others still want the connection.
+                # A task of its own: the first caller may be cancelled while others wait for the connection.
                 self._opening = asyncio.ensure_future(self._open())
                 self._opening.add_done_callback(retrieve)
             opening = self._opening
@@ -572,7 +573,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class GivenClient:
-    """A ``redis.asyncio`` client of the app: its pool, its retries, its care."""
+    """A ``redis.asyncio`` client of the app, with its own pool and retries. The app closes it."""
 
     purpose = REQUESTS
 
@@ -583,7 +584,7 @@ class GivenClient:
         self._looking: PerLoop[asyncio.Lock] = PerLoop(asyncio.Lock)
 
     def at_once(self, command: tuple[Any, ...]) -> None:
-        """Only on connections of our own."""
+        """Return None: only our own connections can."""
 
     async def call(self, command: tuple[Any, ...]) -> Any:
         return await self._execute(self._client, command)
@@ -591,7 +592,7 @@ class GivenClient:
     async def _execute(self, client: Any, command: tuple[Any, ...]) -> Any:
         try:
             if isinstance(client, RedisCluster) and client not in self._known:
-                # Its first commands would each look for the nodes, at the same time, and cut each other off.
+                # Without this, concurrent first commands would each initialize the client and close each other's connections.
                 async with self._looking.here():
                     await client.initialize()
                     self._known.add(client)
@@ -604,17 +605,17 @@ class GivenClient:
         except UNANSWERED as error:
             raise unanswered(error) from error
         except AttributeError as error:
-            # A connection that redis-py took away under a command; whether it was carried out is not known.
+            # redis-py closed the connection under a command, which may have been executed.
             raise unanswered(error) from error
 
     again = call
 
     async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: Replicas) -> Any:
-        """A command and the WAIT after it cannot be held on one connection."""
+        """Not available: redis-py cannot keep a command and the WAIT after it on one connection."""
         raise NotImplementedError
 
     async def distrust(self) -> None:
-        """Have the client open new connections: those that nobody uses now are closed."""
+        """Close the idle connections, so that the client opens new ones."""
         pool = getattr(self._client, "connection_pool", None)
         if pool is not None and self._distrusts.may():
             await pool.disconnect(inuse_connections=False)
@@ -622,16 +623,16 @@ class GivenClient:
     def listen(
         self, stem: Callable[[str], str], on_end: Callable[[str], None], on_gap: Callable[[str], None]
     ) -> Subscriber | NullSubscriber:
-        """A client with several servers gets a :class:`NullSubscriber`."""
+        """Return a Subscriber, or a :class:`NullSubscriber` for a client with several servers."""
         pool = getattr(self._client, "connection_pool", None)
         return NullSubscriber() if pool is None else Subscriber(lambda: new_connection(pool), stem, on_end, on_gap)
 
     async def aclose(self) -> None:
-        """Not ours to close."""
+        """Do nothing: the app closes its client."""
 
 
 class Client(Protocol):
-    """How commands reach the servers: :class:`OwnClient` says what each of these does."""
+    """Sends commands to the servers. :class:`OwnClient` documents each method."""
 
     @property
     def purpose(self) -> str: ...
@@ -648,20 +649,20 @@ class Client(Protocol):
 
 
 async def run(client: Client, script: Script, keys: tuple[str, ...], *args: Any) -> Any:
-    """Run a script: by its name, or with its text where the server does not know it (yet, or any more).
+    """Run a script by its SHA-1, or with its text if the server does not have it cached.
 
     Raises:
-        StoreError: there was no answer, or it was an error.
+        StoreError: there was no reply, or an error.
     """
     command = ("EVALSHA", script.sha, len(keys), *keys, *args)
     return await finish(client, script, command, client.at_once(command))
 
 
 async def finish(client: Client, script: Script, command: tuple[Any, ...], asked: asyncio.Future[Any] | None) -> Any:
-    """The answer to the command that runs a script; ``asked``: the answer to come, if it was sent already.
+    """The reply to a command that runs a script. ``asked`` is its future if it was sent already.
 
     Raises:
-        StoreError: there was no answer, or it was an error.
+        StoreError: there was no reply, or an error.
     """
     try:
         try:
@@ -669,7 +670,7 @@ async def finish(client: Client, script: Script, command: tuple[Any, ...], asked
                 return await client.call(command) if asked is None else checked(await asked)
             except ConnectionLost:
                 return await client.again(command)
-        except Refused as refused:  # also of the second try: the server may have been restarted meanwhile
+        except Refused as refused:  # the second try too: the server may have restarted meanwhile
             if refused.code not in ("NOSCRIPT", TRY_AGAIN):
                 raise
             return await _with_text(client, script, command)
@@ -686,12 +687,12 @@ async def _with_text(client: Client, script: Script, command: tuple[Any, ...]) -
 async def run_durably(
     client: Client, script: Script, keys: tuple[str, ...], *args: Any, mark: str, replicas: Replicas
 ) -> Any:
-    """:func:`run`, and so many replicas have what was done.
+    """As :func:`run`, but return when enough replicas have the write.
 
-    With the text at once: to be told that the server does not know the script takes as long as the replicas do.
+    It sends the text at once, since a NOSCRIPT reply would cost as much time as the replicas.
 
     Raises:
-        StoreError: as there, and where the replicas have not.
+        StoreError: as :func:`run`, or too few replicas have the write in time.
     """
     command = ("EVAL", script.text, len(keys), *keys, *args)
     try:
@@ -701,7 +702,7 @@ async def run_durably(
 
 
 async def refusal(refused: Refused, *clients: Client) -> StoreError:
-    """The error to raise; connections that lead to the wrong server are dropped."""
+    """Return the error to raise, and drop connections that lead to the wrong server."""
     if refused.code in WRONG_SERVER:
         for client in set(clients):
             await client.distrust()
@@ -709,10 +710,10 @@ async def refusal(refused: Refused, *clients: Client) -> StoreError:
 
 
 async def _patiently(ask: Callable[[], Awaitable[Any]]) -> Any:
-    """Ask, and again while keys of the slot are elsewhere, for almost as long as a commit may take.
+    """Ask again while the slot is moving, for ``PATIENCE`` seconds.
 
     Raises:
-        Refused: they still are, or it is something else.
+        Refused: the slot is still moving, or the error is another one.
     """
     loop = asyncio.get_running_loop()
     give_up = loop.time() + PATIENCE

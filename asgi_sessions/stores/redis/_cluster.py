@@ -1,19 +1,19 @@
-"""A cluster: which node has which slot, and a connection to each node as to a single server.
+"""A client for a cluster: the map of slots, and a connection to each node as to a single server.
 
 redis-py opens the connections. The commands for a node in one turn of the event loop leave as one write (``_connection.py``).
-Which node has a slot is known from ``CLUSTER SLOTS``. A node that does not have what it is asked for says so, and does nothing:
+The map comes from ``CLUSTER SLOTS``. A node that cannot execute a command refuses it:
 
 =================================  ====================================  ================================================
-it says                            that means                            what is done
+reply                              meaning                               reaction
 =================================  ====================================  ================================================
-``MOVED slot host:port``           it is there, from now on              ask there, and look at the map again
-``ASK slot host:port``             its slot moves, and it has already    ask there this once, with ``ASKING`` before it
-``TRYAGAIN``                       some of its keys have, some have not  wait; see ``run`` in ``_client.py``
-``CLUSTERDOWN``, ``READONLY``, …   nobody has it for the moment          look at the map again, ask again
-nothing                            the node is gone, or cut off          likewise
+``MOVED slot host:port``           another node has the slot             send it there, and refresh the map
+``ASK slot host:port``             the slot is moving, the key has       send it there once, after ``ASKING``
+``TRYAGAIN``                       the slot is moving, keys on both      wait; see ``run`` in ``_client.py``
+``CLUSTERDOWN``, ``READONLY``, …   no node has the slot for now          refresh the map, try again
+none                               the node is gone, or cut off          refresh the map, try again
 =================================  ====================================  ================================================
 
-All of it within the time that a command has. Sources: the Redis Cluster specification, "Redirection and resharding".
+All of this happens within the time limit of the command. Source: the Redis Cluster specification, "Redirection and resharding".
 """
 
 from __future__ import annotations
@@ -61,18 +61,18 @@ from asgi_sessions.stores.redis._subscriber import Subscriber
 SLOTS: Final = 16384
 
 TRIES_FOR_A_SHARD: Final = 500
-"""A node of 100 has one of so many shards all but surely."""
+"""Random shards to try. Even a node of a cluster of 100 nodes almost surely has one of so many."""
 
 _SHARD_ALPHABET: Final = ALPHABET.decode()
 
 QUICK: Final = 0.15
-"""Seconds that a node has to show its map when others can be asked instead."""
+"""Seconds that a node has to send its map, if there are other nodes to ask."""
 
 MOST_SENT_ON: Final = 2
-"""How often a command is sent on at once; two nodes that name each other would send it to and fro."""
+"""Redirects followed without a pause. Two nodes may redirect to each other."""
 
-LOOK_PAUSE: Final = 0.1
-"""Seconds between two looks at the map, so that a thousand requests that are in trouble look once."""
+REFRESH_PAUSE: Final = 0.1
+"""Seconds between two refreshes of the map, so that a thousand failing requests cause only one."""
 
 _PASSING: Final = ("CLUSTERDOWN", *WRONG_SERVER)
 
@@ -86,40 +86,40 @@ class Address(NamedTuple):
 
 
 _Rows = list[tuple[range, list[Address]]]
-"""Slots, and who has them: the primary first."""
+"""Ranges of slots and their nodes, the primary first."""
 
 
 def slot_of_shard(shard: str) -> int:
-    """CRC16 of the hash tag, which in our names is the shard. (XMODEM's, which Python has.)"""
+    """The slot of a shard, which is the hash tag of our names: its CRC16 (XMODEM) modulo 16384."""
     return crc_hqx(shard.encode("utf-8", "replace"), 0) % SLOTS
 
 
 @cache
 def shard_of_each_slot() -> Sequence[str]:
-    """For each slot a shard that is in it."""
+    """One shard for each slot."""
     found = {slot_of_shard(shard): shard for shard in map("".join, product(_SHARD_ALPHABET, repeat=SHARD_CHARS))}
     return [found[slot] for slot in range(SLOTS)]
 
 
 def slot_of(name: str) -> int:
-    """The slot of a name of ours."""
+    """The slot of one of our keys."""
     begin = name.index("{") + 1
     return slot_of_shard(name[begin : begin + SHARD_CHARS])
 
 
 class Cluster:
-    """How to reach the nodes of a cluster; and what is known of it, in each event loop."""
+    """The settings of the connections to a cluster, and its :class:`Map` for each event loop."""
 
     def __init__(self, urls: Sequence[str], options: dict[str, Any]) -> None:
-        """Opens nothing. Raises ConfigurationError where a URL or an option is not understood."""
+        """Open no connection. Raises ConfigurationError if a URL or an option is not understood."""
         pools = [pool_from_url(url, options, "from_cluster") for url in urls]
         if not pools:
             raise ConfigurationError("RedisStore.from_cluster([]): give the URL of at least one node")
         self._pool = pools[0]
-        if any(_manner(url) != _manner(urls[0]) for url in urls):
+        if any(_settings_in(url) != _settings_in(urls[0]) for url in urls):
             raise ConfigurationError(
-                "RedisStore.from_cluster(): the URLs differ in more than host and port; all nodes are spoken to in one manner, "
-                "so give the same scheme, user, password and options in each"
+                "RedisStore.from_cluster(): the URLs differ in more than host and port; "
+                "give the same scheme, user, password and options in each"
             )
         self._seeds = [_address_in(pool) for pool in pools]
         self.on_open: OnOpen = nothing
@@ -128,15 +128,15 @@ class Cluster:
 
     @property
     def address(self) -> str:
-        """Of the nodes that were named."""
+        """The addresses that were given."""
         return ",".join(map(str, self._seeds))
 
     def map(self) -> Map:
-        """What is known in the running event loop."""
+        """The map of the running event loop."""
         return self._maps.here()
 
     def server_of(self, key: str) -> Address | None:
-        """The node that has what lies under a key of ours, as far as is known: each node may fail by itself."""
+        """The node that has one of our keys, or None if unknown. Each node may fail by itself."""
         return self.map().at[slot_of_shard(key[:SHARD_CHARS])]
 
     def _pool_at(self, address: Address) -> ConnectionPool:
@@ -144,7 +144,7 @@ class Cluster:
         return ConnectionPool(connection_class=self._pool.connection_class, **options)
 
     def forget(self) -> None:
-        """In a forked child: the sockets are the parent's."""
+        """Drop all maps in a forked child. The sockets belong to the parent."""
         self._maps.forget()
 
     async def aclose(self) -> None:
@@ -153,8 +153,8 @@ class Cluster:
             await known.aclose()
 
 
-def _manner(url: str) -> dict[str, Any]:
-    """How a node is spoken to: with or without TLS, as whom, and so on."""
+def _settings_in(url: str) -> dict[str, Any]:
+    """The settings in a URL that all nodes must share: TLS, user, password, options."""
     return {name: value for name, value in parse_url(url).items() if name not in ("host", "port", "db")}
 
 
@@ -179,25 +179,25 @@ class Map:
         self._nodes: list[Address] = []
         self._shown_by = self._seeds[0]
         self._connections: dict[tuple[Address, str], ReconnectingConnection] = {}
-        # Of ours, so that a loop that stood still is not held against a node.
+        # Our own deadlines, so that a blocked event loop does not count against a node.
         self.limits, self._quick = Deadlines(TIME_TO_OPEN), Deadlines(QUICK)
-        self._looking: asyncio.Task[None] | None = None
-        self._looked_at = 0.0
+        self._refreshing: asyncio.Task[None] | None = None
+        self._refreshed_at = 0.0
         self._closing: set[asyncio.Task[None]] = set()
         self.is_closed = False
         self.primaries: list[Address] = []
         self.suspects: set[Address] = set()
-        """Those of whom the next look is to tell whether somebody else has their slots."""
+        """Nodes that failed since the last refresh, so other nodes may have their slots now."""
         self.at: list[Address | None] = [None] * SLOTS
-        """The primary of each slot, as far as is known."""
+        """The primary of each slot, or None if unknown."""
         self.listeners: set[Callable[[], None]] = set()
-        """Called when a slot is somewhere else than it was."""
+        """Called when a slot has moved."""
 
     def connection_to(self, address: Address, purpose: str) -> ReconnectingConnection:
-        """The connection to a node for one purpose: ``map``, ``requests``, ``bulk``.
+        """The connection to a node for one purpose, such as ``map`` or ``requests``.
 
         Raises:
-            ConnectionLost: the map was closed, and nobody would close what is opened now.
+            ConnectionLost: the map was closed, so a new connection would never be closed.
         """
         if self.is_closed:
             raise ConnectionLost("the store was closed")
@@ -208,24 +208,24 @@ class Map:
         return reconnecting
 
     async def find(self, slot: int | None) -> Address:
-        """The primary of a slot; of no slot in particular, a node that answers.
+        """The primary of a slot, or without a slot any node that answers.
 
         Raises:
-            RedisError: no node shows a map, or nobody has the slot.
+            RedisError: no node sends a map, or no node has the slot.
         """
         if not self.primaries or (slot is not None and self.at[slot] in self.suspects):
-            await asyncio.shield(self.look())
+            await asyncio.shield(self.refresh())
         if slot is None:
             return self._shown_by
         if self.at[slot] is None:
-            await asyncio.shield(self.look())
+            await asyncio.shield(self.refresh())
         found = self.at[slot]
         if found is None:
-            raise RedisError("nobody has this slot")
+            raise RedisError("no node of the cluster has this slot")
         return found
 
     def elsewhere(self, name: str, address: Address) -> str:
-        """A name of ours like this one, in another slot of the node; the same if it has no other, as far as is found."""
+        """The same name in another slot of this node, or the name itself if no such slot is found."""
         slot, begin = slot_of(name), name.index("{") + 1
         for _ in range(TRIES_FOR_A_SHARD):
             shard = "".join(random.choices(_SHARD_ALPHABET, k=SHARD_CHARS))  # noqa: S311 - spreads load, guards nothing
@@ -235,29 +235,29 @@ class Map:
         return name
 
     def moved(self, slot: int, address: Address) -> None:
-        """A node said where this slot is now; others are likely to have moved too."""
+        """Note a redirect for a slot, and refresh the map: other slots may have moved too."""
         if self.at[slot] != address:
             self.at[slot] = address
             self._notify()
-        self.look()
+        self.refresh()
 
     def suspect(self, address: Address | None) -> asyncio.Task[None]:
-        """This node does not answer, or not as a primary: somebody else may have its slots by now."""
+        """Note a node that does not answer as a primary, and refresh the map: other nodes may have its slots."""
         if address is not None:
             self.suspects.add(address)
-        return self.look()
+        return self.refresh()
 
-    def look(self) -> asyncio.Task[None]:
-        """Look at the map again, now or as soon as one may; whoever asks meanwhile waits for the same look."""
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.ensure_future(self._look())
-            self._looking.add_done_callback(retrieve)
-        return self._looking
+    def refresh(self) -> asyncio.Task[None]:
+        """Fetch the map again, at most once per ``REFRESH_PAUSE``. Concurrent callers wait for the same refresh."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.ensure_future(self._refresh())
+            self._refreshing.add_done_callback(retrieve)
+        return self._refreshing
 
-    async def _look(self) -> None:
+    async def _refresh(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            if (wait := self._looked_at + LOOK_PAUSE - loop.time()) > 0:
+            if (wait := self._refreshed_at + REFRESH_PAUSE - loop.time()) > 0:
                 await asyncio.sleep(wait)
             known = random.sample(self._nodes, len(self._nodes))
             known.sort(key=self.suspects.__contains__)
@@ -269,23 +269,23 @@ class Map:
                         is_ok, rows = await self._seen_by(address)
                 except UNANSWERED:
                     continue
-                # A node that is cut off from the others shows the map of the day on which that happened.
+                # A node that is cut off from the others sends an outdated map.
                 if is_ok or best is None:
                     best, self._shown_by = rows, address
                 if is_ok:
                     break
             if best is None:
-                raise RedisError("no node of the cluster shows its map")
+                raise RedisError("no node of the cluster sends its map")
             self._adopt(best)
         finally:
-            self._looked_at = loop.time()
+            self._refreshed_at = loop.time()
 
     async def _seen_by(self, address: Address) -> tuple[bool, _Rows]:
         connection = await self.connection_to(address, "map").ready()
         info, rows = await asyncio.gather(connection.ask(("CLUSTER", "INFO")), connection.ask(("CLUSTER", "SLOTS")))
         shown = _rows_of(rows, address) if isinstance(rows, list) else []
         if not shown:
-            raise RedisError("a node shows no map")
+            raise RedisError("a node of the cluster sends no map")
         return isinstance(info, bytes) and b"cluster_state:ok" in info, shown
 
     def _adopt(self, rows: _Rows) -> None:
@@ -314,18 +314,18 @@ class Map:
         async with AsyncExitStack() as closing:
             for reconnecting in connections.values():
                 closing.push_async_callback(reconnecting.aclose)
-        if self._looking is not None:
-            # Not cancelled: nor were those who wait for it. It ends by itself, since no node can be asked any more.
-            await asyncio.wait({self._looking})
+        if self._refreshing is not None:
+            # Not cancelled, since requests may wait for it. It ends by itself: no node can be asked any more.
+            await asyncio.wait({self._refreshing})
         if self._closing:
             await asyncio.wait(self._closing)
 
 
 def _rows_of(rows: list[Any], asked: Address) -> _Rows:
-    """CLUSTER SLOTS taken apart: ``[first, last, primary, replica …]``, a node being ``[host, port, id …]``.
+    """Parse CLUSTER SLOTS: ``[first, last, primary, replica …]``, where a node is ``[host, port, id …]``.
 
     Raises:
-        RedisError: it is something else.
+        RedisError: the reply has another shape.
     """
     try:
         return [
@@ -334,35 +334,35 @@ def _rows_of(rows: list[Any], asked: Address) -> _Rows:
             if 0 <= int(first) <= int(last) < SLOTS
         ]
     except (TypeError, ValueError, IndexError) as error:
-        raise RedisError("a node shows a map that cannot be read") from error
+        raise RedisError("a node of the cluster sends a map of an unknown format") from error
 
 
 def _address_of(node: Any, asked: Address) -> Address:
     host, port = node[0], int(node[1])
-    # No name, or "?": it is where it was asked.
+    # No name, or "?", means the address that was asked.
     name = host.decode("ascii") if isinstance(host, bytes) else ""
     return Address(asked.host if name in ("", "?") else name, port)
 
 
 def _redirected(refused: Refused, asked: Address) -> tuple[int, Address]:
-    """``MOVED 3999 127.0.0.1:6381``, or ``ASK …``."""
+    """The slot and the address in ``MOVED 3999 127.0.0.1:6381`` or ``ASK …``."""
     try:
         _, slot, where = str(refused).split(None, 3)[:3]
         host, _, port = where.rpartition(":")
         return int(slot) % SLOTS, Address(asked.host if host in ("", "?") else host, int(port))
     except ValueError:
-        raise StoreUnreachable("a node of the cluster sends on to nowhere") from refused
+        raise StoreUnreachable("a node of the cluster sends a redirect without an address") from refused
 
 
 class ClusterClient:
-    """Connections of our own to the nodes of a cluster, one per node, event loop and purpose; see :class:`OwnClient`."""
+    """Our own connections to the nodes of a cluster: one per node, event loop and purpose. See :class:`OwnClient`."""
 
     def __init__(self, cluster: Cluster, purpose: str) -> None:
         self._cluster = cluster
         self.purpose = purpose
 
     def at_once(self, command: tuple[Any, ...]) -> None:
-        """A reply may lead elsewhere, so somebody has to wait for it: use :meth:`call`."""
+        """Return None: a reply may be a redirect, which only :meth:`call` follows."""
 
     async def call(self, command: tuple[Any, ...]) -> Any:
         """As :meth:`OwnClient.call`, at the node that has the slot of the command's first key."""
@@ -375,13 +375,13 @@ class ClusterClient:
                 return await self._call_at(known, address, slot, command)
             return await self._carry(known, slot, _asking(command))
         except asyncio.CancelledError:
-            # Requests have a deadline of their own, which comes before ours. Not a look now: the loop may be about to end.
+            # The deadline of a request comes before ours. Do not refresh now: the event loop may be about to end.
             if address is not None and monotonic() - began > QUICK:
                 known.suspects.add(address)
             raise
 
     async def _call_at(self, known: Map, address: Address, slot: int | None, command: tuple[Any, ...]) -> Any:
-        """As mostly: there is a connection, and the slot is there."""
+        """The common case: there is a connection to the node, and it has the slot."""
         connection = known.connection_to(address, self.purpose).current
         if connection is not None and connection.has_room:
             try:
@@ -403,7 +403,7 @@ class ClusterClient:
         known, slot = self._cluster.map(), slot_of(mark)
 
         def ask(connection: Connection, at: Address, /, *, is_asking: bool) -> Awaitable[Any]:
-            # While its slot moves, a node takes no new key of it: on the old one the mark has to be in another slot.
+            # The old node of a moving slot accepts no new key in it, so there the mark must be in another slot.
             return ask_durably(
                 connection,
                 command,
@@ -414,31 +414,31 @@ class ClusterClient:
 
         return await self._carry(known, slot, ask)
 
-    async def about_slot(self, nobody: str, command: tuple[Any, ...]) -> Any:
-        """As :meth:`call`, for a command about a slot as a whole, at the node that has all of it.
+    async def about_slot(self, absent: str, command: tuple[Any, ...]) -> Any:
+        """As :meth:`call`, for a command about a whole slot, at the node that has all of it.
 
-        Nodes answer such a command for slots of others too, with nothing. So after it they are asked for a key of the slot, and
-        send on who asks for one that they have not.
+        A node answers such a command with an empty reply for slots of other nodes. So it is also asked for a key of the slot,
+        which makes it redirect.
 
         Args:
-            nobody: the name of such a key, which is not there.
+            absent: the name of a key in the slot that does not exist.
         Raises:
-            StoreError, also where the slot is on its way to another node.
+            StoreError: as :meth:`call`, or the slot is moving to another node.
         """
 
         async def ask(connection: Connection, at: Address, /, *, is_asking: bool) -> Any:
             if is_asking:
                 raise TemporarilyUnavailable(
-                    "slots of the cluster are on their way to another node; go on when they are there"
+                    "a slot of the cluster is moving to another node; go on when the move is finished"
                 )
-            reply, there = await asyncio.gather(connection.ask(command), connection.ask(("EXISTS", nobody)))
+            reply, there = await asyncio.gather(connection.ask(command), connection.ask(("EXISTS", absent)))
             checked(there)
             return checked(reply)
 
-        return await self._carry(self._cluster.map(), slot_of(nobody), ask)
+        return await self._carry(self._cluster.map(), slot_of(absent), ask)
 
     async def _carry(self, known: Map, slot: int | None, ask: _Ask) -> Any:
-        """Ask whoever has the slot, wherever that leads, and again while it passes; as long as a command may wait."""
+        """Ask the node that has the slot. Follow redirects, and try again after passing errors, within the command's time."""
         address: Address | None = None
         is_asking, sent_on = False, 0
         trouble: Exception = TimeoutError()
@@ -470,7 +470,7 @@ class ClusterClient:
                     await asyncio.sleep(PAUSE)
                     address = None
         except EndUnconfirmed:
-            known.suspect(address)  # it may be a primary that is cut off
+            known.suspect(address)  # this primary may be cut off
             raise
         except TimeoutError as error:
             known.suspect(address)
@@ -479,7 +479,7 @@ class ClusterClient:
             raise unanswered(trouble, self.purpose) from error
 
     async def distrust(self) -> None:
-        """A primary that has become a replica says READONLY, and is suspected by then."""
+        """Do nothing: a primary that became a replica replies READONLY, and then it is suspected already."""
 
     def listen(
         self, stem: Callable[[str], str], on_end: Callable[[str], None], on_gap: Callable[[str], None]
@@ -491,7 +491,7 @@ class ClusterClient:
 
 
 class _Ask(Protocol):
-    """Something to be asked of a node; ``is_asking``: of a slot that is on its way there."""
+    """Asks a node. ``is_asking``: the slot is moving to it, so send ASKING first."""
 
     def __call__(self, connection: Connection, at: Address, /, *, is_asking: bool) -> Awaitable[Any]: ...
 
@@ -506,7 +506,7 @@ def _asking(command: tuple[Any, ...]) -> _Ask:
 
 
 class ClusterSubscriber:
-    """A :class:`Subscriber` at each node that has a watched shard; they follow their slots."""
+    """Has a :class:`Subscriber` at each node with a watched shard, and follows slots that move."""
 
     def __init__(
         self,
@@ -535,7 +535,7 @@ class ClusterSubscriber:
             self._at[shard] = None
             self._follow_one(shard)
             if self._at[shard] is None:
-                self._map.look()
+                self._map.refresh()
 
     def remove(self, shard: str) -> None:
         self._shards[shard] -= 1
@@ -545,7 +545,7 @@ class ClusterSubscriber:
             self._close_idle()
 
     def _follow(self) -> None:
-        """Slots have moved: listen where they are now."""
+        """Subscribe at the nodes that have the slots now."""
         for shard in self._at:
             self._follow_one(shard)
         self._close_idle()

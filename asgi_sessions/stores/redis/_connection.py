@@ -1,8 +1,7 @@
-"""One connection, many commands in flight: what is asked in one turn of the event loop leaves as one write.
+"""A connection with many commands in flight. All commands of one turn of the event loop leave as one write.
 
-redis-py opens the connection, authenticates and encrypts it; from then on this file owns the bytes. hiredis packs and
-parses. Replies are matched to questions in order by one reader, so a caller that is cancelled abandons its future and
-nothing else.
+redis-py opens, authenticates and encrypts the connection. Then this file reads and writes the bytes, and hiredis packs and
+parses them. One reader matches replies to commands by their order. So a cancelled caller abandons only its own future.
 """
 
 from __future__ import annotations
@@ -25,25 +24,25 @@ from asgi_sessions._engine.loops import at_the_end
 from asgi_sessions.errors import StoreRefused
 
 MAX_IN_FLIGHT: Final = 4096
-"""Commands without a reply, per connection. Whoever comes then waits until half of them are answered."""
+"""Commands in flight per connection. Further ones wait until half of these are answered."""
 
 MAX_UNSENT: Final = 1024 * 1024
-"""Bytes that leave in one write, about; whoever comes then waits until they are with the kernel."""
+"""Bytes of one write, about. Further commands wait until the kernel has them."""
 
 TICK: Final = 0.1
-"""Seconds between two looks at the clock: one timer serves all commands, and only while some are waiting."""
+"""Seconds between two checks of the clock. One timer serves all commands, and runs only while some are in flight."""
 
 TICKS_TO_ANSWER: Final = 4
-"""A command that has waited for this many ticks is given up: after 0.4 to 0.5 s."""
+"""Ticks after which a command fails: 0.4 to 0.5 s."""
 
 TICKS_TO_STALL: Final = 10
-"""Without any reply for this many ticks, with commands waiting, the connection is given up."""
+"""Ticks without any reply after which the connection is closed, if commands are in flight."""
 
 _NOT_YET: Final = object()
 
 
 class ConnectionLost(RedisConnectionError):
-    """The connection broke while a command was under way; whether the server has carried it out is not known."""
+    """The connection broke with a command in flight, which the server may have executed."""
 
 
 class ReplyTimeoutError(RedisTimeoutError, TimeoutError):
@@ -51,14 +50,14 @@ class ReplyTimeoutError(RedisTimeoutError, TimeoutError):
 
 
 class NotSent(StoreRefused):
-    """A command holds text that is not valid Unicode."""
+    """A command contains text that is not valid Unicode."""
 
     def __init__(self) -> None:
-        super().__init__("what is asked is not valid Unicode: it holds a lone surrogate")
+        super().__init__("the command is not valid Unicode: it contains a lone surrogate")
 
 
 class Connection(asyncio.Protocol):
-    """A connection to the server. Made by :func:`open_connection`; dead once ``lost`` is set."""
+    """A connection to the server. :func:`open_connection` creates it; it is closed once ``lost`` is set."""
 
     __slots__ = (
         "_asked",
@@ -84,7 +83,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, writer: asyncio.StreamWriter) -> None:
         self._loop = loop
-        # Kept only because a StreamWriter that is collected closes its transport, which is ours now.
+        # Kept alive because a collected StreamWriter closes its transport, which we use.
         self._writer = writer
         self._transport = writer.transport
         self._reader = hiredis.Reader(notEnoughData=_NOT_YET)
@@ -103,20 +102,20 @@ class Connection(asyncio.Protocol):
         self._at_loop_end: AsyncGenerator[None, None] | None = None
         self.lost: Exception | None = None
         self.has_room = True
-        """Whether a command may be asked now; otherwise wait for :meth:`room`, or see whether the connection is ``lost``."""
+        """Whether a command may be sent now. Otherwise wait for :meth:`room`, unless the connection is ``lost``."""
         self._transport.set_protocol(self)
 
     @property
     def peer(self) -> tuple[str, int] | None:
-        """The address of the server, unless it is the path of a socket."""
+        """The address of the server, or None for a Unix socket."""
         name = self._transport.get_extra_info("peername")
         return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
 
     def ask(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
-        """Send a command; the future holds the reply, an error reply included, or raises ConnectionLost.
+        """Send a command. The future holds the reply, or an error reply, or raises ConnectionLost.
 
         Raises:
-            NotSent: it holds a lone surrogate.
+            NotSent: the command contains a lone surrogate.
         """
         future = self._loop.create_future()
         if self.lost is not None:
@@ -143,13 +142,13 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_held_up(self) -> bool:
-        """Whether a shared command is under way: until it is through, the server answers nothing else on this connection."""
+        """Whether a shared command is in flight. Until its reply, the server answers no other command on this connection."""
         return self._sharing
 
     def share(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
-        """The reply to a command that speaks of all that was asked before it, and takes its time: WAIT.
+        """The reply to WAIT, which blocks the connection and covers every command before it.
 
-        A server answers one after the other, so who comes while one is under way shares the next.
+        Callers that come while one is in flight share the next one.
         """
         future = self._loop.create_future()
         self._sharers.append(future)
@@ -177,7 +176,7 @@ class Connection(asyncio.Protocol):
         self._ask_shared(command)
 
     async def room(self) -> None:
-        """Wait until there is room again, or the connection is lost."""
+        """Wait until there is room for a command, or the connection is lost."""
         future = self._loop.create_future()
         self._room.append(future)
         await future
@@ -191,7 +190,7 @@ class Connection(asyncio.Protocol):
                 self._make_room()
 
     def _make_room(self) -> None:
-        """Let those go on who wait for room, if there is some, or none will be."""
+        """Wake the callers of :meth:`room`, if there is room or the connection is lost."""
         if self.lost is None:
             if self._paused or len(self._waiting) > MAX_IN_FLIGHT // 2:
                 return
@@ -207,15 +206,15 @@ class Connection(asyncio.Protocol):
             return
         answered = self._asked - len(self._waiting)
         if len(self._marks) == TICKS_TO_ANSWER:
-            # Whatever was asked before the oldest mark and has no reply yet has waited for long enough. The futures stay
-            # in the queue: their replies may still come, and the order must hold.
+            # Commands from before the oldest mark time out. Their futures stay in the queue: the replies may still come, and
+            # the order must hold.
             overdue = self._marks[0][0] - answered
             for future in islice(self._waiting, max(overdue, 0)):
                 if not future.done():
                     future.set_exception(ReplyTimeoutError("no reply in time"))
         self._silent = self._silent + 1 if self._marks and self._marks[-1][1] == answered else 0
         if self._silent >= TICKS_TO_STALL:
-            self.abort(ConnectionLost("no reply for a long time"))
+            self.abort(ConnectionLost("no reply for about a second"))
             return
         self._marks.append((self._asked, answered))
         self._timer = self._loop.call_later(TICK, self._tick)
@@ -231,9 +230,9 @@ class Connection(asyncio.Protocol):
                 if not future.done():
                     future.set_result(reply)
         except IndexError:
-            self.abort(ConnectionLost("a reply came to no question"))
+            self.abort(ConnectionLost("a reply came without a command"))
         except hiredis.ProtocolError:
-            self.abort(ConnectionLost("the server does not speak the Redis protocol"))
+            self.abort(ConnectionLost("the server does not use the Redis protocol"))
         if not self.has_room:
             self._make_room()
 
@@ -251,7 +250,7 @@ class Connection(asyncio.Protocol):
     # ── The end ──
 
     def abort(self, error: Exception) -> None:
-        """Give the connection up at once; all waiting commands fail."""
+        """Close the connection at once. Commands in flight fail."""
         self._die(error)
         self._transport.abort()
 
@@ -270,7 +269,7 @@ class Connection(asyncio.Protocol):
         self._make_room()
 
     async def aclose(self) -> None:
-        """Close the connection; what is still waiting fails."""
+        """Close the connection. Commands in flight fail."""
         self.abort(ConnectionLost("the store was closed"))
         if self._at_loop_end is not None:
             at_loop_end, self._at_loop_end = self._at_loop_end, None
@@ -288,13 +287,13 @@ class Connection(asyncio.Protocol):
 
 
 async def open_connection(opened: AbstractConnection) -> Connection:
-    """Have redis-py open and authenticate a connection, then take over its streams.
+    """Let redis-py open and authenticate a connection, then take over its streams.
 
     Raises:
-        RedisError: the server cannot be reached, or refuses us.
+        RedisError: the server cannot be reached, or refuses the connection.
     """
     await opened.connect()  # type: ignore[no-untyped-call]  # of redis-py
-    # Two private names of redis-py; tests/test_redis_connection.py pins them over the supported versions.
+    # Two private names of redis-py. tests/test_redis_connection.py checks them on the supported versions.
     writer = opened._writer
     opened._reader = opened._writer = None
     if writer is None:

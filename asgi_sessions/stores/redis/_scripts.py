@@ -1,19 +1,19 @@
-"""The writes of RedisStore: one short Lua script each, so that each is one atomic step.
+"""The Lua scripts of RedisStore. Each write is one script, and so one atomic step.
 
-Positions are those of ``asgi_sessions._core.record.pack``, counted from 1 as Lua does: version 1, seen_at 2–14, expires_at 15–27,
-rev 28–35, id 36–51, owner 52–73. ``stem`` is ``prefix:{shard}:``; every key that a script touches begins with it and so lies
-in one slot, also the index and the history, whose names the script reads out of the record itself. A value in the index is the
-end of a key (22 characters) and the record's ``expires_at`` (13 digits). Where a server evicts, its field ``.``
-says how far SEARCH has come: ``whole``, or the run of the server and the cursor.
+Positions are those of ``asgi_sessions._core.record.pack``, counted from 1 as in Lua: version 1, seen_at 2–14, expires_at 15–27,
+rev 28–35, id 36–51, owner 52–73. ``stem`` is ``prefix:{shard}:``. Every key of a script begins with it and so is in one slot. The
+script derives the names of the index and the history from the record. A value in the index is the suffix of a key (22 characters)
+and the record's ``expires_at`` (13 digits). On a server that evicts, the index has a field ``.`` with the progress of SEARCH:
+``whole``, or the run of the server and the cursor.
 
-``rules`` is what is to be written into the history and how: now, entries, keep, horizon (milliseconds; see ``_rules``).
+``rules`` are the settings of the history: now, entries, keep, horizon (milliseconds; see ``_rules``).
 
-Every script may be sent twice: where the effect is there already, it says so again and does nothing.
+Every script may be sent twice. If its effect is there already, it returns the same reply and changes nothing.
 
-While a slot of a cluster moves from one node to another, some of its keys are here and some there, and a script would take a
-record that has moved for one that is gone, and drop it from its user's index: "log out everywhere" would miss it. Nodes refuse
-a command on several keys of such a slot unless they have all of them. So a script that works on more than one key first asks for
-all of them (``all_here``), before it changes anything: its error ends the script, and the caller tries again (``MOVING``).
+While a slot of a cluster is moving, its keys are on two nodes. A script would mistake a moved record for a missing one and drop
+it from its user's index, so that "log out everywhere" misses it. A node refuses a command on several keys of such a slot unless
+it has all of them. So a script on more than one key asks for all of them (``all_here``) before it changes anything. The
+error ends the script, and the caller tries again (``MOVING``).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from hashlib import sha1
 from typing import Final
 
 MOVING: Final = "some keys of this slot are elsewhere"
-"""In the error of a script that met such a slot. Words of our own: servers say it in words of theirs, and each in others."""
+"""Part of the error of a script on a moving slot. It is our own text, since servers differ in theirs."""
 
 
 class Script:
-    """A script's text and the name under which the server caches it."""
+    """A script's text, and its SHA-1, which is the server's name for it."""
 
     __slots__ = ("sha", "text")
 
     def __init__(self, body: str, *, first: str = "") -> None:
-        """``first``: what may be enough already, and needs none of the functions."""
+        """``first``: a shortcut that needs no helpers. It comes before them."""
         text = body
-        # A function is made anew with each run of a script, so each gets those that it needs: 2 µs of the server's 9 for a write.
+        # Lua creates each function anew in each run, so a script gets only the helpers that it needs: 2 µs of 9 for a write.
         for name, helper in reversed(_HELPERS.items()):
             if re.search(rf"\b{name}\b", text):
                 text = helper.replace("MOVING", MOVING) + text
@@ -56,7 +56,7 @@ end
 
 local function enter(index, id, suffix, expires) redis.call('HSET', index, id, suffix .. expires) end
 
--- The entries of an index, without what SEARCH notes there; or some of them.
+-- The entries of an index, or some of them, without the field '.' of SEARCH.
 local function entries_of(index, some)
   local entries = some and redis.call('HRANDFIELD', index, 64, 'WITHVALUES') or redis.call('HGETALL', index)
   for i = 1, #entries, 2 do
@@ -79,21 +79,21 @@ local function evicts()
   return evicting
 end
 
--- Whether the index names every session of its user. The server may have evicted it, and a log-in may have begun another one.
+-- Whether the index has every session of its user. The server may have evicted it, and a log-in may have begun a new one.
 local function is_whole(index)
   local found = redis.call('HGET', index, '.')
   if found then return found == 'whole' end
   return not evicts()
 end
 
--- How many of these are there; an error where the slot is on its way to another node. Give more than one key.
+-- How many of these keys exist. Fails if the slot is moving to another node. Pass more than one key.
 local function all_here(...)
   local there = redis.pcall('EXISTS', ...)
   if type(there) ~= 'number' then error('MOVING') end
   return there
 end
 
--- Likewise for the records of an index, which may be many: Lua has room for some thousand arguments.
+-- The same for the records of an index, in parts: Lua allows a few thousand arguments.
 local function all_of_it_here(entries, index, stem)
   local there = 0
   for from = 1, #entries, 1000 do
@@ -120,7 +120,7 @@ local function living(entries, index, stem)
   return alive
 end
 
--- Somebody may listen: sharded where the server can, else to everybody. An ACL may forbid it; the record is gone all the same.
+-- Publish the end on the sharded channel, or on a plain one if the server has no other. An ACL may forbid both.
 local function announce(stem, id)
   local reply = redis.pcall('SPUBLISH', stem .. 'e', id)
   if type(reply) == 'table' and reply.err then redis.pcall('PUBLISH', stem .. 'e', id) end
@@ -161,8 +161,8 @@ local function head_of(name)
   return type(head) == 'string' and head or ''
 end
 
--- What is alive by the app's clock: {seen, id, suffix} each. The rest is removed, and the history says when it ended.
--- Of an index that may be of any size a part will do: it is dropped faster than a log-in can add to it.
+-- The live sessions by the app's clock, {seen, id, suffix} each. Expired ones are removed, and the history gets their end.
+-- With `some`, only a part of a large index is visited: more than log-ins can add.
 local function prune(index, stem, rules, some)
   local alive = {}
   all_here(index, history_of(index))
@@ -200,11 +200,11 @@ local function same(one, other) return one and string.sub(one, 28) == string.sub
 """
 
 _HELPERS = {re.findall(r"local function (\w+)", helper)[0]: f"{helper}\n" for helper in _COMMON.strip().split("\n\n")}
-"""Each of them may call those before it."""
+"""Each helper may call those before it."""
 
 CREATE = Script(
     """
--- KEYS: record.  ARGV: value, ttl, stem, suffix.  1: it is there;  0: another one is.
+-- KEYS: record.  ARGV: value, ttl, stem, suffix.  1: created;  0: another record is there.
 local there = redis.call('GET', KEYS[1])
 if there then return there == ARGV[1] and 1 or 0 end
 local index = index_of(ARGV[1], ARGV[3])
@@ -224,10 +224,10 @@ return 1
 ADMIT = Script(
     """
 -- KEYS: record.  ARGV: value, ttl, stem, suffix, rules, entry, fingerprints, limit, refuses,
--- and of the session that it replaces: id or '', suffix where it was last seen, rev then, entry.
--- 0: another one is there;  a number below 0: refused, so many sessions are there;
--- a list: is the device new, is the history without any log-in, what the replaced one was (suffix and value; '=': as last
--- seen; '': it had ended), and the ids of those who had to make room; or UNSURE.
+-- and of the session that it replaces: id or '', last known suffix, last known rev, entry.
+-- 0: another record is there;  below 0: refused, minus the number of sessions;  UNSURE;
+-- a list: is the device new, has the history no log-in, the replaced session (suffix and value; '=': unchanged;
+-- '': it had ended), and the ids of the sessions ended by the limit.
 local there = redis.call('GET', KEYS[1])
 if there and there ~= ARGV[1] then return 0 end
 local index, rules, limit = index_of(ARGV[1], ARGV[3]), rules_in(ARGV[5]), tonumber(ARGV[8])
@@ -288,9 +288,9 @@ return {new and 1 or 0, log_ins == 0 and not (new and evicts()) and 1 or 0, valu
 
 UPDATE = Script(
     first="""
--- KEYS: record.  ARGV: value, ttl, rev.  1: done;  0: gone;  a string: the record as it is, having changed.
+-- KEYS: record.  ARGV: value, ttl, rev.  1: done;  0: gone;  a string: the current record, which has changed.
 local head = redis.call('GETRANGE', KEYS[1], 0, 34)
--- Mostly nobody was faster, no clock goes back, and the index need not hear of another end: 3 µs of the server instead of 7.
+-- The common case: no conflict, no clock goes back, and the expiry in the index stays. 3 µs of the server instead of 7.
 local seen, expires = string.sub(head, 2, 14), string.sub(head, 15, 27)
 if string.sub(head, 28) == ARGV[3] and expires == string.sub(ARGV[1], 15, 27) and seen <= string.sub(ARGV[1], 2, 14) then
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
@@ -319,7 +319,7 @@ return 1
 
 TOUCH = Script(
     """
--- KEYS: record.  ARGV: both clocks, ttl, stem.  1: it is there;  0: it is not, or is an alias.
+-- KEYS: record.  ARGV: both clocks, ttl, stem.  1: the record exists;  0: it does not, or is an alias.
 local head = redis.call('GETRANGE', KEYS[1], 0, 72)
 if head == '' or string.sub(head, 28, 35) == '00000000' then return 0 end
 if clock(ARGV[1], 1, 13) > clock(head, 2, 14) then
@@ -339,8 +339,8 @@ return 1
 RENAME = Script(
     """
 -- KEYS: old, new.  ARGV: value, ttl, stem, rev, suffix of the new, alias or '', ttl of the alias, rules or '', entry.
--- 1: done;  0: the old is gone;  -1: there is another one under the new key;  a string: the old as it is, having changed.
--- Two keys are named, of which one is not there: a node refuses that by itself while their slot moves.
+-- 1: done;  0: the old record is gone;  -1: another record is under the new key;  a string: the old one, which has changed.
+-- Of two keys one does not exist, so a node refuses this script by itself while their slot is moving.
 local there, target = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
 if same(target, ARGV[1]) and (not there or there == ARGV[6]) then return 1 end
 if not there then return 0 end
@@ -366,7 +366,7 @@ return 1
 DELETE = Script(
     """
 -- KEYS: record.  ARGV: rev or '', stem, suffix, rules or '', entry.
--- nothing: not there;  a string: what was there;  a list: what is there, changed.
+-- nil: no record;  a string: the deleted record;  a list: the current record, which has changed.
 local there = redis.call('GET', KEYS[1])
 if not there then return false end
 if ARGV[1] ~= '' and string.sub(there, 28, 35) ~= ARGV[1] then return {there} end
@@ -385,7 +385,7 @@ return there
 
 INDEX = Script(
     """
--- KEYS: index.  ARGV: stem.  ids and suffixes in turn, of records that are there; or UNSURE.
+-- KEYS: index.  ARGV: stem.  ids and suffixes in turn, of existing records; or UNSURE.
 if not is_whole(KEYS[1]) then return 'UNSURE' end
 return living(entries_of(KEYS[1]), KEYS[1], ARGV[1])
 """
@@ -421,7 +421,7 @@ return out
 
 HISTORY = Script(
     """
--- KEYS: index.  ARGV: stem, rules.  the entries, the newest first.
+-- KEYS: index.  ARGV: stem, rules.  the entries, newest first.
 prune(KEYS[1], ARGV[1], rules_in(ARGV[2]))
 return redis.call('LRANGE', history_of(KEYS[1]), 0, -1)
 """
@@ -453,9 +453,8 @@ return out
 SEARCH = Script(
     """
 -- KEYS: index.  ARGV: stem.  1: the index is whole;  0: call again.
--- Walk through some of the server and enter the records of this user that are found. How far the walk has come lies in the
--- index, so any process goes on with it. It begins anew where the index was evicted meanwhile, and in another run of a server:
--- a cursor means nothing there.
+-- Scan a part of the server and add the records of this user to the index. The progress is in the index, so any process
+-- can continue. The scan restarts if the index was evicted meanwhile, or the server restarted, which voids its cursors.
 local index, stem = KEYS[1], ARGV[1]
 local found = redis.call('HGET', index, '.') or ''
 if found == 'whole' then return 1 end

@@ -1,8 +1,8 @@
-"""The sentinels: which server is the primary, and the moment when it is another one.
+"""Asks the sentinels for the primary, and notices a failover at once.
 
 After a failover a process may still hold connections to the old primary. An old primary that returns accepts commands until a
 sentinel demotes it, which takes 10 seconds and more. One that is cut off is never demoted. So the store listens to the sentinels.
-As soon as one of them names another server, it drops the connections that lead elsewhere.
+As soon as a sentinel names another server, the store drops its connections to the old one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from asgi_sessions._engine.loops import heed_cancellation, retrieve, stop
 SWITCH: Final = b"+switch-master"
 
 HEARTBEAT: Final = 5.0
-"""Seconds of silence after which a sentinel is asked whether it is there; after twice as many it is not."""
+"""Seconds without a message until a PING to the sentinel, and from there to the timeout."""
 
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 5.0
@@ -31,16 +31,16 @@ Address = tuple[str, int]
 
 
 class Sentinels(Sentinel):
-    """Asks all sentinels at once, and believes the one whose configuration is the newest.
+    """Asks all sentinels at once and uses the answer with the newest configuration.
 
-    redis-py believes the first that answers. One that is cut off together with the old primary still names that one.
+    redis-py uses the first answer. A sentinel that is cut off together with the old primary still names the old one.
     """
 
     async def discover_master(self, service_name: str) -> Address:
         """The address of the primary.
 
         Raises:
-            RedisError: no sentinel that answers knows a primary that is up.
+            RedisError: no sentinel names a primary that is up.
         """
         answers = await asyncio.gather(
             *(sentinel.sentinel_masters() for sentinel in self.sentinels), return_exceptions=True
@@ -52,11 +52,11 @@ class Sentinels(Sentinel):
         return str(newest["ip"]), int(newest["port"])
 
     async def leave(self) -> None:
-        """Close the connections to the sentinels. They are asked once in a while."""
+        """Close the connections to the sentinels, which are rarely used."""
         for sentinel in self.sentinels:
             pool = sentinel.connection_pool
             for connection in (*pool._available_connections, *pool._in_use_connections):
-                await connection.disconnect(nowait=True)  # waits for nothing, so no cancellation comes between
+                await connection.disconnect(nowait=True)  # does not wait, so it cannot be cancelled
 
     def _up(self, answer: object, service_name: str) -> Mapping[str, Any] | None:
         state = answer.get(service_name) if isinstance(answer, dict) else None
@@ -64,7 +64,7 @@ class Sentinels(Sentinel):
 
 
 class SentinelWatch:
-    """Calls ``on_switch(address)`` when a sentinel names another server as the primary; for one event loop."""
+    """Calls ``on_switch(address)`` when a sentinel names another server as the primary. One object per event loop."""
 
     def __init__(self, sentinels: Sentinels, service: str, on_switch: Callable[[Address], None]) -> None:
         self._sentinels = sentinels
@@ -76,7 +76,7 @@ class SentinelWatch:
         self._looking: asyncio.Task[None] | None = None
 
     def look(self) -> None:
-        """Ask the sentinels now. Something speaks against the primary that they named last."""
+        """Ask the sentinels now, since the primary may be another server."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.ensure_future(self._ask())
             self._looking.add_done_callback(retrieve)
@@ -84,12 +84,12 @@ class SentinelWatch:
     async def aclose(self) -> None:
         try:
             if self._looking is not None:
-                await asyncio.wait({self._looking})  # it takes a moment, and closes what it has opened
+                await asyncio.wait({self._looking})  # it ends soon, and closes its connections
         finally:
             await stop(*self._tasks)
 
     async def _follow(self, connect: Callable[[], AbstractConnection]) -> None:
-        """Listen to one sentinel, again whenever the connection breaks."""
+        """Listen to one sentinel, and connect again when the connection breaks."""
         pause = 0.0
         while True:
             heed_cancellation()
@@ -99,7 +99,7 @@ class SentinelWatch:
                 await connection.send_command("SUBSCRIBE", SWITCH)
                 await connection.read_response()
                 pause = 0.0
-                # What was said before this subscription is not heard again.
+                # Messages before this subscription may have been missed.
                 await self._ask()
                 await self._listen(connection)
             except (RedisError, OSError, TimeoutError):

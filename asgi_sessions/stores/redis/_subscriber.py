@@ -1,7 +1,7 @@
-"""Subscribes to ends: one connection per event loop, subscribed to the channels of the shards that are watched.
+"""Receives the ends of sessions: one connection per event loop, subscribed to the channels of the watched shards.
 
-Sharded channels (SSUBSCRIBE, Redis and Valkey from 7.0 on) where the server has them: on a cluster such a message stays on the
-node of its slot. Elsewhere plain ones. A message holds the id of a session and nothing else.
+It uses sharded channels (SSUBSCRIBE) on servers that have them, Redis and Valkey 7.0 and newer. On a cluster such a message stays
+on the node of its slot. Older servers have plain channels. A message is the id of a session.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from asgi_sessions._engine.loops import cancel, heed_cancellation, stop
 logger = logging.getLogger("asgi_sessions")
 
 HEARTBEAT: Final = 5.0
-"""Seconds of silence after which the server is asked whether it is there; after twice as many it is not."""
+"""Seconds without a message until a PING to the server, and from there to the timeout."""
 
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 5.0
 """Seconds between two attempts to subscribe: doubled each time, with jitter. Watched sessions are rechecked meanwhile."""
 
 _NO_SHARDED_CHANNELS: Final = re.compile(r"unknown command\W+s(un)?subscribe\b", re.IGNORECASE)
-"""What Redis 6.2 answers to each SSUBSCRIBE and SUNSUBSCRIBE."""
+"""The error of Redis 6.2 for each SSUBSCRIBE and SUNSUBSCRIBE."""
 
 Connect = Callable[[], AbstractConnection]
 
@@ -39,7 +39,7 @@ Connect = Callable[[], AbstractConnection]
 class Subscriber:
     """Calls ``on_end(id)`` for each end. Calls ``on_gap(shard)`` when a subscription begins: earlier ends may have been missed.
 
-    Calls ``on_lost()`` when its server is gone, or says that a shard is on another server now.
+    Calls ``on_lost()`` when the connection is lost, or a shard has moved to another server.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class Subscriber:
         self._on_gap = on_gap
         self._on_lost = on_lost
         self._shards: Counter[str] = Counter()
-        self._asked: dict[bytes, str] = {}  # channels that were subscribed to, and their shards
-        self._leaving: Counter[bytes] = Counter()  # channels that were given up, and how many answers to that are due
-        self._waiting: set[str] = set()  # shards for which the server has not said yes yet
+        self._asked: dict[bytes, str] = {}  # subscribed channels and their shards
+        self._leaving: Counter[bytes] = Counter()  # unsubscribed channels, and the number of confirmations to come
+        self._waiting: set[str] = set()  # shards without a confirmed subscription
         self._sharded = True
         self._pause = 0.0  # before the next try; 0 while all subscriptions are confirmed
         self._writer: asyncio.StreamWriter | None = None
@@ -83,7 +83,7 @@ class Subscriber:
             self._send("UNSUBSCRIBE", shard)
 
     def leave(self) -> asyncio.Task[None]:
-        """Begin to close; the task is done when that is."""
+        """Begin to close. The task is done when the connection is closed."""
         cancel(self._task)
         return self._task
 
@@ -117,7 +117,7 @@ class Subscriber:
             await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing
 
     async def _listen(self) -> None:
-        """One connection, from its beginning to its end."""
+        """Open one connection and receive until it ends."""
         connection: Any = self._connect()
         try:
             await connection.connect()
@@ -160,7 +160,7 @@ class Subscriber:
         if isinstance(message, hiredis.ReplyError):
             if not _NO_SHARDED_CHANNELS.search(str(message)):
                 raise RedisError("the server refuses a subscription")
-            if self._sharded:  # else one more of those that were sent before the first answer came
+            if self._sharded:  # later errors belong to commands from before the first reply
                 self._sharded = False
                 self._leaving.clear()
                 for shard in tuple(self._shards):
@@ -170,7 +170,7 @@ class Subscriber:
             return  # the answer to a PING
         kind, channel, content = message
         if not isinstance(channel, bytes):
-            raise RedisError("the server sends what is no message")
+            raise RedisError("the server sends a message without a channel")
         if kind in (b"smessage", b"message") and isinstance(content, bytes):
             self._on_end(content.decode("ascii", "replace"))
         elif kind in (b"ssubscribe", b"subscribe") and channel in self._asked:
@@ -187,7 +187,7 @@ class Subscriber:
 
 
 class NullSubscriber:
-    """For clients that cannot give us a connection to listen on: receives nothing."""
+    """Receives no events. For clients without a connection to listen on."""
 
     is_live = False
 
