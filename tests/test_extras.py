@@ -87,7 +87,7 @@ def test_a_missing_driver_is_named(driver: str, url: str) -> None:
     """The one in the URL, and not the one that we would have taken."""
     answer = said(f"from asgi_sessions import SQLStore; SQLStore.from_url({url!r})", driver)
 
-    assert answer == f"MissingExtra True SQLStore.from_url(): there is no driver {driver}: pip install {driver}"
+    assert answer == f"MissingExtra True SQLStore.from_url(): the driver {driver} is missing: pip install {driver}"
 
 
 def another(folder: Path, module: str, package: str) -> Path:

@@ -1,11 +1,11 @@
 """SQLStore: records in PostgreSQL, MariaDB, MySQL or SQLite, through SQLAlchemy. Needs the extra ``[sql]`` and a driver.
 
-Two tables, which :func:`session_tables` describes. How the contract is held:
+:func:`session_tables` describes its two tables. How the store keeps the contract:
 
-* ``create`` never overwrites: the primary key says so. ``update`` and ``touch`` are one ``UPDATE … WHERE key … AND rev …``.
-* What concerns all of a user (log-ins and their limit, ends, the history) begins with an UPDATE of one row of theirs, which is
-  the lock of the rest: they happen one after the other, on every server, without a lock that outlives its transaction.
-* A transaction that lost to another (a deadlock, a conflict) is begun anew.
+* The primary key keeps ``create`` from overwriting. ``update`` and ``touch`` are one ``UPDATE … WHERE key … AND rev …``.
+* Each operation on all sessions of a user (log-in with its limit, ends, history) first updates one row of that user. This row is
+  the lock: such operations run one after the other on every server, and no lock outlives its transaction.
+* A transaction that fails by a deadlock or a conflict is repeated.
 
 A load is one SELECT by primary key, without BEGIN and COMMIT around it.
 """
@@ -63,42 +63,41 @@ __all__ = ["SQLStore", "owner_of", "session_tables"]
 _logger = logging.getLogger("asgi_sessions")
 
 SWEEP_MARGIN: Final = 60.0
-"""Seconds for which a record is kept beyond its end, so that it is the app's clock that ends it, and not another server's."""
+"""Seconds for which an expired record is kept, so that the app's clock ends it and not another server's."""
 
 TURN: Final = 30.0
-"""Seconds for which one sweeper keeps others away with each batch; one that died is followed by another after that."""
+"""Seconds for which each batch of a sweeper keeps the others away. If it dies, another one takes over after that."""
 
-MAKERS: Final = 8
-"""How often it is tried to make the tables: as many processes as may start at once, and be in each other's way."""
+CREATE_ATTEMPTS: Final = 8
+"""Tries of ``create_tables()``. It fails when another process creates the tables at the same time."""
 
-TELLING: Final = 6
-"""Characters at the beginning of a key that say how far it is from the first: to 36 bits."""
+MEASURED_CHARS: Final = 6
+"""First characters of a key from which the progress of a scan is computed: 36 bits."""
 
 _IN_ORDER: Final = "-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz"
-"""The characters of keys, as databases sort them: byte by byte."""
+"""The characters of keys in the order of databases: byte by byte."""
 
 ENDER: Final = "~ender"
-"""The owner of a row that is written where an end finds nothing, so that there is something to wait for."""
+"""The owner of a row that is written when the session to end is missing, so that the COMMIT has a write to wait for."""
 
 _SWEEPER_ROW: Final = {"owner": SWEEPER, "seq": 0, "at": 0, "what": "", "id": "", "fingerprint": "", "facts": b""}
 
 
 class SQLStore:
-    """Keeps records in a database of yours, beside your own tables.
+    """Keeps records in your database, beside your own tables.
 
-    ``SQLStore.from_url("postgresql+asyncpg://…")`` opens its own connections, lazily, in the event loop that uses them, and
-    closes them when the app's lifespan or that loop ends. ``SQLStore(engine)`` uses an ``AsyncEngine`` of yours and leaves its
-    care to you.
-    For asyncio; SQLAlchemy knows no trio.
+    ``SQLStore.from_url("postgresql+asyncpg://…")`` opens its own connections on first use, in the caller's event loop, and closes
+    them when the app's lifespan or that loop ends. ``SQLStore(engine)`` uses your ``AsyncEngine``, which you dispose of yourself.
+    SQLAlchemy needs asyncio, so trio is not supported.
 
-    The tables must be there: ``await store.create_tables()``, or your own migration with :func:`session_tables`.
+    Create the tables first: ``await store.create_tables()``, or your own migration with :func:`session_tables`.
     """
 
     needs_asyncio = True
     server_time: tuple[float, float] | None = None
 
     sweep_every: float = 60.0
-    """Seconds between two sweeps while an app is up."""
+    """Seconds between two sweeps while the app is running."""
 
     def __init__(
         self,
@@ -127,13 +126,14 @@ class SQLStore:
         durable_ends: bool = False,
         **options: Any,
     ) -> Self:
-        """A store with its own connections.
+        """Return a store with its own connections.
 
         Args:
             url: ``postgresql+asyncpg://…``, ``mysql+asyncmy://…`` (or ``aiomysql``) or ``sqlite+aiosqlite:///path``.
-            table: the name of the table of records; that of the history ends with ``_history``. One table per app.
-            schema: where the tables lie, if not in the default schema.
-            durable_ends: PostgreSQL only. A session counts as ended when the synchronous standbys show it
+            table: the name of the table of records. The history is in a second table, named with ``_history`` at the end.
+                One table per app.
+            schema: the schema of the tables, if not the default one.
+            durable_ends: PostgreSQL only. A session counts as ended when the synchronous standbys have applied it
                 (``synchronous_commit = remote_apply``), so that a failover to one of them does not bring it back.
             options: passed to ``create_async_engine``, for example ``pool_size=20`` or ``connect_args={"ssl": …}``.
         """
@@ -160,16 +160,16 @@ class SQLStore:
             raise ConfigurationError(f"SQLStore(durable_ends={durable_ends!r}): give True or False")
         if durable_ends and first.dialect.name != "postgresql":
             raise ConfigurationError(
-                f"SQLStore(durable_ends=True): {first.dialect.name} cannot be told this for single transactions; set it on the "
+                f"SQLStore(durable_ends=True): {first.dialect.name} has no such setting for single transactions; set it on the "
                 "server instead (docs/stores.md, Standbys of databases)"
             )
         self.confirms_ends: bool = durable_ends
         self._make, self._first, self._is_own = make, first, is_own
         self._unused = [first]
-        """The engine that was made to see whether it can be made."""
+        """The engine that checked the URL and options. The first event loop uses it."""
         self._table = table
         self.metadata: MetaData = MetaData()
-        """Holds the two tables; for migrations of your own, see :func:`session_tables`."""
+        """The metadata with the two tables. For your own migrations see :func:`session_tables`."""
         self._say = Statements(*session_tables(self.metadata, table=table, schema=schema))
         self._managers: PerLoop[ConnectionManager] = PerLoop(self._make_manager)
         self._listeners = Listeners(is_live=False)
@@ -180,7 +180,7 @@ class SQLStore:
 
     @property
     def address(self) -> str:
-        """Where the database is; without user and password. For the log."""
+        """The address of the database, without user and password, for the log."""
         return address_of(self._first)
 
     def __repr__(self) -> str:
@@ -191,27 +191,27 @@ class SQLStore:
 
     def _make_manager(self) -> ConnectionManager:
         try:
-            engine = self._unused.pop()  # one loop gets it, also where threads come at once
+            engine = self._unused.pop()  # pop() is atomic, so one loop gets it
         except IndexError:
             engine = self._make()
-        return ConnectionManager(engine, is_own=self._is_own, hear_time=self._hear_time)
+        return ConnectionManager(engine, is_own=self._is_own, note_time=self._note_time)
 
-    def _hear_time(self, now: float) -> None:
+    def _note_time(self, now: float) -> None:
         self.server_time = (now, time.monotonic())
 
     async def create_tables(self) -> None:
-        """Make the tables where they are not there; for a quick start. In production let your migrations do it."""
+        """Create the tables that are missing. In production, use your migrations instead."""
 
         async def work(connections: ConnectionManager) -> None:
-            for attempt in range(MAKERS):
+            for attempt in range(CREATE_ATTEMPTS):
                 try:
                     async with connections.transaction() as connection:
                         await connection.run_sync(self.metadata.create_all)
                     return
                 except DBAPIError as error:
-                    if error.connection_invalidated or attempt == MAKERS - 1:
+                    if error.connection_invalidated or attempt == CREATE_ATTEMPTS - 1:
                         raise
-                    await asyncio.sleep(0.05)  # another process made them at the same time: look again
+                    await asyncio.sleep(0.05)  # another process creates them at the same time
 
         await self._connections().run(work, writes=SWEEPER)
 
@@ -257,7 +257,7 @@ class SQLStore:
                 done = await connection.execute(self._say.update, values)
                 if done.rowcount == 1:
                     return
-                # Nothing was changed. This is to say why.
+                # No row was changed: find out why.
                 there = await self._load(connection, record.key)
             if there is None:
                 raise RecordGone("there is no record under this key")
@@ -279,15 +279,15 @@ class SQLStore:
     async def rename(
         self, key: str, record: Record, *, rev: int, alias: Record | None = None, note: Note | None = None
     ) -> None:
-        """See :meth:`asgi_sessions.stores.Store.rename`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
+        """See :meth:`asgi_sessions.stores.Store.rename`, and :class:`~asgi_sessions.stores.UserStore` for ``note``."""
 
         async def work(connections: ConnectionManager) -> None:
             async with connections.transaction() as connection:
                 if record.owner is not None:
-                    # Noted or not: who ends all of a user's sessions looks at the rows that there are when it begins, and would
-                    # miss one that is just being replaced by another.
+                    # With or without a note: an end of all sessions reads the rows when it begins, and would miss a row that is
+                    # being replaced.
                     await self._lock(connection, record.owner, record.seen_at if note is None else note.now)
-                # In the same order whoever comes, so that two of them wait for each other and not both.
+                # Always in the same order, so that two concurrent calls do not deadlock.
                 found = {each: await self._load(connection, each, locked=True) for each in sorted((key, record.key))}
                 there, target = found[key], found[record.key]
                 if target is not None and _same(record, target) and (there is None or _are_one(there, alias)):
@@ -307,15 +307,15 @@ class SQLStore:
         await self._connections().run(work, writes=key)
 
     async def delete(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
-        """See :meth:`asgi_sessions.stores.Store.delete`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
+        """See :meth:`asgi_sessions.stores.Store.delete`, and :class:`~asgi_sessions.stores.UserStore` for ``note``."""
 
-        # What ended by the clock does so on a standby too.
+        # Expired sessions expire on a standby too.
         durably = self.confirms_ends and (note is None or note.what not in ENDED_BY_CLOCK)
 
         async def work(connections: ConnectionManager) -> Record | None:
             async with connections.transaction(durably=durably) as connection:
                 if note is not None:
-                    # Whose it is never changes; only what is locked after this is decided by.
+                    # Read without a lock: the owner of a record never changes. Decisions use what is read under the lock.
                     owner = await self._owner_in(connection, key)
                     if owner is not None:
                         await self._lock(connection, owner, note.now)
@@ -325,7 +325,7 @@ class SQLStore:
                     await connection.execute(self._say.delete, {"key_": key})
                     return None
                 if there is None:
-                    if durably:  # a COMMIT that writes something waits, also for what an earlier one wrote
+                    if durably:  # only a COMMIT with a write waits, and then for earlier writes too
                         await self._lock(connection, ENDER, time.time())
                     return None
                 if rev is not None and there.rev != rev:
@@ -365,7 +365,7 @@ class SQLStore:
                     try:
                         found.append(_record(row))
                     except RecordDamaged:
-                        continue  # cannot be shown, but ended
+                        continue  # cannot be listed, but can be ended
                 return found
 
         await self._prune_if_due(owner, now, rules)
@@ -418,23 +418,23 @@ class SQLStore:
         return ids
 
     def listen(self, on_end: Callable[[str], None], on_gap: Callable[[str], None]) -> Listening:
-        """Only ends by this process are notified, at once. Ends by other processes are missed, so ``is_live`` is False."""
+        """Notify of ends by this process, at once. Ends by other processes are missed, so ``is_live`` is False."""
         return self._listeners.listen(on_end)
 
     # ── Housekeeping ──
 
     async def sweep(self, *, now: float, rules: Rules = Rules()) -> int | None:  # noqa: B008 - frozen
-        """Remove what is over, in small batches: records, history entries, locks of users who have neither.
+        """Remove expired records, old history entries and unused locks of users, in small batches.
 
-        Of many processes one sweeps at a time. What ended by the clock is noted in the history, at its end.
+        One process sweeps at a time. The history gets an entry for each expired session, with the time of expiry.
 
         Args:
             now: by the app's clock, in seconds since the epoch.
-            rules: those of the app; the history is kept for ``rules.keep`` seconds.
+            rules: those of the app. The history is kept for ``rules.keep`` seconds.
         Returns:
-            How many records were removed; ``None``: somebody else is at it.
+            The number of removed records, or None while another process sweeps.
         Raises:
-            StoreError: the database failed; what was removed stays removed.
+            StoreError: the database failed. Rows that were removed stay removed.
         """
         connections, removed, cut, began = self._connections(), 0, now - SWEEP_MARGIN, time.monotonic()
 
@@ -470,13 +470,12 @@ class SQLStore:
     def walked(self, cursor: str) -> float | None:
         """See :class:`asgi_sessions.rekey.MeasuredStore`.
 
-        Read off the key, without counting: keys are hashes, and so spread evenly over all that there can be. To count the rows of
-        a large table takes a database longer than we give it for an answer.
+        Computed from the key, since keys are evenly spread hashes. Counting the rows of a large table would exceed the deadline.
         """
         if not all(char in _IN_ORDER for char in cursor):
             return None
         share, weight = 0.0, 1.0
-        for char in cursor[:TELLING]:
+        for char in cursor[:MEASURED_CHARS]:
             weight /= len(_IN_ORDER)
             share += weight * _IN_ORDER.index(char)
         return share
@@ -495,7 +494,7 @@ class SQLStore:
     async def _keep_turn(self, connections: ConnectionManager, now: float) -> None:
         async def work(connections: ConnectionManager) -> None:
             async with connections.statement() as connection:
-                # Its own turn, so whatever stands there; a turn that ended long ago does no harm.
+                # Unconditional: the turn is its own, and one that ended long ago does no harm.
                 await connection.execute(self._say.lock, {"owner_": SWEEPER, "now_": _ms(now + TURN)})
 
         await connections.run(work, writes=SWEEPER)
@@ -561,7 +560,7 @@ class SQLStore:
                 await self._remove(connection, [one.key for one in (*over, *out, *replaced)])
                 try:
                     await connection.execute(self._say.create, _row(record))
-                except IntegrityError as error:  # of somebody else: keys are random, so this is no accident
+                except IntegrityError as error:  # another user's record: keys are random, so this is no accident
                     raise RecordExists("there is a record under this key already") from error.orig
                 known = {row.fingerprint for row in log_ins}
                 new = bool(rules.entries) and note.what == LOGGED_IN and known.isdisjoint(note.fingerprints)
@@ -595,15 +594,15 @@ class SQLStore:
         return row.owner if row is not None and isinstance(row.owner, str) else None
 
     async def _lock(self, connection: AsyncConnection, owner: str, now: float) -> None:
-        """From here to the end of the transaction nobody else changes what is this user's."""
+        """Lock the rows of this user until the end of the transaction."""
         if not (await connection.execute(self._say.lock, {"owner_": owner, "now_": _ms(now)})).rowcount:
-            # Two at once: one of them meets the primary key, and begins anew.
+            # Of two concurrent inserts, one fails by the primary key and is repeated.
             await connection.execute(self._say.add_entry, {**_SWEEPER_ROW, "owner": owner, "at": _ms(now)})
 
     async def _alive(
         self, connection: AsyncConnection, owner: str, now: float
     ) -> tuple[list[Any], list[bytes], list[Any]]:
-        """Of a user's records: those whose time is not over; entries about the others; the others, still to be removed."""
+        """A user's live records, history entries for the expired ones, and the expired ones, which the caller removes."""
         rows = (await connection.execute(self._say.heads_locked, {"owner_": owner})).all()
         at = _ms(now)
         over = [row for row in rows if row.expires_at <= at]
@@ -615,7 +614,7 @@ class SQLStore:
             await connection.execute(self._say.delete_these, {"keys_": keys})
 
     async def _past(self, connection: AsyncConnection, owner: str) -> Sequence[Any]:
-        """The history entries as they are now, without facts."""
+        """The current history entries, without facts."""
         return (await connection.execute(self._say.past, {"owner_": owner})).all()
 
     async def _note(
@@ -662,7 +661,7 @@ class SQLStore:
         return len(over)
 
     async def aclose(self) -> None:
-        """Wait for what is under way and, of our own, close the connections of this event loop."""
+        """Wait for operations in flight, and close the store's own connections of this event loop."""
         connections = self._managers.taken()
         if connections is not None:
             await connections.aclose()
@@ -672,7 +671,7 @@ _LAST_TIME = 10**13 - 1
 
 
 def _ms(seconds: float) -> int:
-    """Milliseconds. What no clock of ours shows becomes the nearest that one does: sessions end there."""
+    """Milliseconds, clamped to the range that the columns hold."""
     return round(min(max(seconds * 1000, 0), _LAST_TIME))
 
 
@@ -689,10 +688,10 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _record(row: Any) -> Record:
-    """A row as a record.
+    """Convert a row to a record.
 
     Raises:
-        RecordDamaged: its columns hold something else. SQLite does not look at types and keeps whatever it is given.
+        RecordDamaged: a column has a value of another type. SQLite does not check types.
     """
     key, rev, seen_at, expires_at, id, owner, body = row
     if not (
@@ -703,12 +702,12 @@ def _record(row: Any) -> Record:
         and (owner is None or isinstance(owner, str))
         and isinstance(body, bytes | bytearray | memoryview)
     ):
-        raise RecordDamaged("a row holds something else than a record")
+        raise RecordDamaged("a row has a value of the wrong type")
     return Record(key, rev, seen_at / 1000, expires_at / 1000, id, owner, bytes(body))
 
 
 def _rounded(record: Record) -> Record:
-    """``record`` as it comes back: clocks to the millisecond."""
+    """``record`` as the database returns it: clocks in whole milliseconds."""
     return _record(tuple(_row(record).values()))
 
 
@@ -718,7 +717,7 @@ def _later(record: Record, there: Record) -> Record:
 
 
 def _same(record: Record, there: Record) -> bool:
-    """Whether ``record`` lies there already, but for clocks that were moved on."""
+    """Whether ``record`` is stored already, except for clocks that were moved on."""
     return (record.rev, record.id, record.owner, record.body) == (there.rev, there.id, there.owner, there.body)
 
 
@@ -727,7 +726,7 @@ def _are_one(there: Record, alias: Record | None) -> bool:
 
 
 def _columns(text: bytes) -> dict[str, Any]:
-    """A history entry, as :func:`pack_note` makes it, taken apart."""
+    """The columns of a history entry that :func:`pack_note` made."""
     header = text[:ENTRY_HEADER].decode("ascii")
     fingerprint = ENTRY_HEADER - FINGERPRINT_CHARS
     return {

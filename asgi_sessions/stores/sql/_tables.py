@@ -1,11 +1,11 @@
-"""The two tables of SQLStore, and the statements on them. Portable SQL, so that one text serves every database.
+"""The two tables of SQLStore and the statements on them, in portable SQL.
 
-What holds a promise is marked where it stands. Two traps of databases are answered here once:
+Two traps of databases are avoided here:
 
-* Text of ours is ASCII and compared byte by byte. MySQL and MariaDB compare text without regard to case unless told otherwise,
-  and two tokens that differ in case only would be one session.
-* MySQL and MariaDB carry out the assignments of an UPDATE from left to right, each seeing those before it. Hence
-  ``ordered_values``: what is compared is assigned last.
+* Our text is ASCII and compared byte by byte. By default MySQL and MariaDB ignore case, and two tokens that differ only in case
+  would be one session.
+* MySQL and MariaDB execute the assignments of an UPDATE from left to right, and each sees those before it. So
+  ``ordered_values`` assigns a column after the comparisons with it.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from asgi_sessions._core.token import ID_CHARS, KEY_CHARS, OWNER_CHARS
 from asgi_sessions.errors import ConfigurationError
 
 MAX_BODY: Final = 2**24 - 1
-"""Bytes: the next larger kind of BLOB of MySQL and MariaDB, whose smallest ends at 64 kB. A payload has a megabyte at most."""
+"""Bytes of a MEDIUMBLOB. A BLOB of MySQL and MariaDB ends at 64 kB, and a payload may have a megabyte."""
 
 SWEEPER: Final = "~sweeper"
-"""Stands where an owner stands, and is none: it is of no owner's alphabet. Its row says until when somebody sweeps."""
+"""The owner of the row that holds the end of the sweeper's turn. No user has it: ``~`` is not in the alphabet of owners."""
 
 BATCH: Final = 500
-"""Rows that one statement removes. Locks are held for the time of that, milliseconds."""
+"""Rows that one statement removes. Its locks last some milliseconds."""
 
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,40}")
-"""Of a table or a schema: the names of indexes are made from it, and PostgreSQL cuts names off after 63 characters."""
+"""A name of a table or schema. Names of indexes are made from it, and PostgreSQL cuts names after 63 characters."""
 
 
 def _text(chars: int) -> Any:
@@ -59,26 +59,26 @@ def _text(chars: int) -> Any:
 
 
 def _bytes() -> Any:
-    """By its own name where BLOB(n) becomes another: Alembic would find a change each time that it looks."""
+    """The type of bytes. MEDIUMBLOB by name, because Alembic would report a change for BLOB(n) on every run."""
     return LargeBinary(MAX_BODY).with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 
 
 def session_tables(
     metadata: MetaData | None = None, *, table: str = "asgi_sessions", schema: str | None = None
 ) -> tuple[Table, Table]:
-    """The table of records and that of history, in ``metadata``: yours, so that your Alembic migrates them with your own.
+    """Return the table of records and the table of the history, in ``metadata``, so that your Alembic migrates them too.
 
-    The same tables are returned if they are there already. Times are milliseconds since the epoch. Of the records:
+    Tables that ``metadata`` has already are returned as they are. Times are milliseconds since the epoch. The records have:
 
-    * ``key``: what the record lies under; useless for logging in
-    * ``rev``: its revision, from 1; 0 for an alias
-    * ``seen_at``, ``expires_at``: last recorded activity; when it ends if nothing more is heard
+    * ``key``: the primary key; useless for logging in
+    * ``rev``: the revision, from 1; 0 for an alias
+    * ``seen_at``, ``expires_at``: the last recorded activity; the expiry without further activity
     * ``id``: the public id of the session
-    * ``owner``: :func:`owner_of` the user, or NULL; to join your own tables by
-    * ``body``: everything else; opaque, and sealed where there are ``secret_keys``
+    * ``owner``: :func:`owner_of` the user, or NULL; for joins with your own tables
+    * ``body``: everything else, opaque; sealed if there are ``secret_keys``
 
     Raises:
-        ConfigurationError: a name has more than 41 characters, or others than letters, digits and ``_``.
+        ConfigurationError: a name has more than 41 characters, or characters other than letters, digits and ``_``.
     """
     if metadata is not None:
         expect("session_tables(metadata)", metadata, MetaData)
@@ -106,7 +106,7 @@ def session_tables(
     history = Table(
         f"{table}_history",
         metadata,
-        # Line 0 of each owner holds no event. Who changes what is the owner's changes it first: the lock of all that is theirs.
+        # Row 0 of each owner is no entry but the lock: every change to an owner's rows updates it first.
         Column("owner", _text(OWNER_CHARS), primary_key=True),
         Column("seq", BigInteger, primary_key=True, autoincrement=False),
         Column("at", BigInteger, nullable=False, index=True),
@@ -120,7 +120,7 @@ def session_tables(
 
 
 class Statements:
-    """Everything that SQLStore says, built once: SQLAlchemy knows them again by what they are and compiles them once."""
+    """All statements of SQLStore, built once. SQLAlchemy compiles each once and caches it."""
 
     def __init__(self, records: Table, history: Table) -> None:
         r, h = records.c, history.c
@@ -134,9 +134,9 @@ class Statements:
         later_expires = case((r.expires_at > expires, r.expires_at), else_=expires)
 
         self.load = select(*whole).where(r.key == key)
-        # create never overwrites: the primary key says so.
+        # The primary key keeps this from overwriting.
         self.create = insert(records)
-        # update, touch and rename never create; who has seen another revision changes nothing.
+        # update, touch and rename never create. An update with an old revision changes no row.
         self.update = (
             update(records)
             .where(r.key == key, r.rev == bindparam("rev_"))
@@ -177,7 +177,7 @@ class Statements:
         )
         self.forget = delete(history).where(h.owner == owner)
 
-        # The sweeper's. What was found is removed only if it is still over: it may have been touched meanwhile.
+        # For the sweeper. A record is removed only if it is still expired: it may have been touched meanwhile.
         self.owners_over = (
             select(r.owner).where(r.expires_at <= now, r.owner.is_not(None)).distinct().limit(bindparam("some"))
         )
