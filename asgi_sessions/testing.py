@@ -1,12 +1,12 @@
-"""For the tests of apps that use sessions, and of stores that keep them.
+"""Helpers for the tests of apps with sessions, and a test suite for stores.
 
-* :class:`FakeClock`: time moves because the test moves it.
-* :func:`log_in`: makes a client logged in, without going through the app's log-in page.
-* :class:`StoreContract`: what every store must do, as a test class to inherit from.
-* :class:`UserStoreContract`: what a store must do besides, so that users can see and end their sessions.
+* :class:`FakeClock`: a clock that the test moves.
+* :func:`log_in`: logs a client in, without the app's log-in page.
+* :class:`StoreContract`: the tests that every store must pass, as a class to inherit from.
+* :class:`UserStoreContract`: the same for stores with which users can see and end their sessions.
 
-"My test client drops the cookie": it is ``Secure``, and the client talks http. Give it ``base_url="https://testserver"``; with
-Starlette's ``TestClient`` and httpx's ``ASGITransport`` that changes the scheme in the scope and nothing else.
+If your test client drops the cookie, it uses http, but the cookie is ``Secure``. Give it ``base_url="https://testserver"``. With
+Starlette's ``TestClient`` and httpx's ``ASGITransport`` that only changes the scheme in the scope.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class FakeClock:
     """A clock that stands still until it is moved. Pass it as ``SessionMiddleware(…, clock=clock)``."""
 
     stands_still = True
-    """The clock of a store's server does not correct it."""
+    """Tells Sessions not to correct this clock by that of the store's server."""
 
     def __init__(self, now: float = 1_800_000_000.0) -> None:
         self.now: float = now
@@ -56,7 +56,7 @@ class FakeClock:
         return self.now
 
     def advance(self, by: timedelta | float) -> None:
-        """Move the clock; a number is seconds, and may be negative."""
+        """Move the clock. A number means seconds and may be negative."""
         self.now += by.total_seconds() if isinstance(by, timedelta) else by
 
 
@@ -74,13 +74,13 @@ async def session_cookie(
     """Begin a session and return its cookie: name and value.
 
     Args:
-        store: the ``Sessions`` of the app. The app's store will do with the ``options`` that its Sessions has.
-        user_id: ``None`` makes an anonymous session, and needs ``data``.
-        cookie: the one of the app's SessionMiddleware.
-        realm: what ``realm=`` of the app's SessionMiddleware returns for the requests of the test.
+        store: the ``Sessions`` of the app. Or the app's store, with the same ``options`` as the app's Sessions.
+        user_id: ``None`` begins an anonymous session, which needs ``data``.
+        cookie: the ``cookie`` of the app's SessionMiddleware.
+        realm: the result of the ``realm=`` function of the app's SessionMiddleware for the requests of the test.
     Raises:
-        SessionDataError: the user id or the data cannot be kept, or there is neither.
-        ConfigurationError: another argument makes no sense, or the app has other ``secret_keys`` and would not know the cookie.
+        SessionDataError: the user id or the data cannot be stored, or both are missing.
+        ConfigurationError: another argument is invalid, or the app has other ``secret_keys`` and would not accept the cookie.
     """
     return await _begun(sessions_of("session_cookie", store, options), user_id, data, remember, cookie, realm)
 
@@ -109,13 +109,13 @@ async def _begun(
 
 
 _began: WeakKeyDictionary[Any, list[Sessions]] = WeakKeyDictionary()
-"""What began the sessions of a client. Most frameworks build their middleware with the first request; it then finds these, and
-refuses to be built beside them with other secrets.
+"""The Sessions of each client, kept alive. Most frameworks build their middleware with the first request. It then finds these and
+raises an error if its secrets differ.
 """
 
 
 class _HasCookies(Protocol):
-    """What :func:`log_in` needs of a client."""
+    """The attributes of a client that :func:`log_in` uses."""
 
     @property
     def cookies(self) -> Any: ...
@@ -135,24 +135,24 @@ async def log_in(
     realm: str | None = None,
     **options: Unpack[SessionsOptions],
 ) -> None:
-    """Make a client of httpx or httpx2 logged in as ``user_id``; arguments as for :func:`session_cookie`.
+    """Log a client of httpx or httpx2 in as ``user_id``. The arguments are those of :func:`session_cookie`.
 
     Raises:
-        ConfigurationError: the app has other ``secret_keys``. Where the app is not built yet, its first request raises it.
+        ConfigurationError: the app has other ``secret_keys``. If the app is not built yet, its first request raises it.
     """
     sessions = sessions_of("log_in", store, options)
     name, value = await _begun(sessions, user_id, data, remember, cookie, realm)
     try:
         _began.setdefault(client, []).append(sessions)
     except TypeError:
-        pass  # a client of another kind, which cannot be hashed or weakly referenced
+        pass  # another kind of client, without a hash or weak references
     host = client.base_url.host
-    # The domain that the jar itself notes for a cookie of this host, so that the app's next one replaces ours.
+    # The domain that the jar uses for cookies of this host, so that the app's next cookie replaces ours.
     client.cookies.set(name, value, domain=host if "." in host else f"{host}.local")
 
 
 def log_in_sync(client: _HasCookies, store: Sessions | Store, user_id: str, **options: Any) -> None:
-    """:func:`log_in` for synchronous tests, such as those with Starlette's ``TestClient``."""
+    """The synchronous :func:`log_in`, for example for Starlette's ``TestClient``."""
 
     async def run() -> None:
         await log_in(client, store, user_id, **options)
@@ -162,7 +162,7 @@ def log_in_sync(client: _HasCookies, store: Sessions | Store, user_id: str, **op
 
 
 class StoreContract:
-    """What every store must do. Inherit from it, provide a fixture ``store``, and run pytest with anyio's plugin::
+    """The contract of every store. Inherit from it, provide a fixture ``store``, and run pytest with anyio's plugin::
 
         class TestMyStore(StoreContract):
             @pytest.fixture
@@ -171,19 +171,19 @@ class StoreContract:
                 yield store
                 await store.aclose()
 
-    The fixture must give an empty store (or an empty namespace of it) to each test. Needs ``anyio_mode = "auto"`` in pytest's
+    The fixture must give each test an empty store, or an empty namespace of one. Set ``anyio_mode = "auto"`` in pytest's
     configuration, or ``pytestmark = pytest.mark.anyio`` in your module. A store with a server overrides :meth:`at`.
     """
 
     def at(self, port: int) -> Store:
-        """A store whose server is at this port of 127.0.0.1. No server answers there. A store without a server skips the test."""
-        raise SkipTest("define at(port), and this store proves what it does when its server does not answer")
+        """Return a store for a server at this port of 127.0.0.1, where no server answers. Without it, the test is skipped."""
+        raise SkipTest("define at(port) to test this store with a server that does not answer")
 
-    # ── What is read is what was written ──
+    # ── Stored data is returned unchanged ──
 
     async def test_what_was_created_is_loaded_to_the_byte(self, store: Store) -> None:
-        """``load`` gives back every field, and a body of any bytes."""
-        whole = bytes(range(256)) * 5000  # more than a payload of the largest size, sealed
+        """``load`` returns every field, and a body of any bytes."""
+        whole = bytes(range(256)) * 5000  # more than the largest payload, sealed
         for record in (a_record(), a_record(owner="alice"), a_record(body=b""), a_record(body=whole)):
             await store.create(record)
 
@@ -202,7 +202,7 @@ class StoreContract:
     async def test_names_that_differ_in_case_are_different(self, store: Store) -> None:
         """Keys, ids and owners are compared byte by byte."""
         record = a_record(owner="alice")
-        # In the same shard: its three characters belong to the user.
+        # The first three characters are the user's shard, so they stay.
         key, owner = (name[:3] + name[3:].swapcase() for name in (record.key, owner_of("alice")))
         other = replace(a_record(), key=key, id=record.id.swapcase(), owner=owner)
         await store.create(record)
@@ -216,13 +216,13 @@ class StoreContract:
         assert await store.index(owner) == {other.id: other.key}
 
     async def test_a_record_that_is_not_there_is_none(self, store: Store) -> None:
-        """An absent record is an answer of ``load``, and no error."""
+        """``load`` of an absent record returns None. It is not an error."""
         assert await store.load(a_record().key) is None
 
     # ── create ──
 
     async def test_create_never_overwrites(self, store: Store) -> None:
-        """A second record under a key raises RecordExists; the first one stays."""
+        """A second record under a key raises RecordExists. The first one stays."""
         record = a_record(body=b"first")
         await store.create(record)
 
@@ -253,7 +253,7 @@ class StoreContract:
     # ── update ──
 
     async def test_update_replaces_the_body_and_moves_the_revision(self, store: Store) -> None:
-        """``update`` of the expected revision writes body, clocks and revision; the index stays."""
+        """``update`` of the expected revision writes body, clocks and revision. The index stays."""
         record = a_record(owner="alice")
         await store.create(record)
 
@@ -264,7 +264,7 @@ class StoreContract:
         assert await store.index(owner_of("alice")) == {record.id: record.key}
 
     async def test_update_of_another_revision_changes_nothing_and_says_what_is_there(self, store: Store) -> None:
-        """RecordChanged carries the record as it is, so that the caller can merge."""
+        """RecordChanged has the current record, so that the caller can merge."""
         record = a_record()
         await store.create(record)
         theirs = replace(record, rev=2, body=b"theirs")
@@ -320,7 +320,7 @@ class StoreContract:
         assert sorted(outcomes) == ["RecordChanged"] * 19 + ["done"]
 
     async def test_of_an_update_and_a_rename_at_once_one_wins(self, store: Store) -> None:
-        """The session stays one: under the old key or under the new one."""
+        """The session remains under one key, the old or the new one."""
         for turns in range(-5, 6):
             record = a_record()
             await store.create(record)
@@ -348,7 +348,7 @@ class StoreContract:
         assert await store.index(owner_of("alice")) == {record.id: record.key}
 
     async def test_touch_undoes_no_write_that_happens_meanwhile(self, store: Store) -> None:
-        """``touch`` must not write back a body that it has read."""
+        """``touch`` must not write back a body that it read."""
         for turns in range(-5, 6):
             record = a_record()
             await store.create(record)
@@ -360,7 +360,7 @@ class StoreContract:
             assert await store.load(record.key) == replace(newer, **clocks)
 
     async def test_touch_never_creates(self, store: Store) -> None:
-        """``touch`` of an absent record answers False."""
+        """``touch`` of an absent record returns False."""
         record = a_record()
 
         assert await store.touch(record.key, seen_at=record.seen_at, expires_at=record.expires_at) is False
@@ -376,7 +376,7 @@ class StoreContract:
         assert await store.load(record.key) == record
 
     async def test_touch_leaves_an_alias_alone(self, store: Store) -> None:
-        """An alias is short-lived, and no activity makes it live longer."""
+        """An alias is short-lived. Activity does not extend its life."""
         record = a_record()
         await store.create(record)
         alias = an_alias(record)
@@ -390,7 +390,7 @@ class StoreContract:
     # ── rename ──
 
     async def test_rename_leaves_nothing_under_the_old_key(self, store: Store) -> None:
-        """After a ``rename`` the old token leads nowhere, and the index to the new key."""
+        """After a ``rename`` there is no record under the old key, and the index has the new one."""
         record = a_record(owner="alice")
         await store.create(record)
         new = replace(moved(record), body=b"new", seen_at=record.seen_at + 5, expires_at=record.expires_at + 6)
@@ -413,7 +413,7 @@ class StoreContract:
         assert await store.load(later.key) == later
 
     async def test_rename_leaves_an_alias_where_one_is_given(self, store: Store) -> None:
-        """The alias lies under the old key, and the index leads to the new one."""
+        """The alias is under the old key, and the index has the new one."""
         record = a_record(owner="alice")
         await store.create(record)
         new, alias = moved(record), an_alias(record)
@@ -425,7 +425,7 @@ class StoreContract:
         assert await store.index(owner_of("alice")) == {new.id: new.key}
 
     async def test_rename_never_creates(self, store: Store) -> None:
-        """``rename`` of an absent record raises RecordGone and leaves nothing behind."""
+        """``rename`` of an absent record raises RecordGone and writes nothing."""
         record = a_record(owner="alice")
 
         with _raises(RecordGone):
@@ -435,7 +435,7 @@ class StoreContract:
         assert await store.index(owner_of("alice")) == {}
 
     async def test_rename_of_another_revision_changes_nothing(self, store: Store) -> None:
-        """RecordChanged carries the record as it is; neither key changes."""
+        """RecordChanged has the current record. Neither key changes."""
         record = a_record()
         await store.create(record)
         theirs = replace(record, rev=2, body=b"theirs")
@@ -449,7 +449,7 @@ class StoreContract:
         assert await store.load(moved(record).key) is None
 
     async def test_rename_never_overwrites(self, store: Store) -> None:
-        """A record under the new key raises RecordExists; both records stay."""
+        """A record under the new key raises RecordExists. Both records stay."""
         record = a_record()
         other = replace(moved(record), body=b"other", id=new_id())
         await store.create(record)
@@ -475,7 +475,7 @@ class StoreContract:
             assert await store.load(record.key) == alias
 
     async def test_of_many_renames_of_one_record_one_wins(self, store: Store) -> None:
-        """``rename`` is one atomic step: one new key, and the index leads to it."""
+        """``rename`` is one atomic step: there is one new key, and the index has it."""
         record = a_record(owner="alice")
         await store.create(record)
         candidates = [moved(record, number) for number in range(20)]
@@ -490,7 +490,7 @@ class StoreContract:
     # ── delete ──
 
     async def test_delete_gives_back_what_it_removed(self, store: Store) -> None:
-        """``delete`` answers with the record, and removes its entry in the index."""
+        """``delete`` returns the record, and removes its entry in the index."""
         record = a_record(owner="alice")
         await store.create(record)
 
@@ -500,11 +500,11 @@ class StoreContract:
         assert await store.index(owner_of("alice")) == {}
 
     async def test_delete_of_nothing_is_none(self, store: Store) -> None:
-        """An absent record is an answer of ``delete``, and no error."""
+        """``delete`` of an absent record returns None. It is not an error."""
         assert await store.delete(a_record().key) is None
 
     async def test_delete_of_another_revision_removes_nothing(self, store: Store) -> None:
-        """``delete`` with ``rev`` removes that revision only."""
+        """``delete`` with ``rev`` only removes that revision."""
         record = a_record()
         await store.create(record)
 
@@ -525,7 +525,7 @@ class StoreContract:
         assert [found for found in gone if found is not None] == [record]
 
     async def test_nothing_brings_back_what_was_deleted(self, store: Store) -> None:
-        """Ending is final: no later ``update``, ``rename`` or ``touch`` creates the record again."""
+        """An end is final: no later ``update``, ``rename`` or ``touch`` creates the record again."""
         record = a_record(owner="alice")
         await store.create(record)
         await store.delete(record.key)
@@ -541,7 +541,7 @@ class StoreContract:
         assert await store.index(owner_of("alice")) == {}
 
     async def test_nothing_brings_back_what_is_deleted_meanwhile(self, store: Store) -> None:
-        """Ending is final, also for writes that were in flight."""
+        """An end is final, also for writes in flight."""
         for number in range(10):
             record = a_record(owner="alice", number=number)
             await store.create(record)
@@ -569,7 +569,7 @@ class StoreContract:
         assert await store.index(owner_of("nobody")) == {}
 
     async def test_an_alias_is_in_no_index(self, store: Store) -> None:
-        """The end of an alias leaves the entry of its successor alone."""
+        """Deleting an alias leaves the entry of its successor alone."""
         record = a_record(owner="alice")
         await store.create(record)
         new = moved(record)
@@ -580,14 +580,14 @@ class StoreContract:
         assert await store.index(owner_of("alice")) == {new.id: new.key}
 
     async def test_a_closed_store_can_be_used_again(self, store: Store) -> None:
-        """``aclose`` lets go of connections; the next call opens new ones."""
+        """``aclose`` closes the connections. The next call opens new ones."""
         record = a_record()
         await store.create(record)
 
         await store.aclose()
         await store.aclose()
 
-        # What it has kept may be gone: a store in memory may forget. What it is told from now on, it keeps.
+        # A store in memory may have lost its records. From now on it keeps them.
         assert (await store.load(record.key)) in (record, None)
         for number in range(2):
             later = a_record(owner=f"user {number}", body=b"later")
@@ -596,22 +596,22 @@ class StoreContract:
             assert await store.index(owner_of(f"user {number}")) == {later.id: later.key}
             await store.aclose()
 
-    # ── Trouble, and what the store says of itself ──
+    # ── Failures and traits ──
 
     async def test_a_call_that_is_cancelled_takes_effect_as_a_whole_or_not_at_all(self, store: Store) -> None:
-        """A client that hangs up leaves no record outside of its index, and no entry without a record."""
+        """A cancelled call leaves no record without an index entry, and no entry without a record."""
         for turns in range(8):
             record = a_record(owner="alice")
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(_later, turns, _cancel(scope))
                     await store.create(record)
-            with anyio.fail_after(5):  # what was begun may go on for a moment
+            with anyio.fail_after(5):  # the operation may continue for a moment
                 while (await store.load(record.key) is None) is (record.id in await store.index(owner_of("alice"))):  # noqa: ASYNC110 - no event tells
                     await anyio.sleep(0.02)
 
     async def test_what_it_says_of_itself_makes_sense(self, store: Store) -> None:
-        """Traits are of their kind, an address names no user, and all of one user are on one server."""
+        """Traits have the right types, ``address`` has no user, and all records of one user are on one server."""
         for name in ("keeps_its_own_deadline", "needs_asyncio", "is_of_one_process"):
             assert isinstance(trait(store, name), bool), name
         address, server_of = trait(store, "address"), trait(store, "server_of")
@@ -621,10 +621,10 @@ class StoreContract:
             assert {server_of(record.key), server_of(moved(record).key)} == {server_of(owner_of("alice"))}
 
     async def test_a_server_that_is_not_there_is_unreachable(self, store: Store) -> None:
-        """Every method raises StoreUnreachable. The cause is the driver's error, and the text names no key and no owner."""
-        with socket.socket() as nobody:
-            nobody.bind(("127.0.0.1", 0))
-            dead, record = self.at(nobody.getsockname()[1]), a_record(owner="alice")
+        """Every method raises StoreUnreachable. The cause is the driver's error, and the text has no key and no owner."""
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            dead, record = self.at(closed.getsockname()[1]), a_record(owner="alice")
             for call in _calls(dead, record):
                 with _raises(StoreUnreachable) as caught:
                     await call()
@@ -633,7 +633,7 @@ class StoreContract:
             await dead.aclose()
 
     async def test_a_server_that_says_nothing_keeps_nobody_waiting(self, store: Store) -> None:
-        """A call ends when it is cancelled. Where the store keeps its own deadline, it raises StoreUnreachable by itself."""
+        """A call ends when it is cancelled. If the store keeps its own deadline, it raises StoreUnreachable by itself."""
         with socket.socket() as silent:
             silent.bind(("127.0.0.1", 0))
             silent.listen(64)
@@ -646,17 +646,17 @@ class StoreContract:
                 else:
                     with anyio.move_on_after(0.05):
                         await call()
-                assert anyio.current_time() < began + 5, "it goes on though it is cancelled"
+                assert anyio.current_time() < began + 5, "the call ignores its cancellation"
             await slow.aclose()
 
 
 class UserStoreContract(StoreContract):
-    """What a :class:`~asgi_sessions.stores.UserStore` must do besides. Inherit from it instead of StoreContract."""
+    """The contract of a :class:`~asgi_sessions.stores.UserStore`. Inherit from it instead of StoreContract."""
 
     # ── A log-in ──
 
     async def test_a_log_in_is_noted(self, store: Any) -> None:
-        """``create`` with a note writes one entry into the history, and says whether it is the first one."""
+        """``create`` with a note adds one entry to the history, and returns whether it is the first log-in."""
         record = a_record(owner="alice")
 
         admission = await store.create(record, note=a_note(record))
@@ -669,7 +669,7 @@ class UserStoreContract(StoreContract):
         assert await store.index(owner_of("alice")) == {record.id: record.key}
 
     async def test_a_device_is_new_if_no_log_in_has_one_of_its_fingerprints(self, store: Any) -> None:
-        """Any one of the fingerprints recognises a device."""
+        """One known fingerprint is enough to recognise a device."""
         said = []
         for fingerprints in (("fingerpri-1",), ("fingerpri-2",), ("fingerpri-3", "fingerpri-1"), ("fingerpri-3",)):
             record = a_record(owner="alice")
@@ -691,7 +691,7 @@ class UserStoreContract(StoreContract):
         assert len(await store.index(owner_of("alice"))) == 2
 
     async def test_a_log_in_never_overwrites(self, store: Any) -> None:
-        """RecordExists, as without a note; nothing is noted."""
+        """It raises RecordExists, as without a note, and adds no entry."""
         record = a_record(owner="alice")
         await store.create(record, note=a_note(record))
 
@@ -702,9 +702,9 @@ class UserStoreContract(StoreContract):
         assert len(await entries(store)) == 1
 
     async def test_the_session_idle_for_longest_makes_room(self, store: Any) -> None:
-        """Beyond the limit the session with the earliest ``seen_at`` ends, and the history says so."""
+        """Beyond the limit the session with the earliest ``seen_at`` ends, and the history has an entry."""
         rules = Rules(limit=2)
-        for number in range(2):  # others' sessions take no room
+        for number in range(2):  # sessions of other users do not count
             await store.create(a_record(owner="bob", number=number), note=a_note(a_record()))
         records = [
             replace(a_record(owner="alice", number=n), seen_at=1_800_000_000.0 + at) for n, at in enumerate((9, 3, 6))
@@ -721,7 +721,7 @@ class UserStoreContract(StoreContract):
         ]
 
     async def test_a_log_in_can_be_refused(self, store: Any) -> None:
-        """With ``refuses`` SessionLimitReached changes nothing."""
+        """With ``refuses`` it raises SessionLimitReached and changes nothing."""
         rules = Rules(limit=1, refuses=True)
         first, second = a_record(owner="alice"), a_record(owner="alice")
         await store.create(first, note=a_note(first, rules=rules))
@@ -734,7 +734,7 @@ class UserStoreContract(StoreContract):
         assert len(await entries(store)) == 1
 
     async def test_the_session_that_a_log_in_replaces_takes_no_room(self, store: Any) -> None:
-        """``note.replaces`` does not count against the limit. Where it has ended, somebody else has to make room."""
+        """``note.replaces`` does not count against the limit. If it has ended, another session makes room."""
         rules = Rules(limit=2)
         records = [
             replace(a_record(owner="alice", number=n), seen_at=1_800_000_000.0 + at)
@@ -752,7 +752,7 @@ class UserStoreContract(StoreContract):
         assert there == {each.id: each.key for each in (oldest, third)}
 
     async def test_the_session_that_a_log_in_replaces_ends_in_the_same_step(self, store: Any) -> None:
-        """Its record is gone, and the history has both notes; once, also if the call is repeated. It says what it was."""
+        """Its record is gone, and the history has both notes, once even if the call is repeated. The first call returns it."""
         first, second = a_record(owner="alice", number=1), a_record(owner="alice", number=2)
         await store.create(first, note=a_note(first))
         note = a_note(second, replaces=first)
@@ -765,7 +765,7 @@ class UserStoreContract(StoreContract):
         assert await entries(store) == [("p", first.id), ("i", second.id), ("n", first.id)]
 
     async def test_a_session_that_was_moved_or_changed_is_replaced_all_the_same(self, store: Any) -> None:
-        """``note.replaces`` means the session, wherever its record is now. What is under its old key stays."""
+        """``note.replaces`` means the session, under whatever key it is now. A record under its old key stays."""
         first, second = a_record(owner="alice", number=1), a_record(owner="alice", number=2)
         alias = replace(a_record(), key=first.key, rev=ALIAS_REV, id=first.id)
         await store.create(first)
@@ -781,7 +781,7 @@ class UserStoreContract(StoreContract):
         assert await store.index(owner_of("alice")) == {second.id: second.key}
 
     async def test_a_log_in_replaces_no_session_of_somebody_else(self, store: Any) -> None:
-        """``note.replaces`` is a session of the same user."""
+        """``note.replaces`` only replaces a session of the same user."""
         bobs, record = a_record(owner="bob"), a_record(owner="alice")
         await store.create(bobs)
 
@@ -791,7 +791,7 @@ class UserStoreContract(StoreContract):
         assert await store.load(bobs.key) == bobs
 
     async def test_a_refused_log_in_replaces_nothing(self, store: Any) -> None:
-        """With ``refuses`` SessionLimitReached leaves the session of ``note.replaces`` alone."""
+        """With ``refuses`` it raises SessionLimitReached and leaves the session of ``note.replaces`` alone."""
         rules = Rules(limit=1, refuses=True)
         records = [a_record(owner="alice", number=n) for n in range(3)]
         for record in records[:2]:
@@ -803,7 +803,7 @@ class UserStoreContract(StoreContract):
         assert await store.index(owner_of("alice")) == {each.id: each.key for each in records[:2]}
 
     async def test_a_session_can_take_back_its_place(self, store: Any) -> None:
-        """``rename`` may put another session in the place of one. The index then names that one and not the other."""
+        """``rename`` may put another session in the place of one. Then the index has the new session only."""
         first, second = a_record(owner="alice", number=1), a_record(owner="alice", number=2)
         await store.create(second, note=a_note(second))
         back = replace(first, rev=second.rev + 1)
@@ -850,7 +850,7 @@ class UserStoreContract(StoreContract):
         assert list(await store.records(owner_of("nobody"), now=NOW, rules=Rules())) == []
 
     async def test_records_whose_time_is_over_are_removed_and_noted(self, store: Any) -> None:
-        """``records`` removes expired sessions, with an entry at the time of their end."""
+        """``records`` removes expired sessions and adds an entry with the time of expiry."""
         over = a_record(owner="alice")
         living = replace(a_record(owner="alice"), expires_at=over.expires_at + 1)
         for record in (over, living):
@@ -865,7 +865,7 @@ class UserStoreContract(StoreContract):
         assert newest[:30].decode() == f"{int(over.expires_at // 60) * 60000}t{over.id}"
 
     async def test_a_record_that_was_touched_elsewhere_is_not_over(self, store: Any) -> None:
-        """The end is judged by the record, and not by a copy of its clocks."""
+        """A session expires by its record, not by a copy of its clocks."""
         record = a_record(owner="alice")
         await store.create(record, note=a_note(record))
         await store.touch(record.key, seen_at=record.seen_at + 60, expires_at=record.expires_at + 60)
@@ -883,7 +883,7 @@ class UserStoreContract(StoreContract):
     # ── Ending ──
 
     async def test_one_session_is_ended_by_its_id(self, store: Any) -> None:
-        """``end`` with an id removes that session of that owner, and answers with its id."""
+        """``end`` with an id removes that session of that owner, and returns its id."""
         one, other = a_record(owner="alice", number=1), a_record(owner="alice", number=2)
         for record in (one, other):
             await store.create(record)
@@ -914,7 +914,7 @@ class UserStoreContract(StoreContract):
         assert [letter for letter, _ in await entries(store)] == ["a"] * 4
 
     async def test_what_is_over_by_the_clock_does_not_end_once_more(self, store: Any) -> None:
-        """An expired session is noted as expired, and not among the ids that ended."""
+        """An expired session gets the entry of an expired one, and is not among the returned ids."""
         over, living = (
             a_record(owner="alice", number=1),
             replace(a_record(owner="alice", number=2), expires_at=NOW + 9999),
@@ -928,7 +928,7 @@ class UserStoreContract(StoreContract):
         assert [letter for letter, _ in await entries(store)] == ["a", "t", "i", "n"]
 
     async def test_nothing_brings_an_ended_session_back(self, store: Any) -> None:
-        """Ending is final, by ``end`` as by ``delete``."""
+        """An end is final, by ``end`` as by ``delete``."""
         record = a_record(owner="alice")
         await store.create(record)
         await store.end(owner_of("alice"), note=an_end("a"))
@@ -962,7 +962,7 @@ class UserStoreContract(StoreContract):
                 assert await store.load(moved(record).key) is None
 
     async def test_nothing_brings_back_a_session_that_is_ended_meanwhile(self, store: Any) -> None:
-        """Ending is final, also for writes that were in flight."""
+        """An end is final, also for writes in flight."""
         for number in range(10):
             owner = f"alice {number}"
             record = a_record(owner=owner)
@@ -980,7 +980,7 @@ class UserStoreContract(StoreContract):
     # ── The history ──
 
     async def test_the_history_tells_of_sessions_whose_time_is_over(self, store: Any) -> None:
-        """``history`` notes expired sessions before it answers."""
+        """``history`` adds entries for expired sessions before it returns."""
         record = a_record(owner="alice")
         await store.create(record, note=a_note(record))
 
@@ -990,7 +990,7 @@ class UserStoreContract(StoreContract):
         assert await store.load(record.key) is None
 
     async def test_a_rename_and_a_delete_are_noted_if_they_happen(self, store: Any) -> None:
-        """A note is written with the step, and only if the step does what was asked."""
+        """A note is written in the same step, and only if the step succeeds."""
         record = a_record(owner="alice")
         await store.create(record)
         note = replace(a_note(record), what="g", fingerprints=())
@@ -1009,7 +1009,7 @@ class UserStoreContract(StoreContract):
         assert newest[ENTRY_HEADER:] == bytes(range(256))
 
     async def test_the_history_is_capped(self, store: Any) -> None:
-        """At most ``rules.entries`` entries are kept, the newest ones."""
+        """The history keeps the newest ``rules.entries`` entries."""
         for number in range(8):
             record = a_record(owner="alice", number=number)
             await store.create(record, note=a_note(record, rules=Rules(entries=5)))
@@ -1017,7 +1017,7 @@ class UserStoreContract(StoreContract):
         assert [letter for letter, _ in await entries(store)] == ["i"] * 5
 
     async def test_old_entries_are_dropped_when_new_ones_come(self, store: Any) -> None:
-        """Entries older than ``keep`` go when an entry is added."""
+        """Entries older than ``keep`` are removed when an entry is added."""
         for day in range(4):
             record = a_record(owner="alice", number=day)
             await store.create(record)
@@ -1025,7 +1025,7 @@ class UserStoreContract(StoreContract):
             await store.delete(record.key, note=replace(note, what="o", fingerprints=()))
 
         found = [int(text[:13]) / 1000 for text in await store.history(owner_of("alice"), now=NOW, rules=Rules())]
-        # Written on the second day, the third and the fourth: two days ago, to the minute, is not older than two days.
+        # From the second, third and fourth day: an entry of exactly two days ago is not older than two days.
         assert [at // 86400 for at in found] == [(NOW + day * 86400) // 86400 for day in (3, 2, 1)][: len(found)]
         assert len(found) in (2, 3)
 
@@ -1039,10 +1039,10 @@ class UserStoreContract(StoreContract):
         assert admission.new_device is False
         assert await entries(store) == []
 
-    # ── To be forgotten ──
+    # ── Erasure ──
 
     async def test_erase_forgets_the_history_or_everything(self, store: Any) -> None:
-        """``erase`` leaves nothing of the owner, and nothing of others is touched."""
+        """``erase`` removes all data of the owner, and no data of others."""
         record, bob = a_record(owner="alice"), a_record(owner="bob")
         for each in (record, bob):
             await store.create(each, note=a_note(each))
@@ -1060,7 +1060,7 @@ class UserStoreContract(StoreContract):
 
 
 NOW = 1_800_000_030.0
-"""Half a minute into the life of :func:`a_record`."""
+"""Half a minute after the ``seen_at`` of :func:`a_record`."""
 
 
 def a_note(
@@ -1070,7 +1070,7 @@ def a_note(
     rules: Rules = Rules(),  # noqa: B008 - frozen
     replaces: Record | None = None,
 ) -> Note:
-    """The note of a log-in with this record, over the session of ``replaces``."""
+    """The note of a log-in with this record, which replaces the session of ``replaces``."""
     replaced = None if replaces is None else Replaced(replaces, an_end("p", replaces.id))
     return Note("i", record.seen_at, record.id, rules, fingerprints, b"facts", replaces=replaced)
 
@@ -1081,13 +1081,13 @@ def an_end(letter: str, id: str = "") -> Note:
 
 
 async def entries(store: Any, user_id: str = "alice") -> list[tuple[str, str]]:
-    """What a user's history says, the newest first: the letter and the session's id of each entry."""
+    """The letter and the session id of each entry in a user's history, newest first."""
     found = await store.history(owner_of(user_id), now=NOW, rules=Rules())
     return [(text[13:14].decode(), text[14:30].decode()) for text in found]
 
 
 def a_record(*, owner: str | None = None, body: bytes = b"body", number: int = 0) -> Record:
-    """A record like those of the manager, for tests of stores. ``owner`` is a user's id."""
+    """A record for tests of stores, like those of the manager. ``owner`` is a user id."""
     name = None if owner is None else owner_of(owner)
     token = ("Zk3" if name is None else shard_of(name)) + new_id() + new_id() + f"{number:011d}"
     return Record(
@@ -1102,18 +1102,18 @@ def a_record(*, owner: str | None = None, body: bytes = b"body", number: int = 0
 
 
 def moved(record: Record, number: int = 0) -> Record:
-    """The same session under another key of the same shard, one revision later; always the same key for the same ``number``."""
+    """The same session under another key of its shard, one revision later. The same ``number`` gives the same key."""
     key = shard_of(record.key) + key_of(f"{number:03d}{record.key[3:]}")[3:]
     return replace(record, key=key, rev=record.rev + 1)
 
 
 def an_alias(record: Record) -> Record:
-    """What stays under the key of a renewed record for a moment."""
+    """The alias that stays under the key of a renewed record for a moment."""
     return Record(record.key, ALIAS_REV, record.seen_at, record.seen_at + 30, record.id, None, b"alias")
 
 
 def _calls(store: Any, record: Record) -> Iterator[Callable[[], Awaitable[object]]]:
-    """Each method of a store, about this record."""
+    """A call of each method of a store, with this record."""
     key, owner, rev = record.key, record.owner, record.rev
     clocks = {"seen_at": record.seen_at, "expires_at": record.expires_at}
     yield partial(store.load, key)
@@ -1143,7 +1143,7 @@ async def _outcome(method: Any, *args: Any, **kwargs: Any) -> str:
 
 
 async def _later(turns: int, call: Any) -> Any:
-    """A call that begins so many turns of the event loop after the others; none, if that is negative."""
+    """Make a call after so many turns of the event loop; at once if the number is negative."""
     for _ in range(turns):
         await anyio.lowlevel.checkpoint()
     return await call
@@ -1171,6 +1171,6 @@ class _raises:  # noqa: N801 - reads like pytest.raises, which a library module 
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if kind is None:
-            raise AssertionError(f"expected {self._expected.__name__}, nothing was raised")
+            raise AssertionError(f"{self._expected.__name__} was not raised")
         self._caught.append(error)
         return issubclass(kind, self._expected)

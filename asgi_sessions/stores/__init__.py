@@ -1,10 +1,10 @@
-"""Where records are kept. Each store fulfils :class:`asgi_sessions.stores.Store`, and nothing else knows it.
+"""The contracts of stores, and their errors. A store keeps the records, and implements :class:`asgi_sessions.stores.Store`.
 
-:class:`UserStore` is what it may do besides, so that users can see and end their sessions, and :class:`NotifyingStore`, so that
-sockets and streams close when their session ends. :class:`SweepingStore` is one that has to be asked to forget.
+There are optional contracts. With a :class:`UserStore` users can see and end their sessions. With a :class:`NotifyingStore`
+sockets and streams close when their session ends. A :class:`SweepingStore` removes expired records when it is called.
 
-What a store of your own raises is here too: :class:`RecordExists`, :class:`RecordGone`, :class:`RecordChanged` and
-:class:`RecordDamaged` where the contract says so; :class:`StoreUnreachable` and :class:`StoreRefused` for everything else.
+A store of your own raises :class:`RecordExists`, :class:`RecordGone`, :class:`RecordChanged` and :class:`RecordDamaged` as the
+contract says, and :class:`StoreUnreachable` or :class:`StoreRefused` for all other failures.
 """
 
 from asgi_sessions._core.history import Admission, Note, Rules

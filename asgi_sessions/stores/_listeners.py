@@ -1,4 +1,4 @@
-"""Notifies the listeners of this process of ends."""
+"""Notifies the listeners in this process when sessions end."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from asgi_sessions._engine.loops import running_loop
 
 
 class Listeners:
-    """The listeners of one store. Every method may be called from any thread.
+    """The listeners of one store. Any thread may call any method.
 
     Args:
-        is_live: whether this process sees every end.
+        is_live: whether this process is notified of every end.
     """
 
     def __init__(self, *, is_live: bool) -> None:
@@ -35,7 +35,7 @@ class Listeners:
 
 
 class _Listening:
-    """Calls ``on_end`` in the event loop that listens."""
+    """Calls ``on_end`` in the event loop of the listener."""
 
     def __init__(self, listeners: set[_Listening], on_end: Callable[[str], None], is_live: bool) -> None:
         self.is_live = is_live
@@ -46,7 +46,7 @@ class _Listening:
 
     @property
     def is_over(self) -> bool:
-        """Whether its event loop was closed before it was."""
+        """Whether its event loop was closed first."""
         return self._loop is not None and self._loop.is_closed()
 
     def notify(self, id: str) -> None:
@@ -56,10 +56,10 @@ class _Listening:
             self._loop.call_soon_threadsafe(self._on_end, id)
 
     def add(self, shard: str) -> None:
-        """All shards are listened to."""
+        """Do nothing: it listens to all shards."""
 
     def remove(self, shard: str) -> None:
-        """All shards are listened to."""
+        """Do nothing: it listens to all shards."""
 
     async def aclose(self) -> None:
         self._listeners.discard(self)

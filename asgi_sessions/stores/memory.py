@@ -28,14 +28,14 @@ from asgi_sessions.errors import ConfigurationError, RecordChanged, RecordExists
 from asgi_sessions.stores._listeners import Listeners
 
 SWEEP_EVERY = 60.0
-"""Seconds of the app's clock between two looks for expired records."""
+"""Seconds of the app's clock between two sweeps."""
 
 
 class MemoryStore:
-    """Keeps at most ``max_records`` records; when there are more, those idle for longest go first.
+    """Keeps at most ``max_records`` records. Beyond that, it drops those that were idle for longest.
 
-    Works under asyncio and trio, from several event loops and threads. Has no clock: how late it is it learns from the
-    records it is given, so the app's clock rules here too.
+    Works under asyncio and trio, and from several event loops and threads. It has no clock of its own: it takes the time from the
+    records, which have it from the app's clock.
     """
 
     namespace = "memory"
@@ -46,19 +46,19 @@ class MemoryStore:
         if not isinstance(max_records, int) or max_records < 1:
             raise ConfigurationError(f"MemoryStore(max_records={max_records!r}): give a whole number, at least 1")
         self._max_records = max_records
-        # In the order of their last sign of life: the first is the one idle for longest.
+        # In the order of last activity: the first was idle for longest.
         self._records: OrderedDict[str, Record] = OrderedDict()
         self._index: dict[str, dict[str, str]] = {}
-        self._histories: dict[str, deque[bytes]] = {}  # the newest first
-        self._rules = Rules(0)  # by which expired records are noted: those of the last note
+        self._histories: dict[str, deque[bytes]] = {}  # newest first
+        self._rules = Rules(0)  # of the last note; for the entries of expired records
         self._listeners = Listeners(is_live=True)
         self._latest = 0.0
         self._swept_at = 0.0
-        # No method awaits, so tasks cannot interleave; threads, each with a loop of its own, could.
+        # No method awaits, so tasks cannot interleave. Threads with their own event loops can.
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """How many records are kept, aliases and expired ones not yet swept included."""
+        """The number of records, including aliases and expired ones that are not swept yet."""
         return len(self._records)
 
     def __bool__(self) -> bool:
@@ -106,7 +106,7 @@ class MemoryStore:
     async def rename(
         self, key: str, record: Record, *, rev: int, alias: Record | None = None, note: Note | None = None
     ) -> None:
-        """See :meth:`asgi_sessions.stores.Store.rename`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
+        """See :meth:`asgi_sessions.stores.Store.rename`, and :class:`~asgi_sessions.stores.UserStore` for ``note``."""
         with self._lock:
             there, target = self._records.get(key), self._records.get(record.key)
             if target is not None and _later(record, target) == target and (there is None or there == alias):
@@ -125,7 +125,7 @@ class MemoryStore:
                 self._note(record.owner, pack_note(note), note.now, note.rules)
 
     async def delete(self, key: str, *, rev: int | None = None, note: Note | None = None) -> Record | None:
-        """See :meth:`asgi_sessions.stores.Store.delete`; ``note`` is that of :class:`~asgi_sessions.stores.UserStore`."""
+        """See :meth:`asgi_sessions.stores.Store.delete`, and :class:`~asgi_sessions.stores.UserStore` for ``note``."""
         with self._lock:
             there = self._records.get(key)
             if there is not None:
@@ -238,7 +238,7 @@ class MemoryStore:
                 return
 
     async def aclose(self) -> None:
-        """Nothing to let go of; the records stay."""
+        """Do nothing. The records stay."""
 
     def _put(self, record: Record) -> None:
         self._records[record.key] = record
