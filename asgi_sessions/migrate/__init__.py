@@ -1,11 +1,11 @@
-"""Switch from another session library without logging anybody out.
+"""Switch from another session library without logging users out.
 
 ::
 
     sessions = Sessions(store, adopt=[FromStarlette(secret_key=OLD_KEY, user=lambda data: data.get("user_id"))])
 
-A request that has the old cookie, and none of ours, gets a session of ours with the same data and the same user. The response
-sets our cookie and removes the old one. ``docs/switching.md`` has the steps.
+A request with the old cookie, and without ours, gets one of our sessions with the same data and user. The response sets our
+cookie and removes the old one. ``docs/switching.md`` has the steps.
 """
 
 from __future__ import annotations

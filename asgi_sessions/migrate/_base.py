@@ -1,4 +1,4 @@
-"""What all readers share: the old cookie, the user, and the way back."""
+"""Shared by all readers: the old cookie, the user, and the way back."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ logger = logging.getLogger("asgi_sessions")
 
 UserId = str | int | UUID | None
 UserOf = Callable[[Mapping[str, Any]], UserId | Awaitable[UserId]]
-"""Finds the user in the data of an old session; ``None`` for an anonymous one. May be a coroutine function."""
+"""Finds the user in the data of an old session, or returns ``None``. May be a coroutine function."""
 
 MAX_VALUES: Final = 2
-"""How many cookies of one name are tried."""
+"""The number of cookies of one name that are tried."""
 
 MAX_COOKIE: Final = 16 * 1024
 """Bytes of a signed cookie. Browsers keep 4 kB."""
 
 MAX_DATA: Final = 4 * 1024 * 1024
-"""Bytes of an old session that are looked at. Ours hold a quarter of it: of more, the user is adopted and the data is not."""
+"""Bytes of an old session that are read. Our sessions hold a quarter of it. Beyond that, the user is adopted without data."""
 
 OLDEST: Final = 400 * 86_400.0
-"""Seconds after which a cookie counts for nothing, whatever its library says. Browsers keep none for longer."""
+"""Seconds after which any old cookie is ignored. Browsers keep none for longer."""
 
 SKEW: Final = 60.0
-"""Seconds by which the clock of the server that signed may be ahead."""
+"""Seconds by which the clock of the old server may be ahead."""
 
 
 class ReaderOptions(TypedDict, total=False):
-    """What all readers take."""
+    """The options of all readers."""
 
     cookie: str
     """The name of the old cookie."""
     path: str
     domain: str | None
     drop: Sequence[str]
-    """Keys that are not carried over."""
+    """Keys to leave out."""
     remember: bool | None
-    """Whether our cookie outlives the browser; ``None``: as the old one."""
+    """Whether our cookie outlives the browser. ``None`` means like the old one."""
     keep_old: bool
-    """Leave the old session and its cookie, so that the old app can come back."""
+    """Keep the old session and its cookie, so that you can go back to the old app."""
 
 
 class ReaderBase:
@@ -61,9 +61,9 @@ class ReaderBase:
     name = ""
     is_stored = False
     _named = "session"
-    """How the old library calls its cookie by itself."""
+    """The old library's default name of the cookie."""
     _never: tuple[str, ...] = ()
-    """Keys that are never carried over."""
+    """Keys that are always left out."""
 
     def __init__(self, *, user: UserOf | None, **options: Unpack[ReaderOptions]) -> None:
         keep_old, remember = options.get("keep_old", False), options.get("remember")
@@ -77,7 +77,7 @@ class ReaderBase:
             raise ConfigurationError(f"{called}(keep_old={keep_old!r}): give True or False")
         if not isinstance(remember, bool | None):
             raise ConfigurationError(f"{called}(remember={remember!r}): give True, False or None")
-        # Their own attributes need not be ours: browsers delete by name, path and domain. Theirs may begin with a dot.
+        # Other attributes do not matter: browsers delete by name, path and domain. The old domain may begin with a dot.
         self._cookie = CookieConfig(
             name=options.get("cookie", self._named),
             path=path,
@@ -100,7 +100,7 @@ class ReaderBase:
         return [] if self._keep_old else [self._cookie.delete()]
 
     async def forget(self, cookie: OldCookie) -> None:
-        """See :class:`Reader`. Of a signed cookie there is nothing to delete."""
+        """See :class:`Reader`. Does nothing for a signed cookie."""
 
     async def aclose(self) -> None:
         """See :class:`Reader`."""
@@ -108,11 +108,11 @@ class ReaderBase:
     async def _old(
         self, data: Mapping[Any, Any] | None, *, remembered: bool = False, until: float | None = None
     ) -> OldSession | None:
-        """An old session with this data; ``None`` if there is none, or if ``user`` fails on it.
+        """An old session with this data, or ``None`` if there is no data, or if ``user`` fails on it.
 
         Args:
-            remembered: what the old session says; ``remember`` of the app wins.
-            until: when it ends at the latest, if its store says so.
+            remembered: whether the old cookie outlives the browser. The app's ``remember`` overrides it.
+            until: the latest end of the session, if its store has one.
         """
         if not data:
             return None
@@ -123,8 +123,8 @@ class ReaderBase:
         except SessionDataError as error:
             logger.warning("an old session is not adopted: %s", error)
             return None
-        except Exception as error:  # of the app's own function
-            why = type(error).__name__  # its message may quote the data
+        except Exception as error:  # from the app's function
+            why = type(error).__name__  # the message may quote the data
             logger.warning("an old session is not adopted: %s(user=…) failed (%s)", self._called, why)
             return None
         kept = {key: value for key, value in data.items() if key not in self._drop}
@@ -147,7 +147,7 @@ def unquoted(value: bytes) -> bytes:
 
 
 def object_in(raw: bytes) -> dict[str, Any] | None:
-    """The JSON object in some bytes; ``None`` if there is none."""
+    """The JSON object in these bytes, or ``None``."""
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError):
@@ -156,7 +156,7 @@ def object_in(raw: bytes) -> dict[str, Any] | None:
 
 
 def inflated(data: bytes) -> bytes | None:
-    """What zlib has compressed, up to :data:`MAX_DATA`; ``None`` if it is more, or damaged."""
+    """The decompressed data (zlib), or ``None`` if it is longer than :data:`MAX_DATA` or damaged."""
     inflater = zlib.decompressobj()
     try:
         found = inflater.decompress(data, MAX_DATA)
@@ -166,10 +166,10 @@ def inflated(data: bytes) -> bytes | None:
 
 
 def keys_in(called: str, given: object) -> list[bytes]:
-    """The secrets of an old library: one, or several with the present one first.
+    """The secrets of an old library: one, or several with the current one first.
 
     Raises:
-        ConfigurationError: there is none, or one is empty or no text.
+        ConfigurationError: there is none, or one is empty or neither text nor bytes.
     """
     every = [given] if isinstance(given, str | bytes) else list(given) if isinstance(given, list | tuple) else []
     try:
@@ -182,17 +182,17 @@ def keys_in(called: str, given: object) -> list[bytes]:
 
 
 def is_pickled(raw: bytes, called: str) -> bool:
-    """Whether a value is pickled. Then the log says so, once: a pickle runs code when it is loaded, so none ever is."""
+    """Whether a value is pickled. The log has an error once. A pickle can run code when it is loaded, so none is loaded."""
     if raw[:1] != b"\x80" or raw[1:2] not in (b"\x02", b"\x03", b"\x04", b"\x05") or raw[-1:] != b".":
         return False
-    _say_pickled(called)
+    _log_pickled(called)
     return True
 
 
 @cache
-def _say_pickled(called: str) -> None:
+def _log_pickled(called: str) -> None:
     logger.error(
-        "%s: the old sessions are pickled, and no pickle is ever loaded: they are not adopted. Have the old app write "
+        "%s: the old sessions are pickled, so they are not adopted: a pickle can run code. Have the old app write "
         "its sessions as JSON or MessagePack for a while, then switch.",
         called,
     )

@@ -1,4 +1,4 @@
-"""What Django writes: signatures, the keys of ``django.contrib.auth``, and the hash that says that a password is the same."""
+"""Reads Django's formats: signatures, the keys of ``django.contrib.auth``, and the hash that changes with the password."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HASH: Final = "_auth_user_hash"
 EXPIRY: Final = "_session_expiry"
 
 DJANGO_KEYS: Final = (USER, HASH, "_auth_user_backend", EXPIRY)
-"""Keys of Django itself. They say nothing to another app."""
+"""Django's own keys, which are useless to other apps."""
 
 PasswordOf = Callable[[str], Awaitable[str | None]]
 
@@ -25,7 +25,7 @@ _HASH_SALT: Final = b"django.contrib.auth.models.AbstractBaseUser.get_session_au
 
 
 def user_of(data: Mapping[str, Any]) -> str | None:
-    """Who is logged in by ``django.contrib.auth``."""
+    """The user id that ``django.contrib.auth`` stored, or None."""
     found = data.get(USER)
     return None if found is None else str(found)
 
@@ -41,17 +41,17 @@ def salted(salt: bytes, secret: bytes, value: bytes) -> bytes:
 
 
 class Signing:
-    """Checks what ``django.core.signing`` has signed with a time."""
+    """Checks signatures with a time of ``django.core.signing``."""
 
     def __init__(self, keys: Sequence[bytes], salt: str) -> None:
         self._keys = keys
         self._salt = salt.encode("utf-8") + b"signer"
 
     def unsigned(self, value: bytes) -> tuple[bytes, float]:
-        """What was signed, and when, in seconds since the epoch.
+        """The signed content, and the time of signing in seconds since the epoch.
 
         Raises:
-            ValueError: the form or the signature is wrong.
+            ValueError: the format or the signature is wrong.
         """
         signed, _, signature = value.rpartition(b":")
         content, _, time = signed.rpartition(b":")
@@ -68,7 +68,7 @@ class Signing:
 
 
 class Passwords:
-    """Tells whether a session is from before a change of its user's password."""
+    """Finds out whether a user's password changed since a session began."""
 
     def __init__(self, called: str, keys: Sequence[bytes], password: PasswordOf | None) -> None:
         if password is not None and not callable(password):
@@ -79,10 +79,10 @@ class Passwords:
         self._password = password
 
     async def are_as_in(self, data: Mapping[str, Any]) -> bool:
-        """Whether the user of a session has the same password as when it began; true if nobody is logged in.
+        """Whether the user still has the password of the time when the session began. True for an anonymous session.
 
         Raises:
-            StoreUnreachable: the app's function failed: it is unknown.
+            StoreUnreachable: the app's function failed, so it is unknown.
         """
         user_id = user_of(data)
         if self._password is None or user_id is None:
@@ -91,8 +91,8 @@ class Passwords:
             now = await self._password(user_id)
         except StoreError:
             raise
-        except Exception as error:  # of the app's own function
-            raise StoreUnreachable(f"the password of a user of Django is not known: {type(error).__name__}") from error
+        except Exception as error:  # from the app's function
+            raise StoreUnreachable(f"the function password=… failed: {type(error).__name__}") from error
         then = data.get(HASH)
         if now is None or not isinstance(then, str):
             return False

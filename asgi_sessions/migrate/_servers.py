@@ -1,4 +1,4 @@
-"""The servers of old sessions: Redis and SQL databases. Each question has a time limit; a failure is a StoreError."""
+"""The servers of old sessions: Redis and SQL databases. Each query has a time limit, and a failure is a StoreError."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from asgi_sessions._engine.loops import PerLoop
 from asgi_sessions.errors import ConfigurationError, StoreError, StoreUnreachable
 
 DEADLINE: Final = timedelta(seconds=0.4)
-"""How long one question may take."""
+"""The time limit of one query."""
 
 AT_ONCE: Final = 20
-"""Questions at the same time through a client of the app: its pool may refuse more, and others need it too."""
+"""Concurrent queries with a client of the app. Its pool may refuse more, and the app needs it too."""
 
 T = TypeVar("T")
 
@@ -37,13 +37,13 @@ class _Server:
         self._limits = Deadlines(self._seconds)
 
     async def _in_time(self, asked: Awaitable[T]) -> T:
-        """The answer.
+        """The reply.
 
         Raises:
-            StoreUnreachable: there was none in time, or the server failed.
+            StoreUnreachable: there was no reply in time, or the server failed.
         """
         try:
-            with self._limits.limit():  # a loop that stands still is not the fault of the server
+            with self._limits.limit():  # a blocked event loop does not count against the server
                 return await asked
         except StoreError as error:
             error.host = self._host
@@ -58,7 +58,7 @@ class _Server:
 
 
 class RedisServer(_Server):
-    """A Redis: a client of the app, or connections of our own."""
+    """A Redis server, with a client of the app or our own connections."""
 
     def __init__(self, called: str, redis: Any, deadline: timedelta) -> None:
         from asgi_sessions.stores.redis._client import GivenClient, OwnClient, address_of, pool_from_url
@@ -75,7 +75,7 @@ class RedisServer(_Server):
             )
         if redis.get_encoder().decode_responses:
             raise ConfigurationError(
-                f"{called}: the client has decode_responses=True; old sessions are bytes, make one without"
+                f"{called}: the client has decode_responses=True, but old sessions are bytes; create the client without it"
             )
         super().__init__(called, address_of(redis), deadline)
         self._client = GivenClient(redis)
@@ -86,7 +86,7 @@ class RedisServer(_Server):
         """The reply to one command.
 
         Raises:
-            StoreError: there was none in time, or it is an error.
+            StoreError: there was no reply in time, or an error.
         """
         from asgi_sessions.stores.redis._client import Refused
 
@@ -105,7 +105,7 @@ class RedisServer(_Server):
 
 
 class SQLServer(_Server):
-    """The table of Django's sessions: through an engine of SQLAlchemy, or through functions of the app."""
+    """The table of Django's sessions, with an engine of SQLAlchemy or with functions of the app."""
 
     def __init__(self, called: str, database: Any, delete: Any, table: str, deadline: timedelta) -> None:
         super().__init__(called, "the old database", deadline)
@@ -117,7 +117,7 @@ class SQLServer(_Server):
         if delete is not None or not hasattr(database, "begin"):
             raise ConfigurationError(
                 f"{called}({type(database).__name__}): give an AsyncEngine of SQLAlchemy, or a coroutine function of the "
-                "session key and, as delete=…, another one"
+                "session key and, as delete=…, a second one"
             )
         with needs("sql", called):
             import sqlalchemy
@@ -159,7 +159,7 @@ class SQLServer(_Server):
 
 
 def found_by(parse: Callable[[Any], T], value: object) -> T | None:
-    """What a parser finds; ``None`` if it finds nothing."""
+    """The result of a parser, or ``None`` if it fails."""
     try:
         return parse(value)
     except (TypeError, ValueError, OverflowError):

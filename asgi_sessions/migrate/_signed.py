@@ -36,11 +36,11 @@ from asgi_sessions.migrate._django import DJANGO_KEYS, PasswordOf, Passwords, Si
 
 _TWO_WEEKS: Final = 14 * 86_400
 _LATEST: Final = 32_000_000_000.0
-"""Seconds since the epoch, before the year 3000: no record lives longer."""
+"""Seconds since the epoch, before the year 3000, when the last record expires."""
 
 
 class _SignedReader(ReaderBase):
-    """A reader of cookies with a time of their own."""
+    """A reader of cookies that contain their time."""
 
     _max_age: float = OLDEST
 
@@ -50,7 +50,7 @@ class _SignedReader(ReaderBase):
         self._max_age = OLDEST if max_age is None else min(max_age, OLDEST)
 
     def _dated(self, value: bytes, content: bytes | None, signed_at: float, now: float) -> OldCookie | None:
-        """The cookie, if it is young enough."""
+        """The cookie, or None if it is too old."""
         if content is None or not -SKEW <= now - signed_at <= self._max_age:
             return None
         return OldCookie(value, signed_at + self._max_age, content)
@@ -61,14 +61,14 @@ class FromStarlette(_SignedReader):
 
     Args:
         secret_key: the ``secret_key`` of the old middleware.
-        user: finds the user's id in the data, such as ``lambda data: data.get("user_id")``; it answers ``None`` if nobody is
-            logged in. ``user=None`` if the app has no users. May be a coroutine function.
-        max_age: of the old middleware, in seconds; ``None`` if it was ``None``.
-        options: ``cookie``, ``path`` and ``domain`` of the old cookie: there ``session_cookie``, ``path``, ``domain``.
-            ``drop``: keys that are not carried over. ``remember``: whether our cookie outlives the browser; by default as the
-            old one. ``keep_old``: leave the old cookie in the browser, so that the old app can come back.
+        user: finds the user id in the data, for example ``lambda data: data.get("user_id")``, or returns ``None`` without a
+            user. ``user=None`` if the app has no users. May be a coroutine function.
+        max_age: the ``max_age`` of the old middleware, in seconds or ``None``.
+        options: ``cookie``, ``path`` and ``domain`` of the old cookie, in Starlette ``session_cookie``, ``path``, ``domain``.
+            ``drop``: keys to leave out. ``remember``: whether our cookie outlives the browser; by default like the old one.
+            ``keep_old``: keep the old cookie in the browser, so that you can go back to the old app.
     Raises:
-        ConfigurationError: an argument makes no sense. MissingExtra: itsdangerous is not installed.
+        ConfigurationError: an argument is invalid. MissingExtra: itsdangerous is not installed.
     """
 
     name = "starlette"
@@ -109,12 +109,12 @@ class FromFlask(_SignedReader):
     """Sessions of Flask and of Quart: tagged JSON in a signed cookie.
 
     Args:
-        secret_key: the ``SECRET_KEY`` of the old app; with ``SECRET_KEY_FALLBACKS``, a list of all of them.
-        user: as for :class:`FromStarlette`; with Flask-Login, ``lambda data: data.get("_user_id")``.
+        secret_key: the ``SECRET_KEY`` of the old app. With ``SECRET_KEY_FALLBACKS``, a list of all of them.
+        user: as for :class:`FromStarlette`. With Flask-Login: ``lambda data: data.get("_user_id")``.
         max_age: seconds of ``PERMANENT_SESSION_LIFETIME``. Flask applies it to all sessions.
         options: as for :class:`FromStarlette`. The old cookie outlived the browser if the session was permanent.
     Raises:
-        ConfigurationError: an argument makes no sense. MissingExtra: itsdangerous is not installed.
+        ConfigurationError: an argument is invalid. MissingExtra: itsdangerous is not installed.
     """
 
     name = "flask"
@@ -135,7 +135,7 @@ class FromFlask(_SignedReader):
             import itsdangerous
         self._refused = itsdangerous.BadData
         keys = keys_in(self._called, secret_key)
-        # itsdangerous wants the present key last; for checking, the order is no matter.
+        # itsdangerous signs with the last key. For checking, the order does not matter.
         self._signer = itsdangerous.TimestampSigner(keys[::-1], salt=b"cookie-session", key_derivation="hmac")
 
     def recognise(self, value: bytes, now: float) -> OldCookie | None:
@@ -158,10 +158,10 @@ class FromFlask(_SignedReader):
 
 
 def packed_in(content: bytes) -> bytes | None:
-    """What is base64url without padding, and compressed if a dot stands in front.
+    """Decode base64url without padding, and decompress it if it begins with a dot.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not base64url.
     """
     is_compressed = content[:1] == b"."
     text = content[1:] if is_compressed else content
@@ -179,7 +179,7 @@ _TAGS: Final[dict[str, Callable[[Any], Any]]] = {
 
 
 def untagged(value: Any) -> Any:
-    """What Flask's tagged JSON stands for. A tag is the only key of an object."""
+    """Convert Flask's tagged JSON to its values. A tag is the only key of an object."""
     if isinstance(value, list):
         return [untagged(each) for each in value]
     if not isinstance(value, dict):
@@ -198,15 +198,15 @@ class FromDjangoSignedCookies(_SignedReader):
     """Sessions of ``django.contrib.sessions.backends.signed_cookies``: JSON in a signed cookie.
 
     Args:
-        secret_key: the ``SECRET_KEY`` of the old app; with ``SECRET_KEY_FALLBACKS``, a list of all of them.
+        secret_key: the ``SECRET_KEY`` of the old app. With ``SECRET_KEY_FALLBACKS``, a list of all of them.
         password: a coroutine function that finds the ``password`` column of a user by the id. With it, a session from before a
-            change of the password counts for nothing, as in Django.
-        user: finds the user's id in the data; ``None``: who is logged in by ``django.contrib.auth``.
+            change of the password is ignored, as in Django.
+        user: finds the user id in the data. ``None`` means the user of ``django.contrib.auth``.
         max_age: seconds of ``SESSION_COOKIE_AGE``.
         options: as for :class:`FromStarlette`. With ``SESSION_EXPIRE_AT_BROWSER_CLOSE``, give ``remember=False``. The keys of
-            ``django.contrib.auth`` are never carried over.
+            ``django.contrib.auth`` are always left out.
     Raises:
-        ConfigurationError: an argument makes no sense.
+        ConfigurationError: an argument is invalid.
     """
 
     name = "django"
@@ -257,9 +257,9 @@ class FromLitestarCookie(_SignedReader):
     Args:
         secret: the ``secret`` of the old configuration.
         user: as for :class:`FromStarlette`.
-        options: as for :class:`FromStarlette`; ``cookie`` is there ``key``. The old cookie outlived the browser.
+        options: as for :class:`FromStarlette`. ``cookie`` is Litestar's ``key``. The old cookie outlived the browser.
     Raises:
-        ConfigurationError: an argument makes no sense.
+        ConfigurationError: an argument is invalid.
     """
 
     name = "litestar"
@@ -288,9 +288,9 @@ class FromLitestarCookie(_SignedReader):
         return [*whole, b"".join(parts)] if parts else whole
 
     def _numbers(self, headers: Headers) -> list[int]:
-        """Of the cookies that make up one session."""
-        lines = (value for name, value in headers if name == b"cookie")
-        return sorted({int(number) for line in lines for number in self._part.findall(line)})
+        """The numbers of the cookies of one session."""
+        values = (value for name, value in headers if name == b"cookie")
+        return sorted({int(number) for value in values for number in self._part.findall(value)})
 
     def delete_cookie(self, headers: Headers) -> Headers:
         """See :class:`Reader`."""

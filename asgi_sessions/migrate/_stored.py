@@ -1,4 +1,4 @@
-"""Readers of sessions that lie in a store: the cookie holds an id."""
+"""Readers of sessions in a store: the cookie holds an id."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from asgi_sessions.migrate._servers import DEADLINE, RedisServer, SQLServer, fou
 from asgi_sessions.migrate._signed import packed_in
 
 LEAST_MEMORY: Final = 30 * 86_400.0
-"""Seconds for which an adopted id is remembered at least. A server of the old app may store such a session once more."""
+"""Seconds for which an adopted id is remembered at least. A server of the old app may still write such a session."""
 
 
 class _StoredReader(ReaderBase):
@@ -39,7 +39,7 @@ class _StoredReader(ReaderBase):
 
     is_stored = True
     _form: re.Pattern[bytes] = re.compile(rb"[A-Za-z0-9_-]{16,128}")
-    """Of an id. Whatever else a client sends is asked of no server."""
+    """The format of an id. Other values never reach a server."""
 
     def recognise(self, value: bytes, now: float) -> OldCookie | None:
         """See :class:`Reader`."""
@@ -47,10 +47,10 @@ class _StoredReader(ReaderBase):
 
 
 class RedisOptions(ReaderOptions, total=False):
-    """What all readers of a Redis take."""
+    """The options of all readers of Redis."""
 
     deadline: timedelta
-    """How long one question to the server may take."""
+    """The time limit of one query."""
 
 
 class _RedisReader(_StoredReader):
@@ -70,9 +70,7 @@ class _RedisReader(_StoredReader):
         try:
             self._prefix = str.encode(prefix, "utf-8")
         except (TypeError, UnicodeEncodeError):
-            raise ConfigurationError(
-                f"{self._called}(prefix=…): give what the names of the old keys begin with"
-            ) from None
+            raise ConfigurationError(f"{self._called}(prefix=…): give the prefix of the old keys as text") from None
         self._server = RedisServer(self._called, redis, deadline)
 
     def _key(self, cookie: OldCookie) -> bytes:
@@ -107,15 +105,15 @@ class FromStarsessions(_RedisReader):
     """Sessions of starsessions in its ``RedisStore``: JSON.
 
     Args:
-        redis: where they are: a ``redis.asyncio`` client without ``decode_responses``, or a URL.
-        user: finds the user's id in the data, such as ``lambda data: data.get("user_id")``. May be a coroutine function.
-        prefix: of the old ``RedisStore``, if it is a text.
-        options: ``cookie``, ``path`` and ``domain`` of the old cookie: there ``cookie_name`` and so on. ``drop``: keys that are
-            not carried over. ``remember``: whether our cookie outlives the browser; by default as the old one, if it had a
-            ``lifetime``. ``keep_old``: leave the old session and its cookie, so that the old app can come back. ``deadline``:
-            how long one question to the server may take.
+        redis: a ``redis.asyncio`` client without ``decode_responses``, or a URL.
+        user: finds the user id in the data, for example ``lambda data: data.get("user_id")``. May be a coroutine function.
+        prefix: the ``prefix`` of the old ``RedisStore``, if it is a text.
+        options: ``cookie``, ``path`` and ``domain`` of the old cookie, in starsessions ``cookie_name`` and so on. ``drop``: keys
+            to leave out. ``remember``: whether our cookie outlives the browser; by default like the old one, if it had a
+            ``lifetime``. ``keep_old``: keep the old session and its cookie, so that you can go back to the old app.
+            ``deadline``: the time limit of one query.
     Raises:
-        ConfigurationError: an argument makes no sense.
+        ConfigurationError: an argument is invalid.
     """
 
     name = "starsessions"
@@ -142,13 +140,13 @@ class FromLitestar(_RedisReader):
     """Sessions of Litestar's ``ServerSideSessionConfig`` in its ``RedisStore``: JSON.
 
     Args:
-        redis: where they are: a ``redis.asyncio`` client without ``decode_responses``, or a URL.
+        redis: a ``redis.asyncio`` client without ``decode_responses``, or a URL.
         user: as for :class:`FromStarsessions`.
-        namespace: of the old ``RedisStore``: ``LITESTAR`` unless one was given; ``None`` if that was ``None``. A store that
-            another one made, as Litestar's registry does, has both names in it: ``LITESTAR_sessions``.
-        options: as for :class:`FromStarsessions`; ``cookie`` is there ``key``. The old cookie outlived the browser.
+        namespace: the ``namespace`` of the old ``RedisStore``, by default ``LITESTAR``. May be ``None``. A store made by another
+            one, as in Litestar's registry, has both names: ``LITESTAR_sessions``.
+        options: as for :class:`FromStarsessions`. ``cookie`` is Litestar's ``key``. The old cookie outlived the browser.
     Raises:
-        ConfigurationError: an argument makes no sense.
+        ConfigurationError: an argument is invalid.
     """
 
     name = "litestar"
@@ -170,16 +168,16 @@ class FromLitestar(_RedisReader):
 
 
 class FromFlaskSession(_RedisReader):
-    """Sessions of Flask-Session in Redis: MessagePack or JSON. What is pickled is not adopted, and the log says so.
+    """Sessions of Flask-Session in Redis: MessagePack or JSON. Pickled sessions are not adopted, with an error in the log.
 
     Args:
-        redis: where they are: a ``redis.asyncio`` client without ``decode_responses``, or a URL.
-        user: as for :class:`FromStarsessions`; with Flask-Login, ``lambda data: data.get("_user_id")``.
+        redis: a ``redis.asyncio`` client without ``decode_responses``, or a URL.
+        user: as for :class:`FromStarsessions`. With Flask-Login: ``lambda data: data.get("_user_id")``.
         secret_key: the ``SECRET_KEY`` of the old app, if ``SESSION_USE_SIGNER`` was set.
         prefix: ``SESSION_KEY_PREFIX``.
         options: as for :class:`FromStarsessions`. The old cookie outlived the browser if the session was permanent.
     Raises:
-        ConfigurationError: an argument makes no sense. MissingExtra: with ``secret_key``, itsdangerous is not installed.
+        ConfigurationError: an argument is invalid. MissingExtra: with ``secret_key``, itsdangerous is not installed.
     """
 
     name = "flask-session"
@@ -225,17 +223,17 @@ class FromFlaskSession(_RedisReader):
 class FromDjangoCache(_RedisReader):
     """Sessions of ``django.contrib.sessions.backends.cache`` in Redis, if they are JSON.
 
-    Django's own Redis cache pickles by default: such sessions are not adopted, and the log says so. They are JSON if the cache
-    has a ``serializer`` in its ``OPTIONS`` that writes it.
+    Django's own Redis cache pickles by default. Such sessions are not adopted, with an error in the log. They are JSON if the
+    ``OPTIONS`` of the cache have a JSON ``serializer``.
 
     Args:
-        redis: where they are: a ``redis.asyncio`` client without ``decode_responses``, or a URL.
+        redis: a ``redis.asyncio`` client without ``decode_responses``, or a URL.
         key_prefix, version: ``KEY_PREFIX`` and ``VERSION`` of the cache.
-        secret_key: the ``SECRET_KEY`` of the old app; needed for ``password``.
+        secret_key: the ``SECRET_KEY`` of the old app. Needed for ``password``.
         password, user: as for :class:`FromDjango`.
         options: as for :class:`FromStarsessions` and :class:`FromDjango`.
     Raises:
-        ConfigurationError: an argument makes no sense.
+        ConfigurationError: an argument is invalid.
     """
 
     name = "django"
@@ -276,19 +274,19 @@ class FromDjango(_StoredReader):
     """Sessions of ``django.contrib.sessions.backends.db`` and ``cached_db``: signed JSON in a table.
 
     Args:
-        database: an ``AsyncEngine`` of SQLAlchemy, or a coroutine function that finds
-            ``(session_data, expire_date)`` by the session key, or ``None``.
-        secret_key: the ``SECRET_KEY`` of the old app; with ``SECRET_KEY_FALLBACKS``, a list of all of them.
-        delete: a coroutine function that deletes a session by its key; with a function as ``database``.
+        database: an ``AsyncEngine`` of SQLAlchemy, or a coroutine function of the session key that returns
+            ``(session_data, expire_date)`` or ``None``.
+        secret_key: the ``SECRET_KEY`` of the old app. With ``SECRET_KEY_FALLBACKS``, a list of all of them.
+        delete: a coroutine function that deletes a session by its key. Only with a function as ``database``.
         table: the name of the table.
         password: a coroutine function that finds the ``password`` column of a user by the id. With it, a session from before a
-            change of the password counts for nothing, as in Django.
-        user: finds the user's id in the data; ``None``: who is logged in by ``django.contrib.auth``.
-        deadline: how long one question to the database may take.
+            change of the password is ignored, as in Django.
+        user: finds the user id in the data. ``None`` means the user of ``django.contrib.auth``.
+        deadline: the time limit of one query.
         options: as for :class:`FromStarsessions`. With ``SESSION_EXPIRE_AT_BROWSER_CLOSE``, give ``remember=False``. The keys of
-            ``django.contrib.auth`` are never carried over.
+            ``django.contrib.auth`` are always left out.
     Raises:
-        ConfigurationError: an argument makes no sense. MissingExtra: SQLAlchemy is not installed.
+        ConfigurationError: an argument is invalid. MissingExtra: SQLAlchemy is not installed.
     """
 
     name = "django"
@@ -340,7 +338,7 @@ class FromDjango(_StoredReader):
 
 
 def _instant(time: object) -> float | None:
-    """Seconds since the epoch; a time without a zone is UTC, as Django writes it with ``USE_TZ``."""
+    """Seconds since the epoch. A time without a zone is UTC, as Django writes it with ``USE_TZ``."""
     if not isinstance(time, datetime):
         return None
     return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp()
@@ -350,14 +348,14 @@ class FromExpressSession(_RedisReader):
     """Sessions of express-session with connect-redis: JSON.
 
     Args:
-        redis: where they are: a ``redis.asyncio`` client without ``decode_responses``, or a URL.
-        secret: the ``secret`` of express-session; if it was an array, a list of all of them.
-        user: as for :class:`FromStarsessions`; with Passport, ``lambda data: data.get("passport", {}).get("user")``.
-        prefix: of connect-redis.
-        options: as for :class:`FromStarsessions`; ``cookie`` is there ``name``. The old cookie outlived the browser if it had a
+        redis: a ``redis.asyncio`` client without ``decode_responses``, or a URL.
+        secret: the ``secret`` of express-session. If it was an array, a list of all of them.
+        user: as for :class:`FromStarsessions`. With Passport: ``lambda data: data.get("passport", {}).get("user")``.
+        prefix: the ``prefix`` of connect-redis.
+        options: as for :class:`FromStarsessions`. ``cookie`` is ``name`` there. The old cookie outlived the browser if it had a
             ``maxAge``.
     Raises:
-        ConfigurationError: an argument makes no sense.
+        ConfigurationError: an argument is invalid.
     """
 
     name = "express-session"
@@ -396,20 +394,20 @@ class FromExpressSession(_RedisReader):
 
 
 def base64_of(data: bytes) -> bytes:
-    """Without padding, as cookie-signature writes it."""
+    """Encode as base64 without padding, like cookie-signature."""
     return b2a_base64(data, newline=False).rstrip(b"=")
 
 
 class FromFastapiRedisSdk(_RedisReader):
-    """Sessions of fastapi-redis-sdk: JSON, unless the app had a coder or an encryptor of its own.
+    """Sessions of fastapi-redis-sdk: JSON, unless the app had its own coder or encryptor.
 
     Args:
-        redis: where they are: a ``redis.asyncio`` client without ``decode_responses``, or a URL.
+        redis: a ``redis.asyncio`` client without ``decode_responses``, or a URL.
         user: as for :class:`FromStarsessions`.
         prefix: ``REDIS_PREFIX``.
-        options: as for :class:`FromStarsessions`; ``cookie`` is ``REDIS_SESSION_COOKIE_NAME``. The old one outlived the browser.
+        options: as for :class:`FromStarsessions`. ``cookie`` is ``REDIS_SESSION_COOKIE_NAME``. It outlived the browser.
     Raises:
-        ConfigurationError: an argument makes no sense.
+        ConfigurationError: an argument is invalid.
     """
 
     name = "fastapi-redis-sdk"
@@ -428,7 +426,7 @@ class FromFastapiRedisSdk(_RedisReader):
 
     async def _value(self, cookie: OldCookie) -> Any:
         if await self._server.ask("PTTL", self._key(cookie)) == -1:
-            return None  # written after its end: for the old library too it is none
+            return None  # written after it expired: the old library ignores it too
         return await self._server.ask("HGET", self._key(cookie), "d")
 
     async def _session_in(self, raw: bytes, now: float, until: float) -> OldSession | None:

@@ -482,7 +482,7 @@ def _explode() -> dict[str, Any]:
 async def test_a_pickle_is_never_loaded(
     clock: FakeClock, old_redis: Any, protocol: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    base._say_pickled.cache_clear()
+    base._log_pickled.cache_clear()
     prefix = f"switch-{secrets.token_hex(4)}:"
     raw = pickle.dumps(Bomb(), protocol)
     for reader in (
