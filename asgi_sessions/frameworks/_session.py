@@ -1,4 +1,4 @@
-"""What the modules for frameworks share: finding the session, and the tools of their test clients."""
+"""Shared by the modules for frameworks: finds the session, and serves their test clients."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def session_in(scope: Mapping[str, Any], advice: str) -> Session:
     """The session of a request.
 
     Raises:
-        ConfigurationError: it has none; ``advice`` says how the framework is given one.
+        ConfigurationError: it has none. ``advice`` says how to set the framework up.
     """
     session: Session | None = scope.get(OURS)
     if session is None:
         raise ConfigurationError(f"this request has no session: {advice}; does skip= leave its path out?")
-    session.mark_accessed()  # code in C reads a dict without calling its methods
+    session.mark_accessed()  # C code reads a dict without calling its methods
     return session
 
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """How lately, and how, a user must have proved who they are."""
+    """The required age and method of a user's last proof of identity."""
 
     within: timedelta
     methods: tuple[str, ...] = ()
@@ -39,10 +39,10 @@ class Freshness:
 
     @classmethod
     def asked(cls, within: object, methods: object, level: object) -> Freshness:
-        """What ``require_fresh()`` was given.
+        """Check the arguments of ``require_fresh()``.
 
         Raises:
-            ConfigurationError: it makes no sense.
+            ConfigurationError: one is invalid.
         """
         try:
             names, least = methods_in("require_fresh()", methods), level_in("require_fresh()", level)
@@ -51,12 +51,12 @@ class Freshness:
         return cls(duration("require_fresh(within)", within), names, least or 0)
 
     def is_met(self, session: Session) -> bool:
-        """Whether the user of this session has done so."""
+        """Whether the user of this session has given such a proof."""
         return session.is_fresh(self.within, methods=self.methods, level=self.level)
 
     @property
     def parameters(self) -> dict[str, str]:
-        """Of the challenge (RFC 9470, section 3)."""
+        """The parameters of the challenge (RFC 9470, section 3)."""
         level = {"acr_values": str(self.level)} if self.level else {}
         return {"error": "insufficient_user_authentication", **level, "max_age": f"{self.within.total_seconds():.0f}"}
 
@@ -66,13 +66,13 @@ class Freshness:
 
 
 async def opened(middleware: SessionMiddleware, headers: list[tuple[bytes, bytes]]) -> Session:
-    """The session that a request with these headers would have; for test clients that make none."""
+    """The session for a request with these headers. For test clients, which send no request."""
     keys = middleware._manager.recognise(middleware.cookie.read(headers))
     return await middleware._manager.load(keys) if keys else middleware._manager.begin()
 
 
 async def saved(middleware: SessionMiddleware, session: Session) -> str | None:
-    """Save it as a response would; what Set-Cookie is to say, if anything."""
+    """Save the session like a response. Returns the value of Set-Cookie, or None."""
     await middleware._manager.commit(session)
     due, session._cookie = session._cookie, False
     if due is False:

@@ -17,8 +17,8 @@
     @app.delete("/account", dependencies=[Depends(require_fresh(timedelta(minutes=5)))])
     async def close_account(session: CurrentSession): ...
 
-The OpenAPI document shows the cookie and a 401 where a user is needed, and not where ``CurrentSession`` is all. It shows a 403
-for ``require_device_bound``. If the cookie has another name, say so by ``Annotated[str, Depends(RequireUser("sid"))]``,
+The OpenAPI document shows the cookie and a 401 for routes that need a user, but not for ``CurrentSession`` alone. It shows a 403
+for ``require_device_bound``. If the cookie has another name, use ``Annotated[str, Depends(RequireUser("sid"))]``,
 ``require_fresh(…, name="sid")`` and ``RequireDeviceBound("sid")``.
 """
 
@@ -61,18 +61,18 @@ _MISSING: Final = object()
 
 NAME: Final = CookieConfig().name
 
-# The reasons for these stand in the package's docstring.
+# The docstring of the package gives the reason for this scheme.
 LOG_IN: Final = "Cookie"
 
 
 class _Scheme(SecurityBase):
-    """What FastAPI shows in the OpenAPI document: a key in a cookie."""
+    """The security scheme for the OpenAPI document: a key in a cookie."""
 
     scheme_name = "SessionCookie"
     description: str | None = None
 
     def __init__(self, name: str = NAME) -> None:
-        name = CookieConfig(name).name  # it says what is wrong with one
+        name = CookieConfig(name).name  # checks the name
         self.model: APIKey = APIKey.model_validate(
             {"in": APIKeyIn.cookie, "name": name, "description": self.description}
         )
@@ -83,14 +83,14 @@ async def _session(connection: HTTPConnection) -> Session:
 
 
 class SessionCookie(_Scheme):
-    """A dependency: the session, for a route that the OpenAPI document shall show as in need of the cookie."""
+    """A dependency: the session. The OpenAPI document shows that the route needs the cookie."""
 
     async def __call__(self, connection: HTTPConnection) -> Session:
         return current_session(connection)
 
 
 class RequireUser(_Scheme):
-    """A dependency: the id of the user; 401 if nobody is logged in, or if the last proof of who it is lies too far back."""
+    """A dependency: the user id. It answers 401 without a user, or if the user's last proof of identity is too old."""
 
     def __init__(
         self, name: str = NAME, *, within: timedelta | None = None, methods: Iterable[str] = (), level: int = 0
@@ -113,18 +113,18 @@ require_user: RequireUser = RequireUser()
 
 
 def require_fresh(within: timedelta, *, methods: Iterable[str] = (), level: int = 0, name: str = NAME) -> RequireUser:
-    """A dependency: the user's id; 401 unless they logged in, or ``session.confirm()`` was called, less than ``within`` ago.
+    """A dependency: the user id. It answers 401 unless the user logged in or confirmed less than ``within`` ago.
 
-    With ``methods``, by each of them; with ``level``, at this assurance level at least (:meth:`Session.is_fresh`).
+    ``methods`` and ``level``: the required methods, and the lowest assurance level, as for :meth:`Session.is_fresh`.
     """
     return RequireUser(name, within=duration("require_fresh(within)", within), methods=methods, level=level)
 
 
 class RequireDeviceBound(RequireUser):
-    """A dependency: the id of the user; 401 if nobody is logged in, 403 unless this request came from the session's device.
+    """A dependency: the user id. It answers 401 without a user, and 403 unless the request came from the session's device.
 
-    It shuts out browsers without DBSC: Firefox, Safari, and many versions of Chrome. It shuts out every browser for the first
-    seconds after a log-in, until the browser has registered its key. It shuts out access tokens. Use it only where the user has
+    It refuses browsers without DBSC: Firefox, Safari, and many versions of Chrome. It refuses every browser for the first
+    seconds after a log-in, until the browser has registered its key. It refuses access tokens. Use it only if the user has
     another way.
     """
 
@@ -150,11 +150,11 @@ def session_as(
     again.
 
     Args:
-        key: of the value; ``None``: the whole session.
-        default_factory: makes the value where none is stored, or where the stored one does not fit the type. Without it, the
-            first is ``None`` and the second a ``SessionDataError``.
+        key: the key of the value. ``None`` means the whole session.
+        default_factory: makes the value if none is stored, or if the stored one does not fit the type. Without it, a missing
+            value is ``None``, and one that does not fit is a ``SessionDataError``.
     Raises:
-        ConfigurationError: ``default_factory`` cannot be called, or ``key`` is no ``str``.
+        ConfigurationError: ``default_factory`` cannot be called, or ``key`` is not a ``str``.
     """
     if default_factory is not None and not callable(default_factory):
         raise ConfigurationError("session_as(default_factory=…): give a function or a class")
@@ -182,10 +182,10 @@ _DETAIL: Final = {
     }
 }
 REFUSAL: Final[dict[str, Any]] = {
-    "description": "Nobody is logged in, or the user has to prove again who they are.",
+    "description": "The user is not logged in, or has to confirm their identity again.",
     "headers": {
         "WWW-Authenticate": {
-            "description": "`Cookie`, with `error=insufficient_user_authentication` (RFC 9470) where a proof is too old.",
+            "description": "`Cookie`, with `error=insufficient_user_authentication` (RFC 9470) if the last proof is too old.",
             "schema": {"type": "string"},
         }
     },
@@ -194,7 +194,7 @@ REFUSAL: Final[dict[str, Any]] = {
 """The 401 of the OpenAPI document."""
 
 UNBOUND: Final[dict[str, Any]] = {
-    "description": "The session is not bound to a device, or the browser did not prove that the request comes from there.",
+    "description": "The session is not bound to a device, or the browser did not prove that the request comes from it.",
     "content": _DETAIL,
 }
 """The 403 of the OpenAPI document."""
@@ -203,13 +203,13 @@ _REFUSALS: Final = (
     ("401", REFUSAL, frozenset({_Scheme.scheme_name, RequireDeviceBound.scheme_name})),
     ("403", UNBOUND, frozenset({RequireDeviceBound.scheme_name})),
 )
-"""Status, response, and the schemes of the dependencies that refuse so."""
+"""Status, response, and the schemes of the dependencies with this refusal."""
 
 
 def document_refusals(document: dict[str, Any]) -> dict[str, Any]:
-    """Add the 401 to each operation that needs the cookie, where it has none, and likewise the 403; the document.
+    """Add the missing 401 and 403 responses to the operations that need the cookie, and return the document.
 
-    Importing this module makes ``FastAPI.openapi()`` call it. Call it yourself in an ``app.openapi`` of your own.
+    Importing this module makes ``FastAPI.openapi()`` call it. Call it yourself if you have your own ``app.openapi``.
     """
     for path in document.get("paths", {}).values():
         for operation in path.values():
@@ -232,6 +232,6 @@ def _documenting(openapi: Callable[[FastAPI], dict[str, Any]]) -> Callable[[Fast
     return documented
 
 
-# A dependency can name a security scheme for its operation, and no response. FastAPI extends its document by replacing
-# `openapi`; here for all apps, since a dependency is not told of the app that it will be in.
+# A dependency can add a security scheme to its operation, but no response. FastAPI's documented way is to replace `openapi`.
+# This does so for all apps, since a dependency does not know its app.
 FastAPI.openapi = _documenting(FastAPI.openapi)  # type: ignore[assignment, method-assign]

@@ -1,11 +1,11 @@
-"""Litestar: ``plugins=[SessionPlugin(sessions)]`` brings the middleware, a dependency and the cookie for the OpenAPI document.
+"""Litestar: ``plugins=[SessionPlugin(sessions)]`` adds the middleware, a dependency and the cookie for the OpenAPI document.
 
-A handler has the session with ``session: CurrentSession``, under this name; ``request.session`` is the same object.
-``request.clear_session()`` ends the session as ``session.destroy()`` does, ``request.set_session({…})`` replaces its data.
-Another session middleware of the same app is a ``ConfigurationError``. A route may have one: there it has a session of its own.
+A handler gets the session with ``session: CurrentSession``, under this name. ``request.session`` is the same object.
+``request.clear_session()`` ends the session like ``session.destroy()``, and ``request.set_session({…})`` replaces its data.
+Another session middleware of the same app is a ``ConfigurationError``. A route may have one, which then has its own session.
 ``guards=[require_user]`` and ``guards=[require_fresh(timedelta(minutes=5))]`` answer 401, and ``guards=[require_device_bound]``
-answers 403; a WebSocket that they refuse is closed before it is accepted. What needs the cookie is shown in the OpenAPI document
-by ``security=[{"SessionCookie": []}]``.
+answers 403. A refused WebSocket is closed before it is accepted. ``security=[{"SessionCookie": []}]`` on a route shows the
+cookie in the OpenAPI document.
 """
 
 from __future__ import annotations
@@ -42,50 +42,50 @@ Connection = ASGIConnection[Any, Any, Any, Any]
 Guard = Callable[[Connection, BaseRouteHandler], Awaitable[None]]
 
 CurrentSession = Annotated[Session, getattr(di, "Dependency", lambda kind: kind)(kind="named")]
-"""Litestar's own ``NamedDependency[Session]``; before 2.23 a dependency needed no mark."""
+"""Litestar's ``NamedDependency[Session]``. Before 2.23 a dependency needs no mark."""
 
 
 class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
-    """Everything that sessions need, for one app; arguments as those of :class:`SessionMiddleware`."""
+    """Sets sessions up for one app. The arguments are those of :class:`SessionMiddleware`."""
 
     @explains_options
     def __init__(self, store: Sessions | Store, *, cookie: CookieConfig = CookieConfig(), **options: Any) -> None:  # noqa: B008 - frozen
         middleware: Any = SessionMiddleware  # their types of ASGI are narrower than ours
-        # Litestar builds a middleware for each route. They are copies of this one, which stands around nothing yet.
+        # Litestar builds a middleware for each route. Those are copies of this one, which wraps no app itself.
         self._middleware: SessionMiddleware = middleware(print, store, cookie=cookie, **options)
         self.session_config: SessionConfig = SessionConfig(self._middleware)
         self.middleware: DefineMiddleware = DefineMiddleware(_Middleware, backend=SessionBackend(self.session_config))
         self.scheme: SecurityScheme = SecurityScheme(type="apiKey", security_scheme_in="cookie", name=cookie.name)
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
-        """Put the middleware, the dependency and the security scheme into the app. Litestar calls it."""
-        # First is outermost: middleware that authenticates finds the session, and the response cache never sees our cookie.
+        """Add the middleware, the dependency and the security scheme to the app. Litestar calls it."""
+        # The first is outermost, so that authentication finds the session and the response cache never sees our cookie.
         app_config.middleware.insert(0, self.middleware)
         app_config.dependencies.setdefault("session", di.Provide(_find, sync_to_thread=False))
-        # The middleware of routes does not hear of the lifespan. First up and last down: the app's own hooks may use the store.
+        # The middleware of routes gets no lifespan events. We start first and stop last: the app's hooks may use the store.
         app_config.on_startup.insert(0, self._begin)
-        app_config.on_startup.append(self._middleware._manager.start)  # after hooks of the app that make tables
+        app_config.on_startup.append(self._middleware._manager.start)  # after the app's hooks, which may create tables
         app_config.on_shutdown.append(self._end)
         app_config.request_class = _with_verbs(app_config.request_class or Request)
         app_config.websocket_class = _with_verbs(app_config.websocket_class or WebSocket)
         if (bound := self._middleware.sessions.device_bound) is not None:
             app_config.route_handlers.append(_endpoints(bound.path, app_config.path))
         if app_config.openapi_config is not None:
-            config = copy(app_config.openapi_config)  # the default one is shared by all apps
+            config = copy(app_config.openapi_config)  # all apps share the default one
             others = config.components if isinstance(config.components, list) else [config.components]
             config.components = [*others, Components(security_schemes={"SessionCookie": self.scheme})]
             app_config.openapi_config = config
         return app_config
 
     def receive_route(self, route: BaseRoute) -> None:
-        """Give Litestar's verbs to routes with a request class of their own, and look once more at the app's middleware."""
+        """Add Litestar's methods to request classes of routes, and check the app's middleware again. Litestar calls it."""
         for handler in getattr(route, "route_handlers", None) or [getattr(route, "route_handler", None)]:
             app = handler.ownership_layers[0]
-            for entry in app.middleware:  # the list is complete now: other plugins may have added to it
+            for entry in app.middleware:  # now complete, with that of other plugins
                 if entry is not self.middleware and (name := foreign_class(getattr(entry, "middleware", entry))):
                     raise ConfigurationError(
                         f"{name} and SessionPlugin are both middleware of this Litestar app. Remove one. If some routes need "
-                        "the other one, give it to those routes or to their router: there it has a session of its own."
+                        "the other one, add it to those routes or to their router, where it has its own session."
                     )
             for name in ("request_class", "websocket_class"):
                 if own := next(
@@ -102,7 +102,7 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
 
 
 class SessionConfig(BaseBackendConfig["SessionBackend"]):
-    """``SessionPlugin.session_config``: for ``TestClient(app, session_config=…)`` of Litestar."""
+    """The type of ``SessionPlugin.session_config``, for Litestar's ``TestClient(app, session_config=…)``."""
 
     def __init__(self, sessions: SessionMiddleware) -> None:
         self._backend_class = SessionBackend
@@ -122,7 +122,7 @@ class SessionBackend(BaseSessionBackend[SessionConfig]):
         return (await self._opened(connection)).copy()
 
     async def store_in_message(self, scope_session: Any, message: Any, connection: Connection) -> None:
-        """Put the data in the place of what the session holds; a user stays logged in."""
+        """Replace the session's data. A user stays logged in."""
         session = await self._opened(connection)
         session.clear()
         session.update(scope_session)
@@ -137,7 +137,7 @@ class SessionBackend(BaseSessionBackend[SessionConfig]):
 
 
 class _Middleware(LitestarsMiddleware[SessionBackend]):
-    """What other plugins of Litestar look for among the app's middleware. What it builds is ours."""
+    """The class that other Litestar plugins look for in the app's middleware. It builds our middleware."""
 
     def __new__(cls, app: Any, backend: SessionBackend) -> Any:
         made = copy(backend.config.sessions)
@@ -146,11 +146,11 @@ class _Middleware(LitestarsMiddleware[SessionBackend]):
 
 
 def _endpoints(path: str, base: str) -> ASGIRouteHandler:
-    """Routes at the two paths where browsers prove their keys: without a route, Litestar calls no middleware."""
+    """Routes for the two paths where browsers prove their keys. Without a route, Litestar calls no middleware."""
     prefix = "/" + base.strip("/") if base.strip("/") else ""
     if not path.startswith(prefix + "/"):
         raise ConfigurationError(
-            f"DeviceBound(path={path!r}) and Litestar(path={base!r}): all routes of this app lie below the latter. Use "
+            f"DeviceBound(path={path!r}): all routes of this app are below Litestar(path={base!r}). Use "
             f"DeviceBound(path={prefix + path!r})."
         )
 
@@ -162,15 +162,15 @@ def _endpoints(path: str, base: str) -> ASGIRouteHandler:
 
 
 async def require_user(connection: Connection, handler: BaseRouteHandler) -> None:
-    """A guard: 401 if nobody is logged in."""
+    """A guard that answers 401 without a logged-in user."""
     if _find(connection.scope).user_id is None:
         raise NotAuthorizedException("Not logged in", headers={"WWW-Authenticate": "Cookie"})
 
 
 def require_fresh(within: timedelta, *, methods: Iterable[str] = (), level: int = 0) -> Guard:
-    """A guard: 401 unless they logged in, or ``session.confirm()`` was called, less than ``within`` ago.
+    """Return a guard that answers 401 unless the user logged in or confirmed less than ``within`` ago.
 
-    With ``methods``, by each of them; with ``level``, at this assurance level at least (:meth:`Session.is_fresh`).
+    ``methods`` and ``level``: the required methods, and the lowest assurance level, as for :meth:`Session.is_fresh`.
     """
     asked = Freshness.asked(within, methods, level)
 
@@ -185,10 +185,10 @@ def require_fresh(within: timedelta, *, methods: Iterable[str] = (), level: int 
 
 
 async def require_device_bound(connection: Connection, handler: BaseRouteHandler) -> None:
-    """A guard: 401 if nobody is logged in, 403 unless this request came from the session's device.
+    """A guard that answers 401 without a user, and 403 unless the request came from the session's device.
 
-    It shuts out browsers without DBSC: Firefox, Safari, and many versions of Chrome. It shuts out every browser for the first
-    seconds after a log-in, until the browser has registered its key. Use it only where the user has another way.
+    It refuses browsers without DBSC: Firefox, Safari, and many versions of Chrome. It refuses every browser for the first
+    seconds after a log-in, until the browser has registered its key. Use it only if the user has another way.
     """
     await require_user(connection, handler)
     if not _find(connection.scope).is_device_bound:
@@ -199,7 +199,7 @@ def current_session(connection: Connection) -> Session:
     """The session of a ``Request`` or ``WebSocket``.
 
     Raises:
-        ConfigurationError: there is none; the message says what is missing.
+        ConfigurationError: there is none. The message says what is missing.
     """
     return _find(connection.scope)
 
@@ -209,7 +209,7 @@ def _find(scope: Scope) -> Session:
 
 
 class _Verbs:
-    """Litestar's verbs, on our session. Where another middleware's session is in the scope, they are about that one."""
+    """Litestar's session methods, for our session. With the session of another middleware in the scope, they use that one."""
 
     __slots__ = ()
     scope: Any

@@ -1,6 +1,6 @@
-"""Quart: after ``init_app(app, sessions)``, ``quart.session``, ``flash()`` and the rest work on a session of ours.
+"""Quart: after ``init_app(app, sessions)``, ``quart.session``, ``flash()`` and the rest use our session.
 
-``current_session()`` is that session with its type, for the verbs. ``session.permanent = True`` has no effect: say
+``current_session()`` returns that session with its type. ``session.permanent = True`` has no effect: call
 ``log_in(user_id, remember=True)``. The test client's ``session_transaction()`` works as Quart documents it.
 """
 
@@ -31,15 +31,15 @@ with needs("quart", "asgi_sessions.frameworks.quart"):
 _logger = logging.getLogger("asgi_sessions")
 
 _MADE_FOR_TESTS: Final = "_quart._preserve_context"
-"""A key of the scopes that Quart makes for its test client and for ``test_request_context()``."""
+"""A key in the scopes that Quart makes for its test client and ``test_request_context()``."""
 
 _OPENED_BY_US: Final = "asgi_sessions.opened_for_a_test"
-"""A key of those scopes that have their session from us, since no middleware has run."""
+"""A key in those scopes whose session we opened, since no middleware ran."""
 
 
 @explains_options
 def init_app(app: Quart, store: Sessions | Store, **options: Any) -> None:
-    """Wrap the app in :class:`SessionMiddleware`, with its arguments, and put its session behind ``quart.session``."""
+    """Wrap the app in :class:`SessionMiddleware`, with its arguments, and make ``quart.session`` use its session."""
     expect("init_app(app)", app, Quart)
     quart: Any = app  # their types of ASGI are narrower than ours
     quart.asgi_app = SessionMiddleware(quart.asgi_app, store, **options)
@@ -83,15 +83,15 @@ def current_session() -> Session:
 def require_fresh(
     within: timedelta, *, methods: Iterable[str] = (), level: int = 0
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator for views: 401 unless they logged in, or ``session.confirm()`` was called, less than ``within`` ago.
+    """Return a decorator for views that answers 401 unless the user logged in or confirmed less than ``within`` ago.
 
-    With ``methods``, by each of them; with ``level``, at this assurance level at least (:meth:`Session.is_fresh`).
+    ``methods`` and ``level``: the required methods, and the lowest assurance level, as for :meth:`Session.is_fresh`.
     """
     return partial(_require, asked=Freshness.asked(within, methods, level))
 
 
 def require_user(view: Callable[..., Any], *, within: timedelta | None = None) -> Callable[..., Any]:
-    """A decorator for views, to stand below the route: 401 if nobody is logged in."""
+    """Decorate a view to answer 401 without a logged-in user. Put it below the route."""
     return _require(view, asked=None if within is None else Freshness.asked(within, (), 0))
 
 
@@ -110,10 +110,10 @@ def _require(view: Callable[..., Any], *, asked: Freshness | None) -> Callable[.
 
 
 def require_device_bound(view: Callable[..., Any]) -> Callable[..., Any]:
-    """A decorator for views: 401 if nobody is logged in, 403 unless this request came from the session's device.
+    """Decorate a view to answer 401 without a user, and 403 unless the request came from the session's device.
 
-    It shuts out browsers without DBSC: Firefox, Safari, and many versions of Chrome. It shuts out every browser for the first
-    seconds after a log-in, until the browser has registered its key. Use it only where the user has another way.
+    It refuses browsers without DBSC: Firefox, Safari, and many versions of Chrome. It refuses every browser for the first
+    seconds after a log-in, until the browser has registered its key. Use it only if the user has another way.
     """
 
     @wraps(view)
@@ -126,8 +126,8 @@ def require_device_bound(view: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class ScopeSessionInterface(SessionInterface):
-    """Gives Quart the session of the middleware. Contexts that Quart makes for tests have passed no middleware; they are given
-    the session of their cookies, and ``session_transaction()`` saves it.
+    """Gives Quart the session of the middleware. Quart's contexts for tests pass no middleware. They get the session of their
+    cookies, and ``session_transaction()`` saves it.
     """
 
     def __init__(self, middleware: SessionMiddleware) -> None:
@@ -142,7 +142,7 @@ class ScopeSessionInterface(SessionInterface):
         return ScopeSession(scope)
 
     async def save_session(self, app: Quart, session: SessionMixin, response: Any) -> None:
-        """Save the session of a test; all others are saved by the middleware."""
+        """Save the session of a test. The middleware saves all others."""
         if isinstance(session, ScopeSession) and _OPENED_BY_US in session._scope:
             cookie = await saved(self._middleware, session._scope[OURS])
             if cookie is not None and response is not None:
@@ -150,7 +150,7 @@ class ScopeSessionInterface(SessionInterface):
 
 
 class ScopeSession(SessionMixin):
-    """What ``quart.session`` is: passes everything on to the session in the scope, verbs included."""
+    """The object behind ``quart.session``. It passes everything on to the session in the scope, methods included."""
 
     def __init__(self, scope: Any) -> None:
         self._scope = scope
@@ -166,26 +166,24 @@ class ScopeSession(SessionMixin):
         elif name == "permanent":
             if value and not self.permanent:
                 _logger.warning("session.permanent = True has no effect: use session.log_in(user_id, remember=True)")
-        elif (
-            name != "accessed"
-        ):  # Quart 0.23 sets it in every request, since it saves the session; ours knows by itself
+        elif name != "accessed":  # Quart 0.23 sets it in every request; our session tracks it itself
             setattr(_find(self._scope), name, value)
 
-    @property  # type: ignore[misc]  # theirs may be set; see __setattr__
+    @property  # type: ignore[misc]  # Quart's has a setter; see __setattr__
     def permanent(self) -> bool:
-        """Whether the cookie outlives the browser. ``log_in(user_id, remember=True)`` says so."""
+        """Whether the cookie outlives the browser, by ``log_in(user_id, remember=True)``."""
         return _find(self._scope)._remembered
 
     @property
-    def new(self) -> bool:  # type: ignore[override]  # theirs is a constant
+    def new(self) -> bool:  # type: ignore[override]  # Quart's is a constant
         return _find(self._scope).is_new
 
     @property
-    def modified(self) -> bool:  # type: ignore[override]  # likewise
+    def modified(self) -> bool:  # type: ignore[override]  # the same
         return _find(self._scope).modified
 
     @property
-    def accessed(self) -> bool:  # type: ignore[override]  # likewise
+    def accessed(self) -> bool:  # type: ignore[override]  # the same
         session: Session | None = self._scope.get(OURS)
         return session is not None and session.accessed
 
@@ -194,7 +192,7 @@ class ScopeSession(SessionMixin):
         return value if key != "_flashes" else [(kind, Markup(text) if safe else text) for kind, text, safe in value]  # noqa: S704
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if key == "_flashes":  # flash() puts tuples there, maybe with Markup in them; sessions refuse both
+        if key == "_flashes":  # flash() stores tuples, maybe with Markup, and sessions refuse both
             value = [[kind, str(Markup(text)), hasattr(text, "__html__")] for kind, text in value]  # noqa: S704 - noted
         _find(self._scope)[key] = value
 

@@ -3,7 +3,7 @@
 ::
 
     async def visit(request: Request) -> Response:
-        session = current_session(request)  # request.session is the same object; Starlette types it as a dict
+        session = current_session(request)  # the same object as request.session, which Starlette types as a dict
         session.log_in("alice")
 """
 
@@ -21,6 +21,6 @@ def current_session(connection: HTTPConnection) -> Session:
     """The session of a ``Request``, ``WebSocket`` or ``HTTPConnection``.
 
     Raises:
-        ConfigurationError: there is none; the message says what is missing.
+        ConfigurationError: there is none. The message says what is missing.
     """
     return session_in(connection.scope, "call app.add_middleware(SessionMiddleware, sessions)")
