@@ -1,4 +1,4 @@
-"""Reads the body of a request within bounds. For the page, the token endpoints and the demo."""
+"""Reads the body of a request, with limits. For the page, the token endpoints and the demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ JSON: Final = "application/json"
 
 
 class TooLong(Exception):
-    """The body has more bytes than it may."""
+    """The body is longer than allowed."""
 
 
 class NeverArrived(Exception):
@@ -25,7 +25,7 @@ async def body_of(request: Request, limit: int) -> bytes:
     """The body, of ``limit`` bytes at most. Memory holds no more than that and one chunk.
 
     Raises:
-        TooLong, NeverArrived: see there.
+        TooLong: the body has more bytes. NeverArrived: the client disconnected.
     """
     body = b""
     try:
@@ -43,15 +43,15 @@ def kind_of(request: Request) -> str:
 
     Empty if the header is missing or comes twice.
     """
-    said = request.headers.getlist("content-type")
-    return said[0].partition(";")[0].strip(" \t").lower() if len(said) == 1 else ""
+    values = request.headers.getlist("content-type")
+    return values[0].partition(";")[0].strip(" \t").lower() if len(values) == 1 else ""
 
 
 def form_in(body: bytes, *, max_fields: int, keep_blank: bool = True) -> dict[str, str]:
     """The fields of a form.
 
     Raises:
-        ValueError: it is not a form, has too many fields, or has a field twice. Two readers would take different ones.
+        ValueError: it is not a form, has too many fields, or has a field twice, which two parsers could read differently.
     """
     fields = parse_qsl(
         body.decode("ascii"),

@@ -1,4 +1,4 @@
-"""Whose address a request came from, behind proxies: :class:`ClientAddress`, and :func:`coarse`, as much of it as may be kept."""
+"""The client's address behind proxies: :class:`ClientAddress`, and :func:`coarse`, which shortens an address for storage."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""CrossOriginProtection: requests that another site made the browser send do not reach the app.
+"""CrossOriginProtection: refuses requests that another site made the browser send (CSRF).
 
-``SameSite=Lax`` keeps the session cookie out of most of them, but not out of what a sibling subdomain sends, nor out of WebSocket
-handshakes from there. This middleware looks at what the browser itself says about where a request comes from. It needs no
-token in the forms and keeps no state::
+``SameSite=Lax`` keeps the session cookie out of most of them, but not out of requests and WebSocket handshakes from a sibling
+subdomain. This middleware checks the headers in which the browser names the origin of a request. It needs no token in forms and
+no state::
 
     app = CrossOriginProtection(app, trusted_origins=["https://partner.example"])
 
 The rules are those of ``net/http.CrossOriginProtection`` in Go's standard library, which follow "Cross-Site Request Forgery" by
-Filippo Valsorda (2025), with three additions. WebSocket handshakes are judged too, since no browser asks before it makes one.
-Headers that come twice, where one is due, are refused. And browsers may prove the keys of device-bound sessions.
+Filippo Valsorda (2025), with three additions. WebSocket handshakes are checked too, since browsers send them to any origin.
+A repeated header is refused if only one is allowed. Browsers may prove the keys of device-bound sessions.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ _logger = logging.getLogger("asgi_sessions")
 
 
 class CrossOriginProtection:
-    """Refuses what changes something and was sent by another origin: ``403``, or a WebSocket that is not accepted.
+    """Refuses requests from other origins that may change something, with ``403``. It refuses such WebSocket handshakes too.
 
-    Put it outside of everything that acts on a request; inside or outside of ``SessionMiddleware`` makes no difference.
+    Put it outside of everything that acts on a request. It may be inside or outside of ``SessionMiddleware``.
 
     A request passes, in this order,
 
-    1. if its method is safe and it is no WebSocket handshake;
-    2. if ``Sec-Fetch-Site`` says ``same-origin`` or ``none`` (the user typed it, or clicked a bookmark);
-    3. if its ``Origin`` is trusted, or ``skip`` says so;
-    4. if it has neither ``Sec-Fetch-Site`` nor ``Origin``: then no browser of the last years sent it;
-    5. if it has no ``Sec-Fetch-Site``, and its ``Origin`` names the host of its ``Host``. The scheme is not compared, since a
-       proxy may hide it: serve with ``Strict-Transport-Security``, so that nobody can put a page under ``http://`` your host;
-    6. if it is a ``POST`` to one of the two endpoints of device-bound sessions of a ``SessionMiddleware`` inside of this. Only a
-       signature counts there, and ``DeviceBound(refresh_initiators=…)`` lets browsers send it from other hosts.
+    1. if its method is safe and it is not a WebSocket handshake;
+    2. if ``Sec-Fetch-Site`` is ``same-origin`` or ``none`` (the user typed the address, or clicked a bookmark);
+    3. if its ``Origin`` is trusted, or ``skip`` returns true;
+    4. if it has neither ``Sec-Fetch-Site`` nor ``Origin``: then it is not from a browser of the last years;
+    5. if it has no ``Sec-Fetch-Site``, and its ``Origin`` has the same host as its ``Host``. The scheme is not compared, since a
+       proxy may hide it. Serve with ``Strict-Transport-Security``, so that no page under ``http://`` has your host;
+    6. if it is a ``POST`` to one of the two endpoints of device-bound sessions of a ``SessionMiddleware`` inside of this one.
+       They accept only a signature, and ``DeviceBound(refresh_initiators=…)`` lets browsers send it from other hosts.
 
     Args:
         app: the ASGI app to wrap.
-        trusted_origins: ``scheme://host[:port]`` each; nothing else is in an origin.
-        skip: ``skip(scope) -> bool``: requests that are let through unseen, such as a webhook's with a signature of its own.
+        trusted_origins: ``scheme://host[:port]`` each, without a path.
+        skip: ``skip(scope) -> bool``: lets requests pass unchecked, for example webhooks with their own signature.
     Raises:
-        ConfigurationError: a trusted origin is none.
+        ConfigurationError: a trusted origin is not of this form.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class CrossOriginProtection:
         self._binders: tuple[Binder, ...] = ()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """ASGI 3; typed loosely, since frameworks type their scopes differently."""
+        """The ASGI 3 entry point, typed loosely, since frameworks type their scopes differently."""
         kind = scope["type"]
         judged = kind == "websocket" or (kind == "http" and scope["method"] not in SAFE_METHODS)
         reason = self._reason_against(scope) if judged else None
@@ -80,15 +80,15 @@ class CrossOriginProtection:
         await answer(scope, send, 403, b"Forbidden: the request comes from another origin")
 
     def _is_for_binder(self, scope: Scope) -> bool:
-        """Whether a browser proves a key, by the path. A page of another origin could send the headers of a proof to any path."""
+        """Whether the path is one where browsers prove keys. Headers do not count: other origins can send them to any path."""
         if scope["type"] != "http" or scope["method"] != "POST":
             return False
-        if not self._binders:  # asked each time until there are some: Starlette builds its middlewares late
+        if not self._binders:  # looked up until found: Starlette builds its middleware late
             self._binders = tuple(binders_inside(self.app))
         return any(binder.answers(scope) for binder in self._binders)
 
     def _reason_against(self, scope: Scope) -> str | None:
-        """Why the request is refused, if it is."""
+        """The reason to refuse the request, or None."""
         sites, origins, hosts = values_of(scope, b"sec-fetch-site", b"origin", b"host")
         site = sites[0] if sites else b""
         reason: str | None
@@ -114,6 +114,6 @@ def _trusted(origin: object) -> tuple[str, str, str]:
     if found is None:
         raise ConfigurationError(
             f"CrossOriginProtection(trusted_origins=[{origin!r}]): give 'scheme://host' or 'scheme://host:port', without a "
-            "path, a slash at the end, a user or a wildcard; 'null' is anybody's"
+            "path, a slash at the end, a user or a wildcard. 'null' would trust any site"
         )
     return found

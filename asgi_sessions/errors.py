@@ -1,49 +1,49 @@
-"""The tree of errors."""
+"""All errors of the package."""
 
 from __future__ import annotations
 
 
 class SessionError(Exception):
-    """Everything this package raises on purpose is one of these."""
+    """The base class of all errors of this package."""
 
 
 class ConfigurationError(SessionError):
-    """The app was put together wrongly; raised while it is being built, with what to do about it."""
+    """The app is configured wrongly. Raised when the app is built, with a message that says what to do."""
 
 
 class MissingExtra(ConfigurationError, ImportError):
-    """A module was imported whose extra is not installed; the message has the command that installs it."""
+    """A module needs an extra that is not installed. The message has the command that installs it."""
 
 
 class SessionDataError(SessionError):
-    """A value in the session cannot be kept faithfully; the message names its key."""
+    """A value in the session cannot be stored unchanged. The message names its key."""
 
 
 class ResponseStarted(SessionError):
-    """A verb came too late: the response, and with it the cookie, was already on its way to the browser."""
+    """A method was called too late: the response had started, so it could not carry the cookie any more."""
 
 
 class SessionLimitReached(SessionError):
-    """A log-in was refused: the user has as many sessions as ``Devices(max_sessions=…, at_limit="refuse")`` allows."""
+    """A log-in was refused. The user has as many sessions as ``Devices(max_sessions=…, at_limit="refuse")`` allows."""
 
 
 class StoreError(SessionError):
-    """The store did not do what it was asked. The driver's error, if there was one, is the cause.
+    """A call of the store failed. The driver's error, if there is one, is the ``__cause__``.
 
-    A store raises a subclass, which says who caused the failure. A plain StoreError counts as :class:`StoreUnreachable`.
+    A store raises a subclass, which names the reason. A plain StoreError counts as :class:`StoreUnreachable`.
     """
 
     host: str | None = None
-    """The server that failed, where a store has several; without a password."""
+    """The server that failed, if the store has several. Without a password."""
 
     is_guess: bool = False
-    """Whether the server may answer other calls, though this one had no answer: on a connection of its own, for example."""
+    """Whether other calls may succeed although this one had no reply: it had a connection of its own, for example."""
 
 
 class StoreUnreachable(StoreError):
-    """The store cannot be asked: no connection, no reply in time, or a reply that makes no sense.
+    """The store is unreachable: no connection, no reply in time, or an invalid reply.
 
-    It counts against the store. After several in a row the store is left alone for a moment.
+    It counts against the store. After several in a row, calls fail at once for a moment.
     """
 
 
@@ -55,65 +55,65 @@ class StoreRefused(StoreError):
 
 
 class TemporarilyUnavailable(StoreRefused):
-    """Temporarily refused. Nothing changed, and other commands still work."""
+    """The store refused this call for now. It changed nothing, and other calls still work."""
 
 
 class RecordExists(StoreError):
-    """``create`` or ``rename`` found a record where it was to put one."""
+    """``create`` or ``rename`` found another record under its key."""
 
 
 class RecordGone(StoreError):
-    """``update`` or ``rename`` found no record: the session was ended by someone else meanwhile."""
+    """``update`` or ``rename`` found no record: another request ended the session meanwhile."""
 
 
 class RecordChanged(StoreError):
-    """``update``, ``rename`` or ``delete`` found another revision than the one it was told to expect.
+    """``update``, ``rename`` or ``delete`` found another revision than the expected one.
 
-    ``current`` is the :class:`Record` as it is now, so that the caller can merge and try again without asking twice.
+    ``current`` is the current :class:`Record`, so that the caller can merge and try again without another load.
     """
 
     def __init__(self, current: object) -> None:
-        super().__init__("the record was changed by someone else meanwhile")
+        super().__init__("another request changed the record meanwhile")
         self.current = current
 
 
 class RecordDamaged(StoreError):
-    """There is something under the key, but it is not a record this package can read."""
+    """The value under the key is not a record that this package can read."""
 
 
 class EndUnconfirmed(StoreError):
-    """The server that was asked has ended the session. Too few replicas acknowledged in time.
+    """The server ended the session, but too few replicas acknowledged it in time.
 
     It does not count against the store.
     """
 
 
 class TokenError(SessionError):
-    """A refresh or access token that does not do."""
+    """A refresh or access token was refused."""
 
 
 class TokenInvalid(TokenError):
-    """It is none of ours, malformed, forged, or of a session that has ended."""
+    """The token is malformed, forged, from another issuer, or of an ended session."""
 
 
 class TokenExpired(TokenError):
-    """It was ours, and its time is over."""
+    """The token has expired."""
 
 
 class TokenReused(TokenError):
-    """A refresh token that was spent before: the session has been ended."""
+    """A refresh token was used twice. The session has been ended."""
 
 
 class RefreshFailed(SessionError):
-    """A client could not refresh its access token for the moment. The user stays logged in: try again later.
+    """A client could not refresh its access token for now. The user stays logged in. Try again later.
 
-    The cause is the error of httpx: of the network, a time-out, or ``HTTPStatusError`` for a status such as 503 or 429.
+    The cause is the error of httpx: a network error, a timeout, or ``HTTPStatusError`` for a status such as 503 or 429.
     """
 
 
 class SessionReadOnly(SessionError):
-    """The app tried to change or end a session that came with an access token."""
+    """The app tried to change or end a session of an access token."""
 
 
 class SessionWarning(UserWarning):
-    """The category of every Python warning of this package."""
+    """The category of all Python warnings of this package."""

@@ -1,12 +1,12 @@
-"""Sealing all records anew, after the secrets were rotated: so that no record in the store opens with an old one.
+"""Seals all records again after a rotation of the secrets, so that an old secret opens no record in the store.
 
-Rotating itself needs none of this: the first secret of ``secret_keys`` writes and all of them read, so records move over as
-they are written. This is for those that nobody writes. It goes on while the app is up, and does to each record what a write
-of the app would do: whoever is faster wins, and a session that ends meanwhile stays ended.
+A rotation works without this. The first secret of ``secret_keys`` writes and all of them read, so a record changes to the new
+secret with its next write. This is for records without writes. It runs while the app is running, and treats each record like
+a write of the app: of two concurrent writes one wins, and an ended session stays ended.
 
-What it does not reach: the cookies in browsers, which are signed with the secret of the day they were made (keep the old one in
-``secret_keys`` until the absolute timeout has passed, or everybody with an older cookie is logged out), and history entries,
-which age out. ``docs/quickstart.md`` says why those are left.
+It does not change cookies in browsers, which are signed with the secret of their day. Keep the old secret in ``secret_keys``
+until the absolute timeout has passed, or all users with an older cookie are logged out. It does not change history entries
+either, which expire. ``docs/quickstart.md`` has the reason.
 """
 
 from __future__ import annotations
@@ -30,46 +30,46 @@ from asgi_sessions.sessions import UNKNOWN, Sessions, SessionsOptions, sessions_
 __all__ = ["MeasuredStore", "Progress", "ScannableStore", "rekey"]
 
 BATCH = 200
-"""Keys that are asked for at once."""
+"""Keys per call of ``scan()``."""
 
 AT_ONCE = 20
-"""Records that are under way at the same time."""
+"""Records in progress at the same time."""
 
 
 @runtime_checkable
 class ScannableStore(Store, Protocol):
-    """A store whose records can be walked through."""
+    """A store that can list all its records."""
 
     async def scan(self, cursor: str, some: int) -> tuple[Sequence[str], str]:
-        """About ``some`` keys from ``cursor`` on, ``""`` being the beginning, and where to go on: ``""`` at the end.
+        """Return about ``some`` keys from ``cursor`` on, and the next cursor. The cursor ``""`` is the beginning and the end.
 
-        A record that is there from beginning to end is among them at least once; also where the walk was interrupted, and goes
-        on in another process or after the server was restarted. What the cursor says is the store's own affair: which of
-        several servers, for example. Where it means nothing any more, the walk begins again.
+        A record that exists during the whole scan is returned at least once, even if the scan is interrupted and continues in
+        another process or after a restart of the server. The content of the cursor is up to the store: it may name one of
+        several servers, for example. A cursor that is no longer valid begins the scan again.
         """
 
 
 @runtime_checkable
 class MeasuredStore(ScannableStore, Protocol):
-    """A store that can tell how far such a walk has come."""
+    """A store that knows the progress of a scan."""
 
     def walked(self, cursor: str) -> float | None:
-        """About what share of the records lies before ``cursor``, from 0 (``""``) to 1; ``None``: this one does not tell."""
+        """The approximate share of the records before ``cursor``, from 0 (``""``) to 1, or None if unknown."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far it has come."""
+    """The progress of :func:`rekey`."""
 
     looked_at: int = 0
     sealed: int = 0
-    """Anew, with the first secret."""
+    """Records that were sealed again with the first secret."""
     damaged: int = 0
-    """That opened with none of the secrets, or are no records; they are left alone."""
+    """Records that none of the secrets opens, and values that are no records. They stay as they are."""
     cursor: str = ""
-    """Where to go on if it is stopped here."""
+    """The argument ``cursor`` that continues from here."""
     share: float | None = None
-    """Of the store that lies behind, about, from 0 to 1; ``None``: the store does not tell."""
+    """The approximate share of the store that is done, from 0 to 1, or None if the store does not know."""
 
 
 @forgets_arguments
@@ -81,17 +81,17 @@ async def rekey(
     cursor: str = "",
     report: Callable[[Progress], None] | None = None,
 ) -> Progress:
-    """Seal every record with the first of the secrets that is sealed with another of them.
+    """Seal every record with the first secret that is sealed with another one.
 
     Args:
-        sessions: the ``Sessions`` of the app; or its store, with ``secret_keys``.
-        secret_keys: as the app has them, newest first; only with a store.
-        rate: records per second that are looked at, at most; at every moment, so time that was lost is not made up for.
-        cursor: of an earlier ``Progress``, to go on from there. What was sealed anew before is passed over in any case.
+        sessions: the ``Sessions`` of the app. Or its store, with ``secret_keys``.
+        secret_keys: as the app has them, newest first. Only with a store.
+        rate: the maximum of records per second. It holds at every moment: lost time is not caught up.
+        cursor: of an earlier ``Progress``, to continue there. Records that were sealed again before are skipped in any case.
         report: called at the beginning and after each batch.
     Raises:
-        ConfigurationError: there are no secrets, or the store cannot be walked through.
-        StoreError: the store failed; to be started again, with the last cursor or without.
+        ConfigurationError: there are no secrets, or the store has no ``scan()``.
+        StoreError: the store failed. Start again, with the last cursor or without.
     """
     options: SessionsOptions = {"secret_keys": secret_keys} if secret_keys else {}
     del secret_keys
@@ -100,7 +100,7 @@ async def rekey(
     if not secrets.are_given:
         raise ConfigurationError("rekey: give secret_keys, newest first, as the app has them")
     if not isinstance(store, ScannableStore):
-        raise ConfigurationError(f"rekey: {type(store).__name__} cannot be walked through; it has no scan()")
+        raise ConfigurationError(f"rekey: {type(store).__name__} cannot list its records; give a store with scan()")
     if not isinstance(rate, int | float) or not rate > 0:
         raise ConfigurationError(f"rekey(rate={rate!r}): give records per second")
     if report is not None and not callable(report):
@@ -110,7 +110,7 @@ async def rekey(
     progress = Progress(cursor=cursor, share=_share(store, cursor))
     notify(progress)
     while True:
-        # A batch may be empty: in a server that holds much else, most are. To ask for it counts as a record.
+        # A batch may be empty, as most are in a server with much other data. So a batch counts as one record more.
         await pace.wait_for(1)
         keys, cursor = await store.scan(progress.cursor, BATCH)
         outcomes: list[Outcome] = []
@@ -145,23 +145,23 @@ async def _reseal(store: Store, key: str, secrets: Secrets) -> Outcome:
             except RecordChanged as changed:
                 if not isinstance(changed.current, Record):
                     raise
-                record = changed.current  # by the app, which seals with the first one too
+                record = changed.current  # by the app, which uses the first secret too
     except RecordGone:
-        pass  # ended meanwhile, and stays so
+        pass  # it ended meanwhile
     except RecordDamaged:
         return "damaged"
     return "passed over"
 
 
 class _Pace:
-    """So many per second, and no more in any one of them because there were fewer in another."""
+    """Limits the records per second. A slow second does not allow a faster one later."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
         self._due = monotonic()
 
     async def wait_for(self, some: int) -> None:
-        """Come back when ``some`` more may be looked at."""
+        """Wait until ``some`` more records are allowed."""
         if (wait := self._due - monotonic()) > 0:
             await sleep(wait)
         self._due = max(self._due, monotonic()) + some / self._rate
@@ -172,4 +172,4 @@ def _share(store: Store, cursor: str) -> float | None:
 
 
 def _ignore(progress: Progress) -> None:
-    """Nobody wants to know."""
+    """Do nothing: the default ``report``."""
