@@ -105,7 +105,7 @@ def test_another_package_with_the_same_module_is_recognised(tmp_path: Path) -> N
     """``pip install jwt`` is what people try when they read "no module named jwt"."""
     answer = said("import asgi_sessions.tokens", path=another(tmp_path, "jwt", "jwt"))
 
-    assert answer.startswith("MissingExtra True asgi_sessions.tokens needs pyjwt, and the module jwt in ")
+    assert answer.startswith("MissingExtra True asgi_sessions.tokens needs pyjwt, but the module jwt in ")
     assert str(tmp_path) in answer
     assert answer.endswith("pip uninstall jwt; pip install --force-reinstall pyjwt")
 
@@ -115,7 +115,7 @@ def test_a_file_of_the_app_that_hides_a_package_is_named(tmp_path: Path) -> None
 
     answer = said("import asgi_sessions.frameworks.quart", path=tmp_path)
 
-    assert answer.startswith("MissingExtra True asgi_sessions.frameworks.quart needs quart, and the module quart in ")
+    assert answer.startswith("MissingExtra True asgi_sessions.frameworks.quart needs quart, but the module quart in ")
     assert str(tmp_path / "quart.py") in answer
 
 

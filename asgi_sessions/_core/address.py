@@ -1,7 +1,7 @@
-"""Whose address a request came from, and as much of it as may be kept.
+"""Finds the client's address behind proxies, and shortens it for storage.
 
-The address in the ASGI scope is that of whoever opened the connection: the client, or a proxy of ours. Headers that name another
-one are written by anybody, so they count only as far as proxies that we trust have written them: from the right.
+The address in the ASGI scope is that of the client or of a proxy. Any client can send the headers for another address. So only
+those parts count that trusted proxies wrote: from the right.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ Network = IPv4Network | IPv6Network
 Header = Literal["x-forwarded-for", "forwarded"]
 
 MAX_PROXIES: Final = 32
-"""How many elements of a forwarded header are walked; nobody has more proxies in a row."""
+"""The most elements of a forwarded header that are read. No deployment has as many proxies in a row."""
 
 KEPT_BITS: Final = {4: 24, 6: 48}
-"""As much of an address as is kept: a /24 of IPv4, a /48 of IPv6. Enough to recognise a provider, too little for a household."""
+"""Bits of an address that are kept: /24 of IPv4, /48 of IPv6. They show the provider, but not the household."""
 
 
 class ClientAddress:
     """Finds the client's address.
 
     Args:
-        trusted_proxies: networks (``"10.0.0.0/8"``) and addresses of your proxies. None: the connection's address counts.
-        header: the one that your proxies write. The other is ignored: they pass it on as the client wrote it.
+        trusted_proxies: networks (``"10.0.0.0/8"``) and addresses of your proxies. Without any, the connection's address counts.
+        header: the one that your proxies write. The other is ignored, since they pass it on from the client.
     Raises:
-        ConfigurationError: a proxy is no network, or the header is none of the two.
+        ConfigurationError: a proxy is not a network, or the header is not one of the two.
     """
 
     __slots__ = ("_header", "_trusted")
@@ -48,13 +48,13 @@ class ClientAddress:
         self._header = header.encode("ascii")
 
     def of(self, scope: Scope) -> Address | None:
-        """The client's address; ``None`` where there is none, as on a unix socket. Never raises, whatever was sent."""
+        """The client's address, or ``None`` if there is none, as on a Unix socket. Never raises."""
         peer = scope.get("client")
         address = _parsed(str(peer[0])) if peer else None
         if address is None or not self._trusts(address):
             return address
         for found in self._named(scope):
-            # An element says who spoke to the one that wrote it. Where a trusted one wrote nonsense, the walk ends.
+            # Each proxy writes the address that connected to it. If a trusted one wrote nonsense, stop there.
             if found is None:
                 return address
             address = found
@@ -66,12 +66,12 @@ class ClientAddress:
         return any(address.version == network.version and address in network for network in self._trusted)
 
     def _named(self, scope: Scope) -> Iterator[Address | None]:
-        """The addresses that the header names, the last one first; ``None`` where it cannot be read."""
+        """The addresses in the header, the last one first. ``None`` for an element that is not an address."""
         read = _forwarded if self._header == b"forwarded" else _listed
         left = MAX_PROXIES
         for name, value in reversed(list(scope.get("headers", ()))):
             if name == self._header and left:
-                # Each line by itself: a quote that the client left open in one must not reach into the line of a proxy.
+                # Each header separately, so that an unclosed quote of the client does not reach into a proxy's header.
                 for element in read(value.decode("latin-1"), left):
                     yield _parsed(element)
                     left -= 1
@@ -79,18 +79,18 @@ class ClientAddress:
 
 @lru_cache(maxsize=1024)  # 5 µs of a log-in
 def coarse(address: Address) -> str:
-    """The network of an address, as much of it as may be kept: ``203.0.113.0/24``, ``2001:db8:1::/48``."""
+    """The network of an address, short enough for storage: ``203.0.113.0/24``, ``2001:db8:1::/48``."""
     return str(ip_network((address, KEPT_BITS[address.version]), strict=False))
 
 
-def _listed(line: str, most: int) -> list[str]:
-    """The elements of an X-Forwarded-For, the last one first. Empty ones say nothing (RFC 9110, section 5.6.1.2)."""
-    elements = (element.strip(" \t") for element in reversed(line.rsplit(",", most)[-most:]))
+def _listed(value: str, most: int) -> list[str]:
+    """The elements of an X-Forwarded-For, the last one first. Empty ones are ignored (RFC 9110, section 5.6.1.2)."""
+    elements = (element.strip(" \t") for element in reversed(value.rsplit(",", most)[-most:]))
     return [element for element in elements if element]
 
 
-# A pair of Forwarded and what ends it (RFC 7239, section 4; quoted strings: RFC 9110, section 5.6.4). Against the grammar, values
-# without quotes may hold ":", "[" and "]": many proxies write addresses so. No part is tried twice (++, *+, ?+).
+# A pair of Forwarded and its delimiter (RFC 7239, section 4; quoted strings: RFC 9110, section 5.6.4). Against the grammar,
+# values without quotes may have ":", "[" and "]", as many proxies write them. Possessive quantifiers keep it linear.
 _PAIR = re.compile(
     r"""[ \t]*+
     (?: (?P<name> [!#$%&'*+\-.^_`|~0-9A-Za-z]++ )
@@ -103,26 +103,26 @@ _PAIR = re.compile(
 _ESCAPED = re.compile(r"\\(.)")
 
 
-def _forwarded(line: str, most: int) -> list[str]:
-    """What ``for=`` says in the elements of a Forwarded, the last one first.
+def _forwarded(value: str, most: int) -> list[str]:
+    """The ``for=`` of each element of a Forwarded, the last one first.
 
-    A line that breaks the grammar is one element that cannot be read: it may hold anything, put there by anybody.
+    A value that breaks the grammar is one unreadable element, since a client may have written any part of it.
     """
     elements: list[str] = []
-    said: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     at = 0
-    while at <= len(line):
-        match = _PAIR.match(line, at)
+    while at <= len(value):
+        match = _PAIR.match(value, at)
         name = "" if match is None else (match["name"] or "").lower()
-        if match is None or name in said:  # RFC 7239, section 4: each parameter once
+        if match is None or name in pairs:  # RFC 7239, section 4: each parameter once
             return ["unreadable"]
         if name:
-            said[name] = match["value"]
-        at = match.end() if match["end"] else len(line) + 1
-        if match["end"] != ";" and said:
-            value = said.get("for", "")
-            elements.append(_ESCAPED.sub(r"\1", value[1:-1]) if value.startswith('"') else value)
-            said = {}
+            pairs[name] = match["value"]
+        at = match.end() if match["end"] else len(value) + 1
+        if match["end"] != ";" and pairs:
+            node = pairs.get("for", "")
+            elements.append(_ESCAPED.sub(r"\1", node[1:-1]) if node.startswith('"') else node)
+            pairs = {}
     return elements[: -most - 1 : -1]
 
 
@@ -132,8 +132,8 @@ _NODE = re.compile(rf"([0-9.]+){_PORT}|\[{_IPV6}(?:%[^\]]*)?\]{_PORT}|{_IPV6}(?:
 
 
 def _parsed(text: str) -> Address | None:
-    """An address with or without port, brackets and zone; ``None`` for ``unknown``, ``_hidden``, names and nonsense."""
-    # An address with all its trimmings has 60 characters at most.
+    """Parse an address with or without port, brackets and zone. ``None`` for ``unknown``, ``_hidden``, names and nonsense."""
+    # An address with all of these has 60 characters at most.
     return _address_in(text) if len(text) <= 100 else None
 
 
@@ -156,6 +156,6 @@ def _network(proxy: object) -> Network:
         return ip_network(proxy if isinstance(proxy, str) else "")
     except ValueError:
         raise ConfigurationError(
-            f"trusted_proxies=[{proxy!r}]: give a network such as '10.0.0.0/8' (no bits beyond its length), or an address; "
+            f"trusted_proxies=[{proxy!r}]: give a network such as '10.0.0.0/8' (no bits beyond its length), or an address, "
             "not a name"
         ) from None

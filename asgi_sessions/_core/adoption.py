@@ -1,4 +1,4 @@
-"""Adoption: sessions of another library, as far as they can be carried over. Pure."""
+"""Adoption of sessions of another library: the types, and the conversion of the data. Pure."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ class OldSession:
 
     data: Mapping[str, Any]
     user_id: str | None
-    """The user who is logged in; ``None`` for an anonymous session."""
+    """The logged-in user, or ``None``."""
     authenticated_at: float | None = None
-    """When the user logged in, in seconds since the epoch; ``None`` if the old session does not say."""
+    """The time of the log-in, in seconds since the epoch, or ``None`` if unknown."""
     remembered: bool = False
-    """Whether its cookie outlives the browser."""
+    """Whether the cookie outlives the browser."""
     until: float | None = None
-    """When it ends at the latest, if its store says so; otherwise :attr:`OldCookie.until` counts."""
+    """The latest end of the session, if its store has one. Otherwise :attr:`OldCookie.until` counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class OldCookie:
-    """A cookie of another library whose form and signature are right."""
+    """A cookie of another library with a valid format and signature."""
 
     identity: bytes
     """Equal for all requests of one session: the id of a stored session, or the whole value of a signed cookie."""
     until: float
-    """Until when it may lead to a session of the old library, in seconds since the epoch. So long its adoption is remembered."""
+    """The last time at which the cookie may have a session, in seconds since the epoch. Adoption is remembered until then."""
     content: bytes = field(default=b"", repr=False)
-    """The data, if the cookie carries it."""
+    """The data, if it is in the cookie."""
 
 
 @runtime_checkable
@@ -53,18 +53,18 @@ class Reader(Protocol):
     """Whether the cookie holds an id, and the data is in a store. Otherwise the cookie holds the data itself."""
 
     def values(self, headers: Headers) -> Sequence[bytes]:
-        """The values that may be its session cookie, among the headers of a request; a few at most. Never raises."""
+        """The values in the request headers that may be its session cookie, a few at most. Never raises."""
         ...
 
     def recognise(self, value: bytes, now: float) -> OldCookie | None:
-        """The cookie, if its form and signature are right and it has not expired. Asks no store and never raises."""
+        """The cookie, if its format and signature are valid and it has not expired. Asks no store and never raises."""
         ...
 
     async def read(self, cookie: OldCookie, now: float) -> OldSession | None:
-        """The session; ``None`` if it has ended, has expired or is damaged. Keeps a time limit of its own.
+        """The session, or ``None`` if it has ended, has expired or is damaged. Has its own time limit.
 
         Raises:
-            StoreError: the old store fails, or is too slow.
+            StoreError: the old store failed, or was too slow.
         """
         ...
 
@@ -72,12 +72,12 @@ class Reader(Protocol):
         """Delete the old session from its store, unless the app keeps old sessions for a rollback.
 
         Raises:
-            StoreError: the old store fails.
+            StoreError: the old store failed.
         """
         ...
 
     def delete_cookie(self, headers: Headers) -> Headers:
-        """The Set-Cookie headers that remove the old cookie from who sent these headers; none if the app keeps old sessions."""
+        """The Set-Cookie headers that remove the old cookie from this client. None if the app keeps old sessions."""
         ...
 
     async def aclose(self) -> None:
@@ -89,7 +89,7 @@ _CODEC: Final = MessagePackCodec()
 
 
 def converted(data: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The data of an old session as a payload can carry it, and the names of the keys that it cannot.
+    """Convert the data of an old session for a payload. Returns the data, and the keys that cannot be converted.
 
     ``docs/switching.md`` has the table of conversions.
     """
@@ -108,19 +108,19 @@ def converted(data: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
             kept[name] = plain
     try:
         _CODEC.encode(kept)
-    except SessionDataError:  # together they are too much
+    except SessionDataError:  # too large as a whole
         return {}, [*kept, *dropped]
     return kept, dropped
 
 
 def _name(key: object) -> str:
     if isinstance(key, bool) or not isinstance(key, str | int | float):
-        raise ValueError("no key of a payload")  # noqa: TRY004 - as for values
+        raise ValueError("not a key of a payload")  # noqa: TRY004 - as for values
     return str(key)
 
 
 def _plain(value: Any, depth: int) -> Any:
-    """A value as JSON types, ``bytes`` and aware ``datetime``."""
+    """Convert a value to JSON types, ``bytes`` and aware ``datetime``."""
     if depth > MAX_DEPTH:
         raise ValueError
     if isinstance(value, enum.Enum):
@@ -129,7 +129,7 @@ def _plain(value: Any, depth: int) -> Any:
         return value
     for kind in (str, int, float):
         if isinstance(value, kind):
-            return kind(value)  # a subclass, such as markupsafe.Markup, becomes what it is made of
+            return kind(value)  # a subclass, such as markupsafe.Markup, becomes its base
     if isinstance(value, datetime):
         return value if value.tzinfo is not None else value.isoformat()
     if isinstance(value, date | time):
@@ -147,4 +147,4 @@ def _plain(value: Any, depth: int) -> Any:
         return named
     if isinstance(value, Sequence | AbstractSet):
         return [_plain(each, depth + 1) for each in value]
-    raise ValueError("no type of a payload")
+    raise ValueError("not a type of a payload")

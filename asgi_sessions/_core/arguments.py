@@ -1,4 +1,4 @@
-"""Checks of arguments that several public functions share."""
+"""Checks of arguments, shared by several public functions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from asgi_sessions.errors import ConfigurationError
 
 
 def several(name: str, value: Any, advice: str) -> tuple[Any, ...]:
-    """The members of an argument that takes a list.
+    """Check an argument that takes a list, and return its members.
 
-    A single string is refused: its members would be characters. The message never quotes the value, which may be a secret.
+    A single string is refused, since its members are characters. The message never quotes the value, which may be a secret.
 
     Raises:
-        ConfigurationError: it is none, with ``advice``.
+        ConfigurationError: it is not a list. The message ends with ``advice``.
     """
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         what = "a single string" if isinstance(value, str | bytes) else f"a {type(value).__name__}"
@@ -26,10 +26,10 @@ def several(name: str, value: Any, advice: str) -> tuple[Any, ...]:
 
 
 def expect(name: str, value: object, *kinds: type) -> None:
-    """Refuse an argument of another type.
+    """Check the type of an argument.
 
     Raises:
-        ConfigurationError: it is none of ``kinds``.
+        ConfigurationError: it has none of these types.
     """
     if not isinstance(value, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
@@ -37,10 +37,10 @@ def expect(name: str, value: object, *kinds: type) -> None:
 
 
 def expect_app(called: str, app: object, **predicates: object) -> None:
-    """Refuse the ``app`` or a predicate of a middleware if they cannot be called.
+    """Check that the ``app`` and the predicates of a middleware can be called.
 
     Raises:
-        ConfigurationError: with the type only, since an argument in the wrong place may be a secret.
+        ConfigurationError: one cannot. The message only has the type, since an argument in the wrong place may be a secret.
     """
     if not callable(app):
         raise ConfigurationError(f"{called}(app=<{type(app).__name__}>): give an ASGI app; it comes first")
@@ -50,9 +50,9 @@ def expect_app(called: str, app: object, **predicates: object) -> None:
 
 
 def whole(text: str, least: int, most: int) -> int | None:
-    """The whole number that ``text`` writes: decimal digits of ASCII and nothing else, so no sign, space, ``_`` or leading zero.
+    """Parse a whole number: ASCII digits only, without sign, space, ``_`` or leading zero.
 
-    ``None`` for anything else, and for a number out of bounds. No text takes longer than the largest number that is allowed.
+    Returns ``None`` for other text and for a number out of bounds. Its time does not grow with the text.
     """
     if not (0 < len(text) <= len(str(most)) and text.isascii() and text.isdigit()) or (text[0] == "0" and text != "0"):
         return None
@@ -60,15 +60,15 @@ def whole(text: str, least: int, most: int) -> int | None:
 
 
 def path_in(name: str, value: object) -> Path:
-    """A path that the system can be asked for.
+    """Check a path and return it.
 
     Raises:
-        ConfigurationError: it is no path, or holds what no path can (NUL, a lone surrogate).
+        ConfigurationError: it is not a path, or contains NUL or a lone surrogate.
     """
     try:
-        path = Path(value)  # type: ignore[arg-type]  # what it takes is what is to be found out
+        path = Path(value)  # type: ignore[arg-type]  # Path() checks it
         if b"\0" in os.fsencode(path):
             raise ValueError
     except (TypeError, ValueError):
-        raise ConfigurationError(f"{name}: give a path; {type(value).__name__} {ascii(value)[:60]} is none") from None
+        raise ConfigurationError(f"{name}: give a path, not {type(value).__name__} {ascii(value)[:60]}") from None
     return path

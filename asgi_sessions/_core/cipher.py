@@ -1,9 +1,8 @@
 """Secrets: subkeys for every purpose, and records encrypted at rest.
 
-One secret serves several purposes and no two share a subkey: HKDF (RFC 5869) with a label for each. A record is sealed
-with AES-256-GCM under a subkey of its own, derived from the record's key, so that no AES key ever comes near the limit on
-random nonces (2^32 messages, NIST SP 800-38D, section 8.3). There is one path and no fallback: with secrets configured, what does
-not open is not read.
+Each purpose has its own subkey of a secret: HKDF (RFC 5869) with a label for each. Each record is sealed with AES-256-GCM under
+its own subkey, derived from the record's key. So no AES key comes near the limit on random nonces (2^32 messages, NIST SP
+800-38D, section 8.3). There is no fallback: with secrets configured, a record that does not open is not read.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ SECRET_ID_BYTES = 4
 NONCE_BYTES = 12
 
 _MIN_DISTINCT_BYTES = 3
-"""Fewer than this is a character held down, not a secret."""
+"""Fewer distinct bytes look like a repeated character."""
 
-# HKDF-Expand, whose first block is all that is needed (RFC 5869, section 2.3): what is hashed before and after the label.
+# The input of HKDF-Expand before and after the label. One block is enough (RFC 5869, section 2.3).
 _EXPANDED = b"asgi-sessions "
 _FIRST_BLOCK = b"\x01"
 
-# Published as examples, and so known to everybody. Compared without case and punctuation.
+# Published examples, so attackers know them. Compared without case and punctuation.
 _FAMOUS = (
     "09d25e094faa6ca2556c818166b7a9563b93f7099f6f0f4caa6cf63b88e8d3e7",  # FastAPI's documentation
     "thisismyscretkey",  # Superset's first default (CVE-2023-27524), spelled so
     "thisisasecret1234",  # Superset's deployment template
     "yourownrandomgeneratedsecretkey",  # Superset's documentation
     "testnondevsecret",  # Superset's Docker Compose file
-    "djangoinsecure",  # what Django's startproject writes in front
+    "djangoinsecure",  # the prefix of Django's startproject
     "changeme",
     "changethis",
     "replaceme",
@@ -50,7 +49,7 @@ _PLAIN_FORM = str.maketrans("013457$@", "oleastsa")  # ch4ng3m3 is changeme
 
 
 class Secrets:
-    """The secrets of a deployment: the first one writes, all of them read, so that changing keys loses nobody."""
+    """The secrets of a deployment. The first one writes and all of them read, so a rotation logs no user out."""
 
     __slots__ = ("_by_id", "_hmacs", "_roots", "_sealing", "are_given")
 
@@ -60,10 +59,10 @@ class Secrets:
         roots: list[bytes] = []
         for number, secret in enumerate(given, start=1):
             raw = _checked(secret, number)
-            # HKDF-Extract (RFC 5869, section 2.2), once per secret; every subkey is one HKDF-Expand block from here.
+            # HKDF-Extract (RFC 5869, section 2.2), once per secret. Every subkey is one HKDF-Expand block of it.
             root = hmac.digest(b"asgi-sessions", raw, "sha256")
             if root in roots:
-                raise ConfigurationError(f"secret_keys: number {number} is there twice")
+                raise ConfigurationError(f"secret_keys: number {number} repeats an earlier one; remove it")
             roots.append(root)
         self._roots = tuple(roots)
         self.are_given: bool = bool(roots)
@@ -78,16 +77,16 @@ class Secrets:
         return f"<Secrets: {len(self._roots)}>"
 
     def agree_with(self, other: Secrets) -> bool:
-        """Whether both may be of one deployment: they have a secret in common, or neither has any.
+        """Whether both may belong to one deployment: they share a secret, or both have none.
 
-        While secrets are rotated, lists differ in order and length. A secret is in both of them all the same.
+        During a rotation the lists differ in order and length, but share a secret.
         """
         if not (self.are_given and other.are_given):
             return self.are_given == other.are_given
         return not set(self._roots).isdisjoint(other._roots)
 
     def subkeys(self, label: str) -> tuple[bytes, ...]:
-        """32 bytes for one purpose from each secret, in their order."""
+        """The subkeys for one purpose: 32 bytes from each secret, in their order."""
         return tuple(_expand(root, label.encode("utf-8")) for root in self._roots)
 
     def hmacs(self, label: str) -> tuple[Hmac, ...]:
@@ -98,23 +97,23 @@ class Secrets:
         return made
 
     def seal(self, plain: bytes, *, key: str, associated: bytes) -> bytes:
-        """Encrypt ``plain`` for the record under ``key``: id of the secret, nonce, ciphertext with tag."""
+        """Encrypt ``plain`` for the record under ``key``. Returns secret id, nonce, and ciphertext with tag."""
         if self._sealing is None:
-            raise ConfigurationError("nothing to seal with: no secret_keys")
+            raise ConfigurationError("a record cannot be sealed: give secret_keys")
         secret_id, subkeys = self._sealing
         nonce = os.urandom(NONCE_BYTES)
         return secret_id + nonce + _aes_again(subkeys, key).encrypt(nonce, plain, associated)
 
     def is_by_first(self, sealed: bytes) -> bool:
-        """Whether the first secret sealed it, by the id in front."""
+        """Whether the first secret sealed it, by the id at its beginning."""
         return self._sealing is not None and sealed[:SECRET_ID_BYTES] == self._sealing[0]
 
     def has_sealed(self, sealed: bytes) -> bool:
-        """Whether one of the secrets sealed it, by the id in front."""
+        """Whether one of the secrets sealed it, by the id at its beginning."""
         return sealed[:SECRET_ID_BYTES] in self._by_id
 
     def open(self, sealed: bytes, *, key: str, associated: bytes) -> bytes | None:
-        """What was sealed for this very record, or ``None``; which of the many reasons it was, nobody is told."""
+        """The plain bytes, if they were sealed for this record, or ``None``. The reason is not disclosed."""
         nonce = sealed[SECRET_ID_BYTES : SECRET_ID_BYTES + NONCE_BYTES]
         if len(nonce) < NONCE_BYTES:
             return None
@@ -127,7 +126,7 @@ class Secrets:
 
 
 def _of_records(root: bytes) -> Hmac:
-    """Makes the subkeys of single records, as :func:`_expand` would: one is made with every read."""
+    """An HMAC for the subkeys of single records, equal to :func:`_expand`. Every read needs one."""
     return Hmac(_expand(root, b"seal records"), _EXPANDED + b"record ")
 
 
@@ -135,7 +134,7 @@ def _aes(subkeys: Hmac, key: str) -> AESGCM:
     return AESGCM(subkeys.digest(key.encode("utf-8") + _FIRST_BLOCK))
 
 
-# Who writes to a session mostly does so again; to derive the key anew is 5 % of such a write. An entry takes 2.5 kB.
+# A session with one write mostly has more, and deriving the key again costs 5 % of a write. An entry takes 2.5 kB.
 _aes_again = lru_cache(maxsize=256)(_aes)
 
 
@@ -165,7 +164,7 @@ def _checked(secret: object, number: int) -> bytes:
 
 
 def _readings(raw: bytes) -> list[str]:
-    """A secret as text, in the ways in which people dress up a placeholder."""
+    """A secret as text, in all forms in which people encode a placeholder."""
     texts = [raw.decode("latin-1"), raw.hex(), unicodedata.normalize("NFKC", raw.decode("utf-8", "replace"))]
     for decode in (bytes.fromhex, base64.b64decode, base64.urlsafe_b64decode):
         try:
@@ -178,5 +177,5 @@ def _readings(raw: bytes) -> list[str]:
 def _is_famous(text: str) -> bool:
     folded = text.lower()
     plain = "".join(c for c in folded if c.isascii() and c.isalnum())
-    dressed_down = "".join(c for c in folded.translate(_PLAIN_FORM) if c.isascii() and c.isalnum())
-    return any(famous in plain or famous in dressed_down for famous in _FAMOUS)
+    decoded = "".join(c for c in folded.translate(_PLAIN_FORM) if c.isascii() and c.isalnum())
+    return any(famous in plain or famous in decoded for famous in _FAMOUS)

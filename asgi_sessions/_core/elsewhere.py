@@ -1,4 +1,4 @@
-"""What other libraries call their options and their sessions' attributes, and what to use here instead."""
+"""Maps options and attributes of other session libraries to ours, for error messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TIMES = (
 
 OPTIONS: Final = {
     # Starlette's SessionMiddleware
-    "secret_key": "secret_keys=[…], a list, the newest first",
+    "secret_key": "secret_keys=[…], a list, newest first",
     "session_cookie": "cookie=CookieConfig(name=…)",
     "max_age": _TIMES,
     "path": "cookie=CookieConfig(path=…)",
@@ -38,7 +38,7 @@ OPTIONS: Final = {
     "samesite": "cookie=CookieConfig(samesite=…)",
     "ttl": _TIMES,
 }
-"""Options of other session middlewares, and ours."""
+"""Options of other session middleware, and our replacements."""
 
 NAMES: Final = {
     "changed": "changes are noticed; mark_modified() is for those past the session's methods",
@@ -58,14 +58,14 @@ NAMES: Final = {
     "set_expiry": "use SessionMiddleware(timeouts=Timeouts(…)) and log_in(user_id, remember=True)",
     "sid": "use id",
 }
-"""Attributes of other sessions, and what to do here: of Django, Flask, Pyramid and aiohttp-session."""
+"""Attributes of sessions of Django, Flask, Pyramid and aiohttp-session, and our replacements."""
 
 
 class Elsewhere:
-    """An attribute of :data:`NAMES`: reading or setting it fails with the advice.
+    """An attribute of :data:`NAMES`, which fails with the advice when it is read or set.
 
     Raises:
-        AttributeError: always; so ``hasattr()`` is false, and a template goes on to look for data of this name.
+        AttributeError: always. So ``hasattr()`` is false, and a template looks for data of this name next.
     """
 
     def __init__(self, name: str) -> None:
@@ -79,9 +79,9 @@ class Elsewhere:
 
 
 def explains_options(build: Callable[P, None]) -> Callable[P, None]:
-    """A decorator for what takes a store and the options of the middleware; its type stays as it is.
+    """Decorate a function that takes a store and the options of the middleware, and keep its type.
 
-    The decorated function raises ConfigurationError for options of :data:`OPTIONS`, and where there is no store.
+    It then raises ConfigurationError for options of :data:`OPTIONS`, and without a store.
     """
     name = build.__qualname__.removesuffix(".__init__")
     parameters = list(inspect.signature(build).parameters)

@@ -1,4 +1,4 @@
-"""What to install where a module lacks the extra that it needs."""
+"""Says what to install when a module needs an extra."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Final
 from asgi_sessions.errors import MissingExtra
 
 _PACKAGE_OF: Final = {"jwt": "pyjwt", "opentelemetry": "opentelemetry-api"}
-"""The package that has a module, where its name is not the module's."""
+"""Packages whose name differs from that of their module."""
 
 
 class needs:  # noqa: N801 - reads as a sentence: with needs("page", "asgi_sessions.page"): import jinja2
-    """Around the imports of an extra: if one fails, say what to install.
+    """Wraps the imports of an extra. If one fails, the error says what to install.
 
     Raises:
-        MissingExtra: a package is missing, is too old, or another package has a module of the same name.
+        MissingExtra: a package is missing or too old, or another package has a module of the same name.
     """
 
     def __init__(self, extra: str, what: str) -> None:
@@ -24,12 +24,12 @@ class needs:  # noqa: N801 - reads as a sentence: with needs("page", "asgi_sessi
         self._what = what
 
     def __enter__(self) -> None:
-        """Imports may follow."""
+        """Do nothing."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Translate a failed import; leave every other error alone."""
+        """Translate a failed import. Other errors pass."""
         if not isinstance(error, ImportError) or isinstance(error, MissingExtra):
             return
         while error.name is None and isinstance(error.__cause__, ImportError):
@@ -49,6 +49,6 @@ class needs:  # noqa: N801 - reads as a sentence: with needs("page", "asgi_sessi
             advice = f"{self._install} --upgrade"
         found = getattr(sys.modules.get(module), "__file__", None)
         raise MissingExtra(
-            f"{self._what} needs {package}, and the module {module} in {found} is another one or too old: {advice}",
+            f"{self._what} needs {package}, but the module {module} in {found} is another one or too old: {advice}",
             name=module,
         ) from error

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-_BLOCK = 64  # bytes; SHA-256 works on such blocks (FIPS 180-4)
+_BLOCK = 64  # bytes: the block size of SHA-256 (FIPS 180-4)
 
 
 class Hmac:
-    """HMAC-SHA-256 (RFC 2104) with the key and the beginning of the message hashed in once: half of ``hmac.digest()``."""
+    """HMAC-SHA-256 (RFC 2104) that hashes the key and the beginning of messages once: half the time of ``hmac.digest()``."""
 
     __slots__ = ("_inner", "_outer")
 
@@ -18,7 +18,7 @@ class Hmac:
         self._outer = sha256(bytes(byte ^ 0x5C for byte in block))
 
     def digest(self, rest: bytes) -> bytes:
-        """The HMAC of the message that ends so: 32 bytes."""
+        """The HMAC of the beginning and this rest: 32 bytes."""
         inner, outer = self._inner.copy(), self._outer.copy()
         inner.update(rest)
         outer.update(inner.digest())

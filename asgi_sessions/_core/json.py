@@ -1,4 +1,4 @@
-"""JSON from outside."""
+"""Parses JSON from outside."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ def json_in(body: bytes) -> dict[str, Any]:
     """The members of a JSON object in UTF-8 (RFC 8259, section 8.1).
 
     Raises:
-        ValueError: it is not an object, nests too deep, or has a name twice. Readers take different ones (RFC 8259, section 4).
+        ValueError: it is not an object, nests too deep, or has a name twice, which parsers read differently (section 4).
     """
     try:
         found = json.loads(body.decode("utf-8"), object_pairs_hook=once, parse_constant=_no_constant)
     except RecursionError:
         raise ValueError("it nests too deep") from None
     if not isinstance(found, dict):
-        raise ValueError("it is no object")  # noqa: TRY004 - of a text, as the others
+        raise ValueError("it is not an object")  # noqa: TRY004 - about a text, like the others
     return found
 
 
@@ -25,13 +25,13 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The pairs as a dict.
 
     Raises:
-        ValueError: a name is there twice.
+        ValueError: a name is repeated.
     """
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name is there twice")
+        raise ValueError("a name is repeated")
     return found
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

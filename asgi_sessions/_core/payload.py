@@ -1,4 +1,4 @@
-"""Payload: the dict of the app as bytes, what it may hold, and the three-way merge."""
+"""Payload: encodes the dict of the app, limits its contents, and merges two versions."""
 
 from __future__ import annotations
 
@@ -12,30 +12,29 @@ import msgspec
 from asgi_sessions.errors import RecordDamaged, SessionDataError
 
 MAX_PAYLOAD = 1024 * 1024
-"""Bytes. A session is loaded with every request; what is larger than this belongs into a database."""
+"""Bytes. A session is loaded with every request, so larger data belongs into a database."""
 
 MAX_CONTAINERS: Final = 10_000
-"""How many lists and dicts a payload may hold, and how many keys in all of its dicts. Ten thousand take a millisecond to read."""
+"""Limit of lists and dicts in a payload, and of keys in all of its dicts. Ten thousand take a millisecond to read."""
 
 MAX_DEPTH = 100
-"""How deep lists and dicts may nest, well below where a decoder or a debugger gives up."""
+"""Limit of nested lists and dicts, well below the limits of decoders and debuggers."""
 
 
 class Codec(Protocol):
-    """Turns the app's dict into bytes and back. What ``decode`` returns must equal what ``encode`` was given."""
+    """Converts the app's dict to bytes and back. ``decode`` must return a dict equal to the argument of ``encode``."""
 
     def encode(self, data: dict[str, Any]) -> bytes:
-        """Raises SessionDataError, naming the key, for a value that would not come back as it is."""
+        """Encode. Raises SessionDataError with the key for a value that would not come back unchanged."""
 
     def decode(self, payload: bytes) -> dict[str, Any]:
-        """Raises RecordDamaged for what ``encode`` did not make."""
+        """Decode. Raises RecordDamaged for bytes that are not from ``encode``."""
 
 
 class MessagePackCodec:
-    """The JSON types, ``bytes`` and aware ``datetime`` as MessagePack; anything else is refused.
+    """Encodes the JSON types, ``bytes`` and aware ``datetime`` as MessagePack, and refuses other types.
 
-    An aware ``datetime`` comes back at the same instant with the same offset, and in the same zone where it was a
-    ``ZoneInfo``. Integers have 64 bits.
+    An aware ``datetime`` keeps its instant and offset, and its zone if that is a ``ZoneInfo``. Integers have 64 bits.
     """
 
     _ZONED = 1  # our one extension type: a datetime that is not UTC, see _pack_zoned
@@ -45,11 +44,11 @@ class MessagePackCodec:
         self._decode = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=self._ext_hook).decode
 
     def encode(self, data: dict[str, Any], changed: Collection[str] | bool = True) -> bytes:
-        """``changed``: the keys of what may not be as :meth:`decode` made it, if not all of it."""
+        """Encode. ``changed``: the keys of values that may differ from those of :meth:`decode`, or whether any may."""
         plain, payload = data, self._quick(data)
         if payload is not None and len(payload) > MAX_PAYLOAD:
             raise self._too_large(data, payload)
-        if payload is None or len(payload) > MAX_CONTAINERS:  # every one of them takes a byte at least
+        if payload is None or len(payload) > MAX_CONTAINERS:  # each takes a byte at least
             _refuse_too_many(data)
         if payload is None or not self._is_faithful(data, payload, changed):
             for key in data:
@@ -59,7 +58,7 @@ class MessagePackCodec:
             try:
                 payload = self._encode(plain)
             except (UnicodeEncodeError, OverflowError, ValueError, TypeError, RecursionError) as error:
-                # The error holds the value, and errors travel further than sessions: its kind must do.
+                # The error contains the value, and errors reach logs, so the message only has its kind.
                 what = "text that is not valid Unicode" if isinstance(error, UnicodeEncodeError) else str(error)
                 raise SessionDataError(f"session[{self._culprit(plain)!r}] cannot be kept: {what}") from None
             if len(payload) > MAX_PAYLOAD:
@@ -75,9 +74,9 @@ class MessagePackCodec:
         )
 
     def _is_faithful(self, data: dict[str, Any], payload: bytes, changed: Collection[str] | bool) -> bool:
-        """Whether ``payload``, which is ``data`` as msgspec writes it, comes back as ``data``."""
-        # 0xFF is in every timestamp and in no text: where a datetime may be, one of another zone would look the same.
-        # (`in` takes six times as long as `find`: to bytes it is first of all a question about a number.)
+        """Whether ``payload``, encoded from ``data`` by msgspec, decodes to ``data`` again."""
+        # 0xFF is in every timestamp and in no text. With a timestamp all is checked, since its zone may have changed.
+        # (`find` takes a sixth of the time of `in`, which tries a number first.)
         if isinstance(changed, bool) or payload.find(b"\xff") >= 0:
             return _is_plain(data)
         nested = {}
@@ -90,17 +89,17 @@ class MessagePackCodec:
         return not nested or _is_plain(nested)
 
     def is_same(self, data: dict[str, Any], payload: bytes, changed: Collection[str] | bool) -> bool:
-        """Whether ``data`` would be kept as ``payload``; ``False`` also where that takes a closer look.
+        """Whether ``data`` would be encoded as ``payload``. ``False`` also if that needs a closer look.
 
-        Asks the same of the values as :meth:`encode`, so that a value is refused always or never.
+        It checks the values like :meth:`encode`, so that a value is refused always or never.
         """
         return self._quick(data) == payload and self._is_faithful(data, payload, changed)
 
     def _quick(self, data: dict[str, Any]) -> bytes | None:
-        """``data`` as msgspec sees it, without our checks, or ``None``: some things that differ look alike to it."""
+        """``data`` encoded without our checks, or ``None``. msgspec encodes some different values alike."""
         try:
             return self._encode(data)
-        except Exception:  # the app's own objects may raise what they like when they are looked at
+        except Exception:  # the app's objects may raise any error
             return None
 
     def decode(self, payload: bytes) -> dict[str, Any]:
@@ -116,7 +115,7 @@ class MessagePackCodec:
         return next(iter(data), "")
 
     def _faithful(self, value: Any, key: str, depth: int) -> Any:
-        """``value`` in a form that msgspec carries to the last bit; mostly ``value`` itself."""
+        """``value`` in a form that msgspec encodes exactly, mostly ``value`` itself."""
         kind = type(value)
         if kind is str or kind is int or kind is bool or kind is float or kind is bytes or value is None:
             return value
@@ -160,9 +159,9 @@ _SCALARS = frozenset({str, int, bool, float, bytes, type(None)})
 
 
 def _is_plain(data: dict[str, Any]) -> bool:
-    """Whether all of it is of the exact types that msgspec carries as they are, and no deeper than allowed.
+    """Whether all values have types that msgspec encodes exactly, and nest no deeper than allowed.
 
-    The question asked with every write, hence no recursion: level by level, 2 µs for thirty values.
+    Every write needs this, so it goes level by level without recursion: 2 µs for thirty values.
     """
     level: list[Any] = [data]
     for _ in range(MAX_DEPTH + 1):
@@ -188,7 +187,7 @@ def _is_plain(data: dict[str, Any]) -> bool:
 
 
 def _refuse_too_many(data: dict[str, Any]) -> None:
-    """Refuse data that is small in bytes and costly to handle: each list and dict costs as much as 50 bytes of text."""
+    """Refuse data that is small in bytes but slow to decode: each list and dict costs as much as 50 bytes of text."""
     containers = keys = 0
     level: list[Any] = [data]
     for _ in range(MAX_DEPTH + 1):
@@ -213,7 +212,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def _pack_zoned(value: datetime) -> bytes:
-    """Microseconds since the epoch (8 bytes), offset in microseconds (8 bytes), name of the zone if it is a ZoneInfo."""
+    """Pack microseconds since the epoch (8 bytes), offset in microseconds (8 bytes), and the name of a ZoneInfo."""
     offset = value.utcoffset()
     if offset is None:
         raise ValueError("it has no time zone")
@@ -233,7 +232,7 @@ def _unpack_zoned(packed: bytes) -> datetime:
         try:
             zone = ZoneInfo(packed[16:].decode("utf-8"))
         except (ZoneInfoNotFoundError, OSError):
-            pass  # this machine does not know the zone: the instant and the offset still hold
+            pass  # this machine has no such zone: the instant and the offset are kept
     return (_EPOCH + timedelta(microseconds=since)).astimezone(zone)
 
 
@@ -245,10 +244,10 @@ _MISSING: Any = object()
 def merge(
     loaded: Mapping[str, Any], mine: Mapping[str, Any], current: Mapping[str, Any], codec: Codec
 ) -> dict[str, Any]:
-    """Three-way merge of top-level keys: what this request changed since ``loaded`` goes on top of ``current``.
+    """Merge top-level keys three-way: apply the changes of ``mine`` since ``loaded`` to ``current``.
 
-    A key that only one side changed keeps that change; where both changed it, mine wins, being the later commit.
-    Values are compared as bytes, since to Python ``1 == True`` and a NaN differs from itself.
+    If both changed a key, ``mine`` wins, being the later commit. Values are compared as bytes, since in Python ``1 == True`` and
+    a NaN differs from itself.
     """
     merged = dict(current)
     for key in {**loaded, **mine}:

@@ -1,8 +1,8 @@
-"""TrackedDict: a dict that notes what was read, and what may have changed.
+"""TrackedDict: a dict that notes reads and possible changes.
 
-What was loaded can change without a word only where a list or a dict in it has been handed out. An app that reads one str changes
-nothing, and nothing need be compared (1.4 µs of the 15 of a read). An app that writes one key cannot have put something that we
-refuse under another (3.5 of the 34 of a write).
+Loaded data can change unnoticed only in a list or dict that the app got from it. An app that reads one str changes nothing, so
+nothing is compared (1.4 µs of the 15 of a read). An app that writes one key cannot have stored a refused value under another
+(3.5 of the 34 of a write).
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from copy import deepcopy
 from typing import Any, ClassVar, NoReturn, Self
 
 _MUTABLE = frozenset((dict, list))
-"""All that a decoded payload can hold and that can be changed in place."""
+"""The types in a decoded payload that can be changed in place."""
 
 
 class TrackedDict(dict[str, Any]):
-    """Every way of reading or writing is noted."""
+    """A dict that notes each kind of read and write."""
 
     __slots__ = ("_accessed", "_dirty", "_maybe_changed", "_written")
 
     _accessed: bool
-    """Was the app interested at all?"""
+    """Whether the app has read or written anything."""
     _maybe_changed: set[str] | bool
-    """The keys put in, taken out, or handed out with a list or dict; ``True``: any; ``False``: none."""
+    """Keys that were set, removed, or read as a list or dict. ``True`` means any key, ``False`` none."""
     _written: bool
-    """Was anything put in by a method of the dict since it was last encoded?"""
+    """Whether a method of the dict has set a value since it was last encoded."""
     _dirty: bool
-    """Was anything put in or taken out so?"""
+    """Whether a method of the dict has set or removed a value since then."""
 
     _taken_names: ClassVar[frozenset[str]] = frozenset()
-    """Names that are no good for data."""
+    """Keys that the app should not use for data."""
 
     def _warn_of_taken_name(self, name: str) -> None:
-        """Data was put in under such a name."""
+        """Called when the app sets such a key."""
 
     def _may_change(self, key: str) -> None:
-        """Note that the value of this key may be another one from now on."""
+        """Note that the value of this key may change from now on."""
         changed = self._maybe_changed
         if changed is False:
             self._maybe_changed = {key}
@@ -44,7 +44,7 @@ class TrackedDict(dict[str, Any]):
             changed.add(key)
 
     def _note_saved(self) -> None:
-        """All that was encoded last is in the store. From now on only lists and dicts can change without a word."""
+        """Note that the last encoded data is stored. From now on only lists and dicts can change unnoticed."""
         changed = self._maybe_changed
         if changed is not False and not self._dirty:
             keys = dict.keys(self) if changed is True else changed
@@ -103,12 +103,12 @@ class TrackedDict(dict[str, Any]):
         self._accessed = self._maybe_changed = True
         return other | dict.copy(self)
 
-    def __ior__(self, other: Any) -> Self:  # type: ignore[override]  # ours stays a session
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override]  # it stays a session
         self.update(other)
         return self
 
     def get(self, key: str, default: Any = None, /) -> Any:
-        """As of a dict; noted as a reading."""
+        """As ``dict``. Noted as a read."""
         self._accessed = True
         value = dict.get(self, key, default)
         if type(value) in _MUTABLE:
@@ -116,43 +116,43 @@ class TrackedDict(dict[str, Any]):
         return value
 
     def keys(self) -> KeysView[str]:  # type: ignore[override]  # dict's own view type cannot be named
-        """As of a dict; noted as a reading."""
+        """As ``dict``. Noted as a read."""
         self._accessed = True
         return dict.keys(self)
 
     def values(self) -> ValuesView[Any]:  # type: ignore[override]  # dict's own view type cannot be named
-        """As of a dict; noted as a reading, and what is nested may be changed through it."""
+        """As ``dict``. Noted as a read, and as a possible change of nested values."""
         self._accessed = self._maybe_changed = True
         return dict.values(self)
 
     def items(self) -> ItemsView[str, Any]:  # type: ignore[override]  # dict's own view type cannot be named
-        """As of a dict; noted as a reading, and what is nested may be changed through it."""
+        """As ``dict``. Noted as a read, and as a possible change of nested values."""
         self._accessed = self._maybe_changed = True
         return dict.items(self)
 
     def copy(self) -> dict[str, Any]:
-        """A plain dict with the same items; it is not a session and is not saved."""
+        """A plain dict with the same items. It is not a session, and changes to it are not saved."""
         self._accessed = self._maybe_changed = True
         return dict.copy(self)
 
     def clear(self) -> None:
-        """Remove all data. That ends an anonymous session; a logged-in one stays logged in (see :meth:`destroy`)."""
+        """Remove all data. That ends an anonymous session. A user stays logged in (see :meth:`destroy`)."""
         self._accessed = self._maybe_changed = self._dirty = True
         dict.clear(self)
 
     def pop(self, key: str, /, *default: Any) -> Any:
-        """As of a dict; noted as a change of this key."""
+        """As ``dict``. Noted as a change of this key."""
         self._accessed = self._dirty = True
         self._may_change(key)
         return dict.pop(self, key, *default)
 
     def popitem(self) -> tuple[str, Any]:
-        """As of a dict; noted as a change."""
+        """As ``dict``. Noted as a change."""
         self._accessed = self._maybe_changed = self._dirty = True
         return dict.popitem(self)
 
     def setdefault(self, key: str, default: Any = None, /) -> Any:
-        """As of a dict; noted as a change of this key."""
+        """As ``dict``. Noted as a change of this key."""
         self._accessed = self._written = self._dirty = True
         self._may_change(key)
         if key in self._taken_names:
@@ -162,7 +162,7 @@ class TrackedDict(dict[str, Any]):
     def update(  # type: ignore[override]  # five overloads in typeshed, one method here
         self, other: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any
     ) -> None:
-        """As of a dict; noted as a change."""
+        """As ``dict``. Noted as a change."""
         self._accessed = self._maybe_changed = self._written = self._dirty = True
         dict.update(self, other, **more)
         for name in self._taken_names & dict.keys(self):

@@ -1,4 +1,4 @@
-"""User-Agent: what a browser says of itself, and as much of it as is kept."""
+"""User-Agent: recognises the browser, the system and the kind of device."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from asgi_sessions.errors import MissingExtra
 logger = logging.getLogger("asgi_sessions")
 
 MAX_USER_AGENT: Final = 512
-"""Bytes of a User-Agent that are looked at. Browsers send 80 to 250; patterns over 64 kB of somebody's making take seconds."""
+"""Bytes of a User-Agent that are read. Browsers send 80 to 250. The patterns take seconds on a crafted one of 64 kB."""
 
 MAX_FACT: Final = 64
-"""Characters of any one fact."""
+"""Characters of one fact."""
 
 Kind = Literal["computer", "phone", "tablet", "bot", "other"]
 
 
 class Device(msgspec.Struct, frozen=True):
-    """What a session was begun with, as far as its User-Agent told; ``None``: it did not."""
+    """The device that began a session, by its User-Agent. ``None`` means unknown."""
 
     browser: str | None = None
-    """Its family: ``Firefox``, ``Mobile Safari``, ``Chrome`` …"""
+    """The family of the browser: ``Firefox``, ``Mobile Safari``, ``Chrome`` …"""
     version: str | None = None
     """The major version of the browser."""
     system: str | None = None
@@ -39,7 +39,7 @@ class Device(msgspec.Struct, frozen=True):
 
 
 def fact(value: object) -> str | None:
-    """Text as it may be kept: bounded, and printable, for it will be shown."""
+    """Text for storage and display: printable and at most :data:`MAX_FACT` characters. ``None`` for other values."""
     if not isinstance(value, str):
         return None
     text = "".join(c if c.isprintable() else " " for c in value[:MAX_FACT]).strip()
@@ -47,7 +47,7 @@ def fact(value: object) -> str | None:
 
 
 def device_of(user_agent: bytes) -> Device:
-    """What a User-Agent says of a device. Never raises; nothing is known without the extra ``[devices]``."""
+    """The device of a User-Agent. Never raises. Without the extra ``[devices]`` the device is unknown."""
     return _device_of(user_agent[:MAX_USER_AGENT].decode("latin-1"))
 
 
@@ -59,7 +59,7 @@ def _device_of(text: str) -> Device:
     try:
         found = parser.parse(text)
         browser, system, device = found.user_agent, found.os, found.device
-    except Exception:  # somebody else's patterns on somebody else's text; a log-in must not fail over it
+    except Exception:  # third-party patterns on text from outside must not fail a log-in
         return Device()
     family = fact(browser.family) if browser is not None else None
     name = fact(system.family) if system is not None else None
@@ -77,7 +77,7 @@ _COMPUTERS = frozenset(
 
 
 def _kind(text: str, browser: str | None, system: str | None, device: str) -> Kind:
-    """Phone, tablet or computer: ua-parser does not say, so by what it does say and by the conventions of User-Agents."""
+    """Phone, tablet or computer. ua-parser has no such field, so this uses its others and conventions of User-Agents."""
     if device == "Spider":
         return "bot"
     if device == "iPad" or "Tablet" in text:
@@ -85,24 +85,24 @@ def _kind(text: str, browser: str | None, system: str | None, device: str) -> Ki
     if device in ("iPhone", "iPod") or system in ("iOS", "Windows Phone", "KaiOS"):
         return "phone"
     if system == "Android":
-        # "Mobile" is what sets a phone apart from a tablet in the User-Agents of Chrome and Firefox for Android.
+        # In User-Agents of Chrome and Firefox for Android, only phones have "Mobile".
         return "phone" if "Mobile" in text else "tablet"
     return "computer" if system in _COMPUTERS else "other"
 
 
 @functools.cache
 def _parser() -> Any:
-    """ua-parser, where it is installed; without its cache, since ours holds what we made of it."""
+    """ua-parser, or None if it is not installed. Without its cache, since we cache the result."""
     try:
         with needs("devices", "Devices(facts=True)"):
             from ua_parser import BasicResolver, Parser, load_builtins
     except MissingExtra as missing:
-        if not isinstance(missing.__cause__, ModuleNotFoundError):  # it is there, and is too old
+        if not isinstance(missing.__cause__, ModuleNotFoundError):  # installed, but too old
             logger.warning("devices are not recognised: %s", missing)
         return None
     return Parser(BasicResolver(load_builtins()))
 
 
 def prepare() -> None:
-    """Load the patterns, once per process: a tenth of a second, and not of somebody's log-in."""
+    """Load the patterns once per process: it takes 0.1 s, which would delay the first log-in."""
     _parser()
