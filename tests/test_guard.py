@@ -167,7 +167,7 @@ async def test_an_error_says_whether_it_counts(error: BaseException, meaning: st
 
     counted = {"answers": 0, "says nothing": 1}.get(meaning, FAILURES_TO_OPEN - 1)
     assert guard.breaker.failures == counted
-    assert guard.breaker.is_doubted == guard.breaker.is_open == (meaning == "may fail")
+    assert guard.breaker.is_unsure == guard.breaker.is_open == (meaning == "may fail")
 
 
 @pytest.mark.parametrize(

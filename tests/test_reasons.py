@@ -282,7 +282,7 @@ async def test_while_the_store_is_left_alone_the_line_repeats_the_last_reason(
 
     failed = lines("store.failed")
     assert len(failed) == 2
-    assert "left alone" in failed[1]
+    assert "is not called" in failed[1]
     assert all(line.endswith("ConnectionError: Error 111 connecting to redis://…@db:6379") for line in failed)
 
 
@@ -301,7 +301,7 @@ async def test_recovery_says_how_long_and_how_many(memory: MemoryStore, clock: F
     await alice.do(put(a=1))
     await alice.do(put(a=2))
 
-    assert lines("store.recovered") == ["store.recovered: it can be asked again (write) after=6.0s failures=3"]
+    assert lines("store.recovered") == ["store.recovered: it answers again (write) after=6.0s failures=3"]
 
 
 async def test_a_store_that_fails_by_turns_does_not_fill_the_log(

@@ -1,13 +1,13 @@
-"""A deadline for everything the store is asked.
+"""Deadlines for all calls of the store.
 
-``asyncio.timeout`` and anyio's scopes set up a timer for every call, which costs more than the call (5 to 7 µs of the 12 that a
-read may take). All deadlines of an event loop have the same length here, so they end in the order in which they began (but for
-those few that somebody has spent a part of before), and one timer that looks at the next serves them all: 1 µs.
+``asyncio.timeout`` and anyio's scopes set a timer for each call, which costs more than the call (5 to 7 µs of the 12 that a read
+may take). Here all deadlines of an event loop have the same length. So they end in the order in which they began, except for the
+few with spent time, and one timer for the next one serves all: 1 µs.
 
-A loop that stands still, because the machine is busy or a handler blocks, hears no answer, however fast the store was. So that
-time does not count: otherwise everybody who waits at that moment would be told 503, and the store be left alone, for nothing.
+An event loop that is blocked, because the machine is busy or a handler blocks, receives no reply, however fast the store was.
+That time does not count. Otherwise all requests at that moment would get a 503, and the breaker would open without need.
 
-A limit that has ended cancels its task until the task leaves the block: a driver may swallow one cancellation (``_loops.py``).
+A limit that has ended cancels its task until the task leaves the block: a driver may swallow one cancellation (``loops.py``).
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ import anyio
 from asgi_sessions._engine.loops import AGAIN, PerLoop, running_loop
 
 TICK: Final = 0.05
-"""Seconds between two looks at the clock while somebody waits. A look that comes later than this by as much again, or more, shows
-that the loop stood still."""
+"""Seconds between two checks of the clock while a limit is running. If a check comes late by as much again or more, the loop was
+blocked."""
 
 
 class Deadlines:
-    """Makes limits of ``seconds``: ``with deadlines.limit(): …`` raises TimeoutError if it took longer."""
+    """Makes limits of ``seconds``. ``with deadlines.limit(): …`` raises TimeoutError if the block takes longer."""
 
     __slots__ = ("_latest", "_seconds", "_sweepers")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._sweepers = PerLoop(lambda: _Sweeper(asyncio.get_running_loop(), seconds))
-        self._latest: _Sweeper | None = None  # mostly there is one loop
+        self._latest: _Sweeper | None = None  # most processes have one loop
 
     def limit(self, spent: float = 0.0) -> AbstractContextManager[Any]:
-        """A limit for the block that follows, of which so many seconds are spent already; under trio it is a timer after all."""
+        """A limit for the following block, of which ``spent`` seconds have passed. Under trio it is a timer."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -50,9 +50,9 @@ class Deadlines:
         return Limit(sweeper, spent)
 
     def stood_since(self, then: float) -> float:
-        """For how many seconds the loop may have stood still after ``then``, of the monotonic clock.
+        """For how many seconds after ``then`` (monotonic clock) the event loop may have been blocked.
 
-        It is only watched while somebody is within a limit; as long as nobody was, it may have. Under trio it never does.
+        The loop is only observed while a limit is running. All other time may have been blocked. Under trio it is 0.
         """
         if running_loop() is None:
             return 0.0
@@ -61,16 +61,16 @@ class Deadlines:
 
 
 def limit_alone(seconds: float, *, again: float) -> Limit:
-    """A limit with a timer of its own, which may be hastened. For asyncio.
+    """A limit with its own timer, which may be hastened. For asyncio.
 
     Args:
-        again: seconds between two cancellations; more than the block needs to clean up after the first one.
+        again: seconds between two cancellations. More than the block needs to clean up after the first one.
     """
     return Limit(_Sweeper(asyncio.get_running_loop(), seconds), 0.0, again)
 
 
 class _Sweeper:
-    """Strikes the limits of one event loop when they end, by a clock that stands still while the loop does."""
+    """Strikes the limits of one event loop when they end, by a clock that stops while the loop is blocked."""
 
     __slots__ = ("_due", "_since", "_stalls", "_stood", "_timer", "_until", "loop", "running", "seconds")
 
@@ -79,16 +79,16 @@ class _Sweeper:
         self.seconds = seconds
         self.running: dict[Limit, None] = {}  # in the order of their ends
         self._timer: asyncio.TimerHandle | None = None
-        self._since = self._until = 0.0  # when somebody began to look, the last time, and stopped, if nobody does now
+        self._since = self._until = 0.0  # the begin of the last observation, and its end if there is none now
         self._due = 0.0  # when the timer should go off
-        self._stood = 0.0  # seconds that the loop stood still, all in all
-        self._stalls: deque[tuple[float, float]] = deque(maxlen=16)  # the latest: until when, for how long
+        self._stood = 0.0  # seconds that the loop was blocked in all
+        self._stalls: deque[tuple[float, float]] = deque(maxlen=16)  # the latest ones: end and length
 
     def add(self, limit: Limit) -> None:
-        now = self._look()  # else it would be given what the loop stood still before it
+        now = self._look()  # first, so that the limit does not get earlier blocked time
         limit.ends_at = now - self._stood + self.seconds - limit.spent
         self.running[limit] = None
-        if limit.spent:  # seldom
+        if limit.spent:  # rare
             self.running = dict.fromkeys(sorted(self.running, key=lambda one: one.ends_at))
         if self._timer is None:
             self._since = now
@@ -101,7 +101,7 @@ class _Sweeper:
         return unseen + sum(min(length, until - seen_from) for until, length in self._stalls if until > seen_from)
 
     def _look(self) -> float:
-        """The time; and a note, if the loop has stood still."""
+        """The time. Notes if the loop was blocked."""
         now = time.monotonic()
         length = now - self._due
         if self._timer is not None and length > TICK:
@@ -129,12 +129,12 @@ class _Sweeper:
 
 
 class Limit:
-    """Like ``asyncio.timeout``, whose rules on cancellation it follows, but repeats the cancellation until the block is left."""
+    """Like ``asyncio.timeout``, with the same rules on cancellation, but repeats the cancellation until the block ends."""
 
     __slots__ = ("_again", "_before", "_next", "_strikes", "_sweeper", "_task", "ends_at", "spent")
 
     ends_at: float
-    """By the sweeper's clock."""
+    """By the clock of the sweeper."""
     _next: asyncio.TimerHandle
 
     def __init__(self, sweeper: _Sweeper, spent: float, again: float = AGAIN) -> None:
@@ -153,7 +153,7 @@ class Limit:
         self._sweeper.add(self)
 
     def hasten(self, seconds: float) -> None:
-        """End so much earlier; only for a limit that is alone."""
+        """End ``seconds`` earlier. Only for a limit from :func:`limit_alone`."""
         self.spent += seconds
         if self in self._sweeper.running:
             self.ends_at -= seconds
@@ -173,5 +173,5 @@ class Limit:
         for _ in range(self._strikes):
             cancellations = self._task.uncancel()
         if cancellations <= self._before and kind is not None and issubclass(kind, asyncio.CancelledError):
-            # Otherwise another caller has cancelled the task too, and that must go on.
+            # Otherwise another caller has cancelled the task too, and that cancellation stays.
             raise TimeoutError from error

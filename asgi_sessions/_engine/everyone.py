@@ -1,4 +1,4 @@
-"""The sessions of everybody: a walk through the store that ends them."""
+"""Ends the sessions of all users: a scan of the whole store."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from asgi_sessions._engine.manager import Manager
 from asgi_sessions.errors import RecordDamaged, StoreError, StoreRefused
 
 BATCH = 200
-"""Keys in one step of the walk."""
+"""Keys per call of ``scan()``."""
 
 AT_ONCE = 20
-"""Sessions that are ended at the same time. The store serves requests meanwhile."""
+"""Sessions that end at the same time. The store serves requests meanwhile."""
 
 PATIENCE = 30.0
-"""Seconds for which a step is tried again. When an app calls after a restart of the store, that may not be well yet."""
+"""Seconds for which a step is tried again. Apps call this after a restart of the store, when it may still be starting."""
 
 PAUSE = 0.5
 """Seconds between two tries."""
 
 IN_VAIN = 2
-"""Walks in a row that find nothing to end."""
+"""Scans in a row that find no session to end."""
 
 STEP = "end all"
-"""The name under which a failure of the store is reported."""
+"""The step in the log line of a failure."""
 
 Wanted = Callable[[Record, Body], bool]
 P = ParamSpec("P")
@@ -38,22 +38,22 @@ T = TypeVar("T")
 
 
 async def end_all(manager: Manager, wanted: Wanted) -> int:
-    """End all sessions that are wanted, of a store that can be walked through; how many ended.
+    """End all ``wanted`` sessions of a store with ``scan()``, and return their number.
 
-    A walk may miss a session that moves to another key meanwhile. So the walk is repeated until :data:`IN_VAIN` find none.
+    A scan may miss a session that moves to another key meanwhile. So it is repeated until :data:`IN_VAIN` scans find none.
 
     Raises:
-        StoreError: the store failed for :data:`PATIENCE` seconds. Call it again: what has ended is not found again.
+        StoreError: the store failed for :data:`PATIENCE` seconds. Call it again to end the rest.
     """
     total = in_vain = 0
     while in_vain < IN_VAIN:
-        ended = await _walk(manager, wanted)
+        ended = await _scan(manager, wanted)
         total += ended
         in_vain = 0 if ended else in_vain + 1
     return total
 
 
-async def _walk(manager: Manager, wanted: Wanted) -> int:
+async def _scan(manager: Manager, wanted: Wanted) -> int:
     ended, cursor = 0, ""
     while True:
         keys, cursor = await _patiently(_some, manager, cursor)
@@ -70,7 +70,7 @@ async def _patiently(step: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P
         try:
             return await step(*args, **kwargs)
         except StoreError as failure:
-            # A refusal passes with the next connection, after a failover, or not at all.
+            # A refusal may pass with the next connection, after a failover. Otherwise it stays.
             if monotonic() - began >= (PAUSE if isinstance(failure, StoreRefused) else PATIENCE):
                 raise
         await anyio.sleep(PAUSE)
@@ -84,7 +84,7 @@ async def _some(manager: Manager, cursor: str) -> tuple[Sequence[str], str]:
 
 
 async def _end_one(manager: Manager, key: str, wanted: Wanted, tried: list[tuple[Record, Body]]) -> bool:
-    """Whether this ended a session. ``tried``: what an earlier try was about, whose answer is not known."""
+    """End one session. Returns whether it did. ``tried``: the session of an earlier try without a known outcome."""
     events: list[Event] = []
     async with manager.asking(STEP):
         record = await manager.resolver.load(key, events)
@@ -93,7 +93,7 @@ async def _end_one(manager: Manager, key: str, wanted: Wanted, tried: list[tuple
         try:
             body = manager.records.open(record)
         except RecordDamaged:
-            return False  # nobody's session, or sealed with a secret that this app has not
+            return False  # no session, or sealed with an unknown secret
         if body.kind in NO_SESSION or not wanted(record, body):
             return False
         tried.append((record, body))
@@ -107,9 +107,9 @@ async def _end_one(manager: Manager, key: str, wanted: Wanted, tried: list[tuple
 
 
 async def _has_ended(manager: Manager, record: Record, body: Body) -> bool:
-    """Whether an earlier try ended this session. Its answer was lost, or the replicas have not confirmed it."""
+    """Whether an earlier try ended this session. Its reply was lost, or too few replicas acknowledged it."""
     if await manager.resolver.locate(record, None, []) is not None:
-        return False  # another request has moved it; the next walk finds it there
-    await manager.guard.ask(manager.store.delete, record.key)  # where a store confirms ends, it does so with its answer
+        return False  # another request has moved it, and the next scan finds it
+    await manager.guard.ask(manager.store.delete, record.key)  # a store that confirms ends confirms it here
     await manager.events.emit(*manager.events.ended([record.id], body.user_id, "revoked_all"))
     return True

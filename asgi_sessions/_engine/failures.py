@@ -1,8 +1,7 @@
-"""Why the store failed: the reason as safe text, and a record of what the log has said already.
+"""Failures of the store: the reason as safe text, and a log without repetitions.
 
-Drivers quote in their messages what they were given: URLs with passwords, statements with their parameters, keys. So a message is
-not searched for secrets alone. What stands in quotes, brackets of data or after ``password=`` is cut off with all that follows,
-unless it is known to be a harmless name.
+Messages of drivers quote URLs with passwords, statements with parameters, and keys. So the message is cut at the first quote,
+bracket with data, or ``password=``, unless it is followed by a name that is known to be harmless.
 """
 
 from __future__ import annotations
@@ -17,29 +16,29 @@ from typing import Any, Final
 from asgi_sessions.errors import SessionError
 
 LONGEST_REASON: Final = 400
-"""Characters of a reason; a line of a log that is cut there still says what to do."""
+"""Characters of a reason. A log line of this length is still useful."""
 
 LONGEST_MESSAGE: Final = 240
 """Characters of one error's message."""
 
 MOST_CAUSES: Final = 8
-"""How many errors of a chain are looked at."""
+"""The most errors of a chain that are read."""
 
 QUIET: Final = 10.0
-"""Seconds of the app's clock for which the same failure is counted and not logged again."""
+"""Seconds of the app's clock for which the same failure is only counted, not logged."""
 
 MOST_KINDS: Final = 64
-"""Of failures that are told apart, so that messages that differ each time cannot fill the memory."""
+"""The most kinds of failures that are counted separately, so that ever new messages cannot fill the memory."""
 
 CUT: Final = "…"
 
 _CLASS_IN_FRONT = re.compile(r"^<class '[\w.]+'>: ")  # SQLAlchemy's adapter for asyncpg
-_USER_INFO = re.compile(r"(\w://).*@", re.DOTALL)  # to the last @: a password may hold any character, and end a line
+_USER_INFO = re.compile(r"(\w://).*@", re.DOTALL)  # to the last @: a password may contain any character, even a newline
 _LOCAL_PART = re.compile(r"[^\s@'\"`(),/]+@")
 _LONELY_USER = re.compile(
     r"\w://[^\s/@]*:(?!\d{1,5}(?:[/?]|[.,;:)\]'\"]*(?:\s|$)))"
-)  # a password, no port, and no @ after it
-_QUERY = re.compile(r"(\w://[^\s?]*\?).*")  # to the end: where an option ends is for its author to say
+)  # a password instead of a port, without @ after it
+_QUERY = re.compile(r"(\w://[^\s?]*\?).*")  # to the end: the end of an option is unknown
 _DATA = re.compile(
     r"\[SQL:|\[parameters:|\(Background on|DETAIL:|Failing row|with args beginning|[{»«„“”‘’‚‹›]|\)=\(|"
     r"(?<![A-Za-z])(?:\w+[_-])?(?:password|passwd|passphrase|pwd|secret|token|cookie|session|auth|authorization|credentials?|api[_-]?key|key)"
@@ -61,35 +60,35 @@ _WORDS = re.compile(rf"[/~-]*{_WORD}(?:[_+/=~-]+{_WORD})*[/~-]*")
 
 
 _OUT_OF_TIME = (TimeoutError, CancelledError)
-"""Say no more than the error that they caused."""
+"""Errors that add no information to the error that they caused."""
 
 
 def reason_of(error: BaseException) -> str:
     """The classes and messages of an error and its causes, on one line, without secrets and data.
 
-    For example ``Redis cannot be asked: ConnectionError: Error 111 connecting to 10.0.0.1:6379.``
+    For example ``Redis is unreachable: ConnectionError: Error 111 connecting to 10.0.0.1:6379.``
     """
     reason = ""
     for each in _causes(error):
         message = _message_of(each)
         if isinstance(each, SessionError) and message:
             message = cleaned(str(each), LONGEST_REASON)
-            said = message  # ours are sentences; their classes say no more
+            part = message  # our messages need no class in front
         else:
-            said = f"{type(each).__name__}: {message}" if message else type(each).__name__
-        said, message = said.removesuffix("."), message.removesuffix(".")
+            part = f"{type(each).__name__}: {message}" if message else type(each).__name__
+        part, message = part.removesuffix("."), message.removesuffix(".")
         if (
-            said in reason
+            part in reason
             or (message and message in reason)
             or (reason and not message and isinstance(each, _OUT_OF_TIME))
         ):
             continue
-        reason = f"{reason}: {said}" if reason else said
+        reason = f"{reason}: {part}" if reason else part
     return _bounded(reason, LONGEST_REASON)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it, without errors that only wrap another one."""
+    """The error and its causes, without errors that only wrap another one."""
     seen: set[int] = set()
     current: Any = error
     while isinstance(current, BaseException) and id(current) not in seen and len(seen) < MOST_CAUSES:
@@ -99,7 +98,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             continue
         wrapped = getattr(current, "orig", None)
         if isinstance(wrapped, BaseException) and hasattr(current, "statement"):
-            current = wrapped  # SQLAlchemy's error: it quotes the statement and its parameters
+            current = wrapped  # SQLAlchemy's error quotes the statement and its parameters
             continue
         yield current
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
@@ -109,14 +108,14 @@ def _message_of(error: BaseException) -> str:
     args = error.args
     try:
         if len(args) == 2 and type(args[0]) is int and isinstance(args[1], str) and not isinstance(error, OSError):
-            return cleaned(f"{args[0]} {args[1]}")  # of drivers for MySQL: str() would show a tuple
+            return cleaned(f"{args[0]} {args[1]}")  # drivers for MySQL: str() would show a tuple
         return cleaned(str(error))
-    except Exception:  # somebody's __str__
+    except Exception:  # a faulty __str__
         return ""
 
 
 def cleaned(message: str, longest: int = LONGEST_MESSAGE) -> str:
-    """The first line of a driver's message, up to the first thing that may be a secret or data."""
+    """The first line of a driver's message, cut before the first part that may be a secret or data."""
     lines = _USER_INFO.sub(rf"\1{CUT}@", message[: longest * 8]).strip().splitlines()
     text = " ".join("".join(c if c.isprintable() else " " for c in lines[0]).split()) if lines else ""
     text = _CLASS_IN_FRONT.sub("", text)
@@ -135,7 +134,7 @@ def _up_to(pattern: re.Pattern[str], text: str) -> str:
 
 
 def _without_quotes(text: str) -> str:
-    """``text`` up to the first thing in quotes that is not known to be a harmless name."""
+    """``text`` up to the first quote, except for quoted names that are known to be harmless."""
     at, after_name = 0, -1
     while found := _QUOTE.search(text, at):
         end = text.find(found[1], found.end())
@@ -164,28 +163,28 @@ def _bounded(text: str, longest: int) -> str:
 
 
 class FailureLog:
-    """What the log has said about the failures of one store, so that the next ones are summed up.
+    """Counts the failures of one store, so that the log does not repeat them.
 
-    The first failure of a kind is logged at once. After that there is one line in :data:`QUIET` seconds at most, which says how
-    many were left out. Times are seconds of the app's clock, given by the caller. May be used from several threads.
+    The first failure of a kind is logged at once. Later there is at most one log line per :data:`QUIET` seconds, with the number
+    of failures left out. Times are seconds of the app's clock, given by the caller. Several threads may use it.
     """
 
     __slots__ = ("_kinds", "_lock", "_outages", "is_open")
 
     def __init__(self) -> None:
         self.is_open = False
-        """Whether something failed that has not been answered since."""
-        self._kinds: dict[Hashable, list[float]] = {}  # when it was logged last, and how often it was left out since
-        self._outages: dict[str, list[float]] = {}  # of each way: since when, how many failures, whether a line says so
+        """Whether a kind of call failed and has not been answered since."""
+        self._kinds: dict[Hashable, list[float]] = {}  # the time of the last log line, and the number left out since
+        self._outages: dict[str, list[float]] = {}  # by way: the begin, the number of failures, whether one was logged
         self._lock = threading.Lock()
 
     def count(self, kind: tuple[str, ...], now: float) -> int | None:
-        """How many of this kind were left out since the last line; ``None``: leave this one out too."""
+        """The number of this kind that was left out since the last log line, or ``None`` to leave this one out too."""
         with self._lock:
             return self._count(kind, now)
 
     def failed(self, way: str, kind: tuple[str, ...], now: float) -> int | None:
-        """As :meth:`count`, for a failure on a ``way`` that is expected to be answered again, such as reading."""
+        """As :meth:`count`, for a ``way`` of calls that may recover, such as reading."""
         with self._lock:
             left_out = self._count((way, *kind), now)
             outage = self._outages.setdefault(way, [now, 0, False])
@@ -198,21 +197,21 @@ class FailureLog:
         name = tuple(re.sub(r"\d+", "0", part) for part in kind)
         if name not in self._kinds and len(self._kinds) >= MOST_KINDS:
             name = kind[:1]
-        said = self._kinds.get(name)
-        if said is None:
+        logged = self._kinds.get(name)
+        if logged is None:
             self._kinds[name] = [now, 0]
             return 0
-        if 0 <= now - said[0] < QUIET:
-            said[1] += 1
+        if 0 <= now - logged[0] < QUIET:
+            logged[1] += 1
             return None
-        left_out = int(said[1])
-        said[:] = now, 0
+        left_out = int(logged[1])
+        logged[:] = now, 0
         return left_out
 
     def answered(self, way: str, now: float) -> tuple[float, int] | None:
-        """For how many seconds a way had failed, and how often; ``None``: there is nothing to say.
+        """For how many seconds a way had failed, and how often, or ``None`` for no log line.
 
-        A store that fails by turns is not said to have recovered each time: only if a line said that it failed, or after a while.
+        A store that fails now and then has no such line each time: only if its failure was logged, or after a while.
         """
         with self._lock:
             outage = self._outages.get(way)
@@ -220,7 +219,7 @@ class FailureLog:
                 return None
             del self._outages[way]
             self.is_open = bool(self._outages)
-            for name, said in self._kinds.items():
+            for name, logged in self._kinds.items():
                 if isinstance(name, tuple) and name[0] == way:
-                    said[1] = 0  # logged now
+                    logged[1] = 0  # the recovery line has the number
             return max(now - outage[0], 0.0), int(outage[1])

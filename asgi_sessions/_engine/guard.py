@@ -1,4 +1,4 @@
-"""One store call: its deadline, its circuit breaker, the check of its answer, and what its error says about the store.
+"""Calls of the store: deadline, circuit breaker, check of the answer, and classification of errors.
 
 Knows nothing of sessions.
 """
@@ -35,23 +35,23 @@ from asgi_sessions.errors import (
 logger = logging.getLogger("asgi_sessions")
 
 DEADLINE = 0.45
-"""Seconds that a load, or a whole commit, may take: one request does one of each and stays under a second."""
+"""Seconds for a load, and for a whole commit. A request has one of each, and stays under a second."""
 
 TOUCH_SHARE = 0.6
-"""Of the deadline: so much a touch may take at most. A commit with one has time left for an answer to the browser."""
+"""The share of the deadline for a touch, so that the commit has time left for a response."""
 
 NO_KEY = "A" * KEY_CHARS
-"""Where no record lies: its hash would have to be all zeros. To find out whether the store can be asked."""
+"""A key without a record, since its hash would be all zeros. For probes of the store."""
 
 HOLD = 0.01
-"""Seconds between two looks whether another caller has found out."""
+"""Seconds between two checks of another caller's probe."""
 
 _ANSWERS: Final = (RecordExists, RecordGone, RecordChanged, RecordDamaged, SessionLimitReached)
-_SAY_NOTHING: Final = (StoreRefused, EndUnconfirmed, SessionDataError)
-"""Errors that say nothing about the next call."""
+_NO_VERDICT: Final = (StoreRefused, EndUnconfirmed, SessionDataError)
+"""Errors that do not predict the next call."""
 
 _READING = frozenset({"load", "index", "records", "history"})
-"""The methods of a store that only read. A store that refuses writes may answer them."""
+"""The read-only methods of a store. A store that refuses writes may answer them."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,9 +65,9 @@ class Guard:
         self.deadline = DEADLINE if deadline is None else deadline
         self.deadlines = Deadlines(self.deadline)
         self.limit = self.deadlines.limit
-        """For the block that follows; it raises TimeoutError."""
+        """A limit for the following block. Raises TimeoutError."""
         self.touch_deadlines = Deadlines(self.deadline * TOUCH_SHARE)
-        # A shorter deadline is ours to keep.
+        # We keep a shorter deadline ourselves.
         self.keeps_time = trait(store, "keeps_its_own_deadline") is True and self.deadline >= DEADLINE
         at_once = trait(store, "asks_at_once") if self.keeps_time else 0
         self.at_once: int = at_once if isinstance(at_once, int) else 0
@@ -79,7 +79,7 @@ class Guard:
 
     @property
     def retry_after(self) -> int:
-        """Seconds after which asking again is worth it."""
+        """Seconds until another call may succeed."""
         return self.breakers.retry_after(time.monotonic())
 
     async def ask(self, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -108,19 +108,19 @@ class Guard:
         return answer
 
     async def _find_out(self, breaker: Breaker, name: str) -> None:
-        """Probe the server of this name, for every caller: an answer closes the breaker, no answer opens it.
+        """Probe the server of this name for all callers: an answer closes the breaker, no answer opens it.
 
-        The caller's own call must not decide: it may wait for a row that another transaction holds.
+        The caller's own call must not decide, since it may wait for a row lock of another transaction.
         """
         while not breaker.allows(time.monotonic()):
-            if not breaker.is_doubted:
+            if not breaker.is_unsure:
                 raise StoreUnreachable(
-                    f"the store is left alone for a moment after {FAILURES_TO_OPEN} failures in a row, "
+                    f"the store is not called for a moment after {FAILURES_TO_OPEN} failures in a row, "
                     f"the last: {breaker.reason}"
                 )
             await anyio.sleep(HOLD)
         if not breaker.is_open:
-            return  # another caller has found out
+            return  # another caller's probe was answered
         began = time.monotonic()
         try:
             try:
@@ -136,17 +136,17 @@ class Guard:
         breaker.succeeded()
 
     def blame(self, error: BaseException, began: float, breaker: Breaker, *, is_sure: bool = False) -> None:
-        """Note what an error of the store says about it.
+        """Note an error of the store for the breaker.
 
         Args:
-            is_sure: a long wait speaks against the store; otherwise it may be the fault of this call.
+            is_sure: a long wait counts against the store. Otherwise this call may be the cause.
         Raises:
-            StoreUnreachable: in the place of an error that is none of the contract's.
+            StoreUnreachable: in place of an error that is not in the contract.
         """
         now = time.monotonic()
         if isinstance(error, _ANSWERS):
             breaker.succeeded()
-        elif isinstance(error, _SAY_NOTHING):
+        elif isinstance(error, _NO_VERDICT):
             breaker.abandoned()
         elif isinstance(error, Exception):
             failure, cause = error, error.__cause__
@@ -157,13 +157,13 @@ class Guard:
             if failure is not error:
                 raise failure from error
         elif now - began - self._stood_since(began) > self.deadline / 2:
-            # Cancelled: by our deadline, or by a client that gave up.
+            # Cancelled by our deadline, or by a client that disconnected.
             breaker.failed(now, reason_of(self.too_slow()), is_sure=is_sure)
         else:
             breaker.abandoned()
 
     def _stood_since(self, began: float) -> float:
-        """For how long the loop may have stood still; whoever watched it knows better than who did not."""
+        """For how long the loop may have been blocked: the lower of both estimates."""
         return min(limits.stood_since(began) for limits in (self.deadlines, self.touch_deadlines))
 
     def too_slow(self, share: float = 1.0) -> StoreUnreachable:
@@ -173,17 +173,17 @@ class Guard:
     def answered(self, way: str) -> None:
         """Note that the store answered again, for reading or for writing."""
         if (outage := self.failures.answered(way, self._clock())) is not None:
-            logger.warning("store.recovered: it can be asked again (%s) after=%.1fs failures=%d", way, *outage)
+            logger.warning("store.recovered: it answers again (%s) after=%.1fs failures=%d", way, *outage)
 
 
 _NUMBER = (float, int)
 
 
 def checked(record: object, key: str | None = None) -> Record:
-    """``record``, if it is one, has the fields of one and lies under the key that was asked for.
+    """Check that this is a valid record and has the requested key, and return it.
 
     Raises:
-        StoreUnreachable: it is something else.
+        StoreUnreachable: it is another value.
     """
     if (
         type(record) is Record
@@ -196,20 +196,20 @@ def checked(record: object, key: str | None = None) -> Record:
         and (record.owner is None or type(record.owner) is str)
     ):
         return record
-    raise StoreUnreachable("the store answered with something other than the record that was asked for")
+    raise StoreUnreachable("the store returned something other than the requested record")
 
 
 def checked_ids(found: object) -> Sequence[str]:
-    """The ids of sessions that a store says it has ended.
+    """Check the ids of ended sessions from a store, and return them.
 
     Raises:
-        StoreUnreachable: it says something else.
+        StoreUnreachable: it is another value.
     """
     if isinstance(found, list | tuple) and all(isinstance(id, str) for id in found):
         return found
-    raise StoreUnreachable("the store answered with something other than ids")
+    raise StoreUnreachable("the store returned something other than ids")
 
 
 def _name(about: Any) -> str:
-    """The key or the owner that a call is about: its first argument, or the key of that record."""
+    """The key or owner of a call: its first argument, or the key of that record."""
     return about.key if isinstance(about, Record) else about

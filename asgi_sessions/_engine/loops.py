@@ -13,7 +13,7 @@ AGAIN: Final = 0.1
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """The running event loop of asyncio; ``None`` under trio, or outside of any loop."""
+    """The running event loop of asyncio, or ``None`` under trio or outside of a loop."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -21,10 +21,10 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 class PerLoop(Generic[T]):
-    """One value per event loop. Threads may ask at the same time.
+    """One value per event loop. Several threads may use it.
 
-    A value (a connection, a task, a lock) mostly holds its loop, so a weak key would keep both for ever. Values of closed loops
-    are dropped when the next loop asks.
+    A value (a connection, a task, a lock) usually refers to its loop, so a weak key would keep both for ever. Values of closed
+    loops are dropped when a new loop gets its value.
 
     Args:
         make: makes the value of the running loop.
@@ -35,7 +35,7 @@ class PerLoop(Generic[T]):
         self._values: dict[asyncio.AbstractEventLoop, T] = {}
 
     def here(self) -> T:
-        """The value of the running loop. Makes it at the first call.
+        """The value of the running loop, made at the first call.
 
         Raises:
             RuntimeError: asyncio runs no loop here.
@@ -50,17 +50,17 @@ class PerLoop(Generic[T]):
         return value
 
     def found(self) -> T | None:
-        """The value of the running loop, if it has one."""
+        """The value of the running loop, or None."""
         loop = running_loop()
         return None if loop is None else self._values.get(loop)
 
     def taken(self) -> T | None:
-        """The value of the running loop, if it has one; from now on it has none."""
+        """Remove and return the value of the running loop, or return None."""
         loop = running_loop()
         return None if loop is None else self._values.pop(loop, None)
 
     def forget(self) -> None:
-        """Drop all values. For a forked process: they belong to its parent."""
+        """Drop all values. For a forked process, since they belong to its parent."""
         self._values = {}
 
     def values(self) -> ValuesView[T]:
@@ -84,8 +84,7 @@ def cancel(task: asyncio.Future[Any]) -> None:
 async def stop(*tasks: asyncio.Future[Any]) -> None:
     """Cancel tasks as often as it takes, and return when all of them are done.
 
-    If the caller is cancelled meanwhile, its CancelledError is raised after the tasks are done. Otherwise they would go on
-    unobserved.
+    If the caller is cancelled meanwhile, its CancelledError is raised after the tasks are done. So none continues unobserved.
     """
     for task in tasks:
         cancel(task)
@@ -100,7 +99,7 @@ async def stop(*tasks: asyncio.Future[Any]) -> None:
 
 
 def heed_cancellation() -> None:
-    """Raise CancelledError if this task was cancelled and went on. For long-running tasks of our own.
+    """Raise CancelledError if this task was cancelled but continued. For our long-running tasks.
 
     ``asyncio.run`` cancels each remaining task once, and then waits for it.
     """
@@ -110,7 +109,7 @@ def heed_cancellation() -> None:
 
 
 def retrieve(task: asyncio.Future[Any]) -> None:
-    """Mark the outcome of a task as seen: asyncio logs no error for it when all callers have left."""
+    """Mark the outcome of a task as seen, so that asyncio logs no error if all callers have left."""
     if not task.cancelled():
         task.exception()
 
@@ -118,7 +117,7 @@ def retrieve(task: asyncio.Future[Any]) -> None:
 async def together(steps: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """The outcomes of all steps, in their order.
 
-    If one fails, its error is raised after all have ended. Others would go on unobserved, in a store that the caller may close.
+    If one fails, its error is raised after all have ended, so that none continues in a store that the caller may close.
     """
     outcomes = await asyncio.gather(*steps, return_exceptions=True)
     for outcome in outcomes:

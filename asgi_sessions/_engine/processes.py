@@ -1,4 +1,4 @@
-"""How many worker processes serve this app, as far as the server says."""
+"""Finds the number of worker processes from the server's settings."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 def worker_processes(
     process: Any = None, argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ
 ) -> int:
-    """How many workers the server of this process has; 1 where that cannot be known.
+    """The number of workers of this process's server, or 1 if unknown.
 
-    * uvicorn (also under ``fastapi run``) and hypercorn give their configuration to each process that they start. With
-      ``--reload`` uvicorn starts a process, too, and its configuration says one worker.
+    * uvicorn (also under ``fastapi run``) and hypercorn pass their configuration to each process that they start. With
+      ``--reload`` uvicorn starts a process too, with a configuration of one worker.
     * granian numbers its processes from 1 in their first argument.
-    * gunicorn forks, and says who it is in ``SERVER_SOFTWARE``. A number in a configuration file is not seen.
+    * gunicorn forks, and sets ``SERVER_SOFTWARE``. A number in a configuration file is unknown here.
     """
     process = current_process() if process is None else process
-    # Private names of multiprocessing.Process: what its target is called with. Tests start real servers.
+    # Private names of multiprocessing.Process: the arguments of its target. Tests start real servers.
     config = (getattr(process, "_kwargs", None) or {}).get("config")
     if config is not None and not getattr(config, "should_reload", False):
         return _number(getattr(config, "workers", 1))

@@ -1,7 +1,7 @@
-"""Upkeep of a store while apps are up: once per ``Sessions`` and event loop.
+"""Upkeep of a store while apps are running: once per ``Sessions`` and event loop.
 
-A sweeper runs if the store needs one. A listener hears of ended sessions, for sockets and streams (``_watch.py``). When the last
-app of an event loop has shut down, both stop and the store closes its connections.
+A sweeper runs if the store needs one. A listener receives the ends of sessions, for sockets and streams (``watch.py``). When the
+last app of an event loop has shut down, both stop and the store closes its connections.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Upkeep:
         self._running = PerLoop(_Running)
 
     def begin(self, app: Hashable) -> None:
-        """Note that an app is up. The first app of an event loop starts the sweeper.
+        """Note that an app is running. The first app of an event loop starts the sweeper.
 
         Args:
             app: identifies the app among others on the same store.
@@ -49,7 +49,7 @@ class Upkeep:
         store = self._manager.store
         if running_loop() is None:
             if isinstance(store, SweepingStore):
-                logger.warning("store.not_swept: this needs asyncio; call sweep() of the store now and then")
+                logger.warning("store.not_swept: sweeping needs asyncio; call sweep() of the store now and then")
             return
         running = self._running.here()
         running.apps[app] += 1
@@ -64,11 +64,11 @@ class Upkeep:
         running = self._running.found()
         if running is not None:
             running.apps[app] -= 1
-            running.apps = +running.apps  # without those that are not up any more
+            running.apps = +running.apps  # without apps that have shut down
             if running.apps:
                 return
             self._running.taken()
-        async with AsyncExitStack() as steps:  # the last one pushed comes first
+        async with AsyncExitStack() as steps:  # the last one pushed runs first
             for reader in self._readers:
                 steps.push_async_callback(self._close, reader.aclose)
             steps.push_async_callback(self._close, self._manager.store.aclose)
@@ -91,6 +91,6 @@ def require_event_loop(store: Any) -> None:
     """
     if trait(store, "needs_asyncio") is True and running_loop() is None:
         raise ConfigurationError(
-            f"{type(store).__name__} needs asyncio, and this server runs another event loop (trio): start the server with its "
+            f"{type(store).__name__} needs asyncio, but this server runs another event loop (trio): start the server with its "
             "asyncio worker, or use MemoryStore()"
         )

@@ -1,8 +1,8 @@
 """Watch: notifies open sockets and streams when their session has ended. Knows no HTTP.
 
-A store that can be listened to reports ends at once. Ends by the clock are looked for when they are due. While the store
-does not report, every watched session is loaded every half minute. One task per event loop does this, while any session is
-watched. A watched session costs an entry in a dict.
+A store with ``listen()`` reports ends at once. Expiry is checked when it is due. While the store does not report, each watched
+session is loaded every half minute. One task per event loop does this while any session is watched. A watched session costs an
+entry in a dict.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from asgi_sessions.errors import StoreError
 logger = logging.getLogger("asgi_sessions")
 
 TICK: Final = 0.5
-"""Seconds between two looks at the clock."""
+"""Seconds between two checks of the clock."""
 
 RECHECK: Final = 30.0
-"""Seconds between two looks into a store that does not report ends, or cannot at the moment."""
+"""Seconds between two loads from a store that does not report ends, or cannot at the moment."""
 
 LINGER: Final = 10.0
-"""Seconds for which the store is listened to after the last watcher has left."""
+"""Seconds for which it listens to the store after the last watcher has left."""
 
 AT_ONCE: Final = 64
-"""How many sessions are asked for at the same time."""
+"""Concurrent loads."""
 
 
 class Judge(Protocol):
-    """Knows the rules of an app: its manager."""
+    """The manager of an app, which knows its rules."""
 
     @property
     def store(self) -> Store: ...
     @property
     def clock(self) -> Clock: ...
     async def lives(self, record: Record) -> Record | None:
-        """The record of a session as it is now, wherever it is; ``None``: it has ended."""
+        """The current record of a session, under whatever key, or ``None`` if it has ended."""
 
 
 class _Watched:
-    """A session that sockets or streams of one app belong to."""
+    """A session with open sockets or streams of one app."""
 
     __slots__ = ("judge", "record", "watchers")
 
@@ -76,18 +76,18 @@ class Watcher:
             logger.exception("ending a socket or stream failed")
 
     def leave(self) -> None:
-        """The socket or stream is over: stop watching it."""
+        """Stop watching a socket or stream that has ended."""
         self._state.remove(self._watched, self)
 
 
 class Watch:
-    """Everything that is watched in this process, of one store. Listens to the store once in each event loop."""
+    """All watched sessions of one store in this process. Listens to the store once in each event loop."""
 
     def __init__(self) -> None:
         self._states: PerLoop[_LoopState] = PerLoop(_LoopState)
 
     def add(self, judge: Judge, record: Record, end: Callable[[], None]) -> Watcher | None:
-        """Call ``end()`` when the session of this record ends, as ``judge`` sees it; ``None`` outside of asyncio: not watched."""
+        """Call ``end()`` when ``judge`` finds that the session has ended. Outside of asyncio it is not watched: ``None``."""
         return None if running_loop() is None else self._states.here().add(judge, record, end)
 
     def open(self) -> int:
@@ -102,11 +102,11 @@ class Watch:
 
 
 class _LoopState:
-    """What one event loop watches, and the task that does it."""
+    """The watched sessions of one event loop, and the watcher task."""
 
     def __init__(self) -> None:
         self._watched: dict[str, list[_Watched]] = {}
-        """By the session's id; mostly of one app, so one each."""
+        """By session id. A list has one element for each app, mostly one."""
         self._unsure: set[_Watched] = set()
         self._listening: Listening | None = None
         self._closing: set[Listening] = set()
@@ -127,10 +127,10 @@ class _LoopState:
             if self._listening is not None:
                 self._listening.add(shard_of(record.key))
         elif record.rev > watched.record.rev:
-            watched.record = record  # regenerated since: of the same user or nobody, and so in the same shard
+            watched.record = record  # regenerated since; its shard is the same, since its user is
         watcher = Watcher(self, watched, end)
         watched.watchers.add(watcher)
-        # It may have ended since it was loaded, which was a whole handshake ago.
+        # It may have ended since it was loaded, before the handshake.
         self._unsure.add(watched)
         self._wake.set()
         return watcher
@@ -171,7 +171,7 @@ class _LoopState:
         return [each for of_session in tuple(self._watched.values()) for each in tuple(of_session)]
 
     def _on_gap(self, shard: str | None = None) -> None:
-        """Ends in this shard, or in all, may have been missed; from now on they are received."""
+        """Ends in this shard, or in all, may have been missed. From now on they are received."""
         self._unsure.update(each for each in self._all() if shard is None or shard_of(each.record.key) == shard)
         self._wake.set()
 
@@ -192,13 +192,13 @@ class _LoopState:
             elif loop.time() - rechecked_at >= RECHECK:
                 rechecked_at = loop.time()
                 self._unsure.update(self._all())
-            self._look_at_the_clock()
+            self._check_clock()
             unanswered: list[_Watched] = []
             while self._unsure:
                 some = [self._unsure.pop() for _ in range(min(len(self._unsure), AT_ONCE))]
                 answered = await asyncio.gather(*map(self._check, some))
                 unanswered += [each for each, is_answered in zip(some, answered, strict=True) if not is_answered]
-            # An outage ends no session: those stay unsure, and are asked for again.
+            # An outage ends no session: these stay unsure and are checked again.
             self._unsure.update(filter(self._is_watched, unanswered))
         listening, self._listening = self._listening, None
         self._task = None
@@ -209,12 +209,12 @@ class _LoopState:
             finally:
                 self._closing.discard(listening)
 
-    def _look_at_the_clock(self) -> None:
-        # All of them: 50 µs for a thousand, and nothing to keep in step with who comes and goes.
+    def _check_clock(self) -> None:
+        # A scan of all takes 50 µs for a thousand, and needs no sorted structure.
         self._unsure.update(each for each in self._all() if each.record.expires_at <= each.judge.clock())
 
     async def _check(self, watched: _Watched) -> bool:
-        """Whether the store could be asked."""
+        """Check a session. Returns whether the store answered."""
         if not self._is_watched(watched):
             return True
         try:
@@ -229,8 +229,8 @@ class _LoopState:
         return True
 
     async def aclose(self) -> None:
-        """Stop listening and looking; each part is closed, though another one fails."""
-        async with AsyncExitStack() as closing:  # each of them, though another one fails
+        """Stop listening and watching. Each part is closed even if another one fails."""
+        async with AsyncExitStack() as closing:
             for listening in (self._listening, *self._closing):
                 if listening is not None:
                     closing.push_async_callback(listening.aclose)

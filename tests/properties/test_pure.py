@@ -1249,10 +1249,10 @@ def test_no_number_of_guesses_shuts_a_store(row: list[str]) -> None:
     elif "guess" in since_answer:
         assert breaker.allows(0.0)
         assert not breaker.allows(0.0)  # one finds out for all
-        assert breaker.is_doubted
+        assert breaker.is_unsure
         breaker.failed(0.0)
         assert not breaker.allows(0.0)
-        assert not breaker.is_doubted
+        assert not breaker.is_unsure
     else:
         assert not breaker.allows(0.0)
 
