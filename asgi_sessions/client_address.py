@@ -1,4 +1,4 @@
-"""The client's address behind proxies: :class:`ClientAddress`, and :func:`coarse`, which shortens an address for storage."""
+"""The client's address behind proxies: :class:`ClientAddress`, and :func:`coarse` for a shorter address to store."""
 
 from __future__ import annotations
 

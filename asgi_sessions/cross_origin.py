@@ -1,8 +1,8 @@
 """CrossOriginProtection: refuses requests that another site made the browser send (CSRF).
 
 ``SameSite=Lax`` keeps the session cookie out of most of them, but not out of requests and WebSocket handshakes from a sibling
-subdomain. This middleware checks the headers in which the browser names the origin of a request. It needs no token in forms and
-no state::
+subdomain. This middleware checks the browser's own headers for the origin of a request. It needs no token in forms and no
+state::
 
     app = CrossOriginProtection(app, trusted_origins=["https://partner.example"])
 
@@ -33,7 +33,7 @@ _logger = logging.getLogger("asgi_sessions")
 class CrossOriginProtection:
     """Refuses requests from other origins that may change something, with ``403``. It refuses such WebSocket handshakes too.
 
-    Put it outside of everything that acts on a request. It may be inside or outside of ``SessionMiddleware``.
+    Make it the outermost middleware. It may also be inside of ``SessionMiddleware``.
 
     A request passes, in this order,
 

@@ -12,7 +12,7 @@ class ConfigurationError(SessionError):
 
 
 class MissingExtra(ConfigurationError, ImportError):
-    """A module needs an extra that is not installed. The message has the command that installs it."""
+    """A module needs a missing extra. The message has the command that installs it."""
 
 
 class SessionDataError(SessionError):
@@ -30,7 +30,7 @@ class SessionLimitReached(SessionError):
 class StoreError(SessionError):
     """A call of the store failed. The driver's error, if there is one, is the ``__cause__``.
 
-    A store raises a subclass, which names the reason. A plain StoreError counts as :class:`StoreUnreachable`.
+    A store raises a subclass for the reason. A plain StoreError counts as :class:`StoreUnreachable`.
     """
 
     host: str | None = None
@@ -50,7 +50,7 @@ class StoreUnreachable(StoreError):
 class StoreRefused(StoreError):
     """The store refused this call. Other calls may succeed, so this does not count against the store.
 
-    For example: out of memory, read-only, no permission, no free connection, a value that is too large or cannot be encoded.
+    For example: out of memory, read-only, no permission, no free connection, a value too large or impossible to encode.
     """
 
 
@@ -78,7 +78,7 @@ class RecordChanged(StoreError):
 
 
 class RecordDamaged(StoreError):
-    """The value under the key is not a record that this package can read."""
+    """The value under the key is not a readable record."""
 
 
 class EndUnconfirmed(StoreError):

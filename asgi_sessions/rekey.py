@@ -4,9 +4,9 @@ A rotation works without this. The first secret of ``secret_keys`` writes and al
 secret with its next write. This is for records without writes. It runs while the app is running, and treats each record like
 a write of the app: of two concurrent writes one wins, and an ended session stays ended.
 
-It does not change cookies in browsers, which are signed with the secret of their day. Keep the old secret in ``secret_keys``
+It does not change cookies in browsers: each is signed with the secret of its day. Keep the old secret in ``secret_keys``
 until the absolute timeout has passed, or all users with an older cookie are logged out. It does not change history entries
-either, which expire. ``docs/quickstart.md`` has the reason.
+either: they expire. ``docs/quickstart.md`` has the reason.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ScannableStore(Store, Protocol):
 
         A record that exists during the whole scan is returned at least once, even if the scan is interrupted and continues in
         another process or after a restart of the server. The content of the cursor is up to the store: it may name one of
-        several servers, for example. A cursor that is no longer valid begins the scan again.
+        several servers, for example. An invalid cursor begins the scan again.
         """
 
 
@@ -87,7 +87,7 @@ async def rekey(
         sessions: the ``Sessions`` of the app. Or its store, with ``secret_keys``.
         secret_keys: as the app has them, newest first. Only with a store.
         rate: the maximum of records per second. It holds at every moment: lost time is not caught up.
-        cursor: of an earlier ``Progress``, to continue there. Records that were sealed again before are skipped in any case.
+        cursor: of an earlier ``Progress``, to continue there. Records with the first secret are skipped in any case.
         report: called at the beginning and after each batch.
     Raises:
         ConfigurationError: there are no secrets, or the store has no ``scan()``.
@@ -145,7 +145,7 @@ async def _reseal(store: Store, key: str, secrets: Secrets) -> Outcome:
             except RecordChanged as changed:
                 if not isinstance(changed.current, Record):
                     raise
-                record = changed.current  # by the app, which uses the first secret too
+                record = changed.current  # by the app, also with the first secret
     except RecordGone:
         pass  # it ended meanwhile
     except RecordDamaged:

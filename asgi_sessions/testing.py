@@ -6,7 +6,7 @@
 * :class:`UserStoreContract`: the same for stores with which users can see and end their sessions.
 
 If your test client drops the cookie, it uses http, but the cookie is ``Secure``. Give it ``base_url="https://testserver"``. With
-Starlette's ``TestClient`` and httpx's ``ASGITransport`` that only changes the scheme in the scope.
+Starlette's ``TestClient`` and httpx's ``ASGITransport`` this only changes the scheme in the scope.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ async def session_cookie(
 
     Args:
         store: the ``Sessions`` of the app. Or the app's store, with the same ``options`` as the app's Sessions.
-        user_id: ``None`` begins an anonymous session, which needs ``data``.
+        user_id: ``None`` begins an anonymous session. It needs ``data``.
         cookie: the ``cookie`` of the app's SessionMiddleware.
         realm: the result of the ``realm=`` function of the app's SessionMiddleware for the requests of the test.
     Raises:
@@ -176,7 +176,7 @@ class StoreContract:
     """
 
     def at(self, port: int) -> Store:
-        """Return a store for a server at this port of 127.0.0.1, where no server answers. Without it, the test is skipped."""
+        """Return a store for this port of 127.0.0.1. No server answers there. Without this method, the test is skipped."""
         raise SkipTest("define at(port) to test this store with a server that does not answer")
 
     # ── Stored data is returned unchanged ──
@@ -670,13 +670,13 @@ class UserStoreContract(StoreContract):
 
     async def test_a_device_is_new_if_no_log_in_has_one_of_its_fingerprints(self, store: Any) -> None:
         """One known fingerprint is enough to recognise a device."""
-        said = []
+        outcomes = []
         for fingerprints in (("fingerpri-1",), ("fingerpri-2",), ("fingerpri-3", "fingerpri-1"), ("fingerpri-3",)):
             record = a_record(owner="alice")
             admission = await store.create(record, note=a_note(record, fingerprints=fingerprints))
-            said.append((admission.new_device, admission.first))
+            outcomes.append((admission.new_device, admission.first))
 
-        assert said == [(True, True), (True, False), (False, False), (False, False)]
+        assert outcomes == [(True, True), (True, False), (False, False), (False, False)]
 
     async def test_a_log_in_repeated_by_a_driver_is_noted_once(self, store: Any) -> None:
         """The very same log-in may arrive twice after a lost reply."""
@@ -709,9 +709,9 @@ class UserStoreContract(StoreContract):
         records = [
             replace(a_record(owner="alice", number=n), seen_at=1_800_000_000.0 + at) for n, at in enumerate((9, 3, 6))
         ]
-        said = [await store.create(record, note=a_note(record, rules=rules)) for record in records]
+        admissions = [await store.create(record, note=a_note(record, rules=rules)) for record in records]
 
-        assert [admission.ended for admission in said] == [(), (), (records[1].id,)]
+        assert [admission.ended for admission in admissions] == [(), (), (records[1].id,)]
         assert await store.load(records[1].key) is None
         assert await entries(store) == [
             ("i", records[2].id),
@@ -744,11 +744,11 @@ class UserStoreContract(StoreContract):
             await store.create(record, note=a_note(record, rules=rules))
         oldest, second, third, newest = records
 
-        said = await store.create(third, note=a_note(third, rules=rules, replaces=second))
+        admission = await store.create(third, note=a_note(third, rules=rules, replaces=second))
         there = await store.index(owner_of("alice"))
         again = await store.create(newest, note=a_note(newest, rules=rules, replaces=second))
 
-        assert (said.ended, again.ended) == ((), (oldest.id,))
+        assert (admission.ended, again.ended) == ((), (oldest.id,))
         assert there == {each.id: each.key for each in (oldest, third)}
 
     async def test_the_session_that_a_log_in_replaces_ends_in_the_same_step(self, store: Any) -> None:
@@ -757,15 +757,15 @@ class UserStoreContract(StoreContract):
         await store.create(first, note=a_note(first))
         note = a_note(second, replaces=first)
 
-        said = [await store.create(second, note=note) for _ in range(2)]
+        admissions = [await store.create(second, note=note) for _ in range(2)]
 
-        assert [admission.replaced for admission in said] == [first, None]
+        assert [admission.replaced for admission in admissions] == [first, None]
         assert await store.load(first.key) is None
         assert await store.index(owner_of("alice")) == {second.id: second.key}
         assert await entries(store) == [("p", first.id), ("i", second.id), ("n", first.id)]
 
     async def test_a_session_that_was_moved_or_changed_is_replaced_all_the_same(self, store: Any) -> None:
-        """``note.replaces`` means the session, under whatever key it is now. A record under its old key stays."""
+        """``note.replaces`` means the session, even under another key. A record under its old key stays."""
         first, second = a_record(owner="alice", number=1), a_record(owner="alice", number=2)
         alias = replace(a_record(), key=first.key, rev=ALIAS_REV, id=first.id)
         await store.create(first)
@@ -773,9 +773,9 @@ class UserStoreContract(StoreContract):
         changed = replace(moved(first), rev=3, body=b"changed")
         await store.update(changed, rev=2)
 
-        said = await store.create(second, note=a_note(second, replaces=first))
+        admission = await store.create(second, note=a_note(second, replaces=first))
 
-        assert said.replaced == changed
+        assert admission.replaced == changed
         assert await store.load(moved(first).key) is None
         assert await store.load(first.key) == alias
         assert await store.index(owner_of("alice")) == {second.id: second.key}
@@ -785,9 +785,9 @@ class UserStoreContract(StoreContract):
         bobs, record = a_record(owner="bob"), a_record(owner="alice")
         await store.create(bobs)
 
-        said = await store.create(record, note=a_note(record, replaces=bobs))
+        admission = await store.create(record, note=a_note(record, replaces=bobs))
 
-        assert said.replaced is None
+        assert admission.replaced is None
         assert await store.load(bobs.key) == bobs
 
     async def test_a_refused_log_in_replaces_nothing(self, store: Any) -> None:
@@ -831,9 +831,9 @@ class UserStoreContract(StoreContract):
         """The limit is exact, since it is part of the step that creates the session."""
         for rules, outcomes in ((Rules(limit=7), 50), (Rules(limit=7, refuses=True), 0)):
             records = [a_record(owner="alice", number=number) for number in range(50)]
-            said = await _at_once(*(_outcome(store.create, r, note=a_note(r, rules=rules)) for r in records))
+            results = await _at_once(*(_outcome(store.create, r, note=a_note(r, rules=rules)) for r in records))
 
-            assert said.count("done") == outcomes
+            assert results.count("done") == outcomes
             assert len(await store.index(owner_of("alice"))) == 7
 
     # ── Listing ──
@@ -1070,7 +1070,7 @@ def a_note(
     rules: Rules = Rules(),  # noqa: B008 - frozen
     replaces: Record | None = None,
 ) -> Note:
-    """The note of a log-in with this record, which replaces the session of ``replaces``."""
+    """The note of a log-in with this record, over the session of ``replaces``."""
     replaced = None if replaces is None else Replaced(replaces, an_end("p", replaces.id))
     return Note("i", record.seen_at, record.id, rules, fingerprints, b"facts", replaces=replaced)
 
@@ -1108,7 +1108,7 @@ def moved(record: Record, number: int = 0) -> Record:
 
 
 def an_alias(record: Record) -> Record:
-    """The alias that stays under the key of a renewed record for a moment."""
+    """The alias under the old key of a renewed record."""
     return Record(record.key, ALIAS_REV, record.seen_at, record.seen_at + 30, record.id, None, b"alias")
 
 

@@ -718,6 +718,6 @@ async def test_a_slot_that_is_on_its_way_is_not_walked_through(store: RedisStore
     await store.create(record)
     source, target = cluster.nodes[:2]
 
-    with cluster.half_moved(slot, source, target, lambda _: True), pytest.raises(StoreError, match="is moving to another node"):
+    with cluster.half_moved(slot, source, target, lambda _: True), pytest.raises(StoreError, match="is moving to"):
         await store.scan(str(slot), 10)
     await asyncio.to_thread(cluster.move_slots, target, source, range(slot, slot + 1))

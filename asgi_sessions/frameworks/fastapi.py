@@ -11,7 +11,7 @@
 
 
     @app.get("/account")
-    async def account(user_id: CurrentUser): ...  # 401 if nobody is logged in
+    async def account(user_id: CurrentUser): ...  # 401 without a user
 
 
     @app.delete("/account", dependencies=[Depends(require_fresh(timedelta(minutes=5)))])
@@ -22,7 +22,7 @@ for ``require_device_bound``. If the cookie has another name, use ``Annotated[st
 ``require_fresh(…, name="sid")`` and ``RequireDeviceBound("sid")``.
 """
 
-# No `from __future__ import annotations` here: not every FastAPI resolves it for a dependency that is an object.
+# No `from __future__ import annotations` here: not every FastAPI resolves it for an object as a dependency.
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -152,7 +152,7 @@ def session_as(
     Args:
         key: the key of the value. ``None`` means the whole session.
         default_factory: makes the value if none is stored, or if the stored one does not fit the type. Without it, a missing
-            value is ``None``, and one that does not fit is a ``SessionDataError``.
+            value is ``None``, and a value of another type is a ``SessionDataError``.
     Raises:
         ConfigurationError: ``default_factory`` cannot be called, or ``key`` is not a ``str``.
     """

@@ -2,7 +2,7 @@
 
 A handler gets the session with ``session: CurrentSession``, under this name. ``request.session`` is the same object.
 ``request.clear_session()`` ends the session like ``session.destroy()``, and ``request.set_session({…})`` replaces its data.
-Another session middleware of the same app is a ``ConfigurationError``. A route may have one, which then has its own session.
+Another session middleware of the same app is a ``ConfigurationError``. A route may have one, with its own session.
 ``guards=[require_user]`` and ``guards=[require_fresh(timedelta(minutes=5))]`` answer 401, and ``guards=[require_device_bound]``
 answers 403. A refused WebSocket is closed before it is accepted. ``security=[{"SessionCookie": []}]`` on a route shows the
 cookie in the OpenAPI document.
@@ -51,7 +51,7 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
     @explains_options
     def __init__(self, store: Sessions | Store, *, cookie: CookieConfig = CookieConfig(), **options: Any) -> None:  # noqa: B008 - frozen
         middleware: Any = SessionMiddleware  # their types of ASGI are narrower than ours
-        # Litestar builds a middleware for each route. Those are copies of this one, which wraps no app itself.
+        # Litestar builds a middleware for each route. Those are copies of this one. This one wraps no app.
         self._middleware: SessionMiddleware = middleware(print, store, cookie=cookie, **options)
         self.session_config: SessionConfig = SessionConfig(self._middleware)
         self.middleware: DefineMiddleware = DefineMiddleware(_Middleware, backend=SessionBackend(self.session_config))
@@ -137,7 +137,7 @@ class SessionBackend(BaseSessionBackend[SessionConfig]):
 
 
 class _Middleware(LitestarsMiddleware[SessionBackend]):
-    """The class that other Litestar plugins look for in the app's middleware. It builds our middleware."""
+    """Builds our middleware. Other Litestar plugins look for this class in the app's middleware."""
 
     def __new__(cls, app: Any, backend: SessionBackend) -> Any:
         made = copy(backend.config.sessions)
@@ -162,13 +162,13 @@ def _endpoints(path: str, base: str) -> ASGIRouteHandler:
 
 
 async def require_user(connection: Connection, handler: BaseRouteHandler) -> None:
-    """A guard that answers 401 without a logged-in user."""
+    """A guard: answers 401 without a logged-in user."""
     if _find(connection.scope).user_id is None:
         raise NotAuthorizedException("Not logged in", headers={"WWW-Authenticate": "Cookie"})
 
 
 def require_fresh(within: timedelta, *, methods: Iterable[str] = (), level: int = 0) -> Guard:
-    """Return a guard that answers 401 unless the user logged in or confirmed less than ``within`` ago.
+    """Return a guard: it answers 401 unless the user logged in or confirmed less than ``within`` ago.
 
     ``methods`` and ``level``: the required methods, and the lowest assurance level, as for :meth:`Session.is_fresh`.
     """
@@ -185,7 +185,7 @@ def require_fresh(within: timedelta, *, methods: Iterable[str] = (), level: int 
 
 
 async def require_device_bound(connection: Connection, handler: BaseRouteHandler) -> None:
-    """A guard that answers 401 without a user, and 403 unless the request came from the session's device.
+    """A guard: answers 401 without a user, and 403 unless the request came from the session's device.
 
     It refuses browsers without DBSC: Firefox, Safari, and many versions of Chrome. It refuses every browser for the first
     seconds after a log-in, until the browser has registered its key. Use it only if the user has another way.
@@ -209,7 +209,7 @@ def _find(scope: Scope) -> Session:
 
 
 class _Verbs:
-    """Litestar's session methods, for our session. With the session of another middleware in the scope, they use that one."""
+    """Litestar's session methods, for our session. If the scope has the session of another middleware, they use it."""
 
     __slots__ = ()
     scope: Any

@@ -1,6 +1,6 @@
 """Quart: after ``init_app(app, sessions)``, ``quart.session``, ``flash()`` and the rest use our session.
 
-``current_session()`` returns that session with its type. ``session.permanent = True`` has no effect: call
+``current_session()`` returns this session with its type. ``session.permanent = True`` has no effect: call
 ``log_in(user_id, remember=True)``. The test client's ``session_transaction()`` works as Quart documents it.
 """
 
@@ -83,7 +83,7 @@ def current_session() -> Session:
 def require_fresh(
     within: timedelta, *, methods: Iterable[str] = (), level: int = 0
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator for views that answers 401 unless the user logged in or confirmed less than ``within`` ago.
+    """Return a decorator for views: they answer 401 unless the user logged in or confirmed less than ``within`` ago.
 
     ``methods`` and ``level``: the required methods, and the lowest assurance level, as for :meth:`Session.is_fresh`.
     """

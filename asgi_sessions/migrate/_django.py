@@ -1,4 +1,4 @@
-"""Reads Django's formats: signatures, the keys of ``django.contrib.auth``, and the hash that changes with the password."""
+"""Reads Django's formats: signatures, the keys of ``django.contrib.auth``, and the hash of the password."""
 
 from __future__ import annotations
 

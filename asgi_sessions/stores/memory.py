@@ -32,10 +32,10 @@ SWEEP_EVERY = 60.0
 
 
 class MemoryStore:
-    """Keeps at most ``max_records`` records. Beyond that, it drops those that were idle for longest.
+    """Keeps at most ``max_records`` records. Beyond that, it drops the ones idle for longest.
 
     Works under asyncio and trio, and from several event loops and threads. It has no clock of its own: it takes the time from the
-    records, which have it from the app's clock.
+    records, and so from the app's clock.
     """
 
     namespace = "memory"
@@ -58,7 +58,7 @@ class MemoryStore:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """The number of records, including aliases and expired ones that are not swept yet."""
+        """The number of records, including aliases and expired ones before the next sweep."""
         return len(self._records)
 
     def __bool__(self) -> bool:

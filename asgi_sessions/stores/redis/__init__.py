@@ -128,7 +128,7 @@ class RedisStore:
 
     ``RedisStore.from_url("redis://localhost:6379/0")`` opens its own connections on first use, in the caller's event loop, and
     closes them when the app's lifespan ends. So do ``from_sentinel()`` and ``from_cluster()``. ``RedisStore(client)`` uses your
-    ``redis.asyncio`` client, which you close yourself.
+    ``redis.asyncio`` client. Close it yourself.
     """
 
     needs_asyncio = True
@@ -183,8 +183,8 @@ class RedisStore:
             url: ``redis://[[user]:password@]host[:port][/db]``, ``rediss://…`` (TLS) or ``unix://path``.
             prefix: of every key. Letters, digits and ``_.:/-``. One prefix per app.
             durable_ends: how many replicas must acknowledge the end of a session (``WAIT``), so that a failover does not bring it
-                back. If they do not within 0.35 seconds, the call that ends the session raises a StoreError.
-                ``"all"``: as many as the primary ever had. Only then every replica that a failover may promote has the end.
+                back. If they do not within 0.35 seconds, the call raises a StoreError.
+                ``"all"``: as many as the primary ever had. Only then a failover promotes no replica without the end.
             options: passed to redis-py's connections, for example ``ssl_ca_certs=…`` or ``max_connections=…``.
         """
         address = address_of(pool_from_url(url, options))
@@ -211,10 +211,10 @@ class RedisStore:
         """Return a store with its own connections to the primary that the sentinels name.
 
         Args:
-            sentinels: their addresses, ``[("10.0.0.1", 26379), …]``. A sentinel that does not answer is skipped.
+            sentinels: their addresses, ``[("10.0.0.1", 26379), …]``. Silent ones are skipped.
             service: the name of the primary in the configuration of the sentinels.
             prefix: as for :meth:`from_url`.
-            durable_ends: as for :meth:`from_url`. It matters here, since a failover promotes a replica that may lag behind.
+            durable_ends: as for :meth:`from_url`. It matters here, since the promoted replica may lag behind.
             sentinel_options: passed to the connections to sentinels, for example ``{"password": …}``.
             options: passed to the connections to the primary, for example ``username=…``, ``password=…``, ``ssl=True``.
         """
@@ -256,7 +256,7 @@ class RedisStore:
             url: ``redis://[[user]:password@]host[:port]`` of any node, or ``rediss://…`` (TLS), or a list of them. The first node
                 that answers names the others.
             prefix: as for :meth:`from_url`.
-            durable_ends: as for :meth:`from_url`. It matters here, since a failover promotes a replica that may lag behind.
+            durable_ends: as for :meth:`from_url`. It matters here, since the promoted replica may lag behind.
             options: passed to redis-py's connections to every node.
         """
         cluster = Cluster([url] if isinstance(url, str) else _several(url), options)
@@ -323,7 +323,7 @@ class RedisStore:
         self._runs = Runs()
         self._emitting: set[asyncio.Future[None]] = set()
         self._replicas: Replicas | None = None
-        # A server answers no other command on a connection that waits for replicas, so ends use one of their own.
+        # During a WAIT the server answers no other command on the connection, so ends use one of their own.
         self._ender = client
 
     async def _end(self, shard: str, script: Script, key: str, *args: Any, durably: bool = True) -> Any:
@@ -527,7 +527,7 @@ class RedisStore:
         """See :class:`asgi_sessions.rekey.ScannableStore`.
 
         A cursor of SCAN is valid for one run of one server, so ours names the run. After a restart or a failover the scan begins
-        again. A cluster is scanned slot by slot, and a slot that is moving to another node raises a StoreError.
+        again. A cluster is scanned slot by slot. A moving slot raises a StoreError.
         """
         if isinstance(self._bulk, ClusterClient):
             return await self._scan_slots(self._bulk, cursor, some)
@@ -593,7 +593,7 @@ class RedisStore:
         return self._client.listen(self._stem, on_end, on_gap)
 
     async def aclose(self) -> None:
-        """Close the store's own connections of this event loop. A client that you passed in stays open."""
+        """Close the store's own connections of this event loop. A client of yours stays open."""
         async with AsyncExitStack() as closing:  # closes all, even if one fails
             if self._watches is not None and (watch := self._watches.taken()) is not None:
                 closing.push_async_callback(watch.aclose)
@@ -659,7 +659,7 @@ def _when_answered(answer: asyncio.Future[Any], note: Callable[[Any], None]) -> 
 
 
 def _share_of(number: int) -> float:
-    """The share of a server that a scan has visited, from its SCAN cursor.
+    """The visited share of a server, from a cursor of SCAN.
 
     The cursor is the next bucket of a hash table of 2^n, counted in reversed binary: the first bit chooses the half, the second
     the quarter, and so on for any n. Redis has always done this (dictScan in dict.c), and so does Valkey 8.1 (hashtable.c). Tests

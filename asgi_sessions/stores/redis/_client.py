@@ -300,7 +300,7 @@ class OwnClient:
 
 
 def say_asking(connection: Connection) -> None:
-    """Send ASKING: the next command concerns a slot that is moving to this node of a cluster."""
+    """Send ASKING: the next command is for a slot on its way to this node."""
     connection.ask(("ASKING",)).add_done_callback(retrieve)
 
 
@@ -349,7 +349,7 @@ async def ask_durably(
     """Send a command and return its reply when the replicas have its effect. All on one connection.
 
     WAIT covers the writes of its own connection. A repeated command may find its work done and write nothing. So a marker is
-    written between the two: replicas that have the marker have everything before it.
+    written between the two: replicas with the marker have everything before it.
 
     Args:
         mark: returns the name of a key that may be written. Called again if a node of a cluster no longer has that key's slot.
@@ -428,13 +428,13 @@ def pool_from_sentinels(
 
 
 def sentinels_of(sentinels: Sequence[tuple[str, int]], options: dict[str, Any]) -> Sentinels:
-    # A sentinel that is down is asked too, so it gets less time than the connection to the primary.
+    # Dead sentinels are asked too, so they get less time than the connection to the primary.
     quick = {**_OPTIONS, "retry": Retry(NoBackoff(), 0), "socket_connect_timeout": 0.1, "socket_timeout": 0.1}
     return Sentinels(list(sentinels), sentinel_kwargs={**quick, **options})  # type: ignore[no-untyped-call]
 
 
 def _check_protocol(pool: ConnectionPool, method: str) -> None:
-    """Refuse RESP3, which has push messages. Our connections match replies by their order."""
+    """Refuse RESP3 because of its push messages: our connections match replies by their order."""
     if str(protocol := pool.connection_kwargs.get("protocol")) != "2":
         raise ConfigurationError(
             f"RedisStore.{method}(): protocol={protocol}, but these connections use RESP2; leave the option out"
@@ -605,7 +605,7 @@ class GivenClient:
         except UNANSWERED as error:
             raise unanswered(error) from error
         except AttributeError as error:
-            # redis-py closed the connection under a command, which may have been executed.
+            # redis-py closed the connection with a command in flight. The server may have executed it.
             raise unanswered(error) from error
 
     again = call
@@ -659,7 +659,7 @@ async def run(client: Client, script: Script, keys: tuple[str, ...], *args: Any)
 
 
 async def finish(client: Client, script: Script, command: tuple[Any, ...], asked: asyncio.Future[Any] | None) -> Any:
-    """The reply to a command that runs a script. ``asked`` is its future if it was sent already.
+    """The reply of a script. ``asked`` is its future if it was sent already.
 
     Raises:
         StoreError: there was no reply, or an error.
@@ -702,7 +702,7 @@ async def run_durably(
 
 
 async def refusal(refused: Refused, *clients: Client) -> StoreError:
-    """Return the error to raise, and drop connections that lead to the wrong server."""
+    """Return the error to raise, and drop connections to a wrong server."""
     if refused.code in WRONG_SERVER:
         for client in set(clients):
             await client.distrust()

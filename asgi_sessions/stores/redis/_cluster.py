@@ -1,7 +1,7 @@
 """A client for a cluster: the map of slots, and a connection to each node as to a single server.
 
 redis-py opens the connections. The commands for a node in one turn of the event loop leave as one write (``_connection.py``).
-The map comes from ``CLUSTER SLOTS``. A node that cannot execute a command refuses it:
+The map comes from ``CLUSTER SLOTS``. The wrong node refuses a command:
 
 =================================  ====================================  ================================================
 reply                              meaning                               reaction
@@ -128,7 +128,7 @@ class Cluster:
 
     @property
     def address(self) -> str:
-        """The addresses that were given."""
+        """The given addresses."""
         return ",".join(map(str, self._seeds))
 
     def map(self) -> Map:
@@ -136,7 +136,7 @@ class Cluster:
         return self._maps.here()
 
     def server_of(self, key: str) -> Address | None:
-        """The node that has one of our keys, or None if unknown. Each node may fail by itself."""
+        """The node with one of our keys, or None if unknown. Each node may fail by itself."""
         return self.map().at[slot_of_shard(key[:SHARD_CHARS])]
 
     def _pool_at(self, address: Address) -> ConnectionPool:
@@ -242,7 +242,7 @@ class Map:
         self.refresh()
 
     def suspect(self, address: Address | None) -> asyncio.Task[None]:
-        """Note a node that does not answer as a primary, and refresh the map: other nodes may have its slots."""
+        """Note a node without an answer, or without the primary role, and refresh the map: other nodes may have its slots."""
         if address is not None:
             self.suspects.add(address)
         return self.refresh()
@@ -269,7 +269,7 @@ class Map:
                         is_ok, rows = await self._seen_by(address)
                 except UNANSWERED:
                     continue
-                # A node that is cut off from the others sends an outdated map.
+                # A node without contact to the others sends an outdated map.
                 if is_ok or best is None:
                     best, self._shown_by = rows, address
                 if is_ok:
@@ -339,7 +339,7 @@ def _rows_of(rows: list[Any], asked: Address) -> _Rows:
 
 def _address_of(node: Any, asked: Address) -> Address:
     host, port = node[0], int(node[1])
-    # No name, or "?", means the address that was asked.
+    # No name, or "?", means the asked address.
     name = host.decode("ascii") if isinstance(host, bytes) else ""
     return Address(asked.host if name in ("", "?") else name, port)
 
@@ -365,7 +365,7 @@ class ClusterClient:
         """Return None: a reply may be a redirect, which only :meth:`call` follows."""
 
     async def call(self, command: tuple[Any, ...]) -> Any:
-        """As :meth:`OwnClient.call`, at the node that has the slot of the command's first key."""
+        """As :meth:`OwnClient.call`, at the node with the slot of the command's first key."""
         known, name = self._cluster.map(), command[3] if command[0] in ("EVALSHA", "EVAL") else command[1]
         slot = slot_of(name) if "{" in name else None
         address = None if slot is None else known.at[slot]
@@ -415,13 +415,13 @@ class ClusterClient:
         return await self._carry(known, slot, ask)
 
     async def about_slot(self, absent: str, command: tuple[Any, ...]) -> Any:
-        """As :meth:`call`, for a command about a whole slot, at the node that has all of it.
+        """As :meth:`call`, for a command about a whole slot, at the node with all of it.
 
         A node answers such a command with an empty reply for slots of other nodes. So it is also asked for a key of the slot,
-        which makes it redirect.
+        and then redirects.
 
         Args:
-            absent: the name of a key in the slot that does not exist.
+            absent: the name of a missing key in the slot.
         Raises:
             StoreError: as :meth:`call`, or the slot is moving to another node.
         """
@@ -438,7 +438,7 @@ class ClusterClient:
         return await self._carry(self._cluster.map(), slot_of(absent), ask)
 
     async def _carry(self, known: Map, slot: int | None, ask: _Ask) -> Any:
-        """Ask the node that has the slot. Follow redirects, and try again after passing errors, within the command's time."""
+        """Ask the node with the slot. Follow redirects, and try again after passing errors, within the command's time."""
         address: Address | None = None
         is_asking, sent_on = False, 0
         trouble: Exception = TimeoutError()
@@ -506,7 +506,7 @@ def _asking(command: tuple[Any, ...]) -> _Ask:
 
 
 class ClusterSubscriber:
-    """Has a :class:`Subscriber` at each node with a watched shard, and follows slots that move."""
+    """Has a :class:`Subscriber` at each node with a watched shard, and follows moving slots."""
 
     def __init__(
         self,
@@ -545,7 +545,7 @@ class ClusterSubscriber:
             self._close_idle()
 
     def _follow(self) -> None:
-        """Subscribe at the nodes that have the slots now."""
+        """Subscribe at the current nodes of the slots."""
         for shard in self._at:
             self._follow_one(shard)
         self._close_idle()

@@ -42,7 +42,7 @@ _NOT_YET: Final = object()
 
 
 class ConnectionLost(RedisConnectionError):
-    """The connection broke with a command in flight, which the server may have executed."""
+    """The connection broke with a command in flight. The server may have executed it."""
 
 
 class ReplyTimeoutError(RedisTimeoutError, TimeoutError):
@@ -50,7 +50,7 @@ class ReplyTimeoutError(RedisTimeoutError, TimeoutError):
 
 
 class NotSent(StoreRefused):
-    """A command contains text that is not valid Unicode."""
+    """A command contains invalid Unicode."""
 
     def __init__(self) -> None:
         super().__init__("the command is not valid Unicode: it contains a lone surrogate")
@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, writer: asyncio.StreamWriter) -> None:
         self._loop = loop
-        # Kept alive because a collected StreamWriter closes its transport, which we use.
+        # Kept alive because a collected StreamWriter closes its transport.
         self._writer = writer
         self._transport = writer.transport
         self._reader = hiredis.Reader(notEnoughData=_NOT_YET)
@@ -146,9 +146,9 @@ class Connection(asyncio.Protocol):
         return self._sharing
 
     def share(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
-        """The reply to WAIT, which blocks the connection and covers every command before it.
+        """The reply to WAIT. It blocks the connection and covers every command before it.
 
-        Callers that come while one is in flight share the next one.
+        Callers during a WAIT in flight share the next one.
         """
         future = self._loop.create_future()
         self._sharers.append(future)

@@ -27,14 +27,14 @@ MOVING: Final = "some keys of this slot are elsewhere"
 
 
 class Script:
-    """A script's text, and its SHA-1, which is the server's name for it."""
+    """A script's text, and its SHA-1, the server's name for it."""
 
     __slots__ = ("sha", "text")
 
     def __init__(self, body: str, *, first: str = "") -> None:
         """``first``: a shortcut that needs no helpers. It comes before them."""
         text = body
-        # Lua creates each function anew in each run, so a script gets only the helpers that it needs: 2 µs of 9 for a write.
+        # Lua creates each function anew in each run, so a script gets only its own helpers: 2 µs of 9 for a write.
         for name, helper in reversed(_HELPERS.items()):
             if re.search(rf"\b{name}\b", text):
                 text = helper.replace("MOVING", MOVING) + text

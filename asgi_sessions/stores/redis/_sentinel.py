@@ -1,7 +1,7 @@
 """Asks the sentinels for the primary, and notices a failover at once.
 
-After a failover a process may still hold connections to the old primary. An old primary that returns accepts commands until a
-sentinel demotes it, which takes 10 seconds and more. One that is cut off is never demoted. So the store listens to the sentinels.
+After a failover a process may still hold connections to the old primary. When the old primary returns, it accepts commands until
+a sentinel demotes it, for 10 seconds and more. If it is cut off, it is never demoted. So the store listens to the sentinels.
 As soon as a sentinel names another server, the store drops its connections to the old one.
 """
 
@@ -33,7 +33,7 @@ Address = tuple[str, int]
 class Sentinels(Sentinel):
     """Asks all sentinels at once and uses the answer with the newest configuration.
 
-    redis-py uses the first answer. A sentinel that is cut off together with the old primary still names the old one.
+    redis-py uses the first answer. A sentinel on the side of a cut-off primary still names the old one.
     """
 
     async def discover_master(self, service_name: str) -> Address:
@@ -52,7 +52,7 @@ class Sentinels(Sentinel):
         return str(newest["ip"]), int(newest["port"])
 
     async def leave(self) -> None:
-        """Close the connections to the sentinels, which are rarely used."""
+        """Close the connections to the sentinels. They are rarely used."""
         for sentinel in self.sentinels:
             pool = sentinel.connection_pool
             for connection in (*pool._available_connections, *pool._in_use_connections):

@@ -83,7 +83,7 @@ class Run(NamedTuple):
 
 
 class Runs:
-    """Remembers the server runs that this process was connected to, and notices a restart or a failover.
+    """Remembers the server runs of this process's connections, and notices a restart or a failover.
 
     Either may bring back ended sessions: a restart loads the files on disk, and a promoted replica may lag behind.
     Connections open concurrently, so their replies may arrive out of order.
@@ -97,7 +97,7 @@ class Runs:
         """The last known run. Take it before ``INFO`` is sent and pass it to :meth:`note`.
 
         Args:
-            node: the address of a node in a cluster; ``None`` for a store with one primary at a time, whatever its address.
+            node: the address of a node in a cluster, or ``None`` for a store with one primary at a time.
         """
         return self._last.get(node)
 
@@ -119,7 +119,7 @@ class Runs:
             return None  # a late reply of an earlier run
         self._seen.add(now)
         self._last[node] = run
-        # The history that a promoted replica followed before; zeros for a server that never was a replica.
+        # The earlier history of a promoted replica. Zeros for a server without one.
         followed = info.get("master_replid2", "")
         if last is None:
             is_heir = any(followed == history for _, history in self._seen)

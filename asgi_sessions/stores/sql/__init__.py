@@ -5,7 +5,7 @@
 * The primary key keeps ``create`` from overwriting. ``update`` and ``touch`` are one ``UPDATE … WHERE key … AND rev …``.
 * Each operation on all sessions of a user (log-in with its limit, ends, history) first updates one row of that user. This row is
   the lock: such operations run one after the other on every server, and no lock outlives its transaction.
-* A transaction that fails by a deadlock or a conflict is repeated.
+* After a deadlock or a conflict a transaction is repeated.
 
 A load is one SELECT by primary key, without BEGIN and COMMIT around it.
 """
@@ -87,7 +87,7 @@ class SQLStore:
     """Keeps records in your database, beside your own tables.
 
     ``SQLStore.from_url("postgresql+asyncpg://…")`` opens its own connections on first use, in the caller's event loop, and closes
-    them when the app's lifespan or that loop ends. ``SQLStore(engine)`` uses your ``AsyncEngine``, which you dispose of yourself.
+    them when the app's lifespan or that loop ends. ``SQLStore(engine)`` uses your ``AsyncEngine``. Dispose of it yourself.
     SQLAlchemy needs asyncio, so trio is not supported.
 
     Create the tables first: ``await store.create_tables()``, or your own migration with :func:`session_tables`.
@@ -200,7 +200,7 @@ class SQLStore:
         self.server_time = (now, time.monotonic())
 
     async def create_tables(self) -> None:
-        """Create the tables that are missing. In production, use your migrations instead."""
+        """Create missing tables. In production, use your migrations instead."""
 
         async def work(connections: ConnectionManager) -> None:
             for attempt in range(CREATE_ATTEMPTS):

@@ -140,7 +140,7 @@ def build(url: str, options: dict[str, Any]) -> AsyncEngine:
         given.setdefault("pool_size", 10)
         given.setdefault("max_overflow", 0)
     if dialect in _MYSQL:
-        given.setdefault("pool_recycle", 1800)  # these servers close a connection that is idle for eight hours
+        given.setdefault("pool_recycle", 1800)  # these servers close idle connections after eight hours
         if isinstance(connect := given.get("connect_args"), dict) and isinstance(connect.get("client_flag"), int):
             # The app's flags replace SQLAlchemy's. Without this flag, an UPDATE to the same values would match no row.
             given["connect_args"] = {**connect, "client_flag": connect["client_flag"] | FOUND_ROWS}
@@ -148,7 +148,7 @@ def build(url: str, options: dict[str, Any]) -> AsyncEngine:
         # We leave no open transaction, and a ROLLBACK after each statement costs a round trip on MariaDB.
         given.setdefault("skip_autocommit_rollback", True)
     try:
-        # Most operations are one statement, which needs no BEGIN and COMMIT.
+        # Most operations are one statement, without BEGIN and COMMIT.
         engine = create_async_engine(parsed, isolation_level="AUTOCOMMIT", **given)
     except ModuleNotFoundError as missing:
         raise MissingExtra(
@@ -210,7 +210,7 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _prepare_mysql(connection: Any, _record: object) -> None:
-    # A session that waits for a lock does not notice that its client is gone, by default for 50 seconds (a table lock: a day).
+    # A session in wait for a lock does not notice a lost client, by default for 50 seconds (a table lock: a day).
     seconds = round(LONGEST)
     _execute(
         connection,
@@ -363,7 +363,7 @@ class ConnectionManager:
             await self._give_back(connection)
 
     async def _trusted(self) -> AsyncConnection:
-        """A connection that was opened since the last failover."""
+        """A connection opened since the last failover."""
         while True:
             connection = await self._single.connect()
             ours = connection.sync_connection
@@ -387,7 +387,7 @@ class ConnectionManager:
     async def _give_back(self, connection: AsyncConnection) -> None:
         """Return a connection to the pool, in limited time.
 
-        SQLAlchemy sends another statement and ignores a cancellation. With a server that vanished it would wait until TCP times
+        SQLAlchemy sends another statement and ignores a cancellation. If the server vanished, it would wait until TCP times
         out, a quarter of an hour. Meanwhile the pool would miss this connection.
 
         Raises:
@@ -450,11 +450,11 @@ class ConnectionManager:
     async def _close(self) -> None:
         while self._tasks:
             await asyncio.wait(self._tasks)
-            # A task that waited for the semaphore begins now, and its connection would never be closed.
+            # A task begins now if it waited for the semaphore, and its connection would never be closed.
             await asyncio.sleep(0)
         if not self._is_own:
             return
-        # dispose() closes one after the other and waits for a server that does not answer.
+        # dispose() closes one after the other and waits for a silent server.
         idle = getattr(self._engine.pool, "checkedin", int)()
         try:
             with limit_alone(TIME_TO_CLOSE, again=TIME_TO_CLEAN_UP):
@@ -503,7 +503,7 @@ def _pool_limit(pool: Any) -> int:
 
 
 def _let_go_of_cursors(error: BaseException) -> None:
-    """Clear the frames of an error that interrupted a statement.
+    """Clear the frames of an error in the middle of a statement.
 
     They hold its cursor for as long as the error exists, and until then SQLite neither closes the connection nor drops its locks.
     """
@@ -552,7 +552,7 @@ def _is_conflict(error: Exception) -> bool:
 
 
 def _store_error(error: Exception) -> StoreError:
-    """The error to raise. A server that answers with an error is reachable, so this is a StoreRefused."""
+    """The error to raise. An error reply means a reachable server, and so StoreRefused."""
     state, number = _codes_of(error)
     if isinstance(error, DBAPIError) and (READ_ONLY.intersection((state, number)) or _sqlite_code_of(error)):
         is_refusal = _sqlite_code_of(error) not in SQLITE_UNREADABLE
