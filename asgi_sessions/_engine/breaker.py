@@ -107,7 +107,7 @@ class Breakers:
         return self._parts.setdefault(part, Breaker()) if breaker is None else breaker
 
     def open(self) -> int:
-        """How many of them are open."""
+        """The number of open breakers."""
         return sum(breaker.is_open for breaker in (self.whole, *tuple(self._parts.values())))
 
     def retry_after(self, now: float) -> int:

@@ -196,7 +196,7 @@ def checked(record: object, key: str | None = None) -> Record:
         and (record.owner is None or type(record.owner) is str)
     ):
         return record
-    raise StoreUnreachable("the store returned something other than the requested record")
+    raise StoreUnreachable("the store answered with something other than the requested record")
 
 
 def checked_ids(found: object) -> Sequence[str]:
@@ -207,7 +207,7 @@ def checked_ids(found: object) -> Sequence[str]:
     """
     if isinstance(found, list | tuple) and all(isinstance(id, str) for id in found):
         return found
-    raise StoreUnreachable("the store returned something other than ids")
+    raise StoreUnreachable("the store answered with something other than ids")
 
 
 def _name(about: Any) -> str:

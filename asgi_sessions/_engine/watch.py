@@ -91,7 +91,7 @@ class Watch:
         return None if running_loop() is None else self._states.here().add(judge, record, end)
 
     def open(self) -> int:
-        """How many sockets and streams are watched. Any thread may ask."""
+        """The number of watched sockets and streams. Any thread may call this."""
         return sum(len(each.watchers) for state in tuple(self._states.values()) for each in state.all_now())
 
     async def aclose(self) -> None:
@@ -167,7 +167,7 @@ class _LoopState:
         return chain.from_iterable(self._watched.values())
 
     def all_now(self) -> Sequence[_Watched]:
-        """As they are at this moment, for other threads too."""
+        """The watched sessions at this moment. Any thread may call this."""
         return [each for of_session in tuple(self._watched.values()) for each in tuple(of_session)]
 
     def _on_gap(self, shard: str | None = None) -> None:
