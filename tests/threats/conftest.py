@@ -11,6 +11,7 @@ import pytest
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.conftest import STORES, a_store
+from tests.support import Browser, app_with, log_in
 from tests.threats.hostile import SECRET, URLS, Events, hang_up
 
 
@@ -72,6 +73,19 @@ async def server(request: pytest.FixtureRequest, anyio_backend: Any) -> AsyncIte
     """The stores whose keys can hold anything: a list, an empty string, half a record."""
     async with reachable(a_store(request, request.param)) as made:
         yield made
+
+
+@pytest.fixture
+def browser(store: Store, options: dict[str, Any]) -> Browser:
+    """A visitor who has not come yet."""
+    return Browser(app_with(store, **options))
+
+
+@pytest.fixture
+async def alice(browser: Browser) -> Browser:
+    """A browser in which Alice has just logged in."""
+    await browser.do(log_in("alice"))
+    return browser
 
 
 @asynccontextmanager

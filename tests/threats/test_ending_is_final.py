@@ -60,11 +60,9 @@ SLOW: list[Any] = [
 
 @pytest.mark.parametrize("slow", SLOW)
 async def test_a_slow_request_does_not_bring_a_logged_out_session_back(
-    store: Store, options: dict[str, Any], clock: FakeClock, slow: Handler
+    store: Store, alice: Browser, clock: FakeClock, slow: Handler
 ) -> None:
     """CVE-2025-46336 (rack-session), express-session #632, connect-redis #328: the slow one saved what it had loaded."""
-    alice = Browser(app_with(store, **options))
-    await alice.do(log_in("alice"))
     await alice.do(put(cart=["tea"]))
     clock.advance(120)  # so that a touch is due as well
     tab = alice.another()
@@ -83,10 +81,9 @@ async def test_a_slow_request_does_not_bring_a_logged_out_session_back(
 @pytest.mark.filterwarnings("ignore:an anonymous session was changed")  # what is lost is warned of: test_races.py
 @pytest.mark.parametrize("slow", [param for param in SLOW if param.id != "confirms"])
 async def test_a_slow_request_does_not_bring_an_anonymous_session_back(
-    store: Store, options: dict[str, Any], clock: FakeClock, slow: Handler
+    store: Store, browser: Browser, clock: FakeClock, slow: Handler
 ) -> None:
     """CVE-2025-46336 without a user, whose index could help."""
-    browser = Browser(app_with(store, **options))
     await browser.do(put(cart=["tea"]))
     clock.advance(120)
     tab = browser.another()
@@ -99,12 +96,8 @@ async def test_a_slow_request_does_not_bring_an_anonymous_session_back(
     assert await store.load(tab.key) is None
 
 
-async def test_the_innocent_loser_of_the_race_sees_no_error_page(
-    store: Store, options: dict[str, Any], events: Events
-) -> None:
+async def test_the_innocent_loser_of_the_race_sees_no_error_page(alice: Browser, events: Events) -> None:
     """Some answer the request that lost with 400 (Django's ``SessionInterrupted``); its user did nothing wrong."""
-    alice = Browser(app_with(store, **options))
-    await alice.do(log_in("alice"))
     tab = alice.another()
 
     async with tab.paused(put(late=True)) as late:
@@ -115,11 +108,8 @@ async def test_the_innocent_loser_of_the_race_sees_no_error_page(
 
 
 @pytest.mark.filterwarnings("ignore:an anonymous session was changed")  # what is lost is warned of: test_races.py
-async def test_a_request_that_was_under_way_does_not_hang_on_after_a_log_in(
-    store: Store, options: dict[str, Any]
-) -> None:
+async def test_a_request_that_was_under_way_does_not_hang_on_after_a_log_in(store: Store, browser: Browser) -> None:
     """CVE-2025-46336 with the log-in as the end: the anonymous record must not be written again under the old token."""
-    browser = Browser(app_with(store, **options))
     await browser.do(put(cart=["tea"]))
     tab = browser.another()
 
@@ -138,10 +128,9 @@ async def test_a_request_that_was_under_way_does_not_hang_on_after_a_log_in(
 @pytest.mark.parametrize("fast", [log_in("alice"), regenerate, destroy], ids=["logs in", "regenerates", "logs out"])
 @pytest.mark.parametrize("slow", [lambda session: dict(session), put(late=True)], ids=["reads", "writes"])
 async def test_a_late_response_does_not_put_the_old_cookie_over_a_fresh_one(
-    store: Store, options: dict[str, Any], clock: FakeClock, fast: Handler, slow: Handler
+    browser: Browser, clock: FakeClock, fast: Handler, slow: Handler
 ) -> None:
     """nextjs-auth0 #544: every response repeated the cookie it had come with, and the last one to arrive won."""
-    browser = Browser(app_with(store, **options))
     await browser.do(put(cart=["tea"]))
     clock.advance(120)
 
@@ -156,10 +145,9 @@ async def test_a_late_response_does_not_put_the_old_cookie_over_a_fresh_one(
 
 
 async def test_the_cookie_is_sent_when_the_token_changes_and_at_no_other_time(
-    store: Store, options: dict[str, Any], clock: FakeClock
+    browser: Browser, clock: FakeClock
 ) -> None:
     """nextjs-auth0 #544: what is never sent can never arrive late."""
-    browser = Browser(app_with(store, **options))
     sent = []
     for handler in (put(a=1), put(a=2), lambda s: s["a"], log_in("alice"), put(b=1), regenerate, lambda s: s.clear()):
         before = browser.token
@@ -175,12 +163,8 @@ async def test_the_cookie_is_sent_when_the_token_changes_and_at_no_other_time(
 
 
 @pytest.mark.parametrize("verb", [log_in("alice"), regenerate, destroy], ids=["log_in", "regenerate", "destroy"])
-async def test_a_stolen_token_is_worthless_after(
-    store: Store, options: dict[str, Any], clock: FakeClock, verb: Handler
-) -> None:
+async def test_a_stolen_token_is_worthless_after(alice: Browser, clock: FakeClock, verb: Handler) -> None:
     """Replayed at once, and again later; nothing it does is seen by the owner, and it never finds a way back in."""
-    alice = Browser(app_with(store, **options))
-    await alice.do(log_in("alice"))
     await alice.do(put(cart=["tea"]))
     thief = alice.another()
 
@@ -196,12 +180,9 @@ async def test_a_stolen_token_is_worthless_after(
 
 @pytest.mark.parametrize("fast", [regenerate, lambda session: session.confirm()], ids=["regenerated", "confirmed"])
 async def test_a_log_out_finds_the_session_though_its_token_was_changed_meanwhile(
-    store: Store, options: dict[str, Any], fast: Handler
+    store: Store, alice: Browser, fast: Handler
 ) -> None:
     """The log-out meant the session, and not the token that happened to stand for it."""
-    alice = Browser(app_with(store, **options))
-    await alice.do(log_in("alice"))
-
     async with alice.another().paused(destroy) as late:
         await alice.do(fast)
 
@@ -230,12 +211,8 @@ async def test_a_log_out_that_cannot_catch_the_session_does_not_say_that_it_has(
     assert response.status == 503
 
 
-async def test_setting_the_clock_back_does_not_revive_what_was_found_expired(
-    store: Store, options: dict[str, Any], clock: FakeClock
-) -> None:
+async def test_setting_the_clock_back_does_not_revive_what_was_found_expired(alice: Browser, clock: FakeClock) -> None:
     """An NTP mistake of a minute must not undo an expiry that somebody has already been told of."""
-    alice = Browser(app_with(store, **options))
-    await alice.do(log_in("alice"))
     clock.advance(3600)
     assert (await read(alice))["user_id"] is None
 
@@ -272,7 +249,7 @@ async def test_a_clock_that_goes_backwards_breaks_nothing(
 
 
 async def test_an_open_websocket_cannot_write_to_a_session_that_was_logged_out(
-    store: Store, options: dict[str, Any]
+    store: Store, alice: Browser, options: dict[str, Any]
 ) -> None:
     """An open WebSocket outlives the log-out: whatever it saves, the session stays ended."""
     opened, go_on = anyio.Event(), anyio.Event()
@@ -287,8 +264,6 @@ async def test_an_open_websocket_cannot_write_to_a_session_that_was_logged_out(
         scope["session"]["typed"] = "and again"
         await send({"type": "websocket.close"})
 
-    alice = Browser(app_with(store, **options))
-    await alice.do(log_in("alice"))
     tab = alice.another()
     socket = SessionMiddleware(app, store, **options)
     sent: list[Any] = []
@@ -308,12 +283,8 @@ async def test_an_open_websocket_cannot_write_to_a_session_that_was_logged_out(
     assert await store.index(owner_of("alice")) == {}
 
 
-async def test_a_background_task_cannot_write_to_a_session_that_was_logged_out(
-    store: Store, options: dict[str, Any]
-) -> None:
+async def test_a_background_task_cannot_write_to_a_session_that_was_logged_out(store: Store, alice: Browser) -> None:
     """CVE-2025-46336 after the response: streams and background tasks save late, and must lose too."""
-    alice = Browser(app_with(store, **options))
-    await alice.do(log_in("alice"))
     tab = alice.another()
 
     async def after(session: Session) -> None:
@@ -326,17 +297,23 @@ async def test_a_background_task_cannot_write_to_a_session_that_was_logged_out(
     assert await store.load(tab.key) is None
 
 
-async def test_a_renewed_token_leads_nowhere_once_its_session_has_ended(
-    store: Store, options: dict[str, Any], clock: FakeClock
-) -> None:
-    """The alias that a renewal leaves for 30 seconds is a second way in; logging out closes both."""
-    options = {**options, "timeouts": Timeouts(renew=timedelta(minutes=5))}
-    alice = Browser(app_with(store, **options))
+@pytest.fixture
+async def renewed(store: Store, options: dict[str, Any], clock: FakeClock) -> tuple[Browser, Browser]:
+    """Alice, whose token was renewed a moment ago, and a browser with the token of before."""
+    alice = Browser(app_with(store, timeouts=Timeouts(renew=timedelta(minutes=5)), **options))
     await alice.do(log_in("alice"))
     old = alice.another()
     clock.advance(301)
     await alice.do()
     assert alice.token != old.token
+    return alice, old
+
+
+async def test_a_renewed_token_leads_nowhere_once_its_session_has_ended(
+    store: Store, renewed: tuple[Browser, Browser]
+) -> None:
+    """The alias that a renewal leaves for 30 seconds is a second way in; logging out closes both."""
+    alice, old = renewed
     assert (await read(old.another()))["user_id"] == "alice"
 
     await alice.do(destroy)
@@ -346,16 +323,9 @@ async def test_a_renewed_token_leads_nowhere_once_its_session_has_ended(
 
 
 @pytest.mark.parametrize("verb", [log_in("alice"), regenerate, destroy], ids=["log_in", "regenerate", "destroy"])
-async def test_a_renewed_tokens_grace_ends_with_the_next_verb(
-    store: Store, options: dict[str, Any], clock: FakeClock, verb: Handler
-) -> None:
+async def test_a_renewed_tokens_grace_ends_with_the_next_verb(renewed: tuple[Browser, Browser], verb: Handler) -> None:
     """``regenerate()`` and ``log_in()`` give no grace, and end the one that a renewal gave a moment ago."""
-    options = {**options, "timeouts": Timeouts(renew=timedelta(minutes=5))}
-    alice = Browser(app_with(store, **options))
-    await alice.do(log_in("alice"))
-    thief = alice.another()
-    clock.advance(301)
-    await alice.do()
+    alice, thief = renewed
 
     await alice.do(verb)
 
@@ -363,15 +333,10 @@ async def test_a_renewed_tokens_grace_ends_with_the_next_verb(
 
 
 async def test_an_alias_put_back_after_its_grace_leads_nowhere(
-    store: Store, options: dict[str, Any], clock: FakeClock
+    store: Store, renewed: tuple[Browser, Browser], clock: FakeClock
 ) -> None:
     """A replica that lags, or somebody with write access, may show an alias again that is long over."""
-    options = {**options, "timeouts": Timeouts(renew=timedelta(minutes=5))}
-    alice = Browser(app_with(store, **options))
-    await alice.do(log_in("alice"))
-    old = alice.another()
-    clock.advance(301)
-    await alice.do()
+    alice, old = renewed
     access = WriteAccess(store)
     alias = access.take(old.key)
     clock.advance(31)
@@ -435,9 +400,8 @@ async def test_a_save_under_way_does_not_undo_a_log_in_of_the_same_request(
     assert (await read(browser))["user_id"] == "alice"
 
 
-async def test_saves_at_the_same_time_in_one_request_lose_nothing(store: Store, options: dict[str, Any]) -> None:
+async def test_saves_at_the_same_time_in_one_request_lose_nothing(browser: Browser) -> None:
     """Tasks of one request share one session object and may all save it."""
-    browser = Browser(app_with(store, **options))
     await browser.do(put(start=1))
 
     async def handler(session: Session) -> None:
@@ -477,10 +441,8 @@ async def test_a_log_out_holds_though_its_request_is_cancelled_while_it_is_being
     assert await store.load(old.key) is None
 
 
-async def test_a_log_out_holds_though_its_handler_is_cancelled(store: Store, options: dict[str, Any]) -> None:
+async def test_a_log_out_holds_though_its_handler_is_cancelled(store: Store, alice: Browser) -> None:
     """``destroy()`` takes effect even when the handler ends by cancellation afterwards."""
-    alice = Browser(app_with(store, **options))
-    await alice.do(log_in("alice"))
     old = alice.another()
     destroyed = anyio.Event()
 

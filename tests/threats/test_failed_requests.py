@@ -35,11 +35,8 @@ async def state(browser: Browser) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("status", [500, 503])
-async def test_an_answer_of_5xx_does_not_save_what_its_handler_changed(
-    store: Store, options: dict[str, Any], status: int
-) -> None:
+async def test_an_answer_of_5xx_does_not_save_what_its_handler_changed(browser: Browser, status: int) -> None:
     """Half of a transaction that was rolled back everywhere else must not stay in the session."""
-    browser = Browser(app_with(store, **options))
     await browser.do(put(paid=False))
 
     await browser.do(put(paid=True), status=status)
@@ -48,9 +45,8 @@ async def test_an_answer_of_5xx_does_not_save_what_its_handler_changed(
 
 
 @pytest.mark.parametrize("before", [put(basket=1), log_in("bob")], ids=["anonymous", "another user"])
-async def test_an_answer_of_5xx_does_not_log_in(store: Store, options: dict[str, Any], before: Handler) -> None:
+async def test_an_answer_of_5xx_does_not_log_in(store: Store, browser: Browser, before: Handler) -> None:
     """The log-in of a failed request does not count; nor may it cost the session that was there."""
-    browser = Browser(app_with(store, **options))
     await browser.do(before)
     found = await state(browser)
 
@@ -62,27 +58,21 @@ async def test_an_answer_of_5xx_does_not_log_in(store: Store, options: dict[str,
 
 
 @pytest.mark.parametrize("verb", [regenerate, lambda session: session.confirm()], ids=["regenerate", "confirm"])
-async def test_an_answer_of_5xx_does_not_log_out_by_changing_the_token(
-    store: Store, options: dict[str, Any], verb: Handler
-) -> None:
+async def test_an_answer_of_5xx_does_not_log_out_by_changing_the_token(alice: Browser, verb: Handler) -> None:
     """No cookie goes out with it, so the token must stay."""
-    alice = Browser(app_with(store, **options))
-    await alice.do(log_in("alice"))
-
     response = await alice.do(verb, status=500)
 
     assert response.set_cookie is None
     assert (await state(alice))[0] == "alice"
 
 
-async def test_a_crash_saves_nothing_and_logs_nobody_in(store: Store, options: dict[str, Any]) -> None:
+async def test_a_crash_saves_nothing_and_logs_nobody_in(store: Store, browser: Browser) -> None:
     """The same for a handler that raises."""
 
     def handler(session: Session) -> None:
         session["paid"] = True
         session.log_in("alice")
 
-    browser = Browser(app_with(store, **options))
     await browser.do(put(paid=False))
 
     with pytest.raises(ZeroDivisionError):
@@ -93,10 +83,8 @@ async def test_a_crash_saves_nothing_and_logs_nobody_in(store: Store, options: d
 
 
 @pytest.mark.parametrize("how", [{"status": 500}, {"crash": ZeroDivisionError()}], ids=["5xx", "crash"])
-async def test_a_failed_request_still_logs_out(store: Store, options: dict[str, Any], how: dict[str, Any]) -> None:
+async def test_a_failed_request_still_logs_out(store: Store, alice: Browser, how: dict[str, Any]) -> None:
     """Whoever pressed "log out" is logged out, whatever else went wrong."""
-    alice = Browser(app_with(store, **options))
-    await alice.do(log_in("alice"))
     old = alice.another()
 
     try:
@@ -108,17 +96,13 @@ async def test_a_failed_request_still_logs_out(store: Store, options: dict[str, 
     assert await store.index(owner_of("alice")) == {}
 
 
-async def test_a_log_out_holds_though_what_is_written_after_it_cannot_be_kept(
-    store: Store, options: dict[str, Any]
-) -> None:
+async def test_a_log_out_holds_though_what_is_written_after_it_cannot_be_kept(store: Store, alice: Browser) -> None:
     """A value that the session refuses raises; it must not take the log-out with it."""
 
     def handler(session: Session) -> None:
         session.destroy()
         session["goodbye"] = object()
 
-    alice = Browser(app_with(store, **options))
-    await alice.do(log_in("alice"))
     old = alice.another()
 
     with pytest.raises(SessionDataError, match="goodbye"):
@@ -129,14 +113,13 @@ async def test_a_log_out_holds_though_what_is_written_after_it_cannot_be_kept(
 
 @pytest.mark.parametrize("verb", [log_in("alice"), regenerate], ids=["log_in", "regenerate"])
 async def test_an_app_that_never_answers_does_not_cost_the_session(
-    store: Store, options: dict[str, Any], verb: Handler
+    store: Store, options: dict[str, Any], browser: Browser, verb: Handler
 ) -> None:
     """The server answers 500 in its place; no cookie can go with that."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         verb(scope["session"])
 
-    browser = Browser(app_with(store, **options))
     await browser.do(put(basket=1))
     silent = SessionMiddleware(app, store, **options)
 
@@ -147,7 +130,7 @@ async def test_an_app_that_never_answers_does_not_cost_the_session(
 
 @pytest.mark.parametrize("verb", [log_in("alice"), regenerate], ids=["log_in", "regenerate"])
 async def test_a_refused_websocket_does_not_cost_the_session(
-    store: Store, options: dict[str, Any], verb: Handler
+    store: Store, browser: Browser, options: dict[str, Any], verb: Handler
 ) -> None:
     """The server answers 403 in the app's place; no cookie can go with that either."""
 
@@ -156,7 +139,6 @@ async def test_a_refused_websocket_does_not_cost_the_session(
         verb(scope["session"])
         await send({"type": "websocket.close"})
 
-    browser = Browser(app_with(store, **options))
     await browser.do(put(basket=1))
     refusing = SessionMiddleware(app, store, **options)
 
@@ -181,11 +163,8 @@ async def cancelled_at_its_commit(browser: Browser, handler: Handler) -> None:
         await browser.do(and_hang_up)
 
 
-async def test_what_a_handler_has_finished_is_saved_though_its_request_is_cancelled(
-    store: Store, options: dict[str, Any]
-) -> None:
+async def test_what_a_handler_has_finished_is_saved_though_its_request_is_cancelled(browser: Browser) -> None:
     """Some middleware cancels what it has passed on. The order was placed; the session must know of it."""
-    browser = Browser(app_with(store, **options))
     await browser.do(put(basket=0))
     await browser.do(put(basket=1))
 

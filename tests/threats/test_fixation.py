@@ -99,10 +99,8 @@ async def test_a_made_up_id_costs_one_question_and_tells_nothing(store: Store, o
         pytest.param(lambda token: "".join(f"%{ord(c):02x}" for c in token), id="percent-encoded"),
     ],
 )
-async def test_a_token_that_was_tampered_with_opens_nothing(store: Store, options: dict[str, Any], forge: Any) -> None:
+async def test_a_token_that_was_tampered_with_opens_nothing(alice: Browser, forge: Any) -> None:
     """A thief of the store has the keys; none of them, and nothing near a token, may be one."""
-    alice = Browser(app_with(store, **options))
-    await alice.do(log_in("alice"))
     assert alice.token is not None
 
     assert await seen(Browser(alice.app, forge(alice.token))) == ANONYMOUS
@@ -174,10 +172,8 @@ async def test_an_attackers_own_session_planted_in_a_victims_browser_does_not_be
     assert "more" not in (await seen(victim))["data"]
 
 
-async def test_an_id_does_not_survive_a_change_of_privileges(store: Store, options: dict[str, Any]) -> None:
+async def test_an_id_does_not_survive_a_change_of_privileges(alice: Browser) -> None:
     """CVE-2022-25896 for what comes after the log-in: ``confirm()`` and ``regenerate()`` leave no way back either."""
-    alice = Browser(app_with(store, **options))
-    await alice.do(log_in("alice"))
     before = alice.another()
 
     await alice.do(lambda session: session.confirm())
@@ -188,9 +184,8 @@ async def test_an_id_does_not_survive_a_change_of_privileges(store: Store, optio
     assert (await seen(alice))["user_id"] == "alice"
 
 
-async def test_nothing_of_the_user_before_is_left_for_the_next_one(store: Store, options: dict[str, Any]) -> None:
+async def test_nothing_of_the_user_before_is_left_for_the_next_one(browser: Browser) -> None:
     """CVE-2022-25896 the other way round: a session planted on a victim shows the attacker's data, or keeps the victim's."""
-    browser = Browser(app_with(store, **options))
     await browser.do(log_in("mallory"))
     await browser.do(put(card="planted", nested={"a": [1]}))
 
@@ -199,11 +194,8 @@ async def test_nothing_of_the_user_before_is_left_for_the_next_one(store: Store,
     assert await seen(browser) == {"data": {}, "user_id": "alice"}
 
 
-async def test_nothing_that_the_user_before_is_just_writing_reaches_the_next_one(
-    store: Store, options: dict[str, Any]
-) -> None:
+async def test_nothing_that_the_user_before_is_just_writing_reaches_the_next_one(browser: Browser) -> None:
     """A log-in takes along what a parallel request changed meanwhile; not from one user to another."""
-    browser = Browser(app_with(store, **options))
     await browser.do(log_in("mallory"))
 
     async with browser.another().paused(log_in("alice")) as late:
@@ -213,11 +205,8 @@ async def test_nothing_that_the_user_before_is_just_writing_reaches_the_next_one
     assert await seen(browser) == {"data": {}, "user_id": "alice"}
 
 
-async def test_what_a_visitor_is_just_writing_comes_along_into_the_log_in(
-    store: Store, options: dict[str, Any]
-) -> None:
+async def test_what_a_visitor_is_just_writing_comes_along_into_the_log_in(browser: Browser) -> None:
     """The same from an anonymous session: a basket is not lost, and what was in it is its owner's."""
-    browser = Browser(app_with(store, **options))
     await browser.do(put(basket=["tea"]))
 
     async with browser.another().paused(log_in("alice")) as late:
@@ -228,7 +217,7 @@ async def test_what_a_visitor_is_just_writing_comes_along_into_the_log_in(
 
 
 async def test_two_log_ins_in_one_request_leave_one_session_and_nothing_of_the_first(
-    store: Store, options: dict[str, Any]
+    store: Store, browser: Browser
 ) -> None:
     """A log-in as a service account and then as the user must not mix the two."""
 
@@ -238,7 +227,6 @@ async def test_two_log_ins_in_one_request_leave_one_session_and_nothing_of_the_f
         await session.save()
         session.log_in("alice")
 
-    browser = Browser(app_with(store, **options))
     await browser.do(twice)
 
     assert await seen(browser) == {"data": {}, "user_id": "alice"}
@@ -286,11 +274,9 @@ async def test_a_token_of_another_prefix_opens_nothing(server: RedisStore, optio
 
 
 async def test_an_expired_token_opens_nothing_and_is_not_adopted(
-    store: Store, clock: FakeClock, options: dict[str, Any], events: Events
+    store: Store, alice: Browser, clock: FakeClock, events: Events
 ) -> None:
     """A cookie out of an old backup is as good as a made-up one."""
-    alice = Browser(app_with(store, **options))
-    await alice.do(log_in("alice"))
     expired = alice.another()
     clock.advance(24 * 3600)
 

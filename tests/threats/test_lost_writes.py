@@ -47,9 +47,8 @@ async def at_once(browser: Browser, handlers: Sequence[Handler]) -> None:
 # ── Two parallel writers, one is lost ──
 
 
-async def test_of_two_parallel_writers_neither_is_lost(store: Store, options: dict[str, Any]) -> None:
+async def test_of_two_parallel_writers_neither_is_lost(browser: Browser) -> None:
     """The whole session is read, changed and written back by both; the second must not undo the first."""
-    browser = Browser(app_with(store, **options))
     await browser.do(put(start=1))
 
     async with browser.paused(put(slow=1)):
@@ -58,9 +57,8 @@ async def test_of_two_parallel_writers_neither_is_lost(store: Store, options: di
     assert (await read(browser))["data"] == {"start": 1, "slow": 1, "fast": 1}
 
 
-async def test_of_many_parallel_writers_none_is_lost(store: Store, options: dict[str, Any]) -> None:
+async def test_of_many_parallel_writers_none_is_lost(browser: Browser) -> None:
     """A page that loads sends twenty requests at once, and every one of them may write."""
-    browser = Browser(app_with(store, **options))
     await browser.do(put(start=1))
 
     await at_once(browser, [put(**{f"k{number}": number}) for number in range(20)])
@@ -68,9 +66,8 @@ async def test_of_many_parallel_writers_none_is_lost(store: Store, options: dict
     assert (await read(browser))["data"] == {"start": 1, **{f"k{number}": number for number in range(20)}}
 
 
-async def test_where_both_change_one_key_the_later_commit_wins(store: Store, options: dict[str, Any]) -> None:
+async def test_where_both_change_one_key_the_later_commit_wins(browser: Browser) -> None:
     """And the earlier one's other keys stay."""
-    browser = Browser(app_with(store, **options))
     await browser.do(put(both=0))
 
     async with browser.paused(put(both="later", mine=1)):
@@ -105,9 +102,8 @@ async def test_one_visitor_who_writes_a_lot_does_not_take_the_sessions_of_all_ot
 # ── A store that merges without knowing what changed loses data ──
 
 
-async def test_a_merge_knows_what_was_removed(store: Store, options: dict[str, Any]) -> None:
+async def test_a_merge_knows_what_was_removed(browser: Browser) -> None:
     """connect-redis PR 347: a merge of two states, without what both started from, cannot tell "removed" from "new"."""
-    browser = Browser(app_with(store, **options))
     await browser.do(put(a=1, b=1, c=1))
 
     async with browser.paused(remove("a")):
@@ -116,9 +112,8 @@ async def test_a_merge_knows_what_was_removed(store: Store, options: dict[str, A
     assert (await read(browser))["data"] == {"c": 1}
 
 
-async def test_a_merge_does_not_bring_back_what_the_other_side_removed(store: Store, options: dict[str, Any]) -> None:
+async def test_a_merge_does_not_bring_back_what_the_other_side_removed(browser: Browser) -> None:
     """connect-redis PR 347: what this request merely still had from loading is no change of its."""
-    browser = Browser(app_with(store, **options))
     await browser.do(put(flash="welcome", n=0))
 
     async with browser.paused(put(n=1)):
@@ -127,16 +122,13 @@ async def test_a_merge_does_not_bring_back_what_the_other_side_removed(store: St
     assert (await read(browser))["data"] == {"n": 1}
 
 
-async def test_a_merge_does_not_undo_the_other_sides_change_of_a_key_only_read_here(
-    store: Store, options: dict[str, Any]
-) -> None:
+async def test_a_merge_does_not_undo_the_other_sides_change_of_a_key_only_read_here(browser: Browser) -> None:
     """connect-redis PR 347, the other half: an old value that was only looked at must not win over a new one."""
 
     def handler(session: Session) -> None:
         assert session["balance"] == 100
         session["seen"] = True
 
-    browser = Browser(app_with(store, **options))
     await browser.do(put(balance=100))
 
     async with browser.paused(handler):
@@ -158,11 +150,8 @@ async def test_a_merge_does_not_undo_the_other_sides_change_of_a_key_only_read_h
         pytest.param(None, False, id="None to False"),
     ],
 )
-async def test_a_change_that_python_calls_equal_is_a_change(
-    store: Store, options: dict[str, Any], before: Any, after: Any
-) -> None:
+async def test_a_change_that_python_calls_equal_is_a_change(browser: Browser, before: Any, after: Any) -> None:
     """Compared as Python values, these would be lost: on their own, and in a merge."""
-    browser = Browser(app_with(store, **options))
     await browser.do(put(value=before))
     await browser.do(put(value=after))
     assert repr((await read(browser))["data"]["value"]) == repr(after)
@@ -210,9 +199,8 @@ def through_a_pattern(session: Session) -> None:
         pytest.param(lambda s: ChainMap({}, s)["cart"].append("milk"), id="through a chain of maps"),
     ],
 )
-async def test_a_nested_change_is_noticed(store: Store, options: dict[str, Any], change: Handler) -> None:
+async def test_a_nested_change_is_noticed(browser: Browser, change: Handler) -> None:
     """A flag that is set on assignment does not see it; the bytes do."""
-    browser = Browser(app_with(store, **options))
     await browser.do(put(cart=["tea", "bread"], user={"prefs": {"dark": False}}))
     expected: dict[str, Any] = {}
 
@@ -226,11 +214,8 @@ async def test_a_nested_change_is_noticed(store: Store, options: dict[str, Any],
     assert (await read(browser))["data"] == expected != {"cart": ["tea", "bread"], "user": {"prefs": {"dark": False}}}
 
 
-async def test_two_parallel_nested_changes_of_different_keys_both_survive(
-    store: Store, options: dict[str, Any]
-) -> None:
+async def test_two_parallel_nested_changes_of_different_keys_both_survive(browser: Browser) -> None:
     """Noticed is not enough: the merge must see them too."""
-    browser = Browser(app_with(store, **options))
     await browser.do(put(cart=["tea"], seen=["home"]))
 
     async with browser.paused(lambda session: session["cart"].append("milk")):
@@ -242,7 +227,7 @@ async def test_two_parallel_nested_changes_of_different_keys_both_survive(
 # ── Changes after the response has begun ──
 
 
-async def test_changes_in_a_stream_do_not_vanish(store: Store, options: dict[str, Any]) -> None:
+async def test_changes_in_a_stream_do_not_vanish(store: Store, browser: Browser, options: dict[str, Any]) -> None:
     """FastAPI #658, Flask #1348: the session had been saved when the first byte left, and nobody looked again."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -253,7 +238,6 @@ async def test_changes_in_a_stream_do_not_vanish(store: Store, options: dict[str
         await send({"type": "http.response.body", "body": b""})
         scope["session"]["after"] = "background task"
 
-    browser = Browser(app_with(store, **options))
     await browser.do(put(start=1))
     streaming = SessionMiddleware(app, store, **options)
 
@@ -262,12 +246,8 @@ async def test_changes_in_a_stream_do_not_vanish(store: Store, options: dict[str
     assert (await read(browser))["data"] == {"start": 1, "sent": 2, "after": "background task"}
 
 
-async def test_what_cannot_be_saved_any_more_does_not_vanish_silently(
-    store: Store, options: dict[str, Any], events: Events
-) -> None:
+async def test_what_cannot_be_saved_any_more_does_not_vanish_silently(browser: Browser, events: Events) -> None:
     """FastAPI #658, Flask #1348 for a brand-new session: its cookie is too late, and somebody must hear of it."""
-    browser = Browser(app_with(store, **options))
-
     with pytest.warns(SessionWarning, match="cannot be saved"):
         response = await browser.do(after=put(late=1))
 
@@ -275,9 +255,8 @@ async def test_what_cannot_be_saved_any_more_does_not_vanish_silently(
     assert "session.not_saved" in events.names
 
 
-async def test_a_stream_saves_at_once_where_it_asks_for_it(store: Store, options: dict[str, Any]) -> None:
+async def test_a_stream_saves_at_once_where_it_asks_for_it(browser: Browser) -> None:
     """``await session.save()`` in the middle of a stream: seen by others while it still goes on."""
-    browser = Browser(app_with(store, **options))
     await browser.do(put(start=1))
     other = browser.another()
     seen: list[Any] = []

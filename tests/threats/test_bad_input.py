@@ -16,7 +16,7 @@ import random
 import types
 import uuid
 from collections import OrderedDict, defaultdict, deque, namedtuple
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any
@@ -32,39 +32,12 @@ from asgi_sessions._core.token import key_of, owner_of
 from asgi_sessions.errors import SessionError
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
-from tests.conftest import a_store
 from tests.support import PLAIN, Browser, app_with, destroy, log_in, put, read, regenerate
-from tests.threats.hostile import CONNECT, SECRET, Between, Events, exchange, http_scope, websocket_scope
+from tests.threats.hostile import CONNECT, Between, exchange, http_scope, websocket_scope
 
 Handler = Callable[[Session], Any]
 NAME = CookieConfig().name.encode()
 KB64 = 65_536
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Stores and secrets have little to do with each other: not every pair of them, but each at least once."""
-    if "store" in metafunc.fixturenames:
-        pairs = [("memory", "plain"), ("memory", "sealed"), ("valkey", "sealed"), ("redis", "plain")]
-        metafunc.parametrize(["store", "options"], pairs, indirect=True)
-    elif "options" in metafunc.fixturenames:
-        metafunc.parametrize("options", ["plain", "sealed"], indirect=True)
-
-
-@pytest.fixture
-async def store(request: pytest.FixtureRequest, anyio_backend: Any) -> AsyncIterator[Store]:
-    async with a_store(request, request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def events() -> Events:
-    return Events()
-
-
-@pytest.fixture
-def options(request: pytest.FixtureRequest, clock: FakeClock, events: Events) -> dict[str, Any]:
-    options: dict[str, Any] = {"clock": clock, "on_event": events}
-    return options if request.param == "plain" else {**options, "secret_keys": [SECRET]}
 
 
 # ── Cookie headers ──
@@ -297,9 +270,8 @@ USER_IDS = [
 
 
 @pytest.mark.parametrize("user_id", USER_IDS)
-async def test_any_text_is_a_users_id(store: Store, options: dict[str, Any], user_id: str) -> None:
+async def test_any_text_is_a_users_id(store: Store, options: dict[str, Any], browser: Browser, user_id: str) -> None:
     """It comes back to the letter, through every verb; its sessions are listed under it, and under no other."""
-    browser = Browser(app_with(store, **options))
     bystander = Browser(app_with(store, **options))
     await bystander.do(log_in("alice"))
 
@@ -585,9 +557,7 @@ async def test_a_session_key_that_is_no_text_is_refused_by_name(
     "key", ["", " ", "\0", "a" * 10_000, "🍪", "{}", "__class__", "_accessed", "user_id", "id", "\n"], ids=ascii
 )
 @pytest.mark.filterwarnings("ignore:.* is data, and session[.]:asgi_sessions.SessionWarning")  # kept nevertheless
-async def test_any_text_is_a_session_key(store: Store, options: dict[str, Any], key: str) -> None:
-    browser = Browser(app_with(store, **options))
-
+async def test_any_text_is_a_session_key(browser: Browser, key: str) -> None:
     await browser.do(lambda session: session.update({key: key}))
 
     assert (await read(browser))["data"] == {key: key}
@@ -819,19 +789,17 @@ async def test_a_session_of_10_mb_is_refused_by_name(
     assert (await read(browser))["data"] == {"kept": 1}
 
 
-async def test_a_session_just_below_the_limit_is_kept(store: Store, options: dict[str, Any]) -> None:
+async def test_a_session_just_below_the_limit_is_kept(browser: Browser) -> None:
     value = "x" * (MAX_PAYLOAD - 50)
-    browser = Browser(app_with(store, **options))
 
     await browser.do(put(big=value))
 
     assert (await read(browser))["data"] == {"big": value}
 
 
-async def test_two_halves_that_are_too_large_together_are_refused(store: Store, options: dict[str, Any]) -> None:
+async def test_two_halves_that_are_too_large_together_are_refused(browser: Browser) -> None:
     """Each is within the limit; the merge is not. The one that comes second hears of it, and the first one stays."""
     half = "x" * (MAX_PAYLOAD * 2 // 3)
-    browser = Browser(app_with(store, **options))
     await browser.do(put(kept=1))
 
     with pytest.raises(ExceptionGroup) as caught:
