@@ -24,7 +24,7 @@ from asgi_sessions.frameworks.litestar import SessionPlugin
 from asgi_sessions.frameworks.quart import init_app
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
-from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
+from tests.support import Browser, Handler, app_with, destroy, log_in, put, read, regenerate
 
 # ── What Starlette's Session offers ──
 
@@ -37,13 +37,18 @@ def test_a_session_has_every_name_of_starlettes() -> None:
     assert names_of(StarlettesSession) <= names_of(Session)
 
 
-async def test_mark_modified_has_a_change_past_the_methods_saved(store: Store) -> None:
+@pytest.mark.parametrize(
+    "mark",
+    [lambda session: session.mark_modified(), lambda session: setattr(session, "modified", True)],
+    ids=["mark_modified, as Starlette", "modified = True, as Flask and Django"],
+)
+async def test_a_mark_has_a_change_past_the_methods_saved(store: Store, mark: Handler) -> None:
     browser = Browser(app_with(store))
     await browser.do(put(basket=["tea"]))
 
     def change_unseen(session: Session) -> None:
         dict.__getitem__(session, "basket").append("milk")
-        session.mark_modified()
+        mark(session)
 
     await browser.do(change_unseen)
 
@@ -219,19 +224,6 @@ async def test_accessed_is_whether_the_app_has_looked_and_to_ask_is_not_to_look(
 
     assert said == [(False, False, False), (True, False, True)]
     assert response.get("vary") is None
-
-
-async def test_setting_modified_marks_the_session_as_flask_and_django_do(store: Store) -> None:
-    browser = Browser(app_with(store))
-    await browser.do(put(a=[]))
-
-    def handler(session: Session) -> None:
-        dict.__getitem__(session, "a").append(1)
-        session.modified = True
-
-    await browser.do(handler)
-
-    assert (await read(browser))["data"] == {"a": [1]}
 
 
 @pytest.mark.parametrize("name", ["accessed", "modified"])

@@ -200,12 +200,6 @@ async def test_is_fresh_wants_a_timedelta(memory: MemoryStore) -> None:
         await Browser(app_with(memory)).do(lambda s: s.is_fresh(cast("Any", 300)))
 
 
-@pytest.mark.parametrize("user_id", [42, None, b"alice", "", "\ud800"], ids=repr)
-async def test_a_user_id_that_is_none_is_refused(memory: MemoryStore, user_id: Any) -> None:
-    with pytest.raises(SessionDataError, match="user id"):
-        await Browser(app_with(memory)).do(lambda s: s.log_in(user_id))
-
-
 async def test_after_destroy_a_write_begins_a_fresh_anonymous_session(store: Store, clock: FakeClock) -> None:
     browser = Browser(app_with(store, clock=clock))
     await browser.do(log_in("alice"))
@@ -290,22 +284,6 @@ async def test_policy_anonymous_gives_an_empty_session_of_which_nothing_is_writt
     assert (await read(browser))["data"] == {"a": 1}
 
 
-async def test_a_failed_touch_is_an_event_and_not_an_error_page(store: Store, clock: FakeClock) -> None:
-    events: list[Event] = []
-    wrapped = Wrapped(store)
-    browser = Browser(app_with(wrapped, clock=clock, on_event=events.append))
-    await browser.do(put(a=1))
-    clock.advance(61)
-    wrapped.fail["touch"] = ConnectionError("refused")
-
-    assert (await browser.do(lambda s: s.get("a"))).body == b"1"
-    wrapped.fail.clear()
-    wrapped.delay["touch"] = 60
-    assert (await browser.do(lambda s: s.get("a"))).body == b"1"
-
-    assert [event.name for event in events][-2:] == ["store.failed", "store.failed"]
-
-
 async def test_a_failed_commit_stops_the_app_where_it_sends(store: Store) -> None:
     """Its background tasks and database transactions must not go on as if the client had been told yes."""
     wrapped = Wrapped(store)
@@ -373,24 +351,6 @@ async def test_a_cancelled_request_still_finishes_its_commit(store: Store) -> No
     wrapped.before.clear()
 
     assert (await read(browser))["data"] == {"a": 2}
-
-
-async def test_a_cancelled_handler_that_destroyed_its_session_has_destroyed_it(store: Store) -> None:
-    browser = Browser(app_with(store))
-    await browser.do(log_in("alice"))
-    destroyed = anyio.Event()
-
-    async def handler(session: Session) -> None:
-        session.destroy()
-        destroyed.set()
-        await anyio.sleep_forever()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(browser.another().do, handler)
-        await destroyed.wait()
-        tasks.cancel_scope.cancel()
-
-    assert (await read(browser))["user_id"] is None
 
 
 # ── Events ──

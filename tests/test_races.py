@@ -55,24 +55,26 @@ async def gone(store: Store, *browsers: Browser) -> bool:
 
 # ── Against an end ──
 
-LOSERS: dict[str, Handler] = {
-    "update": put(a=1),
-    "touch": lambda session: None,
-    "regenerate": regenerate,
-    "update and regenerate": lambda session: (session.update(a=1), session.regenerate()),
-    "confirm": lambda session: session.confirm(),
-    "clear": lambda session: session.clear(),
-    "destroy": destroy,
+LOSERS: dict[str, tuple[Handler, int]] = {
+    # what the slow request does, and for how many minutes the user has been logged in
+    "update": (put(a=1), 2),
+    "touch": (lambda session: None, 2),
+    "renewal": (lambda session: None, 11),
+    "regenerate": (regenerate, 2),
+    "update and regenerate": (lambda session: (session.update(a=1), session.regenerate()), 2),
+    "confirm": (lambda session: session.confirm(), 2),
+    "clear": (lambda session: session.clear(), 2),
+    "destroy": (destroy, 2),
 }
 
 
-@pytest.mark.parametrize("loser", LOSERS.values(), ids=LOSERS.keys())
+@pytest.mark.parametrize(("loser", "minutes"), LOSERS.values(), ids=LOSERS.keys())
 async def test_an_end_that_comes_first_is_final(
-    browser: Browser, store: Store, clock: FakeClock, loser: Handler
+    browser: Browser, store: Store, clock: FakeClock, loser: Handler, minutes: int
 ) -> None:
     """The loser gets a normal response and no cookie, and brings nothing back."""
     await browser.do(log_in("alice"))
-    clock.advance(timedelta(minutes=2))
+    clock.advance(timedelta(minutes=minutes))
     slow = browser.another()
 
     async with slow.paused(loser) as request:
@@ -82,45 +84,22 @@ async def test_an_end_that_comes_first_is_final(
     assert await gone(store, slow, browser)
 
 
-async def test_an_end_that_comes_first_beats_a_renewal(browser: Browser, store: Store, clock: FakeClock) -> None:
-    await browser.do(log_in("alice"))
-    clock.advance(timedelta(minutes=11))
-    slow = browser.another()
-
-    async with slow.paused() as request:
-        await browser.another().do(destroy)
-
-    assert was_a_normal_answer_without_cookie(request.response)
-    assert await gone(store, slow, browser)
-
-
 @pytest.mark.parametrize(
-    "first", [regenerate, lambda s: s.confirm(), put(a=1)], ids=["regenerate", "confirm", "update"]
+    ("first", "minutes", "moves"),
+    [(regenerate, 0, True), (lambda s: s.confirm(), 0, True), (put(a=1), 0, False), (lambda s: None, 11, True)],
+    ids=["regenerate", "confirm", "update", "renewal"],
 )
 async def test_a_log_out_means_the_session_wherever_its_token_has_gone(
-    browser: Browser, store: Store, first: Handler
+    browser: Browser, store: Store, clock: FakeClock, first: Handler, minutes: int, moves: bool
 ) -> None:
     """The token is replaced while the log-out is on its way. What the user ended is the session, not that token."""
     await browser.do(log_in("alice"))
-    slow = browser.another()
-
-    async with slow.paused(destroy) as request:
-        await browser.do(first)
-
-    assert "Max-Age=0" in (request.response.set_cookie or "")
-    assert await gone(store, browser)
-
-
-async def test_a_log_out_also_ends_a_session_that_was_renewed_meanwhile(
-    browser: Browser, store: Store, clock: FakeClock
-) -> None:
-    await browser.do(log_in("alice"))
-    clock.advance(timedelta(minutes=11))
+    clock.advance(timedelta(minutes=minutes))
     slow = browser.another()
 
     async with slow.paused(destroy, method="OPTIONS") as request:
-        await browser.do()
-        assert browser.token != slow.token
+        await browser.do(first)
+        assert (browser.token != slow.token) is moves
 
     assert "Max-Age=0" in (request.response.set_cookie or "")
     assert await gone(store, browser)
@@ -206,7 +185,8 @@ async def test_what_is_put_into_the_basket_during_the_log_in_comes_along(browser
     async with slow.paused(lambda s: (s.log_in("alice"), s.update(kept="by the log-in"))):
         await browser.another().do(put(wish=2, kept="by the other"))
 
-    assert (await read(slow))["data"] == {"basket": 1, "wish": 2, "kept": "by the log-in"}
+    found = await read(slow)
+    assert (found["user_id"], found["data"]) == ("alice", {"basket": 1, "wish": 2, "kept": "by the log-in"})
 
 
 async def test_what_somebody_else_left_behind_does_not_come_along(browser: Browser) -> None:
@@ -217,7 +197,8 @@ async def test_what_somebody_else_left_behind_does_not_come_along(browser: Brows
     async with slow.paused(log_in("bob")):
         await browser.another().do(put(more_of_mine=2))
 
-    assert (await read(slow))["data"] == {}
+    found = await read(slow)
+    assert (found["user_id"], found["data"]) == ("bob", {})
 
 
 async def test_emptying_a_session_does_not_take_along_what_another_request_has_just_put_in(browser: Browser) -> None:

@@ -133,28 +133,19 @@ async def test_a_socket_says_that_its_user_is_here(store: Store, clock: FakeCloc
     assert seen == ["alice"]
 
 
-async def test_a_touch_brings_back_nothing(store: Store, clock: FakeClock) -> None:
+@pytest.mark.parametrize(
+    ("touches", "after"), [(1, IDLE + 1), (30, ABSOLUTE / 29)], ids=["a session that was idle", "an old session"]
+)
+async def test_a_touch_brings_back_nothing_and_never_passes_the_absolute_limit(
+    store: Store, clock: FakeClock, touches: int, after: float
+) -> None:
     browser = Browser(app_with(store, clock=clock))
     await browser.do(log_in("alice"))
 
     async with Socket(browser) as socket:
         await socket.accept()
-        clock.advance(IDLE + 1)
-        await socket.session.touch()
-
-    seen: list[Any] = []
-    await browser.do(lambda session: seen.append(session.user_id))
-    assert seen == [None]
-
-
-async def test_a_touch_never_passes_the_absolute_limit(store: Store, clock: FakeClock) -> None:
-    browser = Browser(app_with(store, clock=clock))
-    await browser.do(log_in("alice"))
-
-    async with Socket(browser) as socket:
-        await socket.accept()
-        for _ in range(30):
-            clock.advance(ABSOLUTE / 29)
+        for _ in range(touches):
+            clock.advance(after)
             await socket.session.touch()
 
     seen: list[Any] = []

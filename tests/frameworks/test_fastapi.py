@@ -237,20 +237,31 @@ async def test_openapi_shows_the_403_where_a_bound_session_is_needed(memory: Mem
     assert "DBSC" in scheme["description"]
 
 
-def test_openapi_keeps_a_403_of_the_apps_own(memory: MemoryStore) -> None:
+@pytest.mark.parametrize(
+    ("status", "needs", "elsewhere"),
+    [
+        (403, require_device_bound, {"dependencies": [Depends(require_user)]}),
+        (401, require_user, {"dependencies": [Depends(require_user)], "responses": {"4XX": {"description": "mine"}}}),
+    ],
+    ids=["403", "401"],
+)
+def test_openapi_keeps_an_answer_of_the_apps_own(
+    memory: MemoryStore, status: int, needs: Any, elsewhere: dict[str, Any]
+) -> None:
     app = app_with(memory)
     mine = {"description": "mine"}
 
-    @app.get("/one", dependencies=[Depends(require_device_bound)], responses={403: mine})
+    @app.get("/one", dependencies=[Depends(needs)], responses={status: mine})
     async def one() -> None: ...
 
-    @app.get("/two", dependencies=[Depends(require_user)])
+    @app.get("/two", **elsewhere)
     async def two() -> None: ...
 
     paths = app.openapi()["paths"]
 
-    assert paths["/one"]["get"]["responses"]["403"] == mine
-    assert "403" not in paths["/two"]["get"]["responses"]
+    assert paths["/one"]["get"]["responses"][str(status)] == mine
+    assert str(status) not in paths["/two"]["get"]["responses"]
+    assert str(status) not in paths["/session"]["get"]["responses"]
 
 
 async def test_a_bound_session_may_have_to_be_fresh_too(clock: FakeClock, memory: MemoryStore) -> None:
@@ -272,23 +283,6 @@ async def test_a_bound_session_may_have_to_be_fresh_too(clock: FakeClock, memory
 
     assert unbound.status_code == 403
     assert stale.headers["www-authenticate"].startswith("Cookie error=insufficient_user_authentication")
-
-
-def test_openapi_keeps_a_401_of_the_apps_own(memory: MemoryStore) -> None:
-    app = app_with(memory)
-    mine = {"description": "mine"}
-
-    @app.get("/one", dependencies=[Depends(require_user)], responses={401: mine})
-    async def one() -> None: ...
-
-    @app.get("/two", dependencies=[Depends(require_user)], responses={"4XX": mine})
-    async def two() -> None: ...
-
-    paths = app.openapi()["paths"]
-
-    assert paths["/one"]["get"]["responses"]["401"] == mine
-    assert "401" not in paths["/two"]["get"]["responses"]
-    assert "401" not in paths["/session"]["get"]["responses"]
 
 
 def test_openapi_of_other_apps_and_schemes_stays_as_it_is() -> None:

@@ -182,6 +182,7 @@ class Counted(bytes):
         pytest.param(((b"cookie", b"a=b"),), id="a tuple"),
         pytest.param([[b"cookie", b"a=b"]], id="lists in a list"),
         pytest.param([(b"cookies", b"a=b"), (b"cook", b"ie")], id="names that nearly are it"),
+        pytest.param(None, id="not even the key"),
     ],
 )
 @pytest.mark.parametrize("kind", ["http", "websocket"])
@@ -191,18 +192,8 @@ async def test_any_shape_of_headers_will_do(memory: Store, clock: FakeClock, hea
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["session"].is_new)
 
-    await exchange(SessionMiddleware(app, memory, clock=clock), {**http_scope(), "type": kind, "headers": headers})
-
-    assert seen == [True]
-
-
-async def test_a_scope_without_headers_has_a_session_all_the_same(memory: Store, clock: FakeClock) -> None:
-    seen: list[bool] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(scope["session"].is_new)
-
-    await exchange(SessionMiddleware(app, memory, clock=clock), {"type": "http"})
+    scope = {"type": kind} if headers is None else {**http_scope(), "type": kind, "headers": headers}
+    await exchange(SessionMiddleware(app, memory, clock=clock), scope)
 
     assert seen == [True]
 
@@ -317,7 +308,7 @@ async def test_what_is_no_text_is_no_users_id(store: Store, options: dict[str, A
     watched.calls.clear()
 
     def handler(session: Session) -> Any:
-        with pytest.raises(SessionDataError, match=r"^log_in\(\): "):
+        with pytest.raises(SessionDataError, match=r"^log_in\(\): .*user id"):
             session.log_in(user_id)
         return session.user_id
 
@@ -667,24 +658,6 @@ async def test_a_zone_of_somebodys_own_keeps_its_offset(memory: Store, options: 
 
 
 @pytest.mark.parametrize(
-    "value",
-    [datetime(1, 1, 1, tzinfo=offset(hours=1)), datetime(9999, 12, 31, 23, tzinfo=offset(hours=-2))],
-    ids=["before year 1 in UTC", "after year 9999 in UTC"],
-)
-async def test_a_time_that_utc_cannot_express_is_kept_or_refused_by_name(
-    memory: Store, options: dict[str, Any], value: datetime
-) -> None:
-    browser = Browser(app_with(memory, **options))
-
-    try:
-        await browser.do(put(value=value))
-    except SessionDataError as error:
-        assert "session['value']" in str(error)  # noqa: PT017 - either will do
-    else:
-        assert same((await read(browser))["data"]["value"], value)
-
-
-@pytest.mark.parametrize(
     ("before", "after"),
     [
         pytest.param(
@@ -698,6 +671,8 @@ async def test_a_time_that_utc_cannot_express_is_kept_or_refused_by_name(
         pytest.param("1.10", Decimal("1.10"), id="a Decimal for its text"),
         pytest.param({"x": 1}, Point(), id="a dataclass for a dict"),
         pytest.param("2026-01-01T00:00:00", datetime(2026, 1, 1), id="a naive datetime for its text"),
+        pytest.param(None, datetime(1, 1, 1, tzinfo=offset(hours=1)), id="before year 1 in UTC"),
+        pytest.param(None, datetime(9999, 12, 31, 23, tzinfo=offset(hours=-2)), id="after year 9999 in UTC"),
     ],
 )
 async def test_a_value_that_replaces_what_it_would_come_back_as_is_no_exception(

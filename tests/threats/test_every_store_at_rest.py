@@ -331,7 +331,7 @@ async def test_a_body_that_was_cut_at_any_byte_or_made_longer_opens_for_nobody(
 
 
 async def test_a_record_put_back_is_the_whole_of_an_older_state(disk: Disk, app: Any, clock: FakeClock) -> None:
-    """All of it as it was, and nothing of anybody else; also the proof of identity is as old as it was."""
+    """All of it as it was, and nothing of anybody else; also the proof of identity and the end are as they were."""
     alice = await a_user(app, "alice", put(cart=["tea"], role="admin"))
     old = await disk.take(alice.key)
     await alice.do(put(cart=[], role="none"))
@@ -339,10 +339,13 @@ async def test_a_record_put_back_is_the_whole_of_an_older_state(disk: Disk, app:
 
     await disk.put(old)
 
+    assert await user_in(alice) == "alice"
     assert (await read(alice))["data"] == {"who": "alice's", "cart": ["tea"], "role": "admin"}
     fresh: list[bool] = []
     await alice.do(lambda session: fresh.append(session.is_fresh(timedelta(minutes=5))))
     assert fresh == [False]
+    clock.advance(DAY - 360)
+    assert await user_in(alice) is None
 
 
 async def test_a_record_put_back_with_other_clocks_ends_at_the_absolute_limit(

@@ -10,7 +10,7 @@ import anyio
 import pytest
 import redis.asyncio
 
-from asgi_sessions import RedisStore, Session, SessionDataError, SessionMiddleware, SessionWarning, StoreError
+from asgi_sessions import RedisStore, Session, SessionMiddleware, SessionWarning, StoreError
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
@@ -32,16 +32,6 @@ Handler = Callable[[Session], Any]
 async def state(browser: Browser) -> tuple[Any, Any]:
     found = await read(browser)
     return found["user_id"], found["data"]
-
-
-@pytest.mark.parametrize("status", [500, 503])
-async def test_an_answer_of_5xx_does_not_save_what_its_handler_changed(browser: Browser, status: int) -> None:
-    """Half of a transaction that was rolled back everywhere else must not stay in the session."""
-    await browser.do(put(paid=False))
-
-    await browser.do(put(paid=True), status=status)
-
-    assert await state(browser) == (None, {"paid": False})
 
 
 @pytest.mark.parametrize("before", [put(basket=1), log_in("bob")], ids=["anonymous", "another user"])
@@ -94,21 +84,6 @@ async def test_a_failed_request_still_logs_out(store: Store, alice: Browser, how
 
     assert await store.load(old.key) is None
     assert await store.index(owner_of("alice")) == {}
-
-
-async def test_a_log_out_holds_though_what_is_written_after_it_cannot_be_kept(store: Store, alice: Browser) -> None:
-    """A value that the session refuses raises; it must not take the log-out with it."""
-
-    def handler(session: Session) -> None:
-        session.destroy()
-        session["goodbye"] = object()
-
-    old = alice.another()
-
-    with pytest.raises(SessionDataError, match="goodbye"):
-        await alice.do(handler)
-
-    assert await store.load(old.key) is None
 
 
 @pytest.mark.parametrize("verb", [log_in("alice"), regenerate], ids=["log_in", "regenerate"])

@@ -88,11 +88,6 @@ def is_unavailable(response: Response, *, log_out: bool = False, is_half_done: b
 # ── Down ──
 
 
-async def test_a_load_and_a_commit_together_stay_under_a_second() -> None:
-    """alkem-io/server #6332: requests waited for the store until the proxy gave up. The figure, where it is set."""
-    assert 2 * guard_module.DEADLINE < 1
-
-
 @pytest.mark.parametrize(
     "trouble",
     [
@@ -199,12 +194,11 @@ async def test_a_touch_that_fails_costs_nobody_a_page(
         watched.instead["touch"] = trouble
         async with within():
             response = await alice.do(lambda session: session["whose"])
-        assert response.status == 200
-        assert response.set_cookie is None
+        assert (response.status, response.body, response.set_cookie) == (200, b"'alice'", None)
     watched.instead.clear()
 
     assert (await read(alice))["user_id"] == "alice"
-    assert "store.failed" in events.names
+    assert events.names.count("store.failed") == 5
 
 
 async def test_nobody_is_told_logged_out_before_the_store_has_said_so(store: Store, options: dict[str, Any]) -> None:
