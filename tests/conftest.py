@@ -30,6 +30,7 @@ from asgi_sessions.testing import FakeClock
 from tests.clusters import Cluster
 from tests.databases import SERVERS, DatabaseServer
 from tests.ports import free_port, give_back
+from tests.proxy import Proxy
 
 CI = os.environ.get("CI") == "true"
 
@@ -128,6 +129,23 @@ def own_server() -> Iterator[Server]:
     server = Server()
     yield server
     server.remove()
+
+
+@pytest.fixture
+async def own_store(own_server: Server, anyio_backend: Any) -> AsyncIterator[RedisStore]:
+    """A store on such a server, which is up."""
+    own_server.start()
+    store = RedisStore.from_url(own_server.url)
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture
+def proxy(own_server: Server) -> Iterator[Proxy]:
+    """In front of such a server, which is up."""
+    own_server.start()
+    with Proxy(own_server.port) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")

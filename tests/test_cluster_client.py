@@ -238,21 +238,19 @@ async def test_the_store_is_used_again_after_it_was_closed(store: RedisStore) ->
     assert await store.load(record.key) == record
 
 
-async def test_who_waits_for_the_map_when_the_store_is_closed_hears_a_store_error(own_server: Server) -> None:
+async def test_who_waits_for_the_map_when_the_store_is_closed_hears_a_store_error(proxy: Proxy) -> None:
     """And is not cancelled, which would be the end of a task that nobody cancelled."""
-    own_server.start()
-    with Proxy(own_server.port) as proxy:
-        proxy.hanging = True
-        store = RedisStore.from_cluster(f"redis://127.0.0.1:{proxy.port}")
-        asking = asyncio.ensure_future(store.load(a_record().key))
-        await asyncio.sleep(0.05)
+    proxy.hanging = True
+    store = RedisStore.from_cluster(f"redis://127.0.0.1:{proxy.port}")
+    asking = asyncio.ensure_future(store.load(a_record().key))
+    await asyncio.sleep(0.05)
 
-        await store.aclose()
-        await asyncio.wait({asking})
+    await store.aclose()
+    await asyncio.wait({asking})
 
-        proxy.hanging = False
-        assert not asking.cancelled()
-        assert isinstance(asking.exception(), StoreError)
+    proxy.hanging = False
+    assert not asking.cancelled()
+    assert isinstance(asking.exception(), StoreError)
 
 
 async def test_what_is_under_way_when_the_store_is_closed_opens_no_connection_afterwards(cluster: Cluster) -> None:

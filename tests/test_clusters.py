@@ -530,58 +530,54 @@ async def test_what_is_over_and_nobodys_waits_for_no_replica(valkey_url: str, cl
     await store.aclose()
 
 
-async def test_an_end_whose_answer_was_lost_is_waited_for_all_the_same(own_server: Server) -> None:
+async def test_an_end_whose_answer_was_lost_is_waited_for_all_the_same(own_server: Server, proxy: Proxy) -> None:
     """The first try has ended it, and the second finds nothing to end: that is no reason not to wait."""
-    own_server.start()
-    with Proxy(own_server.port) as proxy:
-        store = RedisStore.from_url(proxy.url(own_server.url), durable_ends=1)
-        record = a_record()
-        await store.create(record)
-        with pytest.raises(StoreError, match="replicas"):
-            await store.delete(moved(record).key)  # the scripts are known now
-        proxy.swallowing = True
+    store = RedisStore.from_url(proxy.url(own_server.url), durable_ends=1)
+    record = a_record()
+    await store.create(record)
+    with pytest.raises(StoreError, match="replicas"):
+        await store.delete(moved(record).key)  # the scripts are known now
+    proxy.swallowing = True
 
-        with pytest.raises(EndUnconfirmed):
-            await store.delete(record.key)
-        assert await store.load(record.key) is None
-        await store.aclose()
+    with pytest.raises(EndUnconfirmed):
+        await store.delete(record.key)
+    assert await store.load(record.key) is None
+    await store.aclose()
 
 
 async def test_a_server_that_says_nothing_to_an_end_is_trouble_of_its_own_and_not_of_replicas(
-    own_server: Server,
+    own_server: Server, proxy: Proxy
 ) -> None:
     """Whether anything ended is not known; and it counts against the server, which others should leave alone."""
-    own_server.start()
-    with Proxy(own_server.port) as proxy:
-        store = RedisStore.from_url(proxy.url(own_server.url), durable_ends=1)
-        sessions = Sessions(store)
-        alice = Browser(app_with(sessions))
-        await alice.do(log_in("alice"))
-        with pytest.raises(EndUnconfirmed):
-            await store.delete(a_record().key)  # the connection for ends is there now
-        proxy.hanging = True
+    store = RedisStore.from_url(proxy.url(own_server.url), durable_ends=1)
+    sessions = Sessions(store)
+    alice = Browser(app_with(sessions))
+    await alice.do(log_in("alice"))
+    with pytest.raises(EndUnconfirmed):
+        await store.delete(a_record().key)  # the connection for ends is there now
+    proxy.hanging = True
 
-        with pytest.raises(StoreError) as failed:
-            await sessions.revoke_all("alice")
+    with pytest.raises(StoreError) as failed:
+        await sessions.revoke_all("alice")
 
-        proxy.hanging = False
-        assert not isinstance(failed.value, EndUnconfirmed)
-        assert sessions._manager.guard.breakers.whole.failures == 1
-        await store.aclose()
+    proxy.hanging = False
+    assert not isinstance(failed.value, EndUnconfirmed)
+    assert sessions._manager.guard.breakers.whole.failures == 1
+    await store.aclose()
 
 
 @pytest.mark.parametrize("reply", [b":1\r\n", b":0\r\n", b"*0\r\n"], ids=["a number", "zero", "a list"])
-async def test_an_answer_of_another_kind_is_a_store_error_and_not_an_absence(own_server: Server, reply: bytes) -> None:
-    own_server.start()
-    with Proxy(own_server.port) as proxy:
-        store = RedisStore.from_url(proxy.url(own_server.url))
-        record = a_record()
-        await store.create(record)
-        proxy.garbage = reply
+async def test_an_answer_of_another_kind_is_a_store_error_and_not_an_absence(
+    own_server: Server, proxy: Proxy, reply: bytes
+) -> None:
+    store = RedisStore.from_url(proxy.url(own_server.url))
+    record = a_record()
+    await store.create(record)
+    proxy.garbage = reply
 
-        with pytest.raises(StoreError):
-            await store.load(record.key)
-        await store.aclose()
+    with pytest.raises(StoreError):
+        await store.load(record.key)
+    await store.aclose()
 
 
 @pytest.mark.parametrize(

@@ -311,17 +311,13 @@ async def test_what_the_search_leaves_in_an_index_has_a_ttl(store: RedisStore, s
 # ── Which servers are believed ──
 
 
-async def test_a_server_that_evicts_nothing_is_not_searched(own_server: Server) -> None:
-    own_server.start()
-    store = RedisStore.from_url(own_server.url)
-
+async def test_a_server_that_evicts_nothing_is_not_searched(own_server: Server, own_store: RedisStore) -> None:
     for ask, _ in ASKED:
-        await store.create(one := a_record(owner="alice"))
-        await ask(store, one)
+        await own_store.create(one := a_record(owner="alice"))
+        await ask(own_store, one)
 
     with redis.Redis.from_url(own_server.url) as server:
         assert "cmdstat_scan" not in server.info("commandstats")
-    await store.aclose()
 
 
 async def test_a_server_that_evicted_before_it_was_told_not_to_is_searched(own_server: Server) -> None:

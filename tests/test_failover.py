@@ -37,31 +37,29 @@ def new_server() -> Any:
 
 @pytest.mark.parametrize("is_given", [False, True], ids=["own connections", "a client of the app"])
 async def test_writes_go_to_the_new_primary_after_one_503_at_most(
-    own_server: Server, new_server: Server, is_given: bool
+    own_server: Server, proxy: Proxy, new_server: Server, is_given: bool
 ) -> None:
     """The old one lives on as a replica. The name leads to the new one, as DNS or a proxy in front has it."""
-    own_server.start()
-    with Proxy(own_server.port) as proxy:
-        url = proxy.url(own_server.url)
-        client = redis.asyncio.Redis.from_url(url) if is_given else None
-        store = RedisStore.from_url(url) if client is None else RedisStore(client)
-        alice = Browser(app_with(store))
-        await alice.do(log_in("alice"))
-        await asyncio.to_thread(say, new_server.port, "REPLICAOF", "127.0.0.1", own_server.port)
-        async with asyncio.timeout(20):
-            while not await asyncio.to_thread(has_keys, new_server.port):  # noqa: ASYNC110 - until it has them
-                await asyncio.sleep(0.05)
+    url = proxy.url(own_server.url)
+    client = redis.asyncio.Redis.from_url(url) if is_given else None
+    store = RedisStore.from_url(url) if client is None else RedisStore(client)
+    alice = Browser(app_with(store))
+    await alice.do(log_in("alice"))
+    await asyncio.to_thread(say, new_server.port, "REPLICAOF", "127.0.0.1", own_server.port)
+    async with asyncio.timeout(20):
+        while not await asyncio.to_thread(has_keys, new_server.port):  # noqa: ASYNC110 - until it has them
+            await asyncio.sleep(0.05)
 
-        await asyncio.to_thread(say, new_server.port, "REPLICAOF", "NO", "ONE")
-        await asyncio.to_thread(say, own_server.port, "REPLICAOF", "127.0.0.1", new_server.port)
-        proxy.target = new_server.port  # for new connections
-        statuses = [(await alice.do(put(a=n))).status for n in range(4)]
+    await asyncio.to_thread(say, new_server.port, "REPLICAOF", "NO", "ONE")
+    await asyncio.to_thread(say, own_server.port, "REPLICAOF", "127.0.0.1", new_server.port)
+    proxy.target = new_server.port  # for new connections
+    statuses = [(await alice.do(put(a=n))).status for n in range(4)]
 
-        assert set(statuses[1:]) == {200}
-        assert (await read(alice))["data"] == {"a": 3}
-        await store.aclose()
-        if client is not None:
-            await client.aclose()
+    assert set(statuses[1:]) == {200}
+    assert (await read(alice))["data"] == {"a": 3}
+    await store.aclose()
+    if client is not None:
+        await client.aclose()
 
 
 def has_keys(port: int) -> bool:
@@ -85,22 +83,20 @@ RIGHT = {
 @pytest.mark.parametrize("write", [False, True], ids=["read", "write"])
 @pytest.mark.parametrize("words", [*WRONG, *RIGHT])
 async def test_what_says_that_the_server_is_no_primary_closes_the_connection_and_nothing_else_does(
-    own_server: Server, words: str, write: bool
+    own_server: Server, proxy: Proxy, words: str, write: bool
 ) -> None:
-    own_server.start()
-    with Proxy(own_server.port) as proxy:
-        store: Any = RedisStore.from_url(proxy.url(own_server.url))
-        record = a_record()
-        await store.create(record)
-        before = store._client._here().current
+    store: Any = RedisStore.from_url(proxy.url(own_server.url))
+    record = a_record()
+    await store.create(record)
+    before = store._client._here().current
 
-        proxy.garbage = f"-{(WRONG | RIGHT)[words]}\r\n".encode()
-        with pytest.raises(StoreError, match=words):
-            await (store.touch(record.key, seen_at=9e9, expires_at=9e9) if write else store.load(record.key))
+    proxy.garbage = f"-{(WRONG | RIGHT)[words]}\r\n".encode()
+    with pytest.raises(StoreError, match=words):
+        await (store.touch(record.key, seen_at=9e9, expires_at=9e9) if write else store.load(record.key))
 
-        assert (before.lost is not None) == (words in WRONG)
-        assert await store.load(record.key) is not None
-        await store.aclose()
+    assert (before.lost is not None) == (words in WRONG)
+    assert await store.load(record.key) is not None
+    await store.aclose()
 
 
 async def test_a_server_that_stays_read_only_is_not_connected_to_again_and_again(own_server: Server) -> None:

@@ -80,23 +80,21 @@ async def test_a_client_that_floods_costs_nobody_else_an_answer(
 
 @pytest.mark.parametrize("trouble", ["hanging", "refusing"])
 async def test_a_large_session_that_does_not_arrive_costs_nobody_else_an_answer(
-    own_server: Server, trouble: str
+    own_server: Server, proxy: Proxy, trouble: str
 ) -> None:
     """Large records travel on a connection of their own, which is in trouble here."""
-    own_server.start()
-    with Proxy(own_server.port) as proxy:
-        store = RedisStore.from_url(own_server.url)
-        store._bulk = OwnClient(lambda: pool_from_url(proxy.url(own_server.url), {}), "large")
-        app = app_with(store)
-        mallory, other = Browser(app), Browser(app)
-        await mallory.do(log_in("mallory"))
-        await other.do(log_in("alice"))
-        setattr(proxy, trouble, True)
+    store = RedisStore.from_url(own_server.url)
+    store._bulk = OwnClient(lambda: pool_from_url(proxy.url(own_server.url), {}), "large")
+    app = app_with(store)
+    mallory, other = Browser(app), Browser(app)
+    await mallory.do(log_in("mallory"))
+    await other.do(log_in("alice"))
+    setattr(proxy, trouble, True)
 
-        floods = await asyncio.gather(*(mallory.another().do(put(much="x" * 100_000)) for _ in range(FLOOD)))
-        statuses = [(await other.another().do(do)).status for do in (dict, put(n=1), dict)]
+    floods = await asyncio.gather(*(mallory.another().do(put(much="x" * 100_000)) for _ in range(FLOOD)))
+    statuses = [(await other.another().do(do)).status for do in (dict, put(n=1), dict)]
 
-        assert {answer.status for answer in floods} == {503}
-        assert statuses == [200, 200, 200]
-        setattr(proxy, trouble, False)
-        await store.aclose()
+    assert {answer.status for answer in floods} == {503}
+    assert statuses == [200, 200, 200]
+    setattr(proxy, trouble, False)
+    await store.aclose()

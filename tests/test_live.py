@@ -374,31 +374,31 @@ async def test_without_a_store_that_tells_sessions_are_asked_for(
     assert line.code == 4401
 
 
-async def test_ends_that_were_missed_in_an_outage_are_noticed_after_it(own_server: Server, clock: FakeClock) -> None:
+async def test_ends_that_were_missed_in_an_outage_are_noticed_after_it(
+    own_server: Server, proxy: Proxy, clock: FakeClock
+) -> None:
     """The connection that listens is cut; the session ends meanwhile, by way of another connection."""
-    own_server.start()
-    with Proxy(own_server.port) as proxy:
-        there = RedisStore.from_url(proxy.url(own_server.url))
-        direct = RedisStore.from_url(own_server.url)
-        browser = Browser(app_with(there, clock=clock))
-        await browser.do(log_in("alice"))
-        line = Line(browser, "websocket", listens)
-        await line.open.wait()
-        await asyncio.sleep(0.2)
-        proxy.refusing = True
-        proxy.cut()
+    there = RedisStore.from_url(proxy.url(own_server.url))
+    direct = RedisStore.from_url(own_server.url)
+    browser = Browser(app_with(there, clock=clock))
+    await browser.do(log_in("alice"))
+    line = Line(browser, "websocket", listens)
+    await line.open.wait()
+    await asyncio.sleep(0.2)
+    proxy.refusing = True
+    proxy.cut()
 
-        await Sessions(direct, clock=clock).revoke_all("alice")
-        assert await line.stays_open(0.3)
-        proxy.refusing = False
+    await Sessions(direct, clock=clock).revoke_all("alice")
+    assert await line.stays_open(0.3)
+    proxy.refusing = False
 
-        async with asyncio.timeout(8):
-            await line.closed.wait()
-        assert line.code == 4401
-        assert browser.app._watch is not None
-        await browser.app._watch.aclose()
-        await there.aclose()
-        await direct.aclose()
+    async with asyncio.timeout(8):
+        await line.closed.wait()
+    assert line.code == 4401
+    assert browser.app._watch is not None
+    await browser.app._watch.aclose()
+    await there.aclose()
+    await direct.aclose()
 
 
 async def test_ends_that_were_missed_are_noticed_though_the_store_is_still_left_alone(
@@ -434,10 +434,8 @@ async def test_ends_that_were_missed_are_noticed_though_the_store_is_still_left_
         await direct.aclose()
 
 
-async def test_an_outage_ends_nobodys_session(own_server: Server, clock: FakeClock) -> None:
-    own_server.start()
-    store = RedisStore.from_url(own_server.url)
-    browser = Browser(app_with(store, clock=clock))
+async def test_an_outage_ends_nobodys_session(own_server: Server, own_store: RedisStore, clock: FakeClock) -> None:
+    browser = Browser(app_with(own_store, clock=clock))
     await browser.do(log_in("alice"))
     line = Line(browser, "websocket", listens)
     await line.open.wait()
@@ -450,7 +448,6 @@ async def test_an_outage_ends_nobodys_session(own_server: Server, clock: FakeClo
     line.task.cancel()
     assert browser.app._watch is not None
     await browser.app._watch.aclose()
-    await store.aclose()
 
 
 async def test_a_server_without_sharded_channels_tells_all_the_same(own_server: Server, clock: FakeClock) -> None:
@@ -570,23 +567,21 @@ async def test_a_tab_that_reloads_does_not_unsubscribe_the_others(
 
 
 async def test_every_lost_subscription_is_logged_and_the_first_try_after_it_comes_soon(
-    own_server: Server, caplog: pytest.LogCaptureFixture
+    own_server: Server, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     """However many losses there were before, if a subscription was confirmed since."""
-    own_server.start()
-    with Proxy(own_server.port) as proxy:
-        store = RedisStore.from_url(proxy.url(own_server.url))
-        gaps: list[str] = []
-        made: Any = store.listen(lambda _: None, gaps.append)
-        made.add("Zk3")
-        for losses in range(1, 9):
-            assert await until(lambda losses=losses: len(gaps) == losses), losses
-            proxy.cut()
-        assert await until(lambda: len(gaps) == 9)
+    store = RedisStore.from_url(proxy.url(own_server.url))
+    gaps: list[str] = []
+    made: Any = store.listen(lambda _: None, gaps.append)
+    made.add("Zk3")
+    for losses in range(1, 9):
+        assert await until(lambda losses=losses: len(gaps) == losses), losses
+        proxy.cut()
+    assert await until(lambda: len(gaps) == 9)
 
-        assert caplog.text.count("store.unsubscribed") == 8
-        await made.aclose()
-        await store.aclose()
+    assert caplog.text.count("store.unsubscribed") == 8
+    await made.aclose()
+    await store.aclose()
 
 
 async def test_who_comes_and_goes_leaves_nothing_behind(connect: Any, browser: Browser) -> None:

@@ -110,10 +110,8 @@ async def test_the_time_is_looked_at_with_every_request(own_server: Server, cloc
     await store.aclose()
 
 
-async def test_none_is_kept_where_there_is_no_room(own_server: Server, clock: FakeClock) -> None:
-    own_server.start()
-    store = RedisStore.from_url(own_server.url)
-    sessions = Sessions(store, clock=clock, cache_bytes=0)
+async def test_none_is_kept_where_there_is_no_room(own_store: RedisStore, clock: FakeClock) -> None:
+    sessions = Sessions(own_store, clock=clock, cache_bytes=0)
     browser = Browser(app_with(sessions))
     await browser.do(log_in("alice"))
     await browser.do(put(a=1))
@@ -121,7 +119,6 @@ async def test_none_is_kept_where_there_is_no_room(own_server: Server, clock: Fa
     assert (await read(browser))["data"] == {"a": 1}
     await browser.do(destroy)
     assert len(sessions._manager.cache) == 0
-    await store.aclose()
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, True, "8M", None])
@@ -203,13 +200,13 @@ async def test_a_subclass_with_a_load_of_its_own_is_asked_by_it(own_server: Serv
 
 
 @pytest.mark.parametrize("what", ["nothing", "a wrong type", "an error", "no record"])
-async def test_what_is_no_plain_answer_is_left_to_the_method(own_server: Server, clock: FakeClock, what: str) -> None:
-    own_server.start()
-    store = RedisStore.from_url(own_server.url)
-    browser = Browser(app_with(Sessions(store, clock=clock)))
+async def test_what_is_no_plain_answer_is_left_to_the_method(
+    own_server: Server, own_store: RedisStore, clock: FakeClock, what: str
+) -> None:
+    browser = Browser(app_with(Sessions(own_store, clock=clock)))
     await browser.do(put(a=1))
     await read(browser)
-    name = store._name(browser.key)
+    name = own_store._name(browser.key)
     with redis.Redis.from_url(own_server.url) as client:
         if what == "an error":
             client.acl_setuser("default", enabled=True, nopass=True, commands=["+@all", "-getrange"], keys=["*"])
@@ -223,13 +220,12 @@ async def test_what_is_no_plain_answer_is_left_to_the_method(own_server: Server,
             elif what == "no record":
                 client.set(name, b"nonsense")
             assert (await read(browser))["is_new"]
-    await store.aclose()
 
 
-async def test_a_script_that_the_server_forgot_is_sent_again(own_server: Server, clock: FakeClock) -> None:
-    own_server.start()
-    store = RedisStore.from_url(own_server.url)
-    browser = Browser(app_with(Sessions(store, clock=clock)))
+async def test_a_script_that_the_server_forgot_is_sent_again(
+    own_server: Server, own_store: RedisStore, clock: FakeClock
+) -> None:
+    browser = Browser(app_with(Sessions(own_store, clock=clock)))
     await browser.do(put(a=1))
     await browser.do(put(a=2))
     with redis.Redis.from_url(own_server.url) as client:
@@ -237,4 +233,3 @@ async def test_a_script_that_the_server_forgot_is_sent_again(own_server: Server,
 
     assert (await browser.do(put(a=3))).status == 200
     assert (await read(browser))["data"] == {"a": 3}
-    await store.aclose()

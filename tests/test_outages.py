@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,6 @@ from tests.proxy import Proxy
 from tests.support import Browser, app_with, log_in, put, read, sessions_there
 
 Trouble = Callable[[Proxy], None]
-
-
-@pytest.fixture
-def proxy(own_server: Server) -> Iterator[Proxy]:
-    own_server.start()
-    with Proxy(own_server.port) as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -14,13 +14,6 @@ from tests.proxy import Proxy
 
 
 @pytest.fixture
-def proxy(own_server: Server) -> Iterator[Proxy]:
-    own_server.start()
-    with Proxy(own_server.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def client(proxy: Proxy, own_server: Server) -> Iterator[socket.socket]:
     with socket.create_connection(("127.0.0.1", proxy.port), 2) as client:
         yield client

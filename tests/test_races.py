@@ -28,7 +28,6 @@ from asgi_sessions._core.record import Record
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
-from tests.conftest import Server
 from tests.properties.faults import Faulty
 from tests.support import Browser, Handler, Response, app_with, destroy, log_in, put, read, regenerate
 from tests.threats.hostile import Between
@@ -356,14 +355,12 @@ async def test_an_answer_that_was_lost_after_the_store_had_done_it_is_a_503_and_
 
 
 async def test_a_conflict_that_took_its_time_does_not_get_a_second_deadline(
-    own_server: Server, clock: FakeClock
+    own_store: RedisStore, clock: FakeClock
 ) -> None:
     """Load and commit together stay under a second, also where the first answer came late and was a conflict."""
-    own_server.start()
-    store = RedisStore.from_url(own_server.url)
-    browser = Browser(app_with(store, clock=clock))
+    browser = Browser(app_with(own_store, clock=clock))
     await browser.do(put(a=1))
-    update, calls = store.update, 0
+    update, calls = own_store.update, 0
 
     async def late(record: Record, *, rev: int, asked: Any = None) -> None:
         nonlocal calls
@@ -374,10 +371,9 @@ async def test_a_conflict_that_took_its_time_does_not_get_a_second_deadline(
     slow = browser.another()
     async with slow.paused(put(b=2)) as request:
         await browser.do(put(c=3))
-        store.update = late  # type: ignore[method-assign]  # on this very store, which is trusted to keep time
-        store.ask_update = lambda *args, **more: None  # type: ignore[method-assign]
+        own_store.update = late  # type: ignore[method-assign]  # on this very store, which is trusted to keep time
+        own_store.ask_update = lambda *args, **more: None  # type: ignore[method-assign]
 
-    await store.aclose()
     assert request.response.status == 503
     assert calls == 2
 

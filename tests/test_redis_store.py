@@ -135,11 +135,11 @@ async def test_another_type_under_the_key_is_a_damaged_record(store: RedisStore,
         server.delete(store._name(record.key))
 
 
-async def test_a_read_is_one_get_and_a_write_one_script(own_server: Server, clock: FakeClock) -> None:
+async def test_a_read_is_one_get_and_a_write_one_script(
+    own_server: Server, own_store: RedisStore, clock: FakeClock
+) -> None:
     """Counted by the server itself."""
-    own_server.start()
-    store = RedisStore.from_url(own_server.url)
-    browser = Browser(app_with(store, clock=clock))
+    browser = Browser(app_with(own_store, clock=clock))
     await browser.do(put(a=1))
 
     with redis.Redis.from_url(own_server.url) as server:
@@ -149,7 +149,6 @@ async def test_a_read_is_one_get_and_a_write_one_script(own_server: Server, cloc
         server.config_resetstat()
         await browser.do(put(a=2))
         writing = {name: stat["calls"] for name, stat in server.info("commandstats").items()}
-    await store.aclose()
 
     ours = {"cmdstat_get", "cmdstat_getrange", "cmdstat_evalsha", "cmdstat_eval", "cmdstat_set"}
     assert {name: calls for name, calls in reading.items() if name in ours} == {"cmdstat_getrange": 1}
@@ -158,15 +157,13 @@ async def test_a_read_is_one_get_and_a_write_one_script(own_server: Server, cloc
     assert "cmdstat_get" not in writing
 
 
-async def test_a_large_session_travels_on_a_connection_of_its_own(own_server: Server, clock: FakeClock) -> None:
+async def test_a_large_session_travels_on_a_connection_of_its_own(own_store: RedisStore, clock: FakeClock) -> None:
     """Both ways; a small one that is asked for at the same time does not wait behind it."""
-    own_server.start()
-    store = RedisStore.from_url(own_server.url)
-    app = app_with(store, clock=clock)
+    app = app_with(own_store, clock=clock)
     small, large = Browser(app), Browser(app)
     await small.do(put(a=1))
-    assert isinstance(store._bulk, OwnClient)
-    assert not store._bulk._connections  # not opened before there is something to carry
+    assert isinstance(own_store._bulk, OwnClient)
+    assert not own_store._bulk._connections  # not opened before there is something to carry
     most: dict[str, int] = {}
 
     def counted(connection: Connection, name: str) -> None:
@@ -180,16 +177,15 @@ async def test_a_large_session_travels_on_a_connection_of_its_own(own_server: Se
         connection._transport.set_protocol(Counting())
 
     await large.do(put(text="x" * 500_000))
-    assert isinstance(store._client, OwnClient)
-    assert isinstance(store._bulk, OwnClient)
-    (requests,), (bulk,) = store._client._connections.values(), store._bulk._connections.values()
+    assert isinstance(own_store._client, OwnClient)
+    assert isinstance(own_store._bulk, OwnClient)
+    (requests,), (bulk,) = own_store._client._connections.values(), own_store._bulk._connections.values()
     assert requests.current is not None
     assert bulk.current is not None
     counted(requests.current, "small")
     counted(bulk.current, "large")
     assert (await read(large))["data"] == {"text": "x" * 500_000}
     assert (await read(small))["data"] == {"a": 1}
-    await store.aclose()
 
     assert most["large"] > 500_000
     assert most["small"] < 2 * LARGE
@@ -273,10 +269,8 @@ async def test_a_policy_that_evicts_sessions_is_warned_of_once(own_server: Serve
 # ── Connections ──
 
 
-async def test_a_restarted_server_is_found_again(own_server: Server, clock: FakeClock) -> None:
-    own_server.start()
-    store = RedisStore.from_url(own_server.url)
-    browser = Browser(app_with(store, clock=clock))
+async def test_a_restarted_server_is_found_again(own_server: Server, own_store: RedisStore, clock: FakeClock) -> None:
+    browser = Browser(app_with(own_store, clock=clock))
     await browser.do(put(a=1))
     own_server.restart()
 
@@ -284,21 +278,17 @@ async def test_a_restarted_server_is_found_again(own_server: Server, clock: Fake
 
     assert response.status == 200
     assert (await read(browser))["data"] == {"a": 2}
-    await store.aclose()
 
 
-async def test_a_stopped_server_is_a_503_and_its_cause_is_kept(own_server: Server) -> None:
-    own_server.start()
-    store = RedisStore.from_url(own_server.url)
-    browser = Browser(app_with(store))
+async def test_a_stopped_server_is_a_503_and_its_cause_is_kept(own_server: Server, own_store: RedisStore) -> None:
+    browser = Browser(app_with(own_store))
     await browser.do(put(a=1))
     own_server.stop()
 
     assert (await browser.do()).status == 503
     with pytest.raises(StoreError) as caught:
-        await store.load(browser.key)
+        await own_store.load(browser.key)
     assert isinstance(caught.value.__cause__, redis.ConnectionError)
-    await store.aclose()
 
 
 async def test_a_client_that_was_passed_in_stays_the_apps(valkey_url: str) -> None:

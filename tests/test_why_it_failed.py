@@ -156,25 +156,23 @@ async def test_redis_says_why(
 @pytest.mark.parametrize(
     ("reply", "phrase"), [(b"", "Timeout connecting"), (b"-ERR no\r\n", "SSL")], ids=["waits", "replies"]
 )
-async def test_redis_without_tls_says_so(own_server: Server, lines: Lines, reply: bytes, phrase: str) -> None:
+async def test_redis_without_tls_says_so(proxy: Proxy, lines: Lines, reply: bytes, phrase: str) -> None:
     """It waits for the end of a command, or replies with what is no TLS."""
-    own_server.start()
-    with Proxy(own_server.port) as proxy:
 
-        async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(reply)
-            writer.close()
-            await writer.wait_closed()
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(reply)
+        writer.close()
+        await writer.wait_closed()
 
-        server = await asyncio.start_server(answer, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1] if reply else proxy.port
-        store = RedisStore.from_url(f"rediss://:{PASSWORD}@127.0.0.1:{port}")
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1] if reply else proxy.port
+    store = RedisStore.from_url(f"rediss://:{PASSWORD}@127.0.0.1:{port}")
 
-        await a_visit(store)
+    await a_visit(store)
 
-        holds(lines, f"127.0.0.1:{port}", phrase)
-        await store.aclose()
-        server.close()
+    holds(lines, f"127.0.0.1:{port}", phrase)
+    await store.aclose()
+    server.close()
 
 
 async def test_redis_without_such_a_host_says_so(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,30 +189,26 @@ async def test_redis_without_such_a_host_says_so(lines: Lines, monkeypatch: pyte
     await store.aclose()
 
 
-async def test_redis_that_loads_says_so(own_server: Server, lines: Lines) -> None:
-    own_server.start()
-    with Proxy(own_server.port) as proxy:
-        store = RedisStore.from_url(proxy.url(own_server.url))
-        alice = await a_visit(store)
-        proxy.garbage = b"-LOADING Redis is loading the dataset in memory\r\n"
-        await alice.do()
+async def test_redis_that_loads_says_so(own_server: Server, proxy: Proxy, lines: Lines) -> None:
+    store = RedisStore.from_url(proxy.url(own_server.url))
+    alice = await a_visit(store)
+    proxy.garbage = b"-LOADING Redis is loading the dataset in memory\r\n"
+    await alice.do()
 
-        holds(lines, f"127.0.0.1:{proxy.port}", "LOADING", step="load")
-        await store.aclose()
+    holds(lines, f"127.0.0.1:{proxy.port}", "LOADING", step="load")
+    await store.aclose()
 
 
-async def test_redis_that_is_slow_says_so(own_server: Server, lines: Lines) -> None:
-    own_server.start()
-    with Proxy(own_server.port) as proxy:
-        store = RedisStore.from_url(proxy.url(own_server.url))
-        alice = await a_visit(store)
-        alice.app = app_with(store, store_deadline=timedelta(seconds=0.05))
-        proxy.hanging = True
-        await alice.do()
+async def test_redis_that_is_slow_says_so(own_server: Server, proxy: Proxy, lines: Lines) -> None:
+    store = RedisStore.from_url(proxy.url(own_server.url))
+    alice = await a_visit(store)
+    alice.app = app_with(store, store_deadline=timedelta(seconds=0.05))
+    proxy.hanging = True
+    await alice.do()
 
-        holds(lines, f"127.0.0.1:{proxy.port}", "did not answer within", step="load")
-        proxy.hanging = False
-        await store.aclose()
+    holds(lines, f"127.0.0.1:{proxy.port}", "did not answer within", step="load")
+    proxy.hanging = False
+    await store.aclose()
 
 
 async def test_a_client_without_a_free_connection_says_so(valkey_url: str, lines: Lines) -> None:

@@ -617,34 +617,30 @@ async def test_clients_that_hang_up_after_the_loop_stood_still_do_not_shut_the_s
     assert (await read(alice))["user_id"] == "alice"
 
 
-async def test_nor_where_the_store_keeps_the_time(own_server: Server) -> None:
+async def test_nor_where_the_store_keeps_the_time(own_server: Server, proxy: Proxy) -> None:
     """Then there is no limit of ours while it is asked, and so nobody who notices that the loop stood still."""
-    own_server.start()
-    with Proxy(own_server.port) as proxy:
-        store = RedisStore.from_url(proxy.url(own_server.url))
-        alice = Browser(app_with(store))
-        await alice.do(log_in("alice"))
-        proxy.hanging = True
-        tasks = [asyncio.ensure_future(alice.another().do()) for _ in range(FAILURES_TO_OPEN * 2)]
-        await asyncio.sleep(0.05)
+    store = RedisStore.from_url(proxy.url(own_server.url))
+    alice = Browser(app_with(store))
+    await alice.do(log_in("alice"))
+    proxy.hanging = True
+    tasks = [asyncio.ensure_future(alice.another().do()) for _ in range(FAILURES_TO_OPEN * 2)]
+    await asyncio.sleep(0.05)
 
-        time.sleep(0.3)  # noqa: ASYNC251 - this is the trouble
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        proxy.hanging = False
+    time.sleep(0.3)  # noqa: ASYNC251 - this is the trouble
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    proxy.hanging = False
 
-        assert (await read(alice))["user_id"] == "alice"
-        await store.aclose()
+    assert (await read(alice))["user_id"] == "alice"
+    await store.aclose()
 
 
 async def test_touches_that_hang_are_held_against_a_store_that_keeps_the_time(
-    own_server: Server, clock: FakeClock
+    own_server: Server, own_store: RedisStore, clock: FakeClock
 ) -> None:
     """They have a limit of their own, so somebody did watch whether the loop stood still."""
-    own_server.start()
-    store = RedisStore.from_url(own_server.url)
-    app = app_with(store, clock=clock)
+    app = app_with(own_store, clock=clock)
     browsers = [Browser(app) for _ in range(FAILURES_TO_OPEN)]
     for number, browser in enumerate(browsers):
         await browser.do(log_in(f"user {number}"))
@@ -656,7 +652,6 @@ async def test_touches_that_hang_are_held_against_a_store_that_keeps_the_time(
 
     assert {answer.status for answer in answers} == {200}
     assert app._manager.guard.breakers.whole.is_open
-    await store.aclose()
 
 
 async def test_what_hangs_when_it_is_tried_again_is_held_against_the_store() -> None:
