@@ -83,6 +83,19 @@ class Line:
         return not self.closed.is_set()
 
 
+async def a_line(browser: Browser) -> Line:
+    """A socket that listens, after its handshake."""
+    line = Line(browser, "websocket", listens)
+    await line.open.wait()
+    return line
+
+
+async def hush(app: SessionMiddleware) -> None:
+    """Watch no session any more."""
+    assert app._watch is not None
+    await app._watch.aclose()
+
+
 async def listens(scope: Any, receive: Any, send: Any) -> None:
     """An echo: sits in receive()."""
     line: Line = scope["line"]
@@ -138,8 +151,7 @@ async def browser(store: Store, clock: FakeClock) -> AsyncIterator[Browser]:
     browser = Browser(app_with(store, clock=clock, timeouts=Timeouts(renew=timedelta(minutes=10))))
     await browser.do(log_in("alice"))
     yield browser
-    assert browser.app._watch is not None
-    await browser.app._watch.aclose()
+    await hush(browser.app)
 
 
 @pytest.fixture
@@ -273,20 +285,17 @@ async def test_a_regeneration_of_nobodys_session_kicks_nobody(store: Store, cloc
     """There is no index that says where it has gone: the sockets under its old token and under its new one both stay."""
     browser = Browser(app_with(store, clock=clock))
     await browser.do(put(basket=1))
-    old = Line(browser, "websocket", listens)
-    await old.open.wait()
+    old = await a_line(browser)
 
     await browser.do(regenerate)
-    new = Line(browser, "websocket", listens)
-    await new.open.wait()
+    new = await a_line(browser)
 
     assert await new.stays_open()
     assert not old.closed.is_set()
     await browser.do(destroy)
     assert await old.is_closed_soon()
     assert await new.is_closed_soon()
-    assert browser.app._watch is not None
-    await browser.app._watch.aclose()
+    await hush(browser.app)
 
 
 async def test_somebody_elses_end_kicks_nobody(connect: Any, browser: Browser, store: Store, clock: FakeClock) -> None:
@@ -333,8 +342,7 @@ async def test_a_response_of_known_length_is_left_alone(connect: Any, store: Sto
 async def test_nobody_is_told_when_it_is_turned_off(store: Store, clock: FakeClock) -> None:
     browser = Browser(app_with(store, clock=clock, devices=Devices(live=False)))
     await browser.do(log_in("alice"))
-    line = Line(browser, "websocket", listens)
-    await line.open.wait()
+    line = await a_line(browser)
 
     await Sessions(store, clock=clock).revoke_all("alice")
 
@@ -365,8 +373,7 @@ async def test_without_a_store_that_tells_sessions_are_asked_for(
     silent.listen = None
     browser = Browser(app_with(silent, clock=clock))
     await browser.do(log_in("alice"))
-    line = Line(browser, "websocket", listens)
-    await line.open.wait()
+    line = await a_line(browser)
 
     await Sessions(store, clock=clock).revoke_all("alice")
 
@@ -383,8 +390,7 @@ async def test_ends_that_were_missed_in_an_outage_are_noticed_after_it(
     direct = RedisStore.from_url(own_server.url)
     browser = Browser(app_with(there, clock=clock))
     await browser.do(log_in("alice"))
-    line = Line(browser, "websocket", listens)
-    await line.open.wait()
+    line = await a_line(browser)
     await asyncio.sleep(0.2)
     proxy.refusing = True
     proxy.cut()
@@ -396,8 +402,7 @@ async def test_ends_that_were_missed_in_an_outage_are_noticed_after_it(
     async with asyncio.timeout(8):
         await line.closed.wait()
     assert line.code == 4401
-    assert browser.app._watch is not None
-    await browser.app._watch.aclose()
+    await hush(browser.app)
     await there.aclose()
     await direct.aclose()
 
@@ -415,8 +420,7 @@ async def test_ends_that_were_missed_are_noticed_though_the_store_is_still_left_
         browser, others = Browser(app), [Browser(app) for _ in range(6)]
         for each in (browser, *others):
             await each.do(log_in("alice" if each is browser else "bob"))
-        line = Line(browser, "websocket", listens)
-        await line.open.wait()
+        line = await a_line(browser)
         await asyncio.sleep(0.2)
         proxy.refusing = True
         proxy.cut()
@@ -429,8 +433,7 @@ async def test_ends_that_were_missed_are_noticed_though_the_store_is_still_left_
         async with asyncio.timeout(9):
             await line.closed.wait()
         assert line.code == 4401
-        assert app._watch is not None
-        await app._watch.aclose()
+        await hush(app)
         await there.aclose()
         await direct.aclose()
 
@@ -438,8 +441,7 @@ async def test_ends_that_were_missed_are_noticed_though_the_store_is_still_left_
 async def test_an_outage_ends_nobodys_session(own_server: Server, own_store: RedisStore, clock: FakeClock) -> None:
     browser = Browser(app_with(own_store, clock=clock))
     await browser.do(log_in("alice"))
-    line = Line(browser, "websocket", listens)
-    await line.open.wait()
+    line = await a_line(browser)
     await asyncio.sleep(0.2)
 
     own_server.stop()
@@ -447,8 +449,7 @@ async def test_an_outage_ends_nobodys_session(own_server: Server, own_store: Red
 
     assert await line.stays_open(1.5)
     line.task.cancel()
-    assert browser.app._watch is not None
-    await browser.app._watch.aclose()
+    await hush(browser.app)
 
 
 async def test_a_server_without_sharded_channels_tells_all_the_same(own_server: Server, clock: FakeClock) -> None:
@@ -458,16 +459,14 @@ async def test_a_server_without_sharded_channels_tells_all_the_same(own_server: 
     here, there = RedisStore.from_url(own_server.url), RedisStore.from_url(own_server.url)
     browser = Browser(app_with(here, clock=clock))
     await browser.do(log_in("alice"))
-    line = Line(browser, "websocket", listens)
-    await line.open.wait()
+    line = await a_line(browser)
     assert await line.stays_open(0.3)
 
     await Sessions(there, clock=clock).revoke_all("alice")
 
     assert await line.is_closed_soon()
     assert line.code == 4401
-    assert browser.app._watch is not None
-    await browser.app._watch.aclose()
+    await hush(browser.app)
     for store in (here, there):
         await store.aclose()
 
@@ -590,8 +589,7 @@ async def test_who_comes_and_goes_leaves_nothing_behind(connect: Any, browser: B
     assert browser.app._watch is not None
     stays = await connect()
     for _ in range(20):
-        line = Line(browser, "websocket", listens)
-        await line.open.wait()
+        line = await a_line(browser)
         line.task.cancel()
         await asyncio.wait({line.task})
     stays.task.cancel()

@@ -94,8 +94,25 @@ def arrive(session: Session) -> None:
     session["sockets"] = session.get("sockets", 0) + 1
 
 
+async def talk(session: Session, socket: Any, texts: Callable[[], AsyncIterator[str]]) -> None:
+    arrive(session)
+    await socket.accept()
+    async for text in texts():
+        hear(session, text)
+        if text == "bye":
+            await socket.close()
+            return
+        await socket.send_json(session)
+    session["left"] = True
+
+
 def hear(session: Session, text: str) -> None:
     session.setdefault("heard", []).append(text)
+
+
+async def greet(socket: Any, user: str | None) -> None:
+    await socket.accept()
+    await socket.send_json(user)
 
 
 # ── Starlette ──
@@ -164,26 +181,13 @@ def starlette_app(store: Sessions | Store, **options: Any) -> App:
         return JSONResponse({"user": bound_user_of(request)})
 
     async def ws_bound(socket: WebSocket) -> None:
-        user = bound_user_of(socket)
-        await socket.accept()
-        await socket.send_json(user)
+        await greet(socket, bound_user_of(socket))
 
     async def ws(socket: WebSocket) -> None:
-        session = socket.scope["session"]
-        arrive(session)
-        await socket.accept()
-        async for text in socket.iter_text():
-            hear(session, text)
-            if text == "bye":
-                await socket.close()
-                return
-            await socket.send_json(session)
-        session["left"] = True
+        await talk(socket.scope["session"], socket, socket.iter_text)
 
     async def ws_account(socket: WebSocket) -> None:
-        user = user_of(socket)
-        await socket.accept()
-        await socket.send_json(user)
+        await greet(socket, user_of(socket))
 
     routes = [
         Route("/untouched", untouched),
@@ -274,25 +278,15 @@ def fastapi_app(store: Sessions | Store, **options: Any) -> App:
 
     @app.websocket("/ws/bound")
     async def ws_bound(socket: fastapi.WebSocket, user: BoundUser) -> None:
-        await socket.accept()
-        await socket.send_json(user)
+        await greet(socket, user)
 
     @app.websocket("/ws")
     async def ws(socket: fastapi.WebSocket, session: CurrentSession) -> None:
-        arrive(session)
-        await socket.accept()
-        async for text in socket.iter_text():
-            hear(session, text)
-            if text == "bye":
-                await socket.close()
-                return
-            await socket.send_json(session)
-        session["left"] = True
+        await talk(session, socket, socket.iter_text)
 
     @app.websocket("/ws/account")
     async def ws_account(socket: fastapi.WebSocket, user: CurrentUser) -> None:
-        await socket.accept()
-        await socket.send_json(user)
+        await greet(socket, user)
 
     return App(app, at_once)
 
@@ -370,27 +364,17 @@ async def ls_bound(session: InjectedSession) -> dict[str, Any]:
 
 @litestar.websocket("/ws/bound", guards=[for_litestar.require_device_bound])
 async def ls_ws_bound(socket: litestar.WebSocket[Any, Any, Any], session: InjectedSession) -> None:
-    await socket.accept()
-    await socket.send_json(session.user_id)
+    await greet(socket, session.user_id)
 
 
 @litestar.websocket("/ws")
 async def ls_ws(socket: litestar.WebSocket[Any, Any, Any], session: InjectedSession) -> None:
-    arrive(session)
-    await socket.accept()
-    async for text in socket.iter_data("text"):
-        hear(session, text)
-        if text == "bye":
-            await socket.close()
-            return
-        await socket.send_json(session)
-    session["left"] = True
+    await talk(session, socket, lambda: socket.iter_data("text"))
 
 
 @litestar.websocket("/ws/account", guards=[for_litestar.require_user])
 async def ls_ws_account(socket: litestar.WebSocket[Any, Any, Any], session: InjectedSession) -> None:
-    await socket.accept()
-    await socket.send_json(session.user_id)
+    await greet(socket, session.user_id)
 
 
 def litestar_app(store: Sessions | Store, **options: Any) -> App:

@@ -92,3 +92,9 @@ async def test_a_user_with_a_password_alone(
 def test_what_makes_no_sense_is_refused_at_once(ask: Callable[..., Any], wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=r"require_fresh\(\)"):
         ask(WITHIN, **wrong)
+
+
+@pytest.mark.parametrize("ask", [fastapi.require_fresh, litestar.require_fresh, quart.require_fresh])
+def test_a_bare_number_is_no_duration(ask: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigurationError, match="timedelta"):
+        ask(300)

@@ -26,7 +26,6 @@ from asgi_sessions.frameworks.litestar import (
     CurrentSession,
     SessionPlugin,
     current_session,
-    require_fresh,
     require_user,
 )
 from tests.frameworks.client import NAME, Client
@@ -238,11 +237,6 @@ def test_a_mistake_shows_when_the_plugin_is_made(memory: MemoryStore) -> None:
         SessionPlugin(memory, on_store_failure="hope")
     with pytest.raises(ConfigurationError, match="give a store"):
         SessionPlugin("redis://localhost")  # type: ignore[arg-type]  # the point
-
-
-def test_a_bare_number_is_no_duration() -> None:
-    with pytest.raises(ConfigurationError, match="timedelta"):
-        require_fresh(300)  # type: ignore[arg-type]  # the point
 
 
 # ── Device-bound sessions ──

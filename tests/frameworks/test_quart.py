@@ -341,11 +341,6 @@ async def test_a_view_that_needs_a_bound_session_keeps_its_name_and_says_why_not
     assert "This needs a session that is bound to its device" in refused.text
 
 
-def test_a_bare_number_is_no_duration() -> None:
-    with pytest.raises(ConfigurationError, match="timedelta"):
-        require_fresh(300)  # type: ignore[arg-type]  # the point
-
-
 # ── Set up ──
 
 

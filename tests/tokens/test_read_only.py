@@ -107,17 +107,22 @@ def test_every_method_that_may_change_a_session_is_in_the_table_or_reads() -> No
 # ── The same in every framework: a route that writes, and a socket that does ──
 
 
+async def act_on(socket: Any, act: Callable[[Any], Any], session: Any) -> None:
+    """Act before the handshake, or after it where there is a query."""
+    if socket.query_params:
+        await socket.accept()
+    act(session)
+    await socket.accept()
+    await socket.close()
+
+
 def starlette_app(store: Store, act: Callable[[Any], Any], **options: Any) -> Any:
     async def http(request: Request) -> Response:
         act(request.session)
         return PlainTextResponse("done")
 
     async def ws(socket: WebSocket) -> None:
-        if socket.query_params:
-            await socket.accept()
-        act(socket.session)
-        await socket.accept()
-        await socket.close()
+        await act_on(socket, act, socket.session)
 
     return Starlette(
         routes=[Route("/", http, methods=["GET", "POST"]), WebSocketRoute("/ws", ws)],
@@ -138,11 +143,7 @@ def fastapi_app(store: Store, act: Callable[[Any], Any]) -> Any:
 
     @app.websocket("/ws")
     async def ws(socket: fastapi.WebSocket, session: for_fastapi.CurrentSession) -> None:
-        if socket.query_params:
-            await socket.accept()
-        act(session)
-        await socket.accept()
-        await socket.close()
+        await act_on(socket, act, session)
 
     return app
 
@@ -155,11 +156,7 @@ def litestar_app(store: Store, act: Callable[[Any], Any]) -> Any:
 
     @litestar.websocket("/ws")
     async def ws(socket: litestar.WebSocket[Any, Any, Any], session: for_litestar.CurrentSession) -> None:
-        if socket.query_params:
-            await socket.accept()
-        act(session)
-        await socket.accept()
-        await socket.close()
+        await act_on(socket, act, session)
 
     plugin = for_litestar.SessionPlugin(store, secret_keys=[SECRET])
     return litestar.Litestar([http, ws], plugins=[plugin], logging_config=None)
