@@ -42,6 +42,18 @@ def browser(store: Store, clock: FakeClock) -> Browser:
     return Browser(app_with(store, clock=clock, timeouts=RENEWING))
 
 
+@pytest.fixture
+def wrapped(store: Store) -> Wrapped:
+    """The store, which can be told to fail."""
+    return Wrapped(store)
+
+
+@pytest.fixture
+def visitor(wrapped: Wrapped, clock: FakeClock) -> Browser:
+    """Of an app with that store."""
+    return Browser(app_with(wrapped, clock=clock))
+
+
 def was_a_normal_answer_without_cookie(response: Response) -> bool:
     return response.status == 200 and response.set_cookie is None
 
@@ -257,69 +269,61 @@ async def test_a_confirmation_survives_a_merge_with_a_request_that_knew_nothing_
 
 
 async def test_a_revocation_between_the_two_steps_of_a_log_in_leaves_the_log_in_whole(
-    store: Store, clock: FakeClock
+    store: Store, wrapped: Wrapped, visitor: Browser
 ) -> None:
     """The new record is there, the old one not yet gone; somebody deletes the old one just then."""
-    wrapped = Wrapped(store)
-    browser = Browser(app_with(wrapped, clock=clock))
-    await browser.do(put(a=1))
-    old = browser.key
+    await visitor.do(put(a=1))
+    old = visitor.key
 
     async def somebody_else() -> None:
         await store.delete(old)
 
     wrapped.before["delete"] = somebody_else
-    await browser.do(log_in("alice"))
+    await visitor.do(log_in("alice"))
     del wrapped.before["delete"]
 
-    assert (await read(browser))["user_id"] == "alice"
-    assert (await read(browser))["data"] == {"a": 1}
+    assert (await read(visitor))["user_id"] == "alice"
+    assert (await read(visitor))["data"] == {"a": 1}
 
 
 async def test_a_log_in_that_fails_half_way_is_a_503_with_the_cookie_of_what_was_saved(
-    store: Store, clock: FakeClock
+    wrapped: Wrapped, visitor: Browser
 ) -> None:
     """The new session is there, and the old one may be gone: the new token is the only one that is sure to work."""
-    wrapped = Wrapped(store)
-    browser = Browser(app_with(wrapped, clock=clock))
-    await browser.do(put(a=1))
-    before = browser.token
+    await visitor.do(put(a=1))
+    before = visitor.token
     wrapped.fail["delete"] = ConnectionError("gone away")
 
-    response = await browser.do(log_in("alice"))
+    response = await visitor.do(log_in("alice"))
     wrapped.fail.clear()
 
     assert response.status == 503
-    assert browser.token != before
-    assert (await read(browser))["data"] == {"a": 1}
-    assert (await read(browser))["user_id"] == "alice"
+    assert visitor.token != before
+    assert (await read(visitor))["data"] == {"a": 1}
+    assert (await read(visitor))["user_id"] == "alice"
 
 
 async def test_a_log_in_whose_first_step_fails_is_a_503_and_the_old_session_lives_on(
-    store: Store, clock: FakeClock
+    store: Store, wrapped: Wrapped, visitor: Browser
 ) -> None:
-    wrapped = Wrapped(store)
-    browser = Browser(app_with(wrapped, clock=clock))
-    await browser.do(put(a=1))
-    before = browser.token
+    await visitor.do(put(a=1))
+    before = visitor.token
     wrapped.fail_after["create"] = ConnectionError("gone away")
 
-    response = await browser.do(log_in("alice"))
+    response = await visitor.do(log_in("alice"))
     wrapped.fail_after.clear()
 
     assert response.status == 503
-    assert browser.token == before
-    assert (await read(browser))["user_id"] is None
+    assert visitor.token == before
+    assert (await read(visitor))["user_id"] is None
     assert await store.index(owner_of("alice")) == {}
 
 
 async def test_a_log_in_that_failed_half_way_can_be_repeated_in_the_same_request(
-    store: Store, clock: FakeClock
+    wrapped: Wrapped, visitor: Browser
 ) -> None:
-    wrapped = Wrapped(store)
-    browser = Browser(app_with(wrapped, clock=clock))
-    await browser.do(put(a=1))
-    before = browser.another()
+    await visitor.do(put(a=1))
+    before = visitor.another()
 
     async def handler(session: Session) -> None:
         session.log_in("alice")
@@ -328,30 +332,28 @@ async def test_a_log_in_that_failed_half_way_can_be_repeated_in_the_same_request
             await session.save()
         wrapped.fail.clear()
 
-    response = await browser.do(handler)
+    response = await visitor.do(handler)
 
     assert response.status == 200
-    assert (await read(browser))["user_id"] == "alice"
-    assert (await read(browser))["data"] == {"a": 1}
+    assert (await read(visitor))["user_id"] == "alice"
+    assert (await read(visitor))["data"] == {"a": 1}
     assert (await read(before))["is_new"] is True
 
 
 @pytest.mark.parametrize("method", ["create", "update", "rename"])
 async def test_an_answer_that_was_lost_after_the_store_had_done_it_is_a_503_and_nothing_breaks(
-    store: Store, clock: FakeClock, method: str
+    wrapped: Wrapped, visitor: Browser, method: str
 ) -> None:
-    wrapped = Wrapped(store)
-    browser = Browser(app_with(wrapped, clock=clock))
-    await browser.do(log_in("alice"))
+    await visitor.do(log_in("alice"))
     wrapped.fail_after[method] = ConnectionError("the answer was lost")
 
     handler = {"create": log_in("alice"), "update": put(a=1), "rename": regenerate}[method]
-    response = await browser.do(handler)
+    response = await visitor.do(handler)
     wrapped.fail_after.clear()
 
     assert response.status == 503
     assert response.set_cookie is None
-    assert (await browser.do(lambda s: s.get("a"))).status == 200
+    assert (await visitor.do(lambda s: s.get("a"))).status == 200
 
 
 async def test_a_conflict_that_took_its_time_does_not_get_a_second_deadline(
@@ -381,23 +383,21 @@ async def test_a_conflict_that_took_its_time_does_not_get_a_second_deadline(
 @pytest.mark.filterwarnings("ignore::asgi_sessions.SessionWarning")  # the log-in is not saved, and the app is warned
 @pytest.mark.parametrize("verb", [regenerate, log_in("alice")], ids=["regenerate", "log in again"])
 async def test_a_handshake_that_is_refused_after_a_lost_reply_leaves_the_old_token_alive(
-    store: Store, clock: FakeClock, verb: Any
+    store: Store, wrapped: Wrapped, visitor: Browser, verb: Any
 ) -> None:
     """The cookie of the new token can no longer leave, so what may have been done is undone."""
-    wrapped = Wrapped(store)
-    browser = Browser(app_with(wrapped, clock=clock))
-    await browser.do(log_in("alice"))
+    await visitor.do(log_in("alice"))
     for method in ("rename", "create"):
         wrapped.fail_after[method] = StoreError("the reply was lost")
 
-    async with Socket(browser, extensions=False) as socket:
+    async with Socket(visitor, extensions=False) as socket:
         verb(socket.session)
         with pytest.raises(StoreError):
             await socket.session.save()
         wrapped.fail_after.clear()
         await socket.close()
 
-    assert (await read(browser))["user_id"] == "alice"
+    assert (await read(visitor))["user_id"] == "alice"
     assert len(await store.index(owner_of("alice"))) == 1
 
 
@@ -470,13 +470,11 @@ async def test_a_socket_does_not_revive_a_session_that_expired_after_it_had_move
 
 
 async def test_a_log_out_that_was_interrupted_on_its_way_to_a_regenerated_session_is_repeated(
-    store: Store, clock: FakeClock
+    wrapped: Wrapped, visitor: Browser
 ) -> None:
     """What leads there is still there the second time."""
-    wrapped = Wrapped(store)
-    browser = Browser(app_with(wrapped, clock=clock))
-    await browser.do(put(a=1))
-    slow = browser.another()
+    await visitor.do(put(a=1))
+    slow = visitor.another()
 
     async def come_between() -> None:
         if wrapped.calls.count("delete") == 2:
@@ -491,18 +489,18 @@ async def test_a_log_out_that_was_interrupted_on_its_way_to_a_regenerated_sessio
 
     wrapped.before["delete"] = come_between
     async with slow.paused(log_out_twice):
-        await browser.do(regenerate)
+        await visitor.do(regenerate)
 
-    assert (await read(browser))["is_new"]
+    assert (await read(visitor))["is_new"]
 
 
-async def test_a_regeneration_is_undone_though_another_request_has_followed_it(store: Store, clock: FakeClock) -> None:
+async def test_a_regeneration_is_undone_though_another_request_has_followed_it(
+    store: Store, wrapped: Wrapped, visitor: Browser
+) -> None:
     """The crashed request told nobody of the new token, and the other one has saved under it."""
-    wrapped = Wrapped(store)
-    browser = Browser(app_with(wrapped, clock=clock))
-    await browser.do(put(a=1))
-    await browser.do(log_in("alice"))
-    slow = browser.another()
+    await visitor.do(put(a=1))
+    await visitor.do(log_in("alice"))
+    slow = visitor.another()
 
     followed = anyio.Event()
 
@@ -520,22 +518,20 @@ async def test_a_regeneration_is_undone_though_another_request_has_followed_it(s
             raise RuntimeError
 
         with pytest.raises(RuntimeError):
-            await browser.do(regenerate_and_crash)
+            await visitor.do(regenerate_and_crash)
 
-    found = await read(browser)
+    found = await read(visitor)
     assert (found["user_id"], found["data"]["slow"]) == ("alice", 1)
-    assert await store.index(owner_of("alice")) == {found["id"]: browser.key}
+    assert await store.index(owner_of("alice")) == {found["id"]: visitor.key}
 
 
 async def test_a_log_in_whose_last_write_meets_a_conflict_still_gives_its_cookie(
-    store: Store, clock: FakeClock
+    store: Store, wrapped: Wrapped, visitor: Browser
 ) -> None:
     """The old session has ended by then. That last write brings along what another request had put into it."""
-    wrapped = Wrapped(store)
-    browser = Browser(app_with(wrapped, clock=clock))
     users = UserSessions(wrapped)
-    await browser.do(put(a=1))
-    slow = browser.another()
+    await visitor.do(put(a=1))
+    slow = visitor.another()
 
     async def name_the_device() -> None:
         wrapped.before.clear()
@@ -543,7 +539,7 @@ async def test_a_log_in_whose_last_write_meets_a_conflict_still_gives_its_cookie
         assert await users.name("alice", id, "laptop")
 
     async with slow.paused(log_in("alice")):
-        await browser.another().do(put(b=2))
+        await visitor.another().do(put(b=2))
         wrapped.before["update"] = name_the_device
 
     assert (await read(slow))["data"] == {"a": 1, "b": 2}

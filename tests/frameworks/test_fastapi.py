@@ -66,10 +66,13 @@ def app_with(store: MemoryStore | Sessions, **options: Any) -> FastAPI:
     return app
 
 
-@pytest.mark.parametrize("dependency", [late, late_in_a_thread])
-async def test_a_change_after_the_yield_of_a_dependency_is_saved(memory: MemoryStore, dependency: Any) -> None:
-    app = app_with(memory)
+@pytest.fixture
+def app(memory: MemoryStore) -> FastAPI:
+    return app_with(memory)
 
+
+@pytest.mark.parametrize("dependency", [late, late_in_a_thread])
+async def test_a_change_after_the_yield_of_a_dependency_is_saved(app: FastAPI, dependency: Any) -> None:
     @app.get("/late", dependencies=[Depends(dependency)])
     async def read() -> None: ...
 
@@ -80,8 +83,7 @@ async def test_a_change_after_the_yield_of_a_dependency_is_saved(memory: MemoryS
     assert (await client.session())["late"].startswith("yield")
 
 
-async def test_the_dependency_is_the_very_session_of_the_request(memory: MemoryStore) -> None:
-    app = app_with(memory)
+async def test_the_dependency_is_the_very_session_of_the_request(app: FastAPI) -> None:
     seen = []
 
     @app.get("/two")
@@ -93,9 +95,8 @@ async def test_the_dependency_is_the_very_session_of_the_request(memory: MemoryS
     assert seen == [True]
 
 
-async def test_a_session_that_only_a_response_model_reads_counts_as_read(memory: MemoryStore) -> None:
+async def test_a_session_that_only_a_response_model_reads_counts_as_read(app: FastAPI) -> None:
     """pydantic takes what it needs from a dict without calling its methods."""
-    app = app_with(memory)
 
     @app.get("/basket", response_model=Basket)
     async def basket(session: CurrentSession) -> Any:
@@ -109,9 +110,7 @@ async def test_a_session_that_only_a_response_model_reads_counts_as_read(memory:
     assert response.headers["vary"] == "Cookie"
 
 
-async def test_a_plain_function_may_change_the_session_and_needs_a_user_alike(memory: MemoryStore) -> None:
-    app = app_with(memory)
-
+async def test_a_plain_function_may_change_the_session_and_needs_a_user_alike(app: FastAPI) -> None:
     @app.post("/login")
     def log_in(session: CurrentSession) -> None:
         session.log_in("alice", remember=True)
@@ -128,18 +127,14 @@ async def test_a_plain_function_may_change_the_session_and_needs_a_user_alike(me
     assert (await client.get("/account")).json() == "alice"
 
 
-async def test_a_requirement_for_a_whole_router_works(memory: MemoryStore) -> None:
-    app = app_with(memory)
-
+async def test_a_requirement_for_a_whole_router_works(app: FastAPI) -> None:
     @app.get("/account", dependencies=[Depends(require_user)])
     async def account() -> None: ...
 
     assert (await Client(app).get("/account")).status_code == 401
 
 
-def test_openapi_shows_the_cookie_and_where_it_is_needed(memory: MemoryStore) -> None:
-    app = app_with(memory)
-
+def test_openapi_shows_the_cookie_and_where_it_is_needed(app: FastAPI) -> None:
     @app.get("/account")
     async def account(session: CurrentSession, user: CurrentUser) -> None: ...
 
@@ -156,9 +151,8 @@ def test_openapi_shows_the_cookie_and_where_it_is_needed(memory: MemoryStore) ->
     assert "parameters" not in document["paths"]["/account"]["get"]
 
 
-def test_openapi_says_nothing_of_the_cookie_where_a_session_is_all_that_is_wanted(memory: MemoryStore) -> None:
+def test_openapi_says_nothing_of_the_cookie_where_a_session_is_all_that_is_wanted(app: FastAPI) -> None:
     """A log-in is for those who have no session yet."""
-    app = app_with(memory)
 
     @app.post("/login")
     async def log_in(session: CurrentSession) -> None: ...
@@ -184,10 +178,7 @@ NEEDS_A_USER: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", NEEDS_A_USER.values(), ids=NEEDS_A_USER)
 @pytest.mark.parametrize("on", ["app", "router", "mounted"])
-async def test_openapi_shows_the_401_where_a_user_is_needed(
-    memory: MemoryStore, options: dict[str, Any], on: str
-) -> None:
-    app = app_with(memory)
+async def test_openapi_shows_the_401_where_a_user_is_needed(app: FastAPI, options: dict[str, Any], on: str) -> None:
     router: Any = {"app": app, "router": APIRouter(), "mounted": FastAPI()}[on]
 
     @router.delete("/account", **options)  # type: ignore[untyped-decorator]  # an app or a router
@@ -210,9 +201,7 @@ async def test_openapi_shows_the_401_where_a_user_is_needed(
     assert {"SessionCookie": []} in operation["security"]
 
 
-async def test_openapi_shows_the_403_where_a_bound_session_is_needed(memory: MemoryStore) -> None:
-    app = app_with(memory)
-
+async def test_openapi_shows_the_403_where_a_bound_session_is_needed(app: FastAPI) -> None:
     @app.post("/login")
     async def log_in(session: CurrentSession) -> None:
         session.log_in("alice")
@@ -246,9 +235,8 @@ async def test_openapi_shows_the_403_where_a_bound_session_is_needed(memory: Mem
     ids=["403", "401"],
 )
 def test_openapi_keeps_an_answer_of_the_apps_own(
-    memory: MemoryStore, status: int, needs: Any, elsewhere: dict[str, Any]
+    app: FastAPI, status: int, needs: Any, elsewhere: dict[str, Any]
 ) -> None:
-    app = app_with(memory)
     mine = {"description": "mine"}
 
     @app.get("/one", dependencies=[Depends(needs)], responses={status: mine})
@@ -294,8 +282,7 @@ def test_openapi_of_other_apps_and_schemes_stays_as_it_is() -> None:
     assert set(app.openapi()["paths"]["/"]["get"]["responses"]) == {"200"}
 
 
-async def test_current_session_is_the_session_of_a_request_and_of_a_socket(memory: MemoryStore) -> None:
-    app = app_with(memory)
+async def test_current_session_is_the_session_of_a_request_and_of_a_socket(app: FastAPI) -> None:
     seen = []
 
     @app.get("/")
