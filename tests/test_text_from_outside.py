@@ -39,7 +39,7 @@ from asgi_sessions._core.token import MAX_USER_ID
 from asgi_sessions.client_address import ClientAddress
 from asgi_sessions.frameworks.quart import ScopeSessionInterface
 from asgi_sessions.identity import IdentityProvider
-from asgi_sessions.page import Strings
+from asgi_sessions.page import SessionsPage, Strings
 from asgi_sessions.stores import Note, Rules, Store
 from asgi_sessions.stores.sql import owner_of
 from asgi_sessions.testing import FakeClock, a_record, session_cookie
@@ -164,6 +164,7 @@ class World:
             "sessions": lambda: Sessions(MemoryStore()),
             "erase(sessions)": lambda: True,
             "tokens": lambda: self.tokens(),
+            "inside": lambda: SessionsPage(Sessions(self.store)),
             "providers": lambda: IdentityProvider("https://id.test", "shop"),
             "transmitters": lambda: IdentityProvider("https://id.test", "shop"),
             "jwk": lambda: {"kty": "oct", "k": "a" * 43},

@@ -17,6 +17,7 @@ from asgi_sessions._asgi.foreign import refuse_foreign_outside
 from asgi_sessions._core.arguments import expect
 from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.extras import needs
+from asgi_sessions._core.origin import path_below_root
 from asgi_sessions._core.session import OURS
 from asgi_sessions.frameworks._session import NOT_BOUND, Freshness, opened, saved, session_in
 from asgi_sessions.stores import Store
@@ -54,9 +55,11 @@ def mount(app: Quart, path: str, inside: Any) -> None:
     """Serve an ASGI app below a path of this app, inside the ``SessionMiddleware``: a ``SessionsPage``, ``ActivityEndpoints``.
 
     Raises:
-        ConfigurationError: ``path`` does not begin with ``/``, or ends with one.
+        ConfigurationError: ``path`` does not begin with ``/``, or ends with one; or ``inside`` is no app.
     """
     expect("mount(app)", app, Quart)
+    if not callable(inside):
+        raise ConfigurationError(f"mount(inside={type(inside).__name__}): give an ASGI app, such as a SessionsPage")
     if not (isinstance(path, str) and path.startswith("/") and not path.endswith("/")):
         raise ConfigurationError(f"mount(path={path!r}): give a path such as '/account/sessions'")
     quart: Any = app
@@ -64,9 +67,7 @@ def mount(app: Quart, path: str, inside: Any) -> None:
     around = getattr(holder, name)
 
     async def mounted(scope: Any, receive: Any, send: Any) -> None:
-        root = str(scope.get("root_path", "")).rstrip("/")
-        below = str(scope.get("path", ""))
-        below = below.removeprefix(root) if below.startswith(f"{root}/") else below  # older servers leave it out
+        root, below = str(scope.get("root_path", "")).rstrip("/"), path_below_root(scope)
         if f"{below}/".startswith(f"{path}/"):
             await inside({**scope, "path": root + below, "root_path": root + path}, receive, send)
         else:

@@ -63,7 +63,7 @@ def device(device: Device) -> str:
 def network(network: str) -> str:
     """A network, in English, without the notation of network engineers."""
     try:
-        found = ip_network(network)
+        found = ip_network(str(network))
     except ValueError:
         return network
     if any(found.version == local.version and found.subnet_of(local) for local in _LOCAL):  # type: ignore[arg-type]  # same version
