@@ -52,7 +52,7 @@ from tests.wrapped import Wrapped
         ({"secret_keys": ["changeme-changeme-changeme-changeme"]}, "placeholder"),
         ({"secret_keys": ["x" * 40]}, "placeholder"),
         ({"secret_keys": [12345]}, "str or bytes"),
-        ({"secret_keys": ["kq3v8Jw0pXzLr5Yt2Nb7Mf9Gh4Dc6Sa1"] * 2}, "twice"),
+        ({"secret_keys": ["kq3v8Jw0pXzLr5Yt2Nb7Mf9Gh4Dc6Sa1"] * 2}, "repeats an earlier one"),
     ],
     ids=str,
 )

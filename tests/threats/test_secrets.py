@@ -97,7 +97,7 @@ def test_a_string_in_place_of_a_list_is_refused(bad: Any) -> None:
 
 def test_the_same_secret_twice_is_refused() -> None:
     """A rotation that forgot to make a new one."""
-    with pytest.raises(ConfigurationError, match="twice"):
+    with pytest.raises(ConfigurationError, match="number 2 repeats an earlier one"):
         Secrets([SECRET, SECRET.encode()])
 
 
