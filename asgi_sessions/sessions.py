@@ -1,4 +1,4 @@
-"""Sessions: everything that is true for one store. Lists and ends the sessions of a user, and shows their history.
+"""Sessions: the rules of one store. Lists and ends the sessions of a user, and shows their history.
 
 ::
 
@@ -16,7 +16,7 @@
         if not await sessions.revoke(user_id, id):
             raise HTTPException(404)
 
-No result holds a token or a key: ids are public handles, and lead nowhere without the user they belong to.
+No result holds a token or a key. Ids are public handles. Without the user id they are useless.
 """
 
 from __future__ import annotations
@@ -59,55 +59,55 @@ __all__ = ["Device", "HistoryEntry", "Location", "SessionInfo", "Sessions", "Ses
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """One session of a user, as it may be shown to that user."""
+    """One session of a user. Safe to show to that user. All times are aware, in UTC."""
 
     id: str
-    """Its public handle: for :meth:`Sessions.revoke`; useless for logging in."""
+    """The public handle, for :meth:`Sessions.revoke`. It cannot be used to log in."""
     created_at: datetime
-    """When it began; aware, UTC, as all of them."""
+    """When the session began."""
     last_seen_at: datetime
-    """The last activity that was noted; activity is noted once a minute (``Timeouts.touch``)."""
+    """The last recorded activity. Activity is recorded once a minute (``Timeouts.touch``)."""
     authenticated_at: datetime
-    """When the user last proved who they are in it."""
+    """When the user last proved their identity in this session."""
     expires_at: datetime
-    """When it ends if nothing more is heard from it."""
+    """When the session ends without further activity."""
     device: Device
     location: Location
     name: str
-    """What the user calls the device; empty if nothing."""
+    """The name that the user gave the device, or ``""``."""
     kind: Literal["browser", "token"]
-    """``browser``: it lives by a cookie; ``token``: by refresh tokens."""
+    """``browser``: the session uses a cookie. ``token``: it uses refresh tokens."""
     remembered: bool
     current: bool
-    """Whether it is the one that was named as ``current``."""
+    """Whether this is the session given as ``current``."""
     device_bound: bool = False
-    """Whether it is bound to a device (``Sessions(device_bound=…)``)."""
+    """Whether the session is bound to a device (``Sessions(device_bound=…)``)."""
     is_impersonated: bool = False
-    """Whether another user acts in it as this one: see :meth:`Session.impersonate`."""
+    """Whether another user acts as this one: see :meth:`Session.impersonate`."""
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """Something that happened to a session of a user."""
+    """One event in the history of a user's sessions."""
 
     at: datetime
-    """When: to the minute, rounded down; aware, UTC."""
+    """The time, rounded down to the minute. Aware, in UTC."""
     event: Happening
     """``impersonated``: another user began to act as this one."""
     reason: Reason | None
-    """Why it ended."""
+    """Why the session ended."""
     session_id: str
     device: Device
     location: Location
     new_device: bool
-    """Of a log-in: the history knew no other with such a browser on such a system."""
+    """Whether this log-in is the first one in the history from such a browser on such a system."""
     device_bound: bool = False
-    """Whether the session was bound to a device, then or later. The history learns it with the next new token, or with the end,
-    unless another session or the store ended it."""
+    """Whether the session was bound to a device, at this time or later. The history records it with the next new token, or with
+    the end, unless another session or the store ended the session."""
 
 
 class SessionsOptions(TypedDict, total=False):
-    """The options of :class:`Sessions`, for functions that pass them on."""
+    """The options of :class:`Sessions`, to annotate functions with the same options."""
 
     secret_keys: Sequence[str | bytes]
     timeouts: Timeouts | None
@@ -121,34 +121,34 @@ class SessionsOptions(TypedDict, total=False):
 
 
 class Sessions:
-    """The sessions of one store, and the rules for all of them. Make one per store and give it to every component.
+    """The sessions of one store, and their rules. Create one per store and give it to every component.
 
-    Each method below is one atomic step of the store. A session of another user is "not found", as is one that has ended, and
-    anything that is no id. So an id from a URL needs no check of its own. A ``user_id`` that :meth:`Session.log_in` would refuse
-    is a :class:`SessionDataError` in every method.
+    Each method below is one atomic step of the store. A session of another user, an ended session and a malformed id all count
+    as not found. So an id from a URL needs no extra check. A ``user_id`` that :meth:`Session.log_in` would refuse raises a
+    :class:`SessionDataError` in every method.
 
     Args:
-        store: where sessions are kept. Its connections are closed when the lifespan of the last app ends.
+        store: keeps the sessions. Its connections are closed when the lifespan of the last app ends.
         secret_keys: secrets of at least 32 bytes, newest first. With them, tokens are signed and records encrypted. The first one
             writes, all of them read.
-        timeouts: how long sessions live. ``None``, for a script that does not know the app's: each lives as long as its record
-            says.
-        devices: what is kept so that users can recognise and end their sessions: limits, history, facts. See :class:`Devices`.
-        on_event: is given an :class:`Event` for everything that happens to sessions; may be a coroutine function.
-        store_deadline: how long a load, or a whole commit, may take; a request does one of each. ``None``: 0.45 s. A database
-            that is slower but well may need more.
-        cache_bytes: how much memory of the process opened records may take, so that the same bytes need not be opened again. The
-            store is asked all the same. 0: none. Sealed records lie there opened: see ``docs/security.md``.
-        device_bound: bind sessions to devices, so that a stolen cookie is worth nothing. See :class:`DeviceBound`.
-        adopt: readers of :mod:`asgi_sessions.migrate`, for sessions of another library. A request with its cookie, and
-            without ours, gets a session with the same data and user.
-        clock: seconds since the epoch; for tests.
+        timeouts: how long sessions live. ``None`` is for scripts without the app's timeouts: each session lives as long as its
+            record says.
+        devices: limits, history and facts, so that users can recognise and end their sessions. See :class:`Devices`.
+        on_event: receives an :class:`Event` for every change of a session. May be a coroutine function.
+        store_deadline: how long a load or a whole commit may take. A request does one of each. ``None``: 0.45 s. A slow but
+            healthy database may need more.
+        cache_bytes: how much memory of the process decoded records may use. The same bytes are decoded only once, but every
+            request still asks the store. 0: none. Encrypted records lie there decrypted: see ``docs/security.md``.
+        device_bound: binds sessions to devices, so that a stolen cookie is useless elsewhere. See :class:`DeviceBound`.
+        adopt: readers of :mod:`asgi_sessions.migrate`, for sessions of another library. A request with a cookie of that
+            library, and without ours, gets a session with the same data and user.
+        clock: returns seconds since the epoch. For tests.
     Raises:
-        ConfigurationError: something does not fit together; the message says what to do.
+        ConfigurationError: the arguments do not fit together. The message says what to do.
     """
 
     _called = "Sessions"
-    """What the app called to make it, for errors."""
+    """The name for error messages: what the app called."""
 
     @forgets_arguments
     def __init__(
@@ -193,12 +193,12 @@ class Sessions:
             _refuse_other_secrets(self)
 
     async def list(self, user_id: str, *, current: Session | str | None = None) -> builtins.list[SessionInfo]:
-        """The sessions of a user that are alive, latest activity first.
+        """Return the active sessions of a user, latest activity first.
 
         Args:
-            current: the session, or the id of the session, that is asking: marked so in the result.
+            current: the session of this request, or its id. The result marks it as ``current``.
         Raises:
-            SessionDataError: ``user_id`` is no user's id. StoreError: the store failed.
+            SessionDataError: ``user_id`` is not a valid user id. StoreError: the store failed.
         """
         this = current.id if isinstance(current, Session) else current
         manager = self._of_users()
@@ -208,31 +208,31 @@ class Sessions:
         return [_info(record, body, this) for record, body in found]
 
     async def count(self, user_id: str) -> int:
-        """How many sessions of a user are alive.
+        """Return the number of active sessions of a user.
 
         Raises:
-            SessionDataError: ``user_id`` is no user's id. StoreError: the store failed.
+            SessionDataError: ``user_id`` is not a valid user id. StoreError: the store failed.
         """
         manager = self._of_users()
         async with manager.asking("count"):
             return len(await manager.users.records(user_id))
 
     async def revoke(self, user_id: str, id: str) -> bool:
-        """End one session of a user; whether there was such a session. Its next request is nobody's.
+        """End one session of a user, and return whether it existed. Its next request is anonymous.
 
         Raises:
-            SessionDataError: ``user_id`` is no user's id.
-            StoreError: the store failed; it is not known whether the session has ended.
+            SessionDataError: ``user_id`` is not a valid user id.
+            StoreError: the store failed. The session may or may not have ended.
         """
         owner_of(user_id)
         return is_id(id) and bool(await self._end(user_id, id=id))
 
     async def revoke_all(self, user_id: str, keep: Session | str | None = None) -> int:
-        """End all sessions of a user, or all but ``keep``, an id; how many ended.
+        """End all sessions of a user, except ``keep`` (a session or an id). Return how many ended.
 
         Raises:
-            SessionDataError: ``user_id`` is no user's id. SessionError: ``keep`` is neither a session nor an id.
-            StoreError: the store failed; it is not known whether they have ended.
+            SessionDataError: ``user_id`` is not a valid user id. SessionError: ``keep`` is neither a session nor an id.
+            StoreError: the store failed. The sessions may or may not have ended.
         """
         kept = keep.id if isinstance(keep, Session) else keep
         if not isinstance(kept, str | None):
@@ -242,17 +242,17 @@ class Sessions:
     async def revoke_provider(
         self, issuer: str, *, subject: str | None = None, sid: str | None = None, before: datetime | None = None
     ) -> int:
-        """End the sessions that came from an identity provider, by ``log_in(…, provider=…)``; how many ended.
+        """End the sessions that began with ``log_in(…, provider=…)``, and return how many ended.
 
-        :mod:`asgi_sessions.identity` calls this when the provider says so. It is public for messages of other kinds.
+        :mod:`asgi_sessions.identity` calls this on messages of the provider. It is public for messages of other kinds.
 
         Args:
-            issuer, subject, sid: those of the ID token. With a ``sid``, the sessions of that session at the provider, and those
-                of the subject whose log-in named none.
-            before: only sessions of log-ins until then, or up to a minute later, since clocks differ; by default, until now.
+            issuer, subject, sid: the claims of the ID token. With a ``sid``, this ends the sessions of that provider session. It
+                also ends sessions of the subject that logged in without a ``sid``.
+            before: only sessions that logged in until then, or up to a minute later, since clocks differ. The default is now.
         Raises:
-            SessionError: neither a subject nor a ``sid``, or a time without a zone. SessionDataError: a name is no text.
-            StoreError: the store failed. Some sessions may have ended; call it again for the others.
+            SessionError: neither a subject nor a ``sid``, or a time without a zone. SessionDataError: a name is not text.
+            StoreError: the store failed. Some sessions may have ended. Call again for the others.
         """
         given = {"issuer": issuer, "subject": subject, "sid": sid}
         if subject is None and sid is None:
@@ -266,10 +266,10 @@ class Sessions:
             return await manager.providers.end(issuer, subject, sid, until)
 
     async def history(self, user_id: str, limit: int = 50) -> builtins.list[HistoryEntry]:
-        """What happened to the sessions of a user, the latest first; at most ``limit`` entries.
+        """Return the history of a user's sessions, the latest entry first, at most ``limit`` entries.
 
         Raises:
-            SessionDataError: ``user_id`` is no user's id. SessionError: ``limit`` is not a whole number.
+            SessionDataError: ``user_id`` is not a valid user id. SessionError: ``limit`` is not a whole number.
             StoreError: the store failed.
         """
         if not isinstance(limit, int):
@@ -277,24 +277,23 @@ class Sessions:
         manager = self._of_users()
         async with manager.asking("history"):
             found = await manager.users.history(user_id)
-        # What ends by a store's hand, or all at once, is noted without a device; the log-in of that session has it.
+        # Ends that the store notes by itself have no device. The log-in of the same session has it.
         facts = {entry.session_id: known for entry, known in found if known is not None}
-        # A log-in comes before its session is bound; a later entry of that session says so.
+        # A session is bound after its log-in, so only a later entry of that session says so.
         bound = {entry.session_id for entry, known in found if known is not None and known.device_bound}
         entries = [
             _entry(entry, known or facts.get(entry.session_id, Facts()), bound=entry.session_id in bound)
             for entry, known in found
         ]
-        # Lines are in the order in which they were noticed; of an end by the clock that may be later.
+        # Entries are in the order of writing. A store may write an expiry long after it happened.
         entries.sort(key=lambda entry: entry.at, reverse=True)
         return entries[: max(limit, 0)]
 
     async def rename(self, user_id: str, id: str, name: str) -> bool:
-        """Give the device of a session a name of the user's choice; ``""`` takes it away. Whether there was such a session.
+        """Name the device of a session, and return whether the session exists. The name ``""`` removes the name.
 
         Raises:
-            SessionDataError: the name is longer than 64 characters, or holds some that cannot be shown; or ``user_id`` is
-                no user's id.
+            SessionDataError: the name has more than 64 characters or unprintable ones, or ``user_id`` is not a valid user id.
             StoreError: the store failed.
         """
         try:
@@ -306,15 +305,15 @@ class Sessions:
             return await manager.users.rename(user_id, id, name)
 
     async def erase(self, user_id: str, *, history_only: bool = False) -> int:
-        """Forget a user: end all sessions and delete the history, so that nothing of theirs is left in the store.
+        """Delete everything about a user from the store: end all sessions and delete the history.
 
         Args:
-            history_only: leave the sessions alone.
+            history_only: keep the sessions.
         Returns:
             How many sessions ended.
         Raises:
-            SessionDataError: ``user_id`` is no user's id.
-            StoreError: the store failed; what is left is not known.
+            SessionDataError: ``user_id`` is not a valid user id.
+            StoreError: the store failed. Some data may remain. Call again.
         """
         manager = self._of_users()
         async with manager.asking("erase"):
@@ -324,21 +323,21 @@ class Sessions:
         return len(ids)
 
     async def end_all(self, *, before: datetime | None = None, after: datetime | None = None) -> int:
-        """End the sessions of all users and visitors, sockets and refresh tokens included; how many ended.
+        """End the sessions of all users and visitors, with their sockets and refresh tokens. Return how many ended.
 
-        After a breach, or after the store has lost its latest writes. Walks through the whole store, beside the requests. Under
-        asyncio only.
+        Use it after a breach, or after the store lost its latest writes. It scans the whole store while the app serves requests.
+        Needs asyncio.
 
         Args:
-            before: only sessions that began until then; by default, until now.
+            before: only sessions that began until then. The default is now.
             after: only sessions that began or were active after this.
         Raises:
-            ConfigurationError: the store cannot be walked through. SessionError: a time without a zone.
-            StoreError: the store failed. Some sessions have ended; call it again for the others.
+            ConfigurationError: the store has no ``scan()``. SessionError: a time without a zone.
+            StoreError: the store failed. Some sessions have ended. Call again for the others.
         """
         if not callable(getattr(self.store, "scan", None)):
             raise ConfigurationError(
-                f"end_all(): {type(self.store).__name__} cannot be walked through; it has no scan()"
+                f"end_all(): {type(self.store).__name__} has no scan(), so its sessions cannot be found"
             )
         manager = self._manager
         began_before = manager.clock() if before is None else _moment("end_all(before", before)
@@ -356,16 +355,16 @@ class Sessions:
             return await manager.users.end(user_id, reason, id=id, keep=keep)
 
     def _of_users(self) -> Manager:
-        """The manager, if the store knows the sessions of a user."""
+        """The manager. Raises ConfigurationError if the store cannot list the sessions of a user."""
         refuse_no_users(self._called, self.store)
         return self._manager
 
 
 class UserSessions(Sessions):
-    """:class:`Sessions` for a script that has the app's store and secrets, and does not know the app's rules.
+    """:class:`Sessions` for scripts with the app's store and secrets, but without the app's rules.
 
-    Nothing is judged by rules of its own: a session lives as long as its record says, and the history is left as it is. The app
-    gives its ``Sessions`` to all of its components instead.
+    It applies no timeouts: a session lives as long as its record says. It never shortens the history. In the app itself, give
+    one ``Sessions`` to all components instead.
     """
 
     _called = "UserSessions"
@@ -377,7 +376,7 @@ class UserSessions(Sessions):
         super().__init__(store, **options)
 
     async def name(self, user_id: str, id: str, name: str) -> bool:
-        """The same as :meth:`rename`."""
+        """Call :meth:`rename`."""
         return await self.rename(user_id, id, name)
 
 
@@ -385,17 +384,17 @@ UNKNOWN: Final[SessionsOptions] = {
     "timeouts": None,
     "devices": Devices(max_sessions=None, history=timedelta(days=3660), history_entries=10_000),
 }
-"""For a component that does not know the app's rules: it applies no timeouts and no limit, and cuts no history."""
+"""Options for a component without the app's rules: no timeouts, no session limit, and the history is never shortened."""
 
 
 def sessions_of(
     called: str, given: Sessions | Store, options: SessionsOptions, defaults: SessionsOptions | None = None
 ) -> Sessions:
-    """``given``, if it is a ``Sessions``; else one for this store, with these options.
+    """Return ``given`` if it is a ``Sessions``, otherwise a new one for this store with these options.
 
     Args:
-        called: what the app called, for errors.
-        defaults: for options that are not given with a store.
+        called: the name for error messages.
+        defaults: options that apply only if a store is given.
     Raises:
         ConfigurationError: ``given`` is neither, or it is a ``Sessions`` and there are options.
     """
@@ -416,7 +415,7 @@ def sessions_of(
 def _refuse_no_store(called: str, store: object) -> None:
     missing = [name for name in STORE_METHODS if not callable(getattr(store, name, None))]
     if isinstance(store, type) or missing:
-        # Its type only: a str may be a secret key, or a URL with a password in it.
+        # Name the type only: a str may be a secret key, or a URL with a password.
         given = store.__name__ if isinstance(store, type) else f"<{type(store).__name__}>"
         raise ConfigurationError(
             f"{called}(store={given}): give a store, such as MemoryStore() or RedisStore.from_url('redis://…')"
@@ -468,7 +467,7 @@ def _moment(name: str, time: object) -> float:
 
 
 def refuse_no_users(called: str, store: object) -> None:
-    """Raise ConfigurationError if a store does not know which sessions belong to a user."""
+    """Raise ConfigurationError if a store cannot list the sessions of a user."""
     if missing := lacking_for_users(store):
         raise ConfigurationError(
             f"{called}: {type(store).__name__} does not know which sessions belong to a user; it has no {', '.join(missing)}"
@@ -486,17 +485,17 @@ _using: WeakKeyDictionary[Store, WeakSet[Sessions]] = WeakKeyDictionary()
 
 
 def _refuse_other_secrets(sessions: Sessions) -> None:
-    """Raise ConfigurationError if ``sessions`` and all others in use on this store object cannot read each other's records.
+    """Raise ConfigurationError if ``sessions`` shares no secret with any other ``Sessions`` in use on this store object.
 
-    While secrets are rotated, not every two of them need have one in common: one with both is enough. Two SessionMiddlewares may
-    be of two deployments that share a store, each with its own cookies, so the log only warns of them.
+    One match is enough, because not every pair has a secret in common while secrets are rotated. Two SessionMiddlewares may
+    belong to two deployments with one store and separate cookies, so they only cause a warning.
     """
     store, secrets = sessions.store, sessions._manager.secrets
     try:
         others = _using.setdefault(store, WeakSet())
     except TypeError:  # a store that cannot be hashed or weakly referenced
         return
-    living = list(others)  # one may be collected while they are walked through
+    living = list(others)  # a copy, since the garbage collector may remove one during the loop
     if living and not any(secrets.agree_with(each._manager.secrets) for each in living):
         other = next((each for each in living if each._called != sessions._called), living[0])
         without = next((each._called for each in (sessions, other) if not each._manager.secrets.are_given), None)
@@ -533,7 +532,7 @@ def _info(record: Record, body: Body, current: str | None) -> SessionInfo:
 def _entry(entry: Entry, facts: Facts, *, bound: bool) -> HistoryEntry:
     reason = entry.reason
     if reason == "expired":
-        # Noticed by the store, which knows when, but not by which limit. A minute, since times are kept to the minute.
+        # The store noted the end without the limit that was reached. 60 s, since the history keeps times to the minute.
         reason = "absolute" if facts.ends_at and entry.at + 60 >= facts.ends_at else "idle"
     return HistoryEntry(
         at=instant(entry.at),
