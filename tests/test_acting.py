@@ -247,16 +247,16 @@ def nested(session: Session) -> None:
 
 
 REFUSED: dict[str, tuple[Handler, Handler, str]] = {
-    "a visitor": (put(a=1), act_as("bob"), "nobody is logged in"),
+    "a visitor": (put(a=1), act_as("bob"), "no user is logged in"),
     "the user themselves": (log_in("alice"), act_as("alice"), "give the id of another"),
-    "a nested one": (then(log_in("alice"), act_as("bob")), nested, "call stop_impersonating() before"),
-    "a stop without a beginning": (log_in("alice"), stop, "impersonate(user_id) begins it"),
-    "confirm": (then(log_in("alice"), act_as("bob")), lambda s: s.confirm(), "call stop_impersonating() before"),
-    "end others": (then(log_in("alice"), act_as("bob")), lambda s: s.end_others(), "call stop_impersonating() before"),
+    "a nested one": (then(log_in("alice"), act_as("bob")), nested, "call stop_impersonating() first"),
+    "a stop without a beginning": (log_in("alice"), stop, "impersonate(user_id) begins one"),
+    "confirm": (then(log_in("alice"), act_as("bob")), lambda s: s.confirm(), "call stop_impersonating() first"),
+    "end others": (then(log_in("alice"), act_as("bob")), lambda s: s.end_others(), "call stop_impersonating() first"),
     "a first factor": (
         then(log_in("alice"), act_as("bob")),
         lambda s: s.begin_log_in("carol"),
-        "call stop_impersonating() before",
+        "call stop_impersonating() first",
     ),
 }
 
@@ -327,7 +327,7 @@ async def test_a_session_that_was_ended_cannot_act(memory: MemoryStore, clock: F
         await other.do(destroy)
         session["a"] = 1
         await session.save()
-        with pytest.raises(SessionError, match="nobody is logged in"):
+        with pytest.raises(SessionError, match="no user is logged in"):
             session.impersonate("bob")
 
     await browser.do(handler)

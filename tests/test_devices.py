@@ -354,7 +354,7 @@ async def test_end_others_of_a_failed_request_ends_nobody(app: SessionMiddleware
 async def test_end_others_needs_a_user(app: SessionMiddleware) -> None:
     browser = Visitor(app, LAPTOP, "203.0.113.77")
 
-    with pytest.raises(SessionError, match="nobody is logged in"):
+    with pytest.raises(SessionError, match="no user is logged in"):
         await browser.do(lambda session: session.end_others())
 
 

@@ -191,7 +191,7 @@ async def test_freshness_ends_and_a_confirmation_renews_it_with_a_new_token(
 
 
 async def test_a_confirmation_of_nobody_is_an_error(memory: MemoryStore) -> None:
-    with pytest.raises(SessionError, match="nobody is logged in"):
+    with pytest.raises(SessionError, match="no user is logged in"):
         await Browser(app_with(memory)).do(lambda s: s.confirm())
 
 

@@ -1,7 +1,7 @@
-"""Session: a dict that remembers what was asked of it.
+"""Session: a dict that records what the app wants.
 
-It does no I/O. Verbs extend the intent, which a commit carries out. So one mental model serves async handlers, sync handlers in a
-thread pool, streams and sockets.
+It does no I/O. Verbs such as ``log_in()`` extend the intent, and a commit carries it out. So async handlers, sync handlers in a
+thread pool, streams and sockets all use it in the same way.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from asgi_sessions.errors import ResponseStarted, SessionDataError, SessionError
 
 
 class Keeper(Protocol):
-    """What a session needs from the manager that keeps it."""
+    """The parts of the manager that a session uses."""
 
     @property
     def clock(self) -> Clock: ...
@@ -51,27 +51,27 @@ D = TypeVar("D")
 _epochs = itertools.count(1)
 
 _RAISE: Final = object()
-"""No default was given."""
+"""Stands for "no default"."""
 
 OURS: Final = "asgi_sessions.session"
-"""The key of the scope that only we write. ``scope["session"]`` belongs to the innermost session middleware of any kind."""
+"""Our own key in the scope. ``scope["session"]`` belongs to the innermost session middleware of any kind."""
 
 
 class Session(TrackedDict):
-    """What ``scope["session"]`` holds: a ``dict`` with a few verbs.
+    """The session of a request, in ``scope["session"]``: a ``dict`` with a few extra methods.
 
-    Put in it what JSON can carry, ``bytes`` and aware ``datetime``s. Everything that is in it when the response starts is saved,
-    nested changes included; nothing else has to be called. Reading is noted, for ``Vary: Cookie``, and writes nothing.
+    It holds JSON values, ``bytes`` and aware ``datetime``s. When the response starts, all changes are saved, nested ones
+    included. No call is needed. Reading sets ``Vary: Cookie`` and writes nothing.
     """
 
     scheme = "Cookie"
-    """What a challenge (RFC 9110, section 11.6.1) says that this session came with: ``Cookie``, or ``Bearer``."""
+    """The scheme of this session in a challenge (RFC 9110, section 11.6.1): ``Cookie``, or ``Bearer``."""
 
     is_bearer: ClassVar[bool] = False
-    """Whether this session came with an access token: read-only, and no cookie counts beside it."""
+    """Whether this session came with an access token. It is read-only then, and the request's cookie is ignored."""
 
-    # Slots, all of them set when a session is made: 0.1 µs for 24 of them, and a look at one costs a tenth of a look at a
-    # default on the class. Together 1.5 µs of the 12 of a read.
+    # Slots, all set at creation: 0.1 µs for 24 of them. Reading a slot costs a tenth of reading a default on the class.
+    # Together they save 1.5 µs of the 12 µs of a read.
     __slots__ = (
         "_active",
         "_actor",
@@ -112,41 +112,41 @@ class Session(TrackedDict):
     _actor: Session | None  # the session of the user who acts as the user of this one
     _authenticated_at: float | None
     _committing: (
-        Any  # is a commit under way? Two tasks of one request take turns; a task: it goes on without its caller
+        Any  # True: one task commits, and others wait. A task: the commit outlives its caller. False: no commit
     )
-    _cookie: tuple[Hidden[str], int | None] | bool  # for the response: (token, max_age); True: delete; False: nothing
+    _cookie: tuple[Hidden[str], int | None] | bool  # for the response: (token, max_age). True: delete. False: no cookie
     _created_at: float
     _degraded: bool
-    _epoch: int  # another one whenever a verb makes this another session
+    _epoch: int  # changes whenever a verb begins another session
     _had_user: bool  # was a user logged in until a verb of this request?
-    _id: str  # empty until somebody asks
+    _id: str  # empty until first read
     _intent: Intent
-    _is_device_bound: bool  # did this request prove that it comes from the device of the session?
-    _is_withheld: bool  # may no new anonymous session take the place of the one that the browser has?
+    _is_device_bound: bool  # did this request prove the device of the session?
+    _is_withheld: bool  # must a new anonymous session not replace the browser's session?
     _keeper: Keeper
     _loaded: bytes  # the payload as it is in the store
-    _missing: str | None  # the key of the browser's token, if a log-out that finds nothing there must be confirmed
+    _missing: str | None  # the key of the browser's token, if the store must confirm a log-out without a record
     _marked: bool  # was mark_modified() called since the data was last encoded?
-    _next_turn: Any  # an event for those who wait for the commit that is under way
+    _next_turn: Any  # the event for tasks that wait for the running commit
     _now: float  # the clock when the request came
-    _origin: Any  # where the request came from: opaque here, described when somebody logs in
-    _over: bool  # did someone else end it while this request was under way?
-    _proof: bytes  # how and when the user proved who they are
-    _provider: bytes  # the log-in at an identity provider that it came from
-    _plan: Any  # a commit that was interrupted, and how far it got
+    _origin: Any  # the origin of the request: opaque here, described at a log-in
+    _over: bool  # did another request end it during this one?
+    _proof: bytes  # how and when the user proved their identity
+    _provider: bytes  # the log-in at an identity provider
+    _plan: Any  # an interrupted commit, with its progress
     _record: Record | None  # the record as it is in the store
     _remembered: bool
-    _renewal_due: bool  # is the token old enough to be replaced by itself?
-    _renews: bool  # may this request replace the token by itself? A handshake may not
-    _started: bool  # can the cookie no longer be sent?
+    _renewal_due: bool  # is the token old enough for a renewal?
+    _renews: bool  # may this request renew the token? A handshake may not
+    _started: bool  # is it too late for a cookie?
     _stored: Body | None
-    _touch_due: bool  # is this activity to be written down?
+    _touch_due: bool  # must this activity be recorded?
     _unproven: Leaving | None  # the session of the browser's token, if the request did not prove its device
     _user_id: str | None
 
     @classmethod
     def _empty(cls, keeper: Keeper, now: float) -> Self:
-        """An empty session; the engine fills it. Apps find theirs in the scope and never make one."""
+        """Create an empty session for the engine to fill. Apps use the session in the scope."""
         self = cls()
         self._keeper = keeper
         self._now = self._created_at = now
@@ -163,10 +163,10 @@ class Session(TrackedDict):
         self._origin = self._missing = self._unproven = self._actor = None
         return self
 
-    # ── What the engine does to it ──
+    # ── For the engine ──
 
     def _adopt(self, record: Record, body: Body) -> None:
-        """This record is in the store: the session is that one."""
+        """Become the session of this stored record."""
         self._record = record
         self._stored = body
         self._loaded = body.payload
@@ -188,7 +188,7 @@ class Session(TrackedDict):
         dict.update(self, data)
 
     def _begin(self, now: float) -> None:
-        """Become a session of which nothing is stored yet."""
+        """Become a new session without a stored record."""
         self._epoch = next(_epochs)
         self._had_user = self._had_user or self._user_id is not None
         self._over = False
@@ -203,13 +203,13 @@ class Session(TrackedDict):
         self._renewal_due = self._touch_due = False
 
     def _take(self, other: Session) -> None:
-        """Become what the other one is. What belongs to the request stays."""
+        """Become the other session. Attributes of the request stay."""
         for name in _OF_A_SESSION:
             setattr(self, name, getattr(other, name))
         self._refill(other)
 
     def _step_back(self) -> None:
-        """Leave an impersonated session, which ends: the session of the actor is at hand again."""
+        """End an impersonated session and return to the session of the actor."""
         actor, record = self._actor, self._record
         if actor is None:
             return
@@ -220,13 +220,13 @@ class Session(TrackedDict):
         self._actor, self._intent = None, self._intent.also(left)
 
     def _end(self) -> None:
-        """Nothing more is kept of it, and no verb is carried out."""
+        """Stop saving this session, and drop its verbs and its cookie."""
         self._over = True
         self._intent = NO_INTENT
         self._cookie = False
 
     def _drop_verb(self) -> None:
-        """The session at hand keeps its token, and what goes with that."""
+        """Keep the current token, with its stored time and proof of the log-in."""
         self._intent = self._intent.settled()
         if self._stored is not None:
             self._authenticated_at = self._stored.authenticated_at
@@ -236,9 +236,9 @@ class Session(TrackedDict):
 
     @property
     def id(self) -> str:
-        """The public handle of this session: 16 URL-safe characters, safe in logs and URLs, useless for logging in.
+        """The public handle of this session: 16 URL-safe characters. Safe in logs and URLs, and useless for logging in.
 
-        Survives ``regenerate()``; a log-in begins a new session and so a new id.
+        ``regenerate()`` keeps the id. A log-in begins a new session with a new id.
         """
         self._accessed = True
         return self._handle()
@@ -249,67 +249,65 @@ class Session(TrackedDict):
         return self._id
 
     def _named(self) -> dict[str, Any]:
-        """What events tell of it."""
+        """The ids of this session for an event."""
         actor = {} if self._actor is None else {"actor_id": self._actor._user_id}
         return {"session_id": self._id or None, "user_id": self._user_id, **actor}
 
     @property
     def user_id(self) -> str | None:
-        """Who is logged in; ``None``: nobody."""
+        """The user who is logged in, or ``None``."""
         self._accessed = True
         return self._user_id
 
     @property
     def actor_id(self) -> str | None:
-        """The user who acts as :attr:`user_id`, by :meth:`impersonate`; ``None``: nobody but that user."""
+        """The user who acts as :attr:`user_id` after :meth:`impersonate`, or ``None``."""
         self._accessed = True
         return None if self._actor is None else self._actor._user_id
 
     @property
     def is_new(self) -> bool:
-        """Whether this session began with this request and nothing of it is stored yet."""
+        """Whether this session began in this request and is not stored yet."""
         self._accessed = True
         return self._record is None
 
     @property
     def is_degraded(self) -> bool:
-        """Whether the store could not be asked and this is an empty stand-in (``on_store_failure="anonymous"``)."""
+        """Whether the store failed and this is an empty stand-in (``on_store_failure="anonymous"``)."""
         self._accessed = True
         return self._degraded
 
     @property
     def is_device_bound(self) -> bool:
-        """Whether this request proved that it comes from the device of the session (``Sessions(device_bound=…)``)."""
+        """Whether this request proved the device of the session (``Sessions(device_bound=…)``)."""
         self._accessed = True
         return self._is_device_bound if self._actor is None else self._actor._is_device_bound
 
     @property
     def is_unproven(self) -> bool:
-        """Whether the request had the token of a bound session, without the proof of its device (``DeviceBound(enforce=True)``).
+        """Whether the request had the token of a bound session without proof of its device (``DeviceBound(enforce=True)``).
 
-        Then this session began empty. ``log_in()`` and ``destroy()`` end the bound one.
+        This session is empty then. ``log_in()`` and ``destroy()`` end the bound session.
         """
         self._accessed = True
         return self._unproven is not None
 
     @property
     def accessed(self) -> bool:
-        """Whether the app has read this session in this request, as Starlette's ``Session`` says it. Setting it to ``True``
-        is :meth:`mark_accessed`.
-        """
+        """Whether the app read this session in this request, as in Starlette. Assigning ``True`` calls :meth:`mark_accessed`."""
         return self._accessed
 
     @accessed.setter
     def accessed(self, value: bool) -> None:
         if not value:
-            raise SessionError("session.accessed = False: the session has been read, and caches must be told of it")
+            raise SessionError("session.accessed = False: the session was read, so the response must vary by cookie")
         self.mark_accessed()
 
     @property
     def modified(self) -> bool:
-        """Whether there is something to save: data, nested changes included, a verb, or :meth:`mark_modified`.
+        """Whether there is something to save: changed data (also nested), a verb, or :meth:`mark_modified`.
 
-        The data is compared with what is stored, so asking costs as much as a write does. Setting it to ``True`` is
+        Reading it compares all data with the stored data, at the cost of a write. Assigning ``True`` calls
         :meth:`mark_modified`.
         """
         return self._marked or self._keeper.is_modified(self)
@@ -317,29 +315,27 @@ class Session(TrackedDict):
     @modified.setter
     def modified(self, value: bool) -> None:
         if not value:
-            raise SessionError(
-                "session.modified = False: every change is saved; put back what you changed, or raise an error"
-            )
+            raise SessionError("session.modified = False: every change is saved. Undo your change, or raise an error")
         self.mark_modified()
 
     @property
     def created_at(self) -> datetime:
-        """When this session began; aware, UTC. The absolute timeout counts from here."""
+        """When this session began. Aware, in UTC. The absolute timeout starts here."""
         self._accessed = True
         return instant(self._created_at)
 
     @property
     def authenticated_at(self) -> datetime | None:
-        """When the user last proved who they are; aware, UTC; ``None`` for an anonymous session.
+        """When the user last proved their identity. Aware, in UTC. ``None`` for an anonymous session.
 
-        Of an impersonated session: when the actor did, before it began.
+        In an impersonated session, this is the last proof of the actor before it began.
         """
         self._accessed = True
         return None if self._authenticated_at is None else instant(self._authenticated_at)
 
     @property
     def expires_at(self) -> datetime:
-        """When this session ends if nothing more is heard from it; aware, UTC."""
+        """When this session ends without further activity. Aware, in UTC."""
         self._accessed = True
         seen_at = self._now if self._record is None or self._touch_due else self._record.seen_at
         found = self._keeper.timeouts.expires_at(self._created_at, seen_at, self._remembered)
@@ -347,20 +343,20 @@ class Session(TrackedDict):
 
     @property
     def ends_at(self) -> datetime:
-        """When this session ends at the latest, whatever is heard from it; aware, UTC."""
+        """When this session ends at the latest, regardless of activity. Aware, in UTC."""
         self._accessed = True
         own = instant(self._keeper.timeouts.ends_at(created_at=self._created_at, remembered=self._remembered))
         return own if self._actor is None else min(own, self._actor.ends_at)
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """How the user proved who they are, the latest last, as given to :meth:`log_in` and :meth:`confirm` (RFC 8176)."""
+        """The methods of authentication (RFC 8176), given to :meth:`log_in` and :meth:`confirm`. The latest is last."""
         self._accessed = True
         return tuple(method for method, _ in unpack_proofs(self._proof).methods)
 
     @property
     def level(self) -> int:
-        """The assurance level of the log-in: 0 if unknown, 1 for one kind of factor, 2 for two, or what the app said."""
+        """The assurance level of the log-in. 0: unknown, 1: one kind of factor, 2: two kinds, or the level that the app gave."""
         self._accessed = True
         return 0 if self._user_id is None else unpack_proofs(self._proof).level
 
@@ -373,19 +369,19 @@ class Session(TrackedDict):
 
     @property
     def pending_user_id(self) -> str | None:
-        """Who has passed the first factor, by :meth:`begin_log_in`; ``None``: nobody, or too long ago."""
+        """The user who passed the first factor (:meth:`begin_log_in`). ``None`` if there is none, or the time has passed."""
         self._accessed = True
         proofs = unpack_proofs(self._proof)
         return proofs.pending_user if self._keeper.clock() < proofs.pending_until else None
 
     def is_fresh(self, within: timedelta, *, methods: Iterable[str] = (), level: int = 0) -> bool:
-        """Whether the user proved who they are less than ``within`` ago; for asking again before something grave (step-up).
+        """Whether the user proved their identity less than ``within`` ago. Use it to ask again before a critical step (step-up).
 
-        ``False`` in an impersonated session: its user has proved nothing.
+        Always ``False`` in an impersonated session, since its user gave no proof.
 
         Args:
-            methods: each of them must have been used less than ``within`` ago.
-            level: the least assurance level of the session.
+            methods: methods that must all have been used less than ``within`` ago.
+            level: the lowest assurance level that is enough.
         """
         self._accessed = True
         seconds = duration("is_fresh(within)", within).total_seconds()
@@ -414,18 +410,18 @@ class Session(TrackedDict):
         level: int | None = None,
         provider: tuple[str, str] | tuple[str, str, str | None] | None = None,
     ) -> None:
-        """Give the session a user: a new session with a new token and new clocks; the token before it is dead at once.
+        """Log a user in. This begins a new session with a new id, a new token and new timeouts. The old token stops working.
 
         The data stays, unless another user was logged in. Then it is dropped, and later writes belong to the new user.
-        ``remember=True``: the longer timeouts, and a cookie that survives a restart of the browser.
 
         Args:
-            methods: how the user proved who they are: ``["pwd", "otp"]`` (RFC 8176). Those of :meth:`begin_log_in` are added.
-            level: the assurance level, 0 to 9; else derived from the methods.
+            remember: use the longer timeouts, and a cookie that survives a restart of the browser.
+            methods: how the user proved their identity: ``["pwd", "otp"]`` (RFC 8176). Those of :meth:`begin_log_in` are added.
+            level: the assurance level, 0 to 9. By default it follows from the methods.
             provider: ``(iss, sub, sid)`` of an ID token. Its issuer may then end the session: :mod:`asgi_sessions.identity`.
         Raises:
             SessionDataError: ``user_id`` is not a non-empty ``str`` of at most 16 kB of Unicode, or another argument is wrong.
-            SessionError: there is a provider, and the store does not know the sessions of a user.
+            SessionError: there is a provider, but the store cannot list the sessions of a user.
             ResponseStarted: the cookie can no longer be sent.
         """
         user_id = user_id_in("log_in()", user_id)
@@ -455,15 +451,15 @@ class Session(TrackedDict):
     def begin_log_in(
         self, user_id: str, *, methods: Iterable[str] = (), within: timedelta = timedelta(minutes=5)
     ) -> None:
-        """Note that a user has passed the first of two factors. Nobody is logged in; :attr:`pending_user_id` says who it is.
+        """Record that a user passed the first of two factors, without a log-in. :attr:`pending_user_id` is this user.
 
-        ``log_in(user_id)`` after the second factor adds the methods of both. The session gets a new token.
+        The session gets a new token. After the second factor, call ``log_in(user_id)``. It adds the methods of both factors.
 
         Args:
-            methods: of the first factor, as for :meth:`log_in`.
-            within: how long the second factor may take: up to an hour.
+            methods: methods of the first factor, as for :meth:`log_in`.
+            within: how long the second factor may take, up to an hour.
         Raises:
-            SessionError: somebody is logged in (use :meth:`confirm`), or ``within`` is too long.
+            SessionError: a user is logged in (use :meth:`confirm`), or ``within`` is too long.
             SessionDataError, ResponseStarted: as for :meth:`log_in`.
         """
         user_id, methods = user_id_in("begin_log_in()", user_id), methods_in("begin_log_in()", methods)
@@ -472,14 +468,14 @@ class Session(TrackedDict):
             raise SessionError(f"begin_log_in(within={within!r}): give a second to an hour")
         self._refuse_actors("begin_log_in()")
         if self.user_id is not None:
-            raise SessionError("begin_log_in(): somebody is logged in; call confirm() after the second factor")
+            raise SessionError("begin_log_in(): a user is logged in; call confirm() after the second factor")
         self.regenerate()
         now = self._keeper.clock()
         first = NO_PROOFS.after(methods, None, now)
         self._proof = pack_proofs(Proofs(first.methods, first.level, user_id, now + seconds))
 
     def regenerate(self) -> None:
-        """A new token for the same session: same id, same data, same clocks. Call it whenever privileges change.
+        """Replace the token of this session. The id, the data and the timeouts stay. Call it whenever privileges change.
 
         Raises:
             ResponseStarted: the cookie can no longer be sent.
@@ -488,35 +484,35 @@ class Session(TrackedDict):
         self._intent = self._intent.regenerate()
 
     def confirm(self, *, methods: Iterable[str] = (), level: int | None = None) -> None:
-        """Note that the user has just proved again who they are: ``authenticated_at`` is now, and the token is new.
+        """Record that the user has just proved their identity again. Sets ``authenticated_at`` to now and replaces the token.
 
         Args:
             methods, level: as for :meth:`log_in`.
         Raises:
-            SessionError: nobody is logged in, or another user acts as this one.
-            SessionDataError: a method or the level is none.
+            SessionError: no user is logged in, or another user acts as this one.
+            SessionDataError: a method or the level is invalid.
             ResponseStarted: the cookie can no longer be sent.
         """
         methods, level = methods_in("confirm()", methods), level_in("confirm()", level)
         self._refuse_actors("confirm()")
-        if self.user_id is None:  # noted as a read: the error tells that nobody is logged in
-            raise SessionError("confirm(): nobody is logged in; call log_in(user_id) after checking who it is")
+        if self.user_id is None:  # counts as a read, since the error depends on the user
+            raise SessionError("confirm(): no user is logged in; check the user's identity, then call log_in(user_id)")
         self.regenerate()
         self._authenticated_at = now = self._keeper.clock()
         if methods or level is not None:
             self._proof = pack_proofs(unpack_proofs(self._proof).after(methods, level, now))
 
     def end_others(self) -> None:
-        """End all other sessions of this user, and give this one a new token. Call it when the password was changed.
+        """End all other sessions of this user, and replace the token of this one. Call it after a change of the password.
 
-        Carried out like every verb: when the response starts, or at :meth:`save`, and not if the request fails.
+        Like every verb it takes effect when the response starts, or at :meth:`save`. It has no effect if the request fails.
 
         Raises:
-            SessionError: nobody is logged in, another user acts as this one, or the store does not know the sessions of a user.
+            SessionError: no user is logged in, another user acts as this one, or the store cannot list the sessions of a user.
             ResponseStarted: the cookie can no longer be sent.
         """
-        if (user_id := self.user_id) is None:  # noted as a read, as in confirm()
-            raise SessionError("end_others(): nobody is logged in; call log_in(user_id) first")
+        if (user_id := self.user_id) is None:  # counts as a read, as in confirm()
+            raise SessionError("end_others(): no user is logged in; call log_in(user_id) first")
         if not self._keeper.knows_users:
             raise SessionError("end_others(): this store does not know which sessions belong to a user")
         self._refuse_actors("end_others()")
@@ -524,29 +520,30 @@ class Session(TrackedDict):
         self._intent = self._intent.end_others(user_id)
 
     def impersonate(self, user_id: str, *, within: timedelta = timedelta(minutes=15)) -> None:
-        """Act as another user, in a new and empty session of that user. The app decides who may do so.
+        """Act as another user, in a new and empty session of that user. The app must check the permission first.
 
-        The session at hand stays alive. :meth:`stop_impersonating` returns to it, and the new session ends with it. The other
-        user sees the new session in listings and in the history, and not who acts. :attr:`actor_id` and the events say who.
+        The current session stays active. :meth:`stop_impersonating` returns to it, and the new session ends with it. The other
+        user sees the new session in listings and in the history, but not the actor. :attr:`actor_id` and the events name the
+        actor.
 
         Args:
-            within: how lately the user at hand must have proved who they are.
+            within: how recent the current user's last proof of identity must be.
         Raises:
-            SessionError: nobody is logged in; the proof is older than ``within``; the user acts as another one already;
-                ``user_id`` is their own; or the store does not know the sessions of a user.
-            SessionDataError: ``user_id`` is no user's id. ResponseStarted: the cookie can no longer be sent.
+            SessionError: no user is logged in, the proof is older than ``within``, the user already acts as another one,
+                ``user_id`` is their own, or the store cannot list the sessions of a user.
+            SessionDataError: ``user_id`` is not a valid user id. ResponseStarted: the cookie can no longer be sent.
         """
         user_id = user_id_in("impersonate()", user_id)
         self._refuse_actors("impersonate()")
         if self.user_id is None or self._over:
-            raise SessionError("impersonate(): nobody is logged in; call log_in(user_id) first")
+            raise SessionError("impersonate(): no user is logged in; call log_in(user_id) first")
         if user_id == self._user_id:
-            raise SessionError("impersonate(): this is the user who is logged in; give the id of another one")
+            raise SessionError("impersonate(): this is the user who is logged in; give the id of another user")
         if not self._keeper.knows_users:
             raise SessionError("impersonate(): this store does not know which sessions belong to a user")
         if not self.is_fresh(within):
             raise SessionError(
-                "impersonate(): the last proof of who it is lies too far back; call confirm() after a new one"
+                "impersonate(): the user's last proof of identity is too old; ask for a new one and call confirm()"
             )
         self._verb("impersonate()")
         actor = Session._empty(self._keeper, self._now)
@@ -560,23 +557,23 @@ class Session(TrackedDict):
         self._user_id, self._authenticated_at, self._actor = user_id, actor._authenticated_at, actor
 
     def stop_impersonating(self) -> None:
-        """End the impersonated session. The session of the actor is at hand again, with its data and a new token.
+        """End the impersonated session, and return to the session of the actor, with its data and a new token.
 
         Raises:
-            SessionError: nobody acts as another user.
+            SessionError: this is no impersonated session.
             ResponseStarted: the cookie can no longer be sent.
         """
         if self.actor_id is None:
-            raise SessionError("stop_impersonating(): nobody acts as another user; impersonate(user_id) begins it")
+            raise SessionError("stop_impersonating(): this is no impersonated session; impersonate(user_id) begins one")
         self._verb("stop_impersonating()")
         self._step_back()
         self._intent = self._intent.regenerate()
 
     def destroy(self) -> None:
-        """End this session. It is gone from the store when the response starts, even if the handler crashes after this.
+        """End this session. The store deletes it when the response starts, even if the handler crashes after this call.
 
-        The dict is empty afterwards; what is written to it then begins a new anonymous session. Also works after the
-        response has started: then the session ends in the store when the app returns, and only the cookie stays behind.
+        The dict is empty afterwards. Later writes begin a new anonymous session. It also works after the response has started:
+        the session ends in the store when the app returns, and only the browser's cookie remains.
         """
         self._accessed = True
         if self._actor is not None:
@@ -588,30 +585,30 @@ class Session(TrackedDict):
         self._begin(self._keeper.clock())
 
     async def save(self) -> None:
-        """Save now instead of when the response starts; useful in streams, sockets and background tasks.
+        """Save now instead of when the response starts. For streams, sockets and background tasks.
 
         Raises:
-            SessionDataError: a value cannot be kept faithfully.
-            StoreError: the store failed; nothing is known to be saved.
+            SessionDataError: a value cannot be stored without loss.
+            StoreError: the store failed. The changes may or may not be saved.
         """
         await self._keeper.save(self)
 
     def once(self, name: str, *, within: timedelta = timedelta(seconds=10)) -> AbstractAsyncContextManager[bool]:
-        """Of parallel requests of this session, one does something::
+        """Let one of several parallel requests of this session do a job::
 
             async with session.once("refresh") as mine:
                 if mine:
                     session["upstream"] = await refresh(session["upstream"])
 
-        One request gets ``True``. What it has changed is saved at the end of the block. The others wait, get ``False``, and find
-        its changes in their session. If the block raises an error, or its server dies, another request gets ``True``. A request
-        that comes after the block gets ``True`` again: look first whether there is still something to do.
+        One request gets ``True``, and its changes are saved at the end of the block. The others wait, get ``False``, and see
+        those changes in their session. If the block raises an error or its server dies, another request gets ``True``. A later
+        request gets ``True`` again, so the block must check whether the job is still to be done.
 
         Args:
             within: the longest time that the block may take. After it, another request may begin.
         Raises:
-            SessionError: ``name`` is empty, or ``within`` not between 100 milliseconds and 5 minutes.
-            StoreError: the store failed, or other requests held the turn for twice that time.
+            SessionError: ``name`` is empty, or ``within`` is not between 100 milliseconds and 5 minutes.
+            StoreError: the store failed, or other requests were in the block for twice that time.
         """
         seconds = duration("once(within)", within).total_seconds()
         if not (isinstance(name, str) and name) or not 0.1 <= seconds <= 300:
@@ -625,20 +622,20 @@ class Session(TrackedDict):
     @overload
     def get_as(self, key: str, kind: type[T], default: D) -> T | D: ...
     def get_as(self, key: str, kind: type[T], default: Any = _RAISE) -> Any:
-        """The value of a key as an object of a type; ``None`` if there is no such key.
+        """Return the value of a key as an object of a type, or ``None`` without such a key.
 
-        The type is a dataclass, a msgspec struct, a pydantic model, a TypedDict, or another type that msgspec can convert to,
-        such as ``set[UUID]``. The object is a copy: :meth:`set_as` stores it again after a change.
+        The type is a dataclass, a msgspec struct, a pydantic model, a TypedDict, or another type that msgspec supports, such as
+        ``set[UUID]``. The object is a copy. After a change, store it again with :meth:`set_as`.
 
         Args:
-            default: returned if there is no such key, or if its value does not fit the type.
+            default: the result if there is no such key, or if its value does not fit the type.
         Raises:
             SessionDataError: the value does not fit the type, and there is no default.
         """
         return self._read_as(self.get(_a_key("get_as()", key), _RAISE), kind, default, f"session[{key!r}]")
 
     def set_as(self, key: str, value: object) -> None:
-        """Store an object, as :meth:`get_as` reads it.
+        """Store an object under a key, for :meth:`get_as`.
 
         Raises:
             SessionDataError: neither msgspec nor pydantic can convert it.
@@ -650,17 +647,17 @@ class Session(TrackedDict):
     @overload
     def read_model(self, kind: type[T], default: D) -> T | D: ...
     def read_model(self, kind: type[T], default: Any = _RAISE) -> Any:
-        """The whole session as an object of a type. Keys that the type does not have are left out.
+        """Return the whole session as an object of a type. Keys without a field in the type are left out.
 
         Args:
-            default: returned if the data does not fit the type.
+            default: the result if the data does not fit the type.
         Raises:
             SessionDataError: the data does not fit the type, and there is no default.
         """
         return self._read_as({**self}, kind, default, "the session")
 
     def write_model(self, value: object) -> None:
-        """Store the fields of an object, each under its own key. Other keys stay.
+        """Store each field of an object under its own key. Other keys stay.
 
         Raises:
             SessionDataError: neither msgspec nor pydantic can convert it, or it has no fields.
@@ -681,54 +678,54 @@ class Session(TrackedDict):
             raise SessionDataError(f"{named}: {error}") from None
 
     async def touch(self) -> None:
-        """Note that the user is here: for sockets and streams, which otherwise count as activity when they begin.
+        """Record activity of the user in a socket or a stream. Without it, they count as activity only when they begin.
 
-        Writes once a minute at most (``Timeouts.touch``), so it may be called with every message. If it writes, it also saves
-        what has changed, as :meth:`save` does. A session whose time is over stays ended.
+        It writes at most once a minute (``Timeouts.touch``), so call it with every message. If it writes, it also saves changed
+        data, as :meth:`save` does. It does not revive an expired session.
 
         Raises:
-            SessionDataError: a value cannot be kept faithfully. StoreError: the store failed, while data was to be saved.
+            SessionDataError: a value cannot be stored without loss. StoreError: the store failed, and there were changes to save.
         """
         await self._keeper.touch(self)
 
     def mark_passive(self) -> None:
-        """This request is no activity of the user: a poll, for example. It moves no idle timeout and renews no token."""
+        """Declare that this request, for example a poll, is not user activity. It extends no idle timeout and renews no token."""
         self._active = self._touch_due = self._renewal_due = False
         if self._actor is not None:
             self._actor.mark_passive()
 
     def mark_accessed(self) -> None:
-        """Note that the session was read. Starlette calls this in ``request.session``; every reading method does it by itself."""
+        """Record that the session was read. Starlette calls it in ``request.session``, and all reading methods do the same."""
         self._accessed = True
 
     def mark_modified(self) -> None:
-        """Have all data compared with what is stored, and saved where it differs.
+        """Compare all data with the stored data at the next save, and save the differences.
 
-        Changes are noticed without this call, nested ones included. It is for changes past the methods of the session: by code
-        in C, or by ``dict.__setitem__(session, …)``.
+        Changes are found without this call, nested ones included. Call it only after a change that bypasses the methods of the
+        session: from C code, or with ``dict.__setitem__(session, …)``.
         """
         self._accessed = self._maybe_changed = self._written = self._dirty = self._marked = True
 
     def _verb(self, name: str) -> None:
         if self._started:
             raise ResponseStarted(
-                f"{name}: the response has already started, so its cookie cannot reach the browser. "
+                f"{name}: the response has already started, so the cookie cannot reach the browser. "
                 "Call it before the first byte is sent or the WebSocket is accepted."
             )
         self._accessed = True
 
     def _refuse_actors(self, name: str) -> None:
         if self.actor_id is not None:
-            raise SessionError(f"{name}: a user acts as another one here; call stop_impersonating() before")
+            raise SessionError(f"{name}: this is an impersonated session; call stop_impersonating() first")
 
     def _as_stored(self) -> Leaving | None:
-        """The session at hand as a request finds it that is to end it; of an unproven one, the session of its token."""
+        """The stored session that the next verb ends. Without proof of its device, the session of the browser's token."""
         if self._record is not None:
             return Leaving(self._record, self._user_id, self._loaded)
         return None if self._unproven is None else self._displaced()
 
     def _displaced(self) -> Leaving | None:
-        """The bound session whose device was not proved; it ends with a log-in or a log-out."""
+        """The bound session without proof of its device. A log-in or a log-out ends it."""
         leaving, self._unproven = self._unproven, None
         return leaving
 
@@ -740,13 +737,13 @@ class Session(TrackedDict):
     __str__ = __repr__
 
     def _warn_of_taken_name(self, name: str) -> None:
-        """Warn, once for each name and store, of data whose name is taken by an attribute."""
+        """Warn of a data key with the name of an attribute, once for each name and store."""
         warned = self._keeper.shadowed
         if name in warned:
             return
         way = "log the user in with session.log_in(user_id)" if name == "user_id" else "store it under another name"
         warnings.warn(
-            f"session[{name!r}] is data, and session.{name} is an attribute of the session: a template that says "
+            f"session[{name!r}] is data, but session.{name} is an attribute of the session: in a template, "
             f"{{{{ session.{name} }}}} shows the attribute, and not your data. Please {way}.",
             SessionWarning,
             stacklevel=3,
@@ -758,7 +755,7 @@ _OF_A_REQUEST: Final = {"_accessed", "_active", "_actor", "_committing", "_cooki
     {"_is_withheld", "_keeper", "_missing", "_next_turn", "_now", "_origin", "_renews", "_started", "_unproven"}
 )
 _OF_A_SESSION: Final = tuple({*Session.__slots__, *TrackedDict.__slots__} - _OF_A_REQUEST)
-"""The attributes of a session that do not belong to the request."""
+"""The attributes of the session. All others belong to the request."""
 
 
 def _a_key(called: str, key: object) -> str:
@@ -768,13 +765,13 @@ def _a_key(called: str, key: object) -> str:
 
 
 for _name in NAMES:
-    setattr(Session, _name, Elsewhere(_name))  # past the type checkers, which go on refusing these names
+    setattr(Session, _name, Elsewhere(_name))  # dynamic, so that type checkers still refuse these names
 
 ATTRIBUTES: Final = frozenset(
     name
     for name, value in vars(Session).items()
     if not (name.startswith("_") or isinstance(value, Elsewhere) or hasattr(dict, name))
 )
-"""The names that templates find before data of the same name. Those of every dict are no news to anybody."""
+"""The names that templates find before data of the same name, without those of every dict."""
 
 Session._taken_names = ATTRIBUTES

@@ -547,7 +547,7 @@ async def test_a_session_key_that_is_no_text_is_refused_by_name(
 @pytest.mark.parametrize(
     "key", ["", " ", "\0", "a" * 10_000, "🍪", "{}", "__class__", "_accessed", "user_id", "id", "\n"], ids=ascii
 )
-@pytest.mark.filterwarnings("ignore:.* is data, and session[.]:asgi_sessions.SessionWarning")  # kept nevertheless
+@pytest.mark.filterwarnings("ignore:.* is data, but session[.]:asgi_sessions.SessionWarning")  # kept nevertheless
 async def test_any_text_is_a_session_key(browser: Browser, key: str) -> None:
     await browser.do(lambda session: session.update({key: key}))
 
