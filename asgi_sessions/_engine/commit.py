@@ -1,7 +1,7 @@
-"""Commit: carries out a plan, call by call. Each call may be repeated, so a commit that was interrupted goes on with its plan.
+"""Commit: carries out a plan, call by call. Each call may be repeated, so an interrupted commit continues its plan.
 
-Two answers of the store say that another request was faster. The record has changed: rebase on it, and make another plan. Or it
-is gone: go on where the other request has moved the session; if it has ended it, write nothing, and say nothing to the browser.
+Two answers of the store mean that another request was faster. If the record has changed, rebase on it and make another plan. If
+it is gone, follow the session to its new key. If the session has ended, write nothing and send no cookie.
 """
 
 from __future__ import annotations
@@ -67,12 +67,10 @@ from asgi_sessions.errors import (
 logger = logging.getLogger("asgi_sessions")
 
 MOST_SPENT = 0.75
-"""Of the deadline of a commit, when somebody else was faster: so much counts as spent at most, however long ago it began."""
+"""The largest share of a commit's deadline that counts as spent after another request was faster, regardless of the time."""
 
-WITHHELD = (
-    "it came from another site, so the browser may hold a cookie that it did not send; only log_in() replaces that"
-)
-"""Why a new anonymous session is not kept: see ``CookieConfig.may_be_withheld``."""
+WITHHELD = "the request came from another site, so the browser may have withheld its cookie; only log_in() replaces such a cookie"
+"""The reason why a new anonymous session is not stored: see ``CookieConfig.may_be_withheld``."""
 
 _WHY_NOT_SAVED = {
     Phase.DEGRADED: "the store could not be asked",
@@ -83,11 +81,11 @@ _WHY_NOT_SAVED = {
 _REFUSE, _NOT_SAVED, _DELETE_ONLY, _DELETE = Step.REFUSE, Step.NOT_SAVED, Step.DELETE_ONLY, Cookie.DELETE
 
 Queues = WeakValueDictionary[tuple[str, int], anyio.Lock]
-"""A lock by session and thread: an event loop belongs to one thread, and a lock to one event loop."""
+"""A lock for each session and thread. A lock belongs to one event loop, and each event loop to one thread."""
 
 
 class Committer:
-    """Commits the sessions that one cookie leads to."""
+    """Commits the sessions of one cookie."""
 
     def __init__(
         self,
@@ -111,17 +109,17 @@ class Committer:
     async def commit(
         self, session: Session, *, failed: bool = False, is_save: bool = False, step: str = "commit"
     ) -> None:
-        """Carry out what was asked of the session and save what changed, by the commit table.
+        """Carry out the verbs of a session and save its changes, by the commit table.
 
-        Afterwards ``session._cookie`` is what the response says. The next commit goes on with one that was interrupted.
+        Sets ``session._cookie`` for the response. If an earlier commit was interrupted, this one finishes it first.
 
         Args:
             failed: the request crashed or was answered with 5xx. Only ``destroy()`` counts, and activity unless it logs in.
-            is_save: the app saves in the middle of a request. The token is not renewed: no response may come to carry it.
-            step: the name under which a failure of the store is reported; empty: it is not.
+            is_save: the app saves in the middle of a request. The token is not renewed, since there may be no response for it.
+            step: the name of the step in the report of a store failure. Empty: no report.
         Raises:
-            SessionDataError: a value cannot be kept faithfully; nothing was written.
-            StoreError: the store failed, or was too slow; what was written is not known.
+            SessionDataError: a value cannot be stored without loss. The store is unchanged.
+            StoreError: the store failed, or was too slow. Some calls may have taken effect.
         """
         if self._planner.is_settled(session, failed):
             return
@@ -132,12 +130,12 @@ class Committer:
         try:
             try:
                 if self._is_one_call(session):
-                    # The store keeps its own deadline, and one of ours would cost 1 µs of 20.
+                    # The store keeps its own deadline. A timer of ours would cost 1 µs of 20.
                     began = time.monotonic()
                     plan = self._plan(session, events, failed=failed, is_save=is_save)
                     is_done = plan is None or await self._carry_out(session, plan, events)
-                    # If someone else was faster, what is left of the time is left for trying again. There is always some, since
-                    # the store has answered, and if that took long it may have been the loop that stood still.
+                    # If another request was faster, the rest of the deadline is for the next attempts. Some always remains:
+                    # the store has answered, and a long wait may only mean that the event loop was blocked.
                     spent = 0.0 if is_done else min(time.monotonic() - began, self._guard.deadline * MOST_SPENT)
                 if not is_done:
                     with self._guard.limit(spent):
@@ -145,7 +143,7 @@ class Committer:
             except TimeoutError as error:
                 raise self._guard.too_slow() from error
             except anyio.get_cancelled_exc_class():
-                # It goes on where the browser could not go on without it.
+                # Finish the commit if the browser depends on it.
                 interrupted: Plan | None = session._plan
                 if session._record is not None or failed or not (interrupted is None or interrupted.can_be_undone):
                     await self._finish(session, spent, failed=failed, is_save=is_save)
@@ -165,27 +163,27 @@ class Committer:
                 await self._events.emit(*events)
 
     async def settle(self, session: Session) -> None:
-        """After a commit that failed: undo it, or finish it if the browser received its token."""
+        """Undo a failed commit, or finish it if the browser received its token."""
         if session._plan is not None:
-            session._touch_due = False  # the store has just failed: activity is not worth another call
+            session._touch_due = False  # the store has just failed, so spare it a call for the activity
             try:
                 await self.commit(session, failed=True, step="")
             except StoreError as failure:
-                logger.debug("a commit that failed could not be undone either (%s)", type(failure).__name__)
+                logger.debug("a failed commit could not be undone (%s)", type(failure).__name__)
 
     def owed_cookie(self, session: Session) -> tuple[Hidden[str], int | None] | bool:
-        """What a response to a failed request says of the cookie, in the form of ``session._cookie``."""
+        """The cookie for the response to a failed request, in the form of ``session._cookie``."""
         plan: Plan | None = session._plan
         due, session._cookie = session._cookie, False
         if plan is not None and plan.cookie:
-            return plan.cookie  # of what was committed: the token that the browser has is dead, or about to be
+            return plan.cookie  # this was committed: the browser's old token is invalid, or soon will be
         if (session if session._actor is None else session._actor)._intent.asked is Asked.DESTROY:
-            # The user learns that the log-out failed. The session may live on, but not in this browser.
+            # The 503 tells the user that the log-out failed. The session may live on, but not in this browser.
             return not self._planner.is_cookie_withheld(session)
         return due
 
     async def _finish(self, session: Session, spent: float, *, failed: bool, is_save: bool) -> None:
-        """Go on in a task of its own: a caller that is cancelled once more only stops waiting for it."""
+        """Finish the commit in a task of its own. If the caller is cancelled again, it only stops waiting."""
 
         async def finish() -> None:
             events: list[Event] = []
@@ -230,21 +228,21 @@ class Committer:
             return
         if await self._attempt(session, events, failed=failed, is_save=is_save):
             return
-        # Another request was faster. Without a queue, those of this process would collide at every attempt.
+        # Another request was faster. Without a queue, the requests of this process would collide at every attempt.
         async with self._queues.setdefault((session._id, threading.get_ident()), anyio.Lock()):
             for attempt in range(MAX_ATTEMPTS):
                 if await self._attempt(session, events, failed=failed, is_save=is_save):
                     return
                 await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
-        raise StoreError(f"the session was changed by others {MAX_ATTEMPTS} times while it was being saved")
+        raise StoreError(f"other requests changed the session {MAX_ATTEMPTS} times while it was being saved")
 
     def _lives(self, session: Session) -> bool:
-        """Whether the session is still within its limits, as far as this request knows."""
+        """Whether the session is within its timeouts, by the record that this request knows."""
         record, stored, rules = session._record, session._stored, self._planner.rules
         return record is None or stored is None or rules.over(record, stored, rules.clock()) is None
 
     async def _still_lives(self, session: Session, events: list[Event]) -> bool:
-        """Whether others have been heard from, where this request knows of nobody: a socket may be open for hours."""
+        """Rebase on the stored record, and return whether other requests extended its time. A socket may be open for hours."""
         known = session._record
         if known is None or not await self.rebase(session, await self._resolver.load(known.key, events), events):
             return False
@@ -254,26 +252,26 @@ class Committer:
     # ── One attempt ──
 
     async def _attempt(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> bool:
-        """Make a plan and carry it out; ``False``: someone else was faster, the session is rebased, try again."""
+        """Make a plan and carry it out. ``False``: another request was faster and the session is rebased, so try again."""
         try:
             plan = self._plan(session, events, failed=failed, is_save=is_save)
         except SessionDataError:
-            # What was written after destroy() cannot be kept. That must not undo the destroy().
+            # The data written after destroy() cannot be stored. That must not undo the destroy().
             if session._intent.asked is Asked.DESTROY:
                 await self._attempt(session, events, failed=True, is_save=is_save)
             raise
         return plan is None or await self._carry_out(session, plan, events)
 
     def _plan(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> Plan | None:
-        """The plan of the session from now on; ``None``: there is nothing to ask the store."""
+        """Make the plan of the session, or return ``None`` if it needs no call to the store."""
         plan = self._planner.plan(session, failed=failed, is_save=is_save)
         for name in ATTRIBUTES & dict.keys(session):
-            session._warn_of_taken_name(name)  # from before this session had that attribute, or put in past its methods
+            session._warn_of_taken_name(name)  # stored by an older version, or set by dict.__setitem__(session, …)
         step = plan.row.store
         if step is _REFUSE:
-            # Promise 6: no stand-in says "logged out".
+            # Promise 6: a stand-in never reports a log-out.
             verb = "log out" if session._intent.asked is Asked.DESTROY else "log in"
-            raise StoreUnreachable(f"nobody can {verb} while the store cannot be asked")
+            raise StoreUnreachable(f"no user can {verb} while the store cannot be asked")
         if step is _NOT_SAVED or step is _DELETE_ONLY:
             self._warn_not_saved(session, plan.phase, events)
         if not plan.calls:
@@ -282,7 +280,7 @@ class Committer:
         return plan
 
     async def _carry_out(self, session: Session, plan: Plan, events: list[Event]) -> bool:
-        """Make the calls of a plan that are left; ``False``: someone else was faster, and the session is rebased."""
+        """Make the remaining calls of a plan. ``False``: another request was faster, and the session is rebased."""
         try:
             while plan.done < len(plan.calls):
                 call = plan.calls[plan.done]
@@ -300,14 +298,14 @@ class Committer:
             return True
         except SessionLimitReached:
             if session._over:
-                raise  # it was the log-in of an actor, and this was done: see Calls.save_actor
-            # The log-in did not happen. The session before it is as it was, and the browser has its cookie, or gets it now.
+                raise  # the log-in of an actor was refused, and Calls.save_actor has done the rest
+            # The log-in was refused. The session before it is unchanged, and the browser has its cookie, or gets it now.
             session._plan = None
             events.append(self._events.event("session.refused", user_id=session._user_id, reason="limit"))
             session._user_id, session._authenticated_at, session._proof, session._provider = None, None, b"", b""
-            if session._intent.asked is Asked.DESTROY:  # before the log-in; it counts without that
+            if session._intent.asked is Asked.DESTROY:  # a destroy() before the log-in still counts
                 await self._attempt(session, events, failed=True, is_save=True)
-            leaving = session._intent.leaving  # what later verbs of this request still mean
+            leaving = session._intent.leaving  # later verbs of this request still refer to it
             session._intent, session._over = NO_INTENT if leaving is None else Intent(leaving=leaving), True
             raise
         except (RecordExists, SessionDataError):
@@ -315,14 +313,14 @@ class Committer:
             raise
         session._plan = None
         if plan.token is None and plan.row.cookie is _DELETE:
-            # Of what was begun in this very request the browser has not heard. What it has, it may not have sent.
+            # The browser knows no session that began in this request. It may have withheld the cookie of another one.
             session._cookie = session._cookie is False or not self._planner.is_cookie_withheld(session)
         return True
 
     async def rebase(self, session: Session, current: Record | None, events: list[Event]) -> bool:
-        """Someone else was faster: what they wrote is the ground now, and what this request changed comes on top.
+        """Load the changes of another request, and apply those of this request on top. ``False``: the session has ended.
 
-        ``current``: what lies under its key now. ``False``: the session has ended.
+        ``current``: the record that is now under the key of the session.
         """
         known, epoch = session._record, session._epoch
         if known is None:
@@ -350,21 +348,21 @@ class Committer:
             session._authenticated_at, session._proof = authenticated_at, proof  # confirmed in this request
         is_moved = found.record.key != known.key and not found.is_renewed
         if is_moved and session._intent.asked is Asked.REGENERATE and not session._intent.displaced:
-            # Two cookies could reach the browser in the wrong order. One that has left an impersonated session has no other.
+            # Two cookies could reach the browser in the wrong order. After an impersonated session it has no other cookie.
             session._intent = session._intent.settled()
         return True
 
     def mark_ended(self, session: Session, events: list[Event]) -> None:
-        """Another request ended the session meanwhile. That is nobody's fault: a normal response, no cookie."""
+        """Mark a session as ended by another request. The response is a normal one without a cookie."""
         events.append(self._events.event("session.lost", **session._named()))
-        is_other = session._record is None  # after destroy() the session at hand is another one already
+        is_other = session._record is None  # after destroy(), this is already a new session
         session._end()
         session._over = not is_other
 
     def _warn_of_lost_changes(self, session: Session) -> None:
-        """Warn of changes that are not saved because another request has logged in over this session; of each change once.
+        """Warn once of each change that is lost because another request logged in or out with this anonymous session.
 
-        The browser has another session by then. A session of a user that is gone was ended, and the user knows that.
+        The browser has another session by then. No warning for a user's session: the user knows that it was ended.
         """
         record, changed, before = session._record, session._maybe_changed, session._loaded
         if record is None or record.owner is not None or not changed:
@@ -388,14 +386,14 @@ class Committer:
 
 
 async def _turn_of(session: Session) -> None:
-    """Wait for the commit that another task of this request has begun."""
+    """Wait for the commit of another task of this request."""
     if session._next_turn is None:
         session._next_turn = anyio.Event()
     await session._next_turn.wait()
 
 
 def _give_turn(session: Session) -> None:
-    """The commit is over: another task of the request may begin one."""
+    """Let another task of the request begin its commit."""
     session._committing = False
     if session._next_turn is not None:
         session._next_turn.set()
@@ -403,7 +401,7 @@ def _give_turn(session: Session) -> None:
 
 
 class Calls:
-    """The calls of a plan. Each may be made again with the same records; ``again``: an earlier one may have taken effect."""
+    """The calls of a plan. Each may be repeated with the same records. ``again``: an earlier attempt may have taken effect."""
 
     def __init__(
         self,
@@ -430,7 +428,7 @@ class Calls:
         if session._epoch != plan.epoch:
             session = _holder(session, plan)
         if session._epoch != plan.epoch:
-            # While this was under way, another task of the request destroyed the session or logged somebody in.
+            # During this call, another task of the request destroyed the session or logged a user in.
             plan.token = None
             if call.end is None:
                 await self._guard.ask(self._store.delete, call.record.key)
@@ -445,7 +443,7 @@ class Calls:
             self._left(session, plan, call.end, replaced, events)
 
     async def admit(self, record: Record, body: Body, note: Note | None) -> tuple[list[Event], Record | None]:
-        """Store a new record; of a log-in, with its history entry. Return the events to emit, and the session it replaced."""
+        """Store a new record, for a log-in with its history entry. Return the events to emit and the replaced session."""
         id, user_id = record.id, body.user_id
         admission: object = await self._guard.ask(self._store.create, record, **noting(note))
         replaced = admission.replaced if isinstance(admission, Admission) else None
@@ -471,16 +469,16 @@ class Calls:
 
     async def touch(self, session: Session, plan: Plan, call: Touch, events: list[Event], again: bool) -> None:
         record, guard, seen_at = call.record, self._guard, session._now
-        session._touch_due = False  # once is enough, whatever comes of it
+        session._touch_due = False  # one attempt is enough, even if it fails
         timeouts = self._planner.rules.timeouts
         expires_at = timeouts.expires_at(session._created_at, seen_at, session._remembered)
-        # To lose a touch shortens the idle time by a minute; not worth an error page.
+        # A lost touch shortens the idle time by a minute, which is not worth an error page.
         try:
             with guard.touch_deadlines.limit():
                 found = await guard.ask(self._store.touch, record.key, seen_at=seen_at, expires_at=expires_at)
                 current = None if found else await self._resolver.load(record.key, events)
                 if current is not None and current.rev == record.rev:
-                    raise StoreUnreachable("the store would not touch a record that is there")
+                    raise StoreUnreachable("the store has the record but did not touch it")
         except (StoreError, TimeoutError) as failure:
             if isinstance(failure, TimeoutError):
                 failure = guard.too_slow(TOUCH_SHARE)
@@ -488,8 +486,8 @@ class Calls:
             return
         if not found:
             if current is not None:
-                raise RecordChanged(current)  # an alias: the token was renewed meanwhile
-            raise RecordGone("the session was ended by someone else meanwhile")
+                raise RecordChanged(current)  # an alias: another request renewed the token
+            raise RecordGone("another request has ended the session")
         if session._record is record:
             session._record = replace(record, seen_at=seen_at, expires_at=expires_at)
 
@@ -498,7 +496,7 @@ class Calls:
         if guard.breaker.failures or guard.failures.is_open or not guard.at_once:
             await guard.ask(self._store.update, record, rev=rev)
         else:
-            # The same in three frames less, for what most writes are: 2 µs of 30.
+            # The same for most writes, with three frames less. Saves 2 µs of 30.
             began, value = time.monotonic(), pack(record)
             try:
                 asked = self._store.ask_update(record, value, rev=rev)
@@ -543,8 +541,8 @@ class Calls:
     async def save_actor(self, session: Session, plan: Plan, call: SaveActor, events: list[Event], again: bool) -> None:
         actor = session._actor
         if actor is None:
-            return  # another task of the request has gone back to that session, and commits it
-        # No browser needs the token of the actor's session, unless the impersonated one could not be stored.
+            return  # another task of the request has returned to the actor's session, and commits it
+        # The browser needs the token of the actor's session only if the impersonated session could not be stored.
         actor._origin, actor._started = session._origin, session._started and session._record is None
         actor_id = actor._user_id
         try:
@@ -573,12 +571,12 @@ class Calls:
             session._intent = session._intent.settled()
         if gone is None and not again:
             if plan.row.store is Step.DELETE and not is_displaced:
-                raise RecordGone("the session was ended by someone else meanwhile")
+                raise RecordGone("another request has ended the session")
             return
         self._left(session, plan, call, gone, events)
 
     def _left(self, session: Session, plan: Plan, call: End, gone: Record | None, events: list[Event]) -> None:
-        """The session that the request began with has ended; ``gone``: what it was, if that is known."""
+        """Report the end of the session that the request came with. ``gone``: its last record, if known."""
         leaving = call.leaving
         if call.reason == "logged_out":
             reason = "destroyed" if leaving.user_id is None else "logged_out"
@@ -591,7 +589,7 @@ class Calls:
             self._bring_along(session, plan, gone, leaving.payload, events)
 
     def _bring_along(self, session: Session, plan: Plan, gone: Record, loaded: bytes, events: list[Event]) -> None:
-        """Another request changed the old session while this one was logging in: its keys come along."""
+        """Copy keys that another request wrote to the old session while this one was logging in."""
         codec = self._planner.codec
         try:
             theirs = codec.decode(self._planner.rules.open(gone).payload)
@@ -608,7 +606,7 @@ class Calls:
     async def confirm(self, session: Session, plan: Plan, call: Confirm, events: list[Event], again: bool) -> None:
         gone = await self._guard.ask(self._store.delete, call.key)
         session._intent = session._intent.settled()
-        if gone is not None:  # a failover has just brought it back
+        if gone is not None:  # a failover has restored it
             events += self._events.ended([gone.id], None, "destroyed")
 
     async def delete_unchanged(
@@ -617,7 +615,7 @@ class Calls:
         record = call.record
         gone = await self._guard.ask(self._store.delete, record.key, rev=record.rev)
         if gone is None and not again:
-            raise RecordGone("the session was ended by someone else meanwhile")
+            raise RecordGone("another request has ended the session")
         if session._record is record:
             session._intent = session._intent.settled()
             session._begin(session._now)
@@ -632,7 +630,7 @@ class Calls:
         session._intent = session._intent.without_other(call.user_id)
 
     async def undo(self, session: Session, plan: Plan) -> None:
-        """Take back the first call of a plan, if it took effect. The browser did not receive its token."""
+        """Undo the first call of a plan, if it took effect. The browser did not receive its token."""
         session._plan = None
         call = plan.calls[0]
         if not plan.is_unsure:
@@ -656,15 +654,15 @@ class Calls:
         has_alias: bool = False,
         note: Note | None = None,
     ) -> None:
-        """Let the old token lead to the session again that it led to before ``record`` took its place, if it has done so.
+        """Move the session back from ``record`` to its old token, if ``record`` was stored.
 
         Args:
-            stored: if it is the same session, its body before. A request that was under way may have saved to it since.
+            stored: if it is the same session, its earlier body. A parallel request may have saved to it since.
         """
         store, rules, ask = self._store, self._planner.rules, self._guard.ask
         there = await self._resolver.load(record.key, [])
         if there is None or there.id != record.id:
-            return  # it had not taken effect, or the session has ended since
+            return  # the call had no effect, or the session has ended since
         back = replace(old, rev=there.rev + 1)
         if there.rev != record.rev and stored is not None:
             body = replace(
@@ -683,7 +681,7 @@ class Calls:
 
 
 def _holder(session: Session, plan: Plan) -> Session:
-    """The session that a plan was made for. Since then another task of the request may have called ``impersonate()``."""
+    """The session of a plan. Another task of the request may have called ``impersonate()`` since the plan was made."""
     actor = session._actor
     return actor if actor is not None and actor._epoch == plan.epoch else session
 
