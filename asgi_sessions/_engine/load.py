@@ -1,4 +1,4 @@
-"""Load: from the keys that a cookie can stand for to a session."""
+"""Load: finds the session for the keys of a cookie."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from asgi_sessions.errors import RecordDamaged
 
 
 class Loader:
-    """Loads the sessions that one cookie leads to."""
+    """Loads the sessions of one cookie."""
 
     def __init__(
         self,
@@ -44,19 +44,19 @@ class Loader:
         self._may_renew = planner.rules.timeouts.renew is not None
 
     async def load(self, keys: Sequence[str], *, active: bool = True, renews: bool = True) -> Session:
-        """The session of the first key that has one; else an empty one.
+        """Return the session of the first key that has one, otherwise an empty session.
 
         Args:
             active: whether this request counts as activity of the user.
-            renews: whether its response may replace the token by itself.
+            renews: whether its response may renew the token.
         Raises:
-            StoreError: the store failed, was too slow, or answered with something else.
+            StoreError: the store failed, was too slow, or gave an invalid answer.
         """
         guard, is_answered = self._guard, False
         record = body = None
         value: Any = b""
         if len(keys) == 1 and guard.keeps_time and not (guard.breaker.failures or guard.failures.is_open):
-            # One question and a plain answer, mostly. The general way below comes to the same in six frames more: 3 µs of 12.
+            # The common case: one command. The general way below has the same result with six more frames, 3 µs of 12.
             began, key = time.monotonic(), keys[0]
             try:
                 asked = self._store.ask_load(key) if guard.at_once else None
@@ -77,18 +77,18 @@ class Loader:
                     else:
                         record, value = await self._store.load(key, asked), b""
             except RecordDamaged:
-                pass  # it is asked for once more
+                pass  # _find() reads it again
             except BaseException as error:
                 guard.blame(error, began, guard.breaker)
                 raise
             else:
                 is_answered = True
-        # Not before: with its first answer the store may have said what time it is.
+        # Read the clock only now: the first answer of the store may have set it to the server's time.
         session = Session._empty(self._keeper, self._clock())
         session._active, session._renews = active, renews and self._may_renew
         if self._confirms_ends and keys:
             session._missing = keys[0]
-        # What was unpacked here need not be checked; what a store made must be.
+        # A record that a store returned must be checked. One that was unpacked here need not.
         if is_answered and (
             record is None or self._fill(session, record if value else checked(record, keys[0]), body, value)
         ):
@@ -97,7 +97,7 @@ class Loader:
         return session
 
     async def _find(self, session: Session, keys: Sequence[str], record: Record | None) -> None:
-        """Fill the session from the first key that leads to one. ``record``: what lies under the first, if known."""
+        """Fill the session from the first key that has one. ``record``: the record under the first key, if known."""
         events: list[Event] = []
         try:
             with self._guard.limit():
@@ -114,7 +114,7 @@ class Loader:
                 await self._events.emit(*events)
 
     def _is_filled(self, session: Session, found: Found, events: list[Event]) -> bool:
-        """Fill the session, of an impersonated one also that of its actor."""
+        """Fill the session, and that of its actor if it is impersonated. Return whether this succeeded."""
         if found.actor is not None:
             actor = Session._empty(self._keeper, session._now)
             actor._active, actor._renews = session._active, False
@@ -134,17 +134,17 @@ class Loader:
         value: bytes = b"",
         events: list[Event] | None = None,
     ) -> bool:
-        """Fill the session from the record of a living session; anything else is left to the resolver.
+        """Fill the session from the record of an active session. ``False`` leaves all other records to the resolver.
 
         Args:
-            body: of the record, if it was opened before.
-            value: the bytes of the record, if it is to be kept opened.
-            events: takes the event of a damaged record; without it, such a record is left to the resolver too.
+            body: the body of the record, if it was opened before.
+            value: the bytes of the record, if its opened form may be cached.
+            events: receives the event of a damaged record. Without it, the resolver handles such a record too.
         """
         rules = self._planner.rules
         try:
             if body is None:
-                body = unseal(record, rules.secrets, rules.namespace)  # as rules.open(), in one frame less
+                body = unseal(record, rules.secrets, rules.namespace)  # as rules.open(), with one frame less
                 if value:
                     self._cache.put(record.key, value, record, body)
             if body.kind != "session" or rules.over(record, body, session._now) is not None:

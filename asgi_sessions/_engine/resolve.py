@@ -1,4 +1,4 @@
-"""Resolve: from a key to a session, wherever it is. The only code that follows an alias or the index of a user."""
+"""Resolve: finds the session of a key, even after its key changed. Only this module follows aliases and the index of a user."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ MAX_HOPS = 3
 """How many aliases in a row a cookie follows. Timeouts allow a renewal every 30 s and its grace is 30 s, so two is the most."""
 
 MAX_ATTEMPTS = 24
-"""How often a change of a record is tried again because someone else was faster; each time somebody did get through."""
+"""How often a change of a record is tried when other requests are faster. Each time, one of them has succeeded."""
 
 MAX_MOVES = 24
 """How many moves of a session a commit follows. An anonymous session leaves an alias at each of its former keys."""
 
 
 class Found(NamedTuple):
-    """A session that is in the store."""
+    """A stored session."""
 
     record: Record
     body: Body
     is_renewed: bool = True
-    """Whether aliases of renewals alone led to it."""
+    """Whether only aliases of renewals led to it."""
     actor: tuple[Record, Body] | None = None
-    """Of an impersonated session: the session of its actor."""
+    """The session of the actor, if this one is impersonated."""
 
 
 class Resolver:
-    """Finds the sessions of one store, and ends them where they are."""
+    """Finds and ends the sessions of one store, also after their keys changed."""
 
     def __init__(self, store: Store, guard: Guard, rules: RecordRules, events: Events) -> None:
         self._store = store
@@ -47,11 +47,11 @@ class Resolver:
         self._events = events
 
     async def load(self, key: str, events: list[Event]) -> Record | None:
-        """The record under a key; a damaged one is reported and is none."""
+        """Return the record under a key. A damaged record is reported and counts as missing."""
         try:
             record = await self._guard.ask(self._store.load, key)
         except RecordDamaged:
-            # Once more: a reply that strayed to us is different the second time, a damaged record is not.
+            # Read again: a misdirected reply would differ the second time, a damaged record stays damaged.
             try:
                 record = await self._guard.ask(self._store.load, key)
             except RecordDamaged as damage:
@@ -60,7 +60,7 @@ class Resolver:
         return None if record is None else checked(record, key)
 
     async def index_of(self, owner: str) -> Mapping[str, str]:
-        """Where the sessions of a user are: id → key."""
+        """Return the index of a user: id → key."""
         index = await self._guard.ask(self._store.index, owner)
         if not isinstance(index, Mapping):
             raise StoreUnreachable("the store answered with something other than an index")
@@ -80,10 +80,10 @@ class Resolver:
         kinds: Container[str] = ("session",),
         impersonated: bool = True,
     ) -> Found | None:
-        """The living session that a token leads to; one whose time is over is ended.
+        """Return the active session of a token. An expired one is ended.
 
         Args:
-            record: what lies under the key, if known.
+            record: the record under the key, if known.
             impersonated: whether an impersonated session counts. It ends with the session of its actor.
         """
         for _ in range(MAX_HOPS + 1):
@@ -100,7 +100,7 @@ class Resolver:
                     key, record = _successor(body), None
                     continue
             except RecordDamaged as damage:
-                events.append(self._damaged(damage))  # without its id: nothing in it is to be believed
+                events.append(self._damaged(damage))  # without its id, since a damaged record is not trusted
                 return None
             if body.kind not in kinds or await self.is_over(record, body, now, events):
                 return None
@@ -118,10 +118,10 @@ class Resolver:
         kinds: Container[str] = ("session",),
         impersonated: bool = True,
     ) -> Found | None:
-        """The living session of a user with this id; ``None``: it has ended.
+        """Return the active session of a user with this id, or ``None`` if it has ended.
 
         Raises:
-            RecordDamaged: its record does not open on this server.
+            RecordDamaged: this server cannot decrypt its record.
             StoreError: the store failed, or other requests moved the session each time.
         """
         seen, key = list[str](), ""
@@ -133,7 +133,7 @@ class Resolver:
             found = await self.by_token(key, events, kinds=kinds, impersonated=impersonated)
             if found is not None and (found.record.id, found.record.owner) == (id, owner):
                 return found
-            if seen.count(key) == 2:  # it was looked for three times
+            if seen.count(key) == 2:  # the third look under this key
                 break
             seen.append(key)
         else:
@@ -144,11 +144,11 @@ class Resolver:
         return None
 
     async def _with_actor(self, record: Record, body: Body, actor: Actor, events: list[Event]) -> Found | None:
-        """An impersonated session with the session of its actor. Without that it is over, and ended at once."""
+        """Return an impersonated session with the session of its actor. If that has ended, end this one too."""
         try:
             found = await self.by_id(owner_of_known(actor.user_id), actor.id, events, impersonated=False)
         except RecordDamaged:
-            return None  # reported; perhaps another server has the secret
+            return None  # already reported, and not ended: another server may have the secret
         if found is not None:
             return Found(record, body, actor=(found.record, found.body))
         note = self._rules.note(ended("impersonation_ended"), record.id, record.owner, body.about)
@@ -158,12 +158,12 @@ class Resolver:
         return None
 
     async def is_over(self, record: Record, body: Body, now: float, events: list[Event]) -> bool:
-        """Whether the time of a session is over. It is ended at once, so that setting the clock back does not revive it."""
+        """Whether a session has expired. If so, end it at once, so that setting the clock back does not revive it."""
         reason = self._rules.over(record, body, now)
         if reason is None:
             return False
         if body.kind != "token" and not self._rules.judges:
-            return True  # the app ends it
+            return True  # the app with the timeouts ends it
         at = min(record.expires_at, now)
         note = self._rules.note(ended(reason), record.id, record.owner, body.about, at=at)
         await self._guard.ask(self._store.delete, record.key, **noting(note or self.in_passing(record.id)))
@@ -172,23 +172,23 @@ class Resolver:
         return True
 
     def in_passing(self, id: str) -> Note | None:
-        """For the end of what is nobody's, or over: the store need not wait until replicas have it."""
+        """A note for the end of an expired or anonymous session: the store need not wait for replicas."""
         rules = self._rules
         return None if rules.rules is None else Note(EXPIRED, rules.clock(), id, rules.rules)
 
-    # ── By what a request knows of it ──
+    # ── By a record that the request knows ──
 
     async def locate(self, known: Record, found: Record | None, events: list[Event]) -> Found | None:
-        """A session as it is now, wherever other requests have moved it. Judges no time.
+        """Return the current state of a session, even if other requests have moved it. Applies no timeouts.
 
         Args:
             known: the session as the request knows it.
-            found: what lies under its key now.
+            found: the record under its key now.
         """
         key, is_renewed = known.key, True
         for _ in range(MAX_MOVES):
             if found is None or found.id != known.id or (found.rev != ALIAS_REV and found.owner != known.owner):
-                # The index stands in the clear, so what it leads to is looked at before it is believed.
+                # The index is not encrypted, so the record behind an entry is checked before use.
                 moved_to: object = None if known.owner is None else (await self.index_of(known.owner)).get(known.id)
                 if not isinstance(moved_to, str) or moved_to == key:
                     return None
@@ -207,13 +207,13 @@ class Resolver:
         raise StoreError("other requests moved the session each time it was looked for")
 
     async def end(self, known: Record, reason: Reason, events: list[Event]) -> Record | None:
-        """Delete a session's record wherever it is now; the record as it was, ``None`` if the session had ended.
+        """Delete a session's record under its current key. Return the record as it was, or ``None`` if the session had ended.
 
-        Another request may renew or regenerate the token while this one logs out. The log-out still means this session.
+        Another request may renew or regenerate the token while this one logs out. The log-out still ends the session.
         """
         note = None
         if known.owner is None:
-            # Whoever has the token of a session that somebody left by logging in has nothing: it was anonymous.
+            # An anonymous session that a log-in replaced: its token opens nothing of a user.
             note = self.in_passing(known.id) if reason == "replaced" else None
         else:
             note = self._rules.note_of_end(known, reason)
@@ -223,13 +223,13 @@ class Resolver:
             try:
                 gone: Record | None = await self._guard.ask(self._store.delete, key, rev=rev, **noting(note))
             except RecordChanged as conflict:
-                # Another request has saved to it, or an alias lies there. That stays: an end that is interrupted needs it again.
+                # Another request has saved to it, or this is an alias. An alias stays: an interrupted end needs it again.
                 lies_there = checked(conflict.current, key)
             except RecordDamaged as damage:
                 events.append(self._damaged(damage, known.id))
             else:
                 if gone is not None and checked(gone, key).id != known.id:
-                    raise StoreUnreachable("the store deleted something other than it was asked to")
+                    raise StoreUnreachable("the store deleted another record than the requested one")
                 if gone is not None:
                     return gone
             found = await self.locate(known, lies_there, events)
@@ -247,5 +247,5 @@ def _successor(alias: Body) -> str:
 
 
 def noting(note: Note | None) -> dict[str, Any]:
-    """How a store is given a note; one that takes none is given none."""
+    """Return the keyword arguments that give a store this note. None for a store without history."""
     return {} if note is None else {"note": note}
