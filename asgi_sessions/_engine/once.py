@@ -1,4 +1,4 @@
-"""Once: of parallel requests of one session, one does something, and the others see its result."""
+"""Once: lets one of several parallel requests of a session do a job. The others see its result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.2
 """Seconds between two looks at the lock of another request."""
 
 DONE_SECONDS = 5.0
-"""For how long a lock says that its work is done: until all that waited have looked."""
+"""How long a finished lock stays, so that all waiting requests see it."""
 
 _BUSY, _DONE = b"busy", b"done"
 
@@ -47,10 +47,10 @@ class Engine(Protocol):
 
 @asynccontextmanager
 async def once(manager: Engine, session: Session, name: str, seconds: float) -> AsyncIterator[bool]:
-    """Whether this request is to do the work called ``name``; see :meth:`Session.once`."""
+    """Yield whether this request does the job ``name``. See :meth:`Session.once`."""
     record = session._record
     if record is None or session._over:
-        yield True  # nothing is stored, so no other request has this session
+        yield True  # the session is not stored, so no other request has it
         return
     lock = _Lock(manager, record, name, seconds)
     if not await lock.acquire():
@@ -58,7 +58,7 @@ async def once(manager: Engine, session: Session, name: str, seconds: float) -> 
         yield False
         return
     try:
-        await manager.reload(session)  # others may have done the work since this request began
+        await manager.reload(session)  # another request may have done the job since this one began
         yield True
         await manager.save(session)
     except BaseException:
@@ -69,7 +69,7 @@ async def once(manager: Engine, session: Session, name: str, seconds: float) -> 
 
 
 class _Lock:
-    """A record beside the one of the session. It has an expiry, so a server that dies holds nobody up for longer."""
+    """A lock, stored as a record in the shard of the session. It expires, so a server that dies blocks others only until then."""
 
     def __init__(self, manager: Engine, of: Record, name: str, seconds: float) -> None:
         digest = base64url(sha256(f"asgi-sessions once\0{of.id}\0{name}".encode()).digest())
@@ -77,13 +77,13 @@ class _Lock:
         self._manager = manager
         self._id = of.id
         self._seconds = seconds
-        self._rev = 1 + secrets.randbelow(10**8 - 2)  # so that nobody takes the lock of another one for this one
+        self._rev = 1 + secrets.randbelow(10**8 - 2)  # random, to tell this lock from those of other requests
 
     async def acquire(self) -> bool:
-        """Take the lock; ``False``: another request has done the work meanwhile.
+        """Take the lock. Return ``False`` if another request has done the job meanwhile.
 
         Raises:
-            StoreError: the store failed, or the lock stayed taken for twice its time.
+            StoreError: the store failed, or others held the lock for twice its time.
         """
         pause, waits_for = FIRST_PAUSE, 0
         give_up_at = self._manager.clock() + 2 * self._seconds
@@ -92,7 +92,7 @@ class _Lock:
             if waits_for and is_done:
                 return False
             if there.expires_at <= self._manager.clock() or is_done:
-                await self._remove(there.rev)  # of a server that died, or done before this request asked
+                await self._remove(there.rev)  # its server died, or the job was done before this request asked
                 continue
             waits_for = there.rev
             if self._manager.clock() >= give_up_at:
@@ -108,7 +108,7 @@ class _Lock:
             return False
 
     async def _take(self) -> Record | None:
-        """Store the lock; what lies there, if another request was faster."""
+        """Store the lock. If another request was faster, return its lock."""
         store, ask, damages = self._manager.store, self._manager.guard.ask, list[Event]()
         while True:
             async with self._manager.asking("once"):
@@ -117,7 +117,7 @@ class _Lock:
                 except RecordExists:
                     there = await self._manager.resolver.load(self._key, damages)
                     if damages:
-                        await ask(store.delete, self._key)  # or no request could ever take it
+                        await ask(store.delete, self._key)  # otherwise no request could ever take the lock
                         await self._manager.events.emit(*damages)
                         damages.clear()
                 else:
@@ -126,7 +126,7 @@ class _Lock:
                 return there
 
     async def finish(self) -> None:
-        """The work is done and saved. Failures are left to the expiry."""
+        """Mark the job as done and saved. If the store fails, the lock expires."""
         try:
             async with self._manager.asking("once"):
                 done = self._record(_DONE, self._rev + 1, DONE_SECONDS)
@@ -135,7 +135,7 @@ class _Lock:
             return
 
     async def give_up(self) -> None:
-        """The work failed: another request may try. Failures are left to the expiry."""
+        """Let another request try, because the job failed. If the store fails, the lock expires."""
         try:
             await self._remove(self._rev)
         except StoreError:

@@ -22,7 +22,7 @@ from asgi_sessions.errors import RecordChanged, RecordDamaged, RecordGone, Store
 
 
 class Users:
-    """What a store that knows users is asked. Every method raises StoreError, and SessionDataError if it is no user's id."""
+    """The operations on all sessions of a user. Every method raises StoreError, and SessionDataError for an invalid user id."""
 
     def __init__(self, store: Any, guard: Guard, records: RecordRules, events: Events) -> None:
         self._store = store
@@ -32,11 +32,11 @@ class Users:
         self._events = events
 
     async def records(self, user_id: str) -> list[tuple[Record, Body]]:
-        """The sessions of a user that are within their limits and open."""
+        """Return the sessions of a user that are within their timeouts and can be decrypted."""
         return await self.records_of(owner_of(user_id))
 
     async def records_of(self, owner: str) -> list[tuple[Record, Body]]:
-        """:meth:`records`, by the name of the user's index."""
+        """Return :meth:`records`, by the owner's name in the store."""
         now = self._records.clock()
         found = await self._guard.ask(self._store.records, owner, now=now, rules=self._rules)
         if not isinstance(found, list | tuple):
@@ -55,14 +55,14 @@ class Users:
     async def end(
         self, user_id: str, reason: Reason, *, id: str | None = None, keep: str | None = None
     ) -> Sequence[str]:
-        """End the session ``id`` of a user, or all but ``keep``; the ids that ended by this."""
+        """End the session ``id`` of a user, or all but ``keep``. Return the ids of the ended sessions."""
         note = Note(ended(reason), self._records.clock(), "", self._rules)
         ids = checked_ids(await self._guard.ask(self._store.end, owner_of(user_id), note=note, id=id, keep=keep))
         await self._events.emit(*self._events.ended(ids, user_id, reason))
         return ids
 
     async def history(self, user_id: str) -> list[tuple[Entry, Facts | None]]:
-        """The entries of a user's history, the newest first, with their facts where they have some that open."""
+        """Return the entries of a user's history, the newest first, with their facts if they have any and these decrypt."""
         owner, now, rules = owner_of(user_id), self._records.clock(), self._rules
         packed = await self._guard.ask(self._store.history, owner, now=now, rules=rules)
         if not isinstance(packed, list | tuple):
@@ -76,13 +76,13 @@ class Users:
         return found
 
     async def erase(self, user_id: str, *, sessions: bool) -> Sequence[str]:
-        """Forget the history of a user, and with ``sessions`` everything; the ids that ended by this."""
+        """Delete the history of a user, with ``sessions`` also all sessions. Return the ids of the ended sessions."""
         ids = checked_ids(await self._guard.ask(self._store.erase, owner_of(user_id), sessions=sessions))
         await self._events.emit(*self._events.ended(ids, user_id, "erased"))
         return ids
 
     async def rename(self, user_id: str, id: str, name: str) -> bool:
-        """Give the device of a session a name; whether there is such a session."""
+        """Name the device of a session, and return whether the session exists."""
         if not is_id(id):
             return False
         for attempt in range(MAX_ATTEMPTS):
@@ -98,6 +98,6 @@ class Users:
                 await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
                 continue
             except RecordGone:
-                continue  # ended, or its token was just renewed: the next look tells
+                continue  # it has ended or its token was renewed: look again
             return True
-        raise StoreError(f"the session was changed by others {MAX_ATTEMPTS} times while its device was being named")
+        raise StoreError(f"other requests changed the session {MAX_ATTEMPTS} times while its device was being named")
