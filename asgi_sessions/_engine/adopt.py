@@ -1,8 +1,8 @@
 """Adopt: gives the sessions of another library to requests that have its cookie and not ours.
 
 The token of an adopted session is computed from the old cookie. So parallel requests, and all servers, find the same session, and
-the browser receives the same token from each of them. A marker lies in the store until the old cookie expires. It says that this
-cookie was adopted: after the log-out, the old cookie does not bring the session back.
+the browser receives the same token from each of them. Until the old cookie expires, a marker in the store records the adoption.
+So the old cookie cannot restore the session after a log-out.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from asgi_sessions.errors import RecordDamaged, RecordExists, StoreError
 ATTEMPTS = 3
 
 TIME_TO_FORGET = 1.0
-"""Seconds for the deletion of an old session; readers mostly keep a shorter time of their own. Then the marker has to do."""
+"""Seconds for the deletion of an old session. Most readers have a shorter limit of their own. After it, the marker is enough."""
 
 MOST_NAMES = 20
 LONGEST_NAME = 60
-"""How many names of keys an event tells of, and how many characters of each."""
+"""How many dropped keys an event names, and how many characters of each."""
 
 T = TypeVar("T")
 
 
 class Adopted(NamedTuple):
-    """What came of an old cookie."""
+    """The session for an old cookie."""
 
     session: Session
     headers: Headers
-    """What removes the old cookie. It leaves with our own cookie, or when nothing is left to come back to."""
+    """Headers that remove the old cookie. They leave with our own cookie, or when the old session is gone."""
 
 
 class _Marker(NamedTuple):
-    """What the store knows of a cookie that was adopted."""
+    """The marker of an adopted cookie: the id and the key of the session."""
 
     id: str
     key: str
-    """Of the session; empty: the marker does not open."""
+    """Empty if the marker cannot be decrypted."""
 
 
 _SPENT: Final = _Marker("", "")
@@ -64,12 +64,12 @@ class Adopter:
         self._manager = manager
 
     async def adopt(self, scope: Scope, *, active: bool = True, renews: bool = True) -> Adopted | None:
-        """The session for a request without our cookie; ``None`` if it has no old cookie that counts.
+        """Return the session for a request without our cookie, or ``None`` if it has no valid old cookie.
 
         Args:
             active, renews: as for ``Manager.load``.
         Raises:
-            StoreError: our store or the old one fails. It is unknown whether somebody is logged in.
+            StoreError: our store or the old one failed. It is unknown whether a user is logged in.
         """
         headers = scope.get("headers", ())
         for reader in self._readers:
@@ -95,7 +95,7 @@ class _Adoption:
         self._scope = scope
         self._asked = asked
         self.is_known = True
-        """Whether the cookie is of no more use: its session is known, or known to have ended."""
+        """Whether the old cookie can be removed: its session is adopted or has ended."""
         context = "\0".join(("asgi-sessions adopted", manager.cookie_name, reader.name, "")).encode("utf-8")
         self._realm = manager.planner.realm(scope)
         message = context + cookie.identity + self._realm
@@ -106,7 +106,7 @@ class _Adoption:
         self._events: list[Event] = []
 
     async def run(self) -> Session | None:
-        """The session that the cookie leads to; ``None``: it counts for nothing."""
+        """Return the session of the cookie, or ``None`` if the cookie is not valid."""
         try:
             return await self._adopted()
         finally:
@@ -129,7 +129,7 @@ class _Adoption:
         raise StoreError("other requests adopted and ended the session each time it was looked for")
 
     async def _in_time(self, step: Awaitable[T]) -> T:
-        """What our store answers, within its deadline. The old store keeps a time of its own."""
+        """Run a step within the deadline of our store. The old store has its own time limit."""
         try:
             with self._manager.guard.limit():
                 return await step
@@ -137,7 +137,7 @@ class _Adoption:
             raise self._manager.guard.too_slow() from error
 
     async def _marker(self) -> _Marker | None:
-        """The marker of this cookie. One that is there and does not open still says that the cookie was adopted."""
+        """Return the marker of this cookie. A marker that cannot be decrypted still means that the cookie was adopted."""
         events: list[Event] = []
         record = await self._manager.resolver.load(self._marker_key, events)
         if record is None:
@@ -149,7 +149,7 @@ class _Adoption:
             return _SPENT
 
     async def _adopted_before(self) -> Session | None:
-        """The session of a cookie that was adopted; an empty one if it has ended, or has another token by now."""
+        """Return the session of an adopted cookie, or an empty session if it has ended or has another token now."""
         marker = await self._marker()
         if marker is None:
             return None
@@ -158,19 +158,19 @@ class _Adoption:
                 session = await self._loaded(token)
                 if session._record is None or session._id == marker.id:
                     return session
-                # A request that came too late has stored it, this one or one that was cut off.
+                # A late request has stored it: this one, or one that was interrupted.
                 note = self._manager.resolver.in_passing(session._id)
                 await self._manager.guard.ask(self._manager.store.delete, marker.key, **noting(note))
                 return self._manager.begin()
-        self.is_known = False  # made with a secret that is not among ours any more
+        self.is_known = False  # made with a secret that is no longer in secret_keys
         return self._manager.begin()
 
     async def _begun(self, old: OldSession) -> Session | None:
-        """The session that takes over an old one; ``None``: another request was faster."""
+        """Begin the session that replaces an old one. ``None``: another request was faster."""
         data, dropped = converted(old.data)
         user_id = None if old.user_id is None else user_id_in("adopt", old.user_id)
         if user_id is None and not self._reader.is_stored:
-            # Anonymous visitors can have the same signed cookie. Each gets a session of their own, when the response leaves.
+            # Several anonymous visitors can have the same signed cookie. Each gets a separate session with the response.
             session = self._manager.begin()
             session.update(data)
             session._remembered = old.remembered
@@ -185,10 +185,10 @@ class _Adoption:
         return await self._loaded(token)
 
     async def _loaded(self, token: str) -> Session:
-        """The session of this token, and the cookie for it; an empty session if there is none any more."""
+        """Load the session of this token with its cookie, or an empty session if it has ended."""
         key = key_of(token, self._realm)
         session = await self._manager.load([key], **self._asked)
-        # In the grace of a renewal another record is found. The browser must not get the token that is about to end.
+        # Shortly after a renewal, this finds the successor. Then the browser must not receive the old token.
         if session._record is not None and session._record.key == key:
             session._cookie = (Hidden(token), self._manager.planner.max_age(session))
         return session
@@ -196,12 +196,12 @@ class _Adoption:
     def _record(
         self, token: str, old: OldSession, user_id: str | None, owner: str | None, data: dict[str, Any]
     ) -> Record:
-        """The record of the adopted session. Its clocks begin now."""
+        """Return the record of the adopted session. Its timeouts start now."""
         records = self._manager.records
         now, timeouts = self._manager.clock(), records.timeouts
         authenticated_at = None
         if user_id is not None:
-            # Unknown is long ago: is_fresh() must not take an adoption for a log-in.
+            # An unknown time counts as long ago, since is_fresh() must not take an adoption for a log-in.
             unknown = max(now - timeouts.absolute.total_seconds(), 0.0)
             authenticated_at = unknown if old.authenticated_at is None else min(max(old.authenticated_at, 0.0), now)
         about = b""
@@ -214,10 +214,10 @@ class _Adoption:
         return records.sealed(Record(key_of(token, self._realm), 1, now, expires_at, new_id(), owner, b""), body)
 
     async def _store(self, record: Record, until: float) -> bool:
-        """Store the record and the marker; ``False``: another request has stored another session.
+        """Store the record and the marker. ``False``: another request has stored another session.
 
-        The marker names the session. So what a late request has just stored can be told from the session that was
-        adopted, and perhaps ended, before: see _adopted_before().
+        The marker holds the id of the session. So _adopted_before() can tell the session of a late request from the adopted
+        session, even if that has ended.
         """
         ask, store = self._manager.guard.ask, self._manager.store
         is_ours = True
@@ -238,7 +238,7 @@ class _Adoption:
         return is_ours
 
     async def _forget(self) -> None:
-        """Delete the old session. If that fails, the marker still keeps it from coming back."""
+        """Delete the old session. If that fails, the marker still prevents a second adoption."""
         failure = StoreError("the old store did not delete the session in time")
         failure.host = self._reader.name
         with anyio.move_on_after(TIME_TO_FORGET):
@@ -255,7 +255,7 @@ class _Adoption:
         self._events.append(self._manager.events.event("session.adopted", session_id=id, user_id=user_id, **details))
 
     def _tokens(self, shard: str | None) -> list[str]:
-        """The token for this cookie; one for each secret, the newest first."""
+        """Return the tokens for this cookie: one for each secret, the newest first."""
         sign = self._manager.signed
         shards = [shard_of(seed[-SHARD_CHARS:]) if shard is None else shard for seed in self._seeds]
         return [sign(each, seed, self._realm) for each, seed in zip(shards, self._seeds, strict=True)]

@@ -1,4 +1,4 @@
-"""Events: what happened to sessions, for the log and for the app's hook."""
+"""Events: reports changes of sessions to the log and to the app's hook."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from asgi_sessions._engine.loops import running_loop
 logger = logging.getLogger("asgi_sessions")
 
 HOOK_GRACE = 0.1
-"""Seconds for which a request waits for a coroutine that was given as ``on_event``."""
+"""Seconds for which a request waits for the app's ``on_event`` coroutine."""
 
 _STEPS_THAT_READ = frozenset({"load", "list", "history", "start-up", "token check", "watch"})
 
 _EXPLAINED = frozenset({"store.failed", "store.restored", "session.damaged", "session.not_saved", "provider.refused"})
-"""Events whose line in the log says why."""
+"""Events with a reason in their log line."""
 
 _LEVELS = {
     "session.created": logging.DEBUG,
@@ -39,7 +39,7 @@ _LEVELS = {
 
 
 class Events:
-    """Logs what happened and calls the app's hook."""
+    """Logs events and calls the app's hook."""
 
     def __init__(self, host: str, hook: EventHook | None, failures: FailureLog, clock: Clock) -> None:
         self._host = host
@@ -49,22 +49,22 @@ class Events:
         self._running: set[asyncio.Future[Any]] = set()
 
     def is_heard(self, name: str) -> bool:
-        """Whether somebody hears an event of this name: the app's hook, or the log."""
+        """Whether the app's hook or the log receives events of this name."""
         return self._hook is not None or logger.isEnabledFor(_LEVELS.get(name, logging.INFO))
 
     def event(
         self, name: str, *, session_id: str | None = None, user_id: str | None = None, **details: object
     ) -> Event:
-        """An event of this moment."""
+        """Create an event with the current time."""
         return Event(name, instant(self._clock()), session_id, user_id, details)
 
     def failure(self, step: str, failure: BaseException, session_id: str | None = None) -> Event:
-        """The event that says at which step of a request, or of ours, the store failed, and why."""
+        """Create the event of a store failure, with the step and the reason."""
         host = getattr(failure, "host", None) or self._host
         return self.event("store.failed", session_id=session_id, step=step, host=host, reason=reason_of(failure))
 
     def ended(self, ids: Iterable[str], user_id: str | None, reason: str) -> list[Event]:
-        """An event for each of these sessions."""
+        """Create an event for each ended session."""
         return [self.event("session.ended", session_id=id, user_id=user_id, reason=reason) for id in ids]
 
     async def emit(self, *events: Event) -> None:
@@ -85,7 +85,7 @@ class Events:
 
     @contextmanager
     def held_back(self) -> Iterator[list[Event]]:
-        """Keep back what is emitted in the block: a hook takes its own time, and not that of the store. The caller emits it."""
+        """Collect the events of the block for the caller to emit, so that a hook does not use up the deadline of the store."""
         held = _Held()
         token = _held.set(held)
         try:
@@ -95,9 +95,9 @@ class Events:
             held.is_open = False
 
     def _log(self, event: Event) -> None:
-        """One line for the log. Ids only: a user's id may be an address, and other details are for the hook.
+        """Log an event in one line, with the session's id only. A user id may be an e-mail address, so only the hook gets it.
 
-        Of a failure with step, host and reason, and only if it was not said a moment ago.
+        The line of a failure has step, host and reason. Repeated failures are logged only now and then.
         """
         level = _LEVELS.get(event.name, logging.INFO)
         if event.name not in _EXPLAINED:
@@ -118,7 +118,7 @@ class Events:
         logger.log(level, words, event.name, *said.values(), event.details["reason"])
 
     async def _wait_for_hook(self, result: Awaitable[Any], name: str) -> None:
-        """A quick hook is waited for; a slow one goes on by itself and holds up nobody (under trio it is cancelled)."""
+        """Wait for the hook for ``HOOK_GRACE``. A slower hook continues in the background (under trio it is cancelled)."""
         if running_loop() is None:
             with anyio.move_on_after(HOOK_GRACE):
                 await result
@@ -136,7 +136,7 @@ class Events:
 
 
 class _Held:
-    """Events that wait until the store has answered all that it is asked."""
+    """Events that wait for the end of the store's calls."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
