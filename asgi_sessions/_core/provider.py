@@ -1,8 +1,7 @@
-"""Provider: the log-in at an identity provider that a session came from, and the links that lead from it to the session. Pure.
+"""Provider: the log-in of a session at an identity provider, and the links to find the session again. Pure.
 
-A session notes its provider log-in in its sealed body. That note decides whether a log-out of the provider means the session.
-A link is a record of its own. It leads from a subject, or from a session at the provider, to the users whose sessions may be
-meant.
+The sealed body of a session holds its provider log-in. It decides whether a log-out at the provider ends the session. A link is a
+separate record. It points from a subject, or from a session at the provider, to the users with such sessions.
 """
 
 from __future__ import annotations
@@ -16,33 +15,33 @@ from asgi_sessions._core.token import KEY_CHARS, base64url
 from asgi_sessions.errors import SessionDataError
 
 MOST_BYTES: Final = 2048
-"""Of an issuer, a subject or a session id. OpenID Connect Core 1.0, section 2, allows a subject 255 characters."""
+"""The limit for an issuer, a subject or a sid. OpenID Connect Core 1.0, section 2, allows a subject 255 characters."""
 
 MOST_OWNERS: Final = 32
-"""How many users one link leads to. Mostly it is one: a subject is a person."""
+"""How many users a link holds. Usually it is one: a subject is a person."""
 
 MATCH_LEEWAY: Final = 60.0
-"""Seconds by which the clock of a provider may differ from ours. A session that began so late may still be meant."""
+"""Seconds by which the clocks of the provider and the app may differ. A log-out also ends sessions up to this much younger."""
 
 
 class ProviderLogIn(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The log-in at an identity provider that a session came from."""
+    """The log-in of a session at an identity provider."""
 
     issuer: str
     """``iss`` of the ID token: a URL."""
     subject: str
-    """``sub``: the user, as the provider names them."""
+    """``sub``: the provider's name for the user."""
     sid: str | None = None
-    """``sid``: the session at the provider; ``None``: the ID token did not say it."""
+    """``sid``: the session at the provider. ``None``: the ID token has no ``sid``."""
 
     def __repr__(self) -> str:
         return f"<ProviderLogIn at {self.issuer}>"
 
     def is_meant(self, issuer: str, subject: str | None, sid: str | None) -> bool:
-        """Whether a log-out by the provider means the session of this log-in.
+        """Whether a log-out by the provider ends the session of this log-in.
 
-        With a ``sid`` it means that session of the provider. A log-in without one may be of that session, if it is of the same
-        subject.
+        If both have a ``sid``, it must match. Otherwise the subject must match, since a log-in without a ``sid`` may belong to
+        any session of its subject.
         """
         if self.issuer != issuer:
             return False
@@ -52,20 +51,20 @@ class ProviderLogIn(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Link(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a link leads to. Later versions may append fields."""
+    """The content of a link. Later versions may append fields."""
 
     owners: tuple[str, ...] = ()
     """The indexes of the users, the latest last."""
     is_ended: bool = False
-    """Of a session of the provider: the provider has ended it. It never comes back, so a log-in that arrives later ends at once.
-    Of a token of the provider: it was carried out."""
+    """For a ``sid``: the provider has ended this session for good, so a log-in that arrives later ends at once. For a token of
+    the provider: it was processed."""
 
     def with_owner(self, owner: str) -> Link:
-        """With this user as the latest."""
+        """Return the link with this user as the latest."""
         return Link((*self.without_owner(owner).owners, owner)[-MOST_OWNERS:], self.is_ended)
 
     def without_owner(self, owner: str) -> Link:
-        """Without this user."""
+        """Return the link without this user."""
         return Link(tuple(each for each in self.owners if each != owner), self.is_ended)
 
 
@@ -76,12 +75,12 @@ _decode_link: Final = msgspec.msgpack.Decoder(Link).decode
 
 
 def pack(value: ProviderLogIn | Link) -> bytes:
-    """As bytes, for a body; an empty link has none."""
+    """Encode as bytes, for a body. An empty link gives ``b""``."""
     return b"" if value == _NO_LINK else _encode(value)
 
 
 def unpack_log_in(data: bytes) -> ProviderLogIn | None:
-    """What :func:`pack` was given; ``None`` for anything else."""
+    """Decode a log-in of :func:`pack`. Invalid bytes give ``None``."""
     try:
         return _decode_log_in(data) if data else None
     except (msgspec.MsgspecError, ValueError):
@@ -89,7 +88,7 @@ def unpack_log_in(data: bytes) -> ProviderLogIn | None:
 
 
 def unpack_link(data: bytes) -> Link:
-    """What :func:`pack` was given; an empty link for anything else."""
+    """Decode a link of :func:`pack`. Invalid bytes give an empty link."""
     try:
         return _decode_link(data)
     except (msgspec.MsgspecError, ValueError):
@@ -97,32 +96,32 @@ def unpack_link(data: bytes) -> Link:
 
 
 def key_of_subject(issuer: str, subject: str) -> str:
-    """Where the link of a subject is stored."""
+    """The key of the link of a subject."""
     return _key("subject", issuer, subject)
 
 
 def key_of_sid(issuer: str, sid: str) -> str:
-    """Where the link of a session of the provider is stored."""
+    """The key of the link of a session at the provider."""
     return _key("sid", issuer, sid)
 
 
 def key_of_token(issuer: str, jti: str) -> str:
-    """Where it is noted that a token of the provider was carried out."""
+    """The key of the link of a processed token of the provider."""
     return _key("jti", issuer, jti)
 
 
 def _key(kind: str, *names: str) -> str:
-    """A hash, so the names themselves are not in the store. Their lengths keep two pairs of names apart."""
+    """Hash names to a key, so that the store does not contain them. Their lengths make the encoding unambiguous."""
     sizes = ",".join(str(len(name)) for name in names)
     text = "\0".join(("asgi-sessions provider", kind, sizes, *names))
     return base64url(sha256(text.encode("utf-8")).digest())[:KEY_CHARS]
 
 
 def provider_in(called: str, value: object) -> ProviderLogIn:
-    """The provider log-in that the app names, as ``(issuer, subject)`` or ``(issuer, subject, sid)``.
+    """Check a provider log-in, given as ``(issuer, subject)`` or ``(issuer, subject, sid)``.
 
     Raises:
-        SessionDataError: it is none.
+        SessionDataError: the value has another form.
     """
     if not isinstance(value, tuple) or len(value) not in (2, 3):
         raise SessionDataError(
@@ -138,10 +137,10 @@ def provider_in(called: str, value: object) -> ProviderLogIn:
 
 
 def name_in(called: str, what: str, value: object) -> str:
-    """A name that a provider gives.
+    """Check a name from a provider and return it.
 
     Raises:
-        SessionDataError: it is no text, empty, too long, or not valid Unicode.
+        SessionDataError: the name is not text, empty, too long, or not valid Unicode.
     """
     if not isinstance(value, str) or not value:
         raise SessionDataError(f"{called}: the {what} of the provider is no text, or empty")

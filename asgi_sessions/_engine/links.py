@@ -1,4 +1,4 @@
-"""Links: small records that are no sessions. Each lies under a computed key, belongs to no user, and expires by itself."""
+"""Links: small records beside the sessions. Each is under a computed key, belongs to no user, and expires by itself."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Links:
         self._events = events
 
     async def read(self, key: str) -> bytes:
-        """What a link holds; empty if there is none. A damaged one is reported and holds nothing."""
+        """Return the content of a link, or ``b""`` without such a link. A damaged link is reported and counts as empty."""
         return (await self._read(key))[1]
 
     async def change(self, key: str, until: float, change: Callable[[bytes], bytes]) -> bytes:
-        """Change a link, or make it; what it holds now. If that is nothing, the link is deleted.
+        """Create or change a link, and return its new content. If the new content is empty, delete the link.
 
         Args:
-            until: it lives until then at least, in seconds since the epoch.
-            change: what it shall hold, from what it holds. Called again after a conflict.
+            until: the earliest time of expiry, in seconds since the epoch.
+            change: returns the new content for the current one. Called again after a conflict.
         """
         store, ask = self._store, self._guard.ask
         for attempt in range(MAX_ATTEMPTS):
@@ -61,17 +61,17 @@ class Links:
                 await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
                 continue
             return wanted
-        raise StoreError(f"a record was changed by other requests {MAX_ATTEMPTS} times while it was being changed")
+        raise StoreError(f"other requests changed a record {MAX_ATTEMPTS} times while it was being changed")
 
     async def delete(self, key: str) -> None:
-        """Delete a link, if it is there."""
+        """Delete a link, if it exists."""
         await self._guard.ask(self._store.delete, key)
 
     async def _read(self, key: str) -> tuple[Record | None, bytes]:
         events: list[Event] = []
         record, found = await self._resolver.load(key, events), b""
         if events:
-            await self.delete(key)  # or no link could ever be stored there
+            await self.delete(key)  # otherwise no link could ever be stored under this key
         elif record is not None and self._records.clock() < record.expires_at:
             try:
                 body = self._records.open(record)

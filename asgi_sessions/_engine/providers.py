@@ -1,4 +1,4 @@
-"""Providers: ends sessions because the identity provider says so. Keeps the links that lead to them."""
+"""Providers: ends sessions on request of the identity provider. Stores the links to these sessions."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from asgi_sessions._engine.users import Users
 REASON: Final[Reason] = "provider"
 
 MARKED_FOR: Final = 3600.0
-"""Seconds for which a link says that the provider has ended its session. A log-in that was under way arrives within minutes."""
+"""Seconds for which a link records that the provider has ended its session. A parallel log-in arrives within minutes."""
 
 Change = Callable[[Link], Link]
 
 
 class Providers:
-    """What one store knows of identity providers. Every method raises StoreError."""
+    """The links of one store to sessions of identity providers. Every method raises StoreError."""
 
     def __init__(
         self, store: Any, guard: Guard, records: RecordRules, links: Links, users: Users, events: Events
@@ -47,9 +47,9 @@ class Providers:
         self._events = events
 
     async def admitted(self, record: Record, body: Body) -> list[Event]:
-        """Link the session of a log-in that was just stored. End it if the provider has ended its own session meanwhile.
+        """Link the stored session of a log-in. End it if the provider has ended its own session meanwhile.
 
-        The links come after the session. So a log-out that finds no link is before this step, and this step finds its mark.
+        The session is stored before its links. If a log-out finds no link, its mark is there before this step reads it.
         """
         log_in = unpack_log_in(body.provider)
         if log_in is None or record.owner is None:
@@ -62,15 +62,15 @@ class Providers:
         return await self._end(record, body) if link.is_ended else []
 
     async def end(self, issuer: str, subject: str | None, sid: str | None, before: float) -> int:
-        """End the sessions that a log-out by the provider means; how many ended.
+        """End the sessions that match a log-out by the provider. Return how many ended.
 
         Args:
-            before: only those of log-ins until then, in seconds since the epoch. A session of the provider never comes back, so
-                this does not count for its ``sid``.
+            before: only sessions that logged in until then, in seconds since the epoch. Ignored for a matching ``sid``, since a
+                provider never reuses one.
         """
         owners, number = list[str](), 0
         if sid is not None:
-            # Marked before the sessions are looked for: a log-in that comes later finds the mark.
+            # Mark the sid before looking for sessions, so that a later log-in finds the mark.
             until = self._records.clock() + MARKED_FOR
             owners += (await self._change(key_of_sid(issuer, sid), until, _mark)).owners
         if subject is not None:
@@ -87,11 +87,11 @@ class Providers:
         return number
 
     async def is_new(self, issuer: str, jti: str) -> bool:
-        """Whether no token of the provider with this name was carried out."""
+        """Whether the provider's log-out token with this ``jti`` has not been processed yet."""
         return not await self._links.read(key_of_token(issuer, jti))
 
     async def done(self, issuer: str, jti: str, until: float) -> None:
-        """Note that a token of the provider was carried out."""
+        """Record that a log-out token of the provider was processed."""
         await self._change(key_of_token(issuer, jti), until, _mark)
 
     async def forget(self, owner: str, bodies: Sequence[Body]) -> None:
@@ -107,7 +107,7 @@ class Providers:
     # ── Links ──
 
     def _until(self, record: Record, body: Body) -> float:
-        """When the session ends at the latest."""
+        """The time when the session ends at the latest."""
         about = unpack_facts(body.about).ends_at if body.about else 0.0
         return max(
             record.expires_at,
