@@ -1,8 +1,8 @@
-"""Plan: what one commit does, as data. Pure.
+"""Plan: the steps of one commit, as data. Pure.
 
 A commit looks up its row in :data:`COMMIT_TABLE`. The planner (``planner.py``) turns the row into a :class:`Plan`: store calls in
-their order, the new token, and what the browser receives. A plan notes how far it got. Each of its calls can be repeated with the
-same record: the second time it has no further effect. So a commit that was interrupted goes on with its plan.
+their order, the new token, and the cookie. A plan records its progress. Each call can be repeated with the same record: a second
+call has no further effect. So an interrupted commit can continue its plan.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ class Data(enum.Enum):
     __hash__ = object.__hash__
 
     EMPTY = "empty"
-    """Nothing there, and nobody logged in."""
+    """No data, and no user."""
     SOME = "not empty"
     SAME = "same bytes"
     CHANGED = "other bytes"
     EMPTIED = "emptied, anonymous"
-    """Was not empty and now is, and nobody is logged in: no reason to keep a record."""
+    """All data was removed, and there is no user, so no record is needed."""
 
 
 class Phase(enum.Enum):
-    """How far the request is, and what can still be done in it."""
+    """The progress of the request, which limits its verbs."""
 
     __hash__ = object.__hash__
 
     OPEN = "open"
     WITHHELD = "cookie withheld"
-    """Open, but the browser may hold a cookie that it did not send: see ``CookieConfig.may_be_withheld``."""
+    """Open, but the browser may have withheld a cookie: see ``CookieConfig.may_be_withheld``."""
     STARTED = "started"
-    """The response has left: no cookie can be sent any more."""
+    """The response has started: a cookie can no longer be sent."""
     FAILED = "failed"
-    """The request crashed or was answered with 5xx: only a log-out counts, and that there was activity."""
+    """The request crashed or was answered with 5xx: only a log-out and activity count."""
     DEGRADED = "degraded"
-    """The store could not be asked for the session; the app was given an empty stand-in."""
+    """The store failed at the load, and the app has an empty stand-in."""
     ENDED = "ended elsewhere"
-    """Another request ended the session meanwhile."""
+    """Another request ended the session during this one."""
 
 
 class Step(enum.Enum):
@@ -119,23 +119,23 @@ COMMIT_TABLE: tuple[Row, ...] = (
     Row(_FOUND, _EMPTY, _DESTROY, _UNTIL_END, Step.DELETE, Cookie.DELETE),
     Row(_FOUND, _SOME, _DESTROY, _OPEN, Step.DELETE_CREATE, Cookie.SET),
     Row(_FOUND, _SOME, _DESTROY, (Phase.WITHHELD, *_STARTED), Step.DELETE_ONLY, Cookie.NOTHING),
-    # A failed request: its data is not looked at.
+    # A failed request: its data is ignored.
     Row(_NONE, _EMPTY, _NOTHING, _FAILED, Step.NOTHING, Cookie.NOTHING),
     Row(_FOUND, _SAME, _NOTHING, _FAILED, Step.NOTHING, Cookie.NOTHING),
     Row(_FOUND, _SAME, _TOUCH, _FAILED, Step.TOUCH, Cookie.NOTHING),
     Row(_FOUND, _EMPTY, _DESTROY, _FAILED, Step.DELETE, Cookie.DELETE),
-    # Without the store nobody is told that they are logged in, or out.
+    # Without the store, no response may confirm a log-in or a log-out.
     Row(_NONE, _EMPTY, (*_NOTHING, *_REGENERATE), _DEGRADED, Step.NOTHING, Cookie.NOTHING),
     Row(_NONE, _SOME, (*_NOTHING, *_REGENERATE), _DEGRADED, Step.NOT_SAVED, Cookie.NOTHING),
     Row(_NONE, _FRESH, _LOG_IN, _DEGRADED, Step.REFUSE, Cookie.NOTHING),
     Row(_NONE, _EMPTY, _DESTROY, (*_FAILED, *_DEGRADED), Step.REFUSE, Cookie.NOTHING),
     Row(_NONE, _SOME, _DESTROY, _DEGRADED, Step.REFUSE, Cookie.NOTHING),
-    # Nothing of it is kept, and its data is not looked at.
+    # An ended session: its data is ignored.
     Row(_NONE, _EMPTY, _NOTHING, (Phase.ENDED,), Step.NOTHING, Cookie.NOTHING),
     Row(_FOUND, _SAME, _IDLE, (Phase.ENDED,), Step.NOTHING, Cookie.NOTHING),
 )
-"""A session found by its alias is *found*: every step then goes to the successor. A row whose record turns out to be gone
-ends with nothing stored and nothing said to the browser; that is logged at info."""
+"""A session found by its alias counts as *found*: every step then goes to the successor. If the record turns out to be gone,
+the commit stores nothing and sends no cookie. That is logged at info."""
 
 ROWS = {
     (was, data, asked, phase): row
@@ -149,24 +149,24 @@ ROWS = {
 
 # ── The steps of a plan ──
 
-# Structs: a frozen dataclass takes a microsecond to make. The collector need not look at them: nothing in them leads back.
+# Structs, since a frozen dataclass takes a microsecond to create. They hold no reference cycles, so ``gc=False`` is safe.
 
 
 class End(msgspec.Struct, frozen=True, gc=False):
-    """End the session that the request began with, wherever its record is now."""
+    """End a session of this request, even if its record has moved."""
 
     leaving: Leaving
     reason: Reason
 
 
 class Create(msgspec.Struct, frozen=True, gc=False):
-    """Keep a new record; with a note, it is a log-in."""
+    """Store a new record. With a note, it is a log-in."""
 
     record: Record
     body: Body
     note: Note | None
     end: End | None
-    """What is carried out in the same step: the user logs in over a session of their own."""
+    """Done in the same step, when a user logs in again in their own session."""
 
 
 class Update(msgspec.Struct, frozen=True, gc=False):
@@ -195,7 +195,7 @@ class DeleteUnchanged(msgspec.Struct, frozen=True, gc=False):
 
 
 class Confirm(msgspec.Struct, frozen=True, gc=False):
-    """Delete what was not there: the store answers when its replicas have the end, too."""
+    """Delete a record that was not found: the store answers when its replicas have the end, too."""
 
     key: str
 
@@ -208,7 +208,7 @@ class EndOthers(msgspec.Struct, frozen=True, gc=False):
 
 
 class SaveActor(msgspec.Struct, frozen=True, gc=False):
-    """Commit the session of the actor, beside an impersonated one: it was written to, or the actor is active."""
+    """Commit the session of the actor together with an impersonated one, because it changed or the actor is active."""
 
     failed: bool
 
@@ -217,26 +217,26 @@ Call = Create | Update | Rename | Touch | DeleteUnchanged | SaveActor | End | Co
 
 
 class Plan(msgspec.Struct, gc=False):
-    """The steps of one commit, and how far it got."""
+    """The steps of one commit, and its progress."""
 
     row: Row
     phase: Phase
     calls: list[Call]
     epoch: int
-    """Of the session when the plan was made. A verb of another task makes it another one."""
+    """The session's epoch when the plan was made. A verb of another task changes that of the session."""
     token: Hidden[str] | None = None
     done: int = 0
     """How many calls are known to have taken effect."""
     is_unsure: bool = False
-    """Whether the call after those may have taken effect: its reply was lost."""
+    """Whether the next call may have taken effect, because its reply was lost."""
     max_age: int | None = None
 
     @property
     def cookie(self) -> tuple[Hidden[str], int | None] | bool:
-        """What the browser must receive once the first call has taken effect: the token that it has is dead, or about to be."""
+        """The cookie for the browser after the first call took effect: its old token is invalid, or soon will be."""
         return (self.token, self.max_age) if self.token is not None and self.done else False
 
     @property
     def can_be_undone(self) -> bool:
-        """Whether the browser can go on with the token that it has, as if the plan had never begun."""
+        """Whether the browser's current token still works, as if the plan had never begun."""
         return self.done == 0 and bool(self.calls) and isinstance(self.calls[0], Create | Rename | Update | Touch)

@@ -1,4 +1,4 @@
-"""Planner: (loaded record, data, intent, phase, what is due) → Plan. It reads the session and asks nobody."""
+"""Planner: (loaded record, data, intent, phase, due steps) → Plan. It reads the session and does no I/O."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from asgi_sessions._core.token import TokenMint, key_of, owner_of_known, realm_o
 from asgi_sessions._core.types import Clock
 from asgi_sessions.errors import RecordDamaged, SessionDataError
 
-# A member of an Enum takes 0.06 µs to look up in its class, and a write looks up a dozen: 3 % of it.
+# Names for enum members: a look-up in the class costs 0.06 µs, and a write needs a dozen, 3 % of its time.
 _NONE, _FOUND, _SAME, _CHANGED, _UPDATE = Was.NONE, Was.FOUND, Data.SAME, Data.CHANGED, Step.UPDATE
 _NOTHING, _TOUCH, _DESTROY = Asked.NOTHING, Asked.TOUCH, Asked.DESTROY
 _OPEN, _STARTED, _FAILED, _ENDED = Phase.OPEN, Phase.STARTED, Phase.FAILED, Phase.ENDED
@@ -61,7 +61,7 @@ _NO_TOKEN = Hidden("")
 
 @dataclass(frozen=True)
 class RecordRules:
-    """How the sessions of one store are kept: what is needed to read and to make a record."""
+    """The settings of one store for reading and creating records."""
 
     timeouts: Timeouts
     secrets: Secrets
@@ -70,40 +70,40 @@ class RecordRules:
     rules: Rules | None
     """``None``: the store keeps no history."""
     clock: Clock
-    judges: bool = True  # whether the timeouts are the app's; else a session lives as long as its record says
+    judges: bool = True  # whether to apply the timeouts. If not, a session lives as long as its record says
 
     def open(self, record: Record) -> Body:
-        """The body of a record.
+        """Return the body of a record.
 
         Raises:
-            RecordDamaged: it does not open.
+            RecordDamaged: the body cannot be decrypted or decoded.
         """
         return unseal(record, self.secrets, self.namespace)
 
     def over(self, record: Record, body: Body, now: float) -> Literal["idle", "absolute"] | None:
-        """The limit that has ended a session; ``None``: it lives."""
+        """The timeout that ended a session, or ``None`` if it is active."""
         if body.kind == "token" or not self.judges:
-            # By the limits in the record. The absolute one is sealed, so nobody who writes to the store moves it.
+            # By the limits in the record. The absolute one is sealed, so write access to the store cannot move it.
             if body.about and now >= unpack_facts(body.about).ends_at:
                 return "absolute"
             return "idle" if now >= record.expires_at else None
         return self.timeouts.over(body.created_at, record.seen_at, record.expires_at, body.remembered, now)
 
     def sealed(self, record: Record, body: Body) -> Record:
-        """The record with this body."""
+        """Return the record with this body, sealed."""
         return replace(record, body=seal(record.key, record.id, record.owner, body, self.secrets, self.namespace))
 
     def note(
         self, what: str, id: str, owner: str | None, about: bytes = b"", *, at: float | None = None
     ) -> Note | None:
-        """An entry for the history of a user; ``None`` where there is no user or no history."""
+        """An entry for the history of a user, or ``None`` without a user or a history."""
         if self.rules is None or owner is None:
             return None
         facts = seal_facts(about, owner, id, self.secrets, self.namespace) if about else b""
         return Note(what, self.clock(), id, self.rules, (), facts, at)
 
     def note_of_end(self, known: Record, reason: Reason) -> Note | None:
-        """The entry that the history gets with the end of a session; ``None`` for an anonymous one."""
+        """The history entry for the end of a session, or ``None`` for an anonymous session."""
         if self.rules is None or known.owner is None:
             return None
         try:
@@ -115,7 +115,7 @@ class RecordRules:
     def note_of_log_in(
         self, record: Record, body: Body, rules: Rules | None, replaces: Replaced | None = None
     ) -> Note | None:
-        """The entry that the history gets with a log-in; ``None`` for an anonymous session."""
+        """The history entry for a log-in, or ``None`` for an anonymous session."""
         if record.owner is None or rules is None:
             return None
         about = body.about or pack_facts(Facts())
@@ -127,7 +127,7 @@ class RecordRules:
 
 
 class Planner:
-    """Makes the plans of the sessions that one cookie leads to."""
+    """Makes the plans for the sessions of one cookie."""
 
     def __init__(
         self,
@@ -143,13 +143,13 @@ class Planner:
         self._may_be_withheld = may_be_withheld
 
     def realm(self, origin: Any) -> bytes:
-        """The realm of a request; empty where the app has none."""
+        """The realm of a request, or ``b""`` if the app has no realms."""
         return b"" if self._realm is None or origin is None else realm_of(self._realm(origin))
 
     # ── Whether there is anything to do ──
 
     def is_settled(self, session: Session, failed: bool) -> bool:
-        """Whether there is nothing to ask the store: most requests end here, so it comes before anything costly."""
+        """Whether a commit needs no call to the store. True for most requests, so this check is cheap and comes first."""
         intent = session._intent
         if session._plan is not None or session._committing or intent.asked is _DESTROY:
             return False
@@ -162,14 +162,14 @@ class Planner:
         if intent is not NO_INTENT:
             return False
         if session._written:
-            return False  # other bytes, most likely; the table will tell, and they need be encoded only once
+            return False  # probably changed. row() compares the bytes, so they are encoded only once
         changed = session._maybe_changed
         if changed and not self.codec.is_same(session, session._loaded, changed):
             return False
         return not (session._touch_due or session._renewal_due)
 
     def is_modified(self, session: Session) -> bool:
-        """Whether a commit would write more than that there was activity. Changes nothing."""
+        """Whether a commit would write more than activity. Changes nothing."""
         if session._record is None or session._intent is not NO_INTENT:
             return not self.is_settled(session, failed=False)
         if not session._maybe_changed:
@@ -180,9 +180,9 @@ class Planner:
             return True
 
     def is_cookie_withheld(self, session: Session) -> bool:
-        """Whether the browser may have a cookie that it did not send with the request of this session.
+        """Whether the browser may have withheld a cookie from the request of this session.
 
-        A new one would take its place, and log the user out. Only a log-in may do that.
+        A new cookie would replace that one and log the user out. Only a log-in may do that.
         """
         withheld = self._may_be_withheld
         return session._is_withheld or (
@@ -192,10 +192,10 @@ class Planner:
     # ── The row ──
 
     def row(self, session: Session, *, failed: bool, is_save: bool) -> tuple[Row, Phase, bytes]:
-        """The row of the commit table for this session now, its phase, and the payload where the row writes one.
+        """Return the row of the commit table for this session, the phase, and the payload if the row writes one.
 
         Raises:
-            SessionDataError: a value cannot be kept faithfully.
+            SessionDataError: a value cannot be stored without loss.
         """
         phase = _STARTED if session._started else _OPEN
         if session._over or failed or session._degraded:
@@ -206,7 +206,7 @@ class Planner:
         if phase is _FAILED or phase is _ENDED:
             data = Data.EMPTY if session._record is None else _SAME
             if asked is not _DESTROY:
-                # Its log-in, its regeneration and its data do not count. That somebody was here does.
+                # Ignore its log-in, its regeneration and its data, but record the activity.
                 was = _NONE if session._record is None else _FOUND
                 asked = _TOUCH if session._touch_due else _NOTHING
             return ROWS[was, data, asked, phase], phase, payload
@@ -220,7 +220,7 @@ class Planner:
             return ROWS[was, data, asked, phase], phase, payload
         data, payload = self._compare(session)
         if data is _SAME and phase is _OPEN and _is_confirmed(session):
-            data = _CHANGED  # on top of a token that another request has just replaced
+            data = _CHANGED  # record the confirmation even if another request has just replaced the token
         if asked is _NOTHING:
             if session._renewal_due and not is_save and phase is _OPEN:
                 asked = Asked.RENEWAL
@@ -240,12 +240,12 @@ class Planner:
     # ── The plan ──
 
     def plan(self, session: Session, *, failed: bool, is_save: bool) -> Plan:
-        """What a commit of this session does now.
+        """Make the plan for a commit of this session.
 
-        The token that the browser has stays good until the first call has taken effect. After that it is told of the new one.
+        The browser's current token works until the first call has taken effect. From then on, the browser must get the new one.
 
         Raises:
-            SessionDataError: a value cannot be kept faithfully.
+            SessionDataError: a value cannot be stored without loss.
         """
         row, phase, payload = self.row(session, failed=failed, is_save=is_save)
         calls: list[Call] = []
@@ -265,7 +265,7 @@ class Planner:
         elif step is Step.NOTHING and phase is _STARTED:
             session._drop_verb()
         if session._actor is not None and not self.is_settled(session._actor, failed):
-            self.row(session._actor, failed=failed, is_save=True)  # an error comes before the first call
+            self.row(session._actor, failed=failed, is_save=True)  # so that an error is raised before the first call
             calls.append(SaveActor(failed))
         if step is Step.NOT_SAVED or step is Step.REFUSE:
             return plan
@@ -274,7 +274,7 @@ class Planner:
         return plan
 
     def _ends(self, session: Session, phase: Phase, first: Call | None) -> list[Call]:
-        """The calls that end other sessions than the one at hand. ``first``: the first call of the plan."""
+        """The calls that end other sessions than the current one. ``first``: the first call of the plan."""
         intent, found = session._intent, list[Call]()
         counts = phase is not _FAILED or intent.asked is _DESTROY
         if intent.leaving is not None and counts and not (isinstance(first, Create) and first.end is not None):
@@ -300,10 +300,10 @@ class Planner:
         if rules is not None and (session._user_id in intent.others or session._actor is not None):
             rules = with_fields(
                 rules, limit=0
-            )  # they end with this very log-in, or this is an actor, who takes no room
+            )  # all others end with this log-in, or it is an actor's, which does not count
         elif rules is not None and rules.limit and intent.displaced:
             also = sum(each.record.owner == record.owner for each in intent.displaced)
-            rules = with_fields(rules, limit=rules.limit + also)  # likewise, for some of them
+            rules = with_fields(rules, limit=rules.limit + also)  # these end with this log-in
         end: End | None = None
         replaces: Replaced | None = None
         if intent.leaving is not None and intent.leaving.record.owner == record.owner is not None:
@@ -318,31 +318,31 @@ class Planner:
         plan.token, record, body = self._next(session, payload, fresh_token=True)
         plan.max_age = self.max_age(session)
         alias = None
-        if is_renewal or old.owner is None:  # no index leads requests that are under way to an anonymous session
+        if is_renewal or old.owner is None:  # an anonymous session has no index for parallel requests
             alias = self._alias("alias" if is_renewal else "forward", old, record.key, body)
-        note = None  # a renewal tells the user nothing
+        note = None  # a renewal is of no interest to the user
         if not is_renewal:
             note = self.rules.note(STEPPED_UP if is_confirmed else REGENERATED, old.id, old.owner, body.about)
         name = "session.confirmed" if is_confirmed else "session.renewed" if is_renewal else "session.regenerated"
         plan.calls.append(Rename(old, record, body, alias, note, name))
 
     def _next(self, session: Session, payload: bytes, *, fresh_token: bool = False) -> tuple[Hidden[str], Record, Body]:
-        """The record as it shall be; under a fresh token or where it is."""
+        """Return the next record of the session, under a fresh token or its present key."""
         rules, old, stored = self.rules, session._record, session._stored
         now = rules.clock()
         user_id = session._user_id
-        # Nothing but a log-in changes it, and that begins without a record.
+        # Only a log-in changes the owner, and it begins without a record.
         owner = old.owner if old is not None else user_id and owner_of_known(user_id)
         token = _NO_TOKEN
         if fresh_token:
-            # Renaming keeps the shard, so that it is one atomic step in one slot; a log-in moves to the user's.
+            # Renaming keeps the shard, so it is one atomic step in one slot. A log-in uses the user's shard.
             near = old.key if old is not None else owner
             realm = b"" if self._realm is None else self.realm(session._origin)
             token = Hidden(self._mint.mint(None if near is None else shard_of(near), realm))
             key, minted_at = key_of(token.value, realm), now
         else:
             key, minted_at = _known(session).key, stored.minted_at if stored is not None else now
-        # By position, both: names cost half as much again.
+        # Both by position: keyword arguments would cost half as much again.
         body = Body(
             "session",
             user_id,
@@ -359,7 +359,7 @@ class Planner:
             None if session._actor is None else Actor(session._actor._user_id or "", session._actor._handle()),
         )
         seen_at = now
-        # Activity is written down once per touch interval, whatever is written besides.
+        # Activity is recorded once per touch interval, regardless of other writes.
         if not (old is None or (session._active and rules.timeouts.touch_due(old.seen_at, session._remembered, now))):
             seen_at = old.seen_at
         id = session._id or session._handle()
@@ -375,7 +375,7 @@ class Planner:
         return token, record, body
 
     def _about(self, session: Session, owner: str | None) -> bytes:
-        """What is kept of where a log-in came from; nothing of anonymous sessions, and of an actor not where they are."""
+        """The stored facts of a log-in. None for anonymous sessions. For an actor, without device and location."""
         if owner is None or self.rules.rules is None:
             return b""
         facts = Facts() if session._actor is not None else self.rules.devices.describe(session._origin)
@@ -390,7 +390,7 @@ class Planner:
         return self.rules.sealed(Record(old.key, ALIAS_REV, now, until, old.id, None, b""), body)
 
     def max_age(self, session: Session) -> int | None:
-        """Seconds the cookie shall live: only a remembered one outlives the browser (OWASP: prefer non-persistent ones)."""
+        """The cookie's ``Max-Age`` in seconds, only for remembered sessions (OWASP: prefer non-persistent cookies)."""
         if not session._remembered:
             return None
         ends_at = self.rules.timeouts.ends_at(created_at=session._created_at, remembered=True)
@@ -398,7 +398,7 @@ class Planner:
 
 
 def _is_confirmed(session: Session) -> bool:
-    """Whether the user has proved again who they are in this request."""
+    """Whether the user has proved their identity again in this request."""
     return session._stored is not None and session._stored.authenticated_at != session._authenticated_at
 
 
