@@ -1,4 +1,4 @@
-"""Proofs: how and when a user has proved who they are, and a log-in that waits for its second factor. Pure."""
+"""Proofs: the methods and times of a user's authentication, and a log-in that waits for its second factor. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import msgspec
 from asgi_sessions.errors import SessionDataError
 
 MOST_METHODS: Final = 16
-"""How many methods one session notes."""
+"""How many methods a session records."""
 
 MAX_LEVEL: Final = 9
 
 _METHOD: Final = re.compile(r"[a-z0-9][a-z0-9_.:\-]{0,31}")
 
-# RFC 8176, section 2: authentication method references, by what the user knows, has, or is.
+# RFC 8176, section 2: authentication method references, by kind of factor: knowledge, possession, inherence.
 _KINDS: Final = {
     **dict.fromkeys(("pwd", "pin", "kba"), "knows"),
     **dict.fromkeys(("otp", "hwk", "swk", "sms", "tel", "sc", "pop"), "has"),
@@ -26,18 +26,18 @@ _KINDS: Final = {
 
 
 class Proofs(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a session knows of its user's proofs. Later versions may append fields."""
+    """The authentication of a session's user. Later versions may append fields."""
 
     methods: tuple[tuple[str, float], ...] = ()
-    """Each method, and when it was last used; seconds since the epoch."""
+    """Each method with the time of its last use, in seconds since the epoch."""
     level: int = 0
-    """The assurance level. What is derived from methods never falls within a session."""
+    """The assurance level. A level derived from methods never falls within a session."""
     pending_user: str | None = None
-    """Who has passed the first factor, and is nobody yet."""
+    """The user who passed the first factor and is not logged in yet."""
     pending_until: float = 0.0
 
     def after(self, methods: Iterable[str], level: int | None, now: float) -> Proofs:
-        """After another proof. Without a level, it is derived from the methods, and never falls."""
+        """Return the proofs with another one added. By default, the level follows from the methods and never falls."""
         known = {**dict(self.methods), **dict.fromkeys(methods, now)}
         latest = tuple(sorted(known.items(), key=lambda each: each[1])[-MOST_METHODS:])
         return Proofs(latest, max(self.level, level_of(known)) if level is None else level)
@@ -54,7 +54,7 @@ def pack_proofs(proofs: Proofs) -> bytes:
 
 
 def unpack_proofs(data: bytes) -> Proofs:
-    """What :func:`pack_proofs` was given; no proofs for anything else."""
+    """Decode the bytes of :func:`pack_proofs`. Invalid bytes give no proofs."""
     if not data:
         return NO_PROOFS
     try:
@@ -64,17 +64,17 @@ def unpack_proofs(data: bytes) -> Proofs:
 
 
 def level_of(methods: Iterable[str]) -> int:
-    """0 without methods, 1 for one kind of factor, 2 for two kinds or ``mfa``."""
+    """Return 0 without methods, 1 for one kind of factor, 2 for two kinds or ``mfa``."""
     given = set(methods)
     kinds = {_KINDS[method] for method in given & _KINDS.keys()}
     return 2 if "mfa" in given or len(kinds) > 1 else min(len(given), 1)
 
 
 def methods_in(called: str, methods: object) -> tuple[str, ...]:
-    """The methods of a proof.
+    """Check the methods of a proof and return them.
 
     Raises:
-        SessionDataError: they are no names such as those of RFC 8176, or too many.
+        SessionDataError: there are too many, or they do not look like those of RFC 8176.
     """
     if isinstance(methods, str) or not isinstance(methods, Iterable):
         raise SessionDataError(
@@ -89,7 +89,7 @@ def methods_in(called: str, methods: object) -> tuple[str, ...]:
 
 
 def level_in(called: str, level: object) -> int | None:
-    """An assurance level, or ``None``.
+    """Check an assurance level, or ``None``, and return it.
 
     Raises:
         SessionDataError: it is not a whole number from 0 to 9.
