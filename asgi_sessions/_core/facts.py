@@ -1,7 +1,7 @@
-"""Devices: what is kept so that users can recognise their sessions.
+"""Devices: stores facts about log-ins, so that users can recognise their sessions.
 
-Enough to recognise, nothing to exploit: the browser and its major version, the system, what kind of device it is, the network it
-came from (a /24 or /48) and, with a GeoIP database, country and city. The User-Agent and the address themselves are not kept.
+These are the browser and its major version, the system, the kind of device, the network (a /24 or /48) and, with a GeoIP
+database, country and city. The User-Agent and the full address are not stored, since an attacker could use them.
 """
 
 from __future__ import annotations
@@ -32,38 +32,38 @@ from asgi_sessions.errors import ConfigurationError
 logger = logging.getLogger("asgi_sessions")
 
 MAX_NAME: Final = 64
-"""Characters of the name that a user gives a device."""
+"""The most characters of a user's name for a device."""
 
 
 class Location(msgspec.Struct, frozen=True):
-    """Where a session was begun, roughly."""
+    """The approximate location of a log-in."""
 
     network: str | None = None
-    """The first 24 bits of an IPv4 address, 48 of IPv6: ``203.0.113.0/24``."""
+    """The first 24 bits of an IPv4 address, or 48 of IPv6: ``203.0.113.0/24``."""
     country: str | None = None
-    """ISO 3166-1, two letters."""
+    """The country code of ISO 3166-1, two letters."""
     city: str | None = None
-    """Its English name."""
+    """The English name of the city."""
 
     def __str__(self) -> str:
         return ", ".join(filter(None, (self.city, self.country))) or self.network or "unknown place"
 
 
 class Facts(msgspec.Struct, frozen=True, array_like=True):
-    """Everything that is kept about where a session was begun. Later versions may append fields."""
+    """The stored facts about a log-in. Later versions may append fields."""
 
     device: Device = Device()
     location: Location = Location()
     name: str = ""
-    """What the user calls this device."""
+    """The user's name for this device."""
     ends_at: float = 0.0
-    """The absolute end of the session; so it can be told later which limit ended it. Seconds since the epoch."""
+    """The absolute end of the session, in seconds since the epoch. With it, the history can name the timeout of an expiry."""
     device_bound: bool = False
     """Whether the session is bound to a device."""
 
 
 class _Facts(msgspec.Struct, frozen=True, array_like=True):
-    """Facts as bytes: without names, half as long."""
+    """The encoding of facts: without field names, half as long."""
 
     browser: str | None = None
     version: str | None = None
@@ -100,9 +100,9 @@ def pack_facts(facts: Facts) -> bytes:
     )
 
 
-@lru_cache(maxsize=64)  # a log-in asks twice: 1.5 µs of 40
+@lru_cache(maxsize=64)  # a log-in calls it twice: 1.5 µs of 40
 def unpack_facts(data: bytes) -> Facts:
-    """What :func:`pack_facts` was given; nothing known for anything else, since no listing shall fail over one session."""
+    """Decode the bytes of :func:`pack_facts`. Invalid bytes give empty facts, so that one session cannot break a listing."""
     try:
         flat = _decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
@@ -118,14 +118,14 @@ def unpack_facts(data: bytes) -> Facts:
 
 
 def seal_facts(plain: bytes, owner: str, id: str, secrets: Secrets, namespace: str) -> bytes:
-    """Packed facts for a history entry, sealed for this user and session if there are secrets."""
+    """Prepare packed facts for a history entry. With secrets, seal them for this user and session."""
     if not secrets.are_given:
         return b"P" + plain
     return b"S" + secrets.seal(plain, key=f"history {owner}", associated=_associated(owner, id, namespace))
 
 
 def unseal_facts(data: bytes, owner: str, id: str, secrets: Secrets, namespace: str) -> Facts | None:
-    """What :func:`seal_facts` put in; ``None`` where there is nothing, or nothing that opens."""
+    """Return the facts of :func:`seal_facts`, or ``None`` if there are none or they cannot be decrypted."""
     marker, content = data[:1], data[1:]
     if secrets.are_given:
         opened = None
@@ -140,7 +140,7 @@ def _associated(owner: str, id: str, namespace: str) -> bytes:
 
 
 def fingerprints_of(device: Device, owner: str, secrets: Secrets) -> tuple[str, ...]:
-    """Hashes of browser, system and kind of a device, without its version; one for each secret, newest first."""
+    """Hash browser, system and kind of a device, without its version. One hash for each secret, newest first."""
     what = "\0".join((owner, device.browser or "", device.system or "", device.kind)).encode("utf-8")
     hmacs = secrets.hmacs("device fingerprint") if secrets.are_given else _WITHOUT_SECRETS
     return tuple(base64url(each.digest(what)[:8])[:FINGERPRINT_CHARS] for each in hmacs)
@@ -150,10 +150,10 @@ _WITHOUT_SECRETS: Final = (Hmac(b"asgi-sessions device fingerprint"),)
 
 
 def name_of(name: object) -> str:
-    """A name for a device as it may be kept: text without control characters, not too long.
+    """Check the name of a device and return it with single spaces.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the name is too long or has unprintable characters. TypeError: it is not text.
     """
     if not isinstance(name, str):
         raise TypeError(f"a device's name is a str, not {type(name).__name__}")
@@ -170,26 +170,26 @@ def name_of(name: object) -> str:
 
 @dataclass(frozen=True)
 class Devices:
-    """What is kept about the sessions of users, and for how long. ``SessionMiddleware(…, devices=Devices(…))``."""
+    """Limits, history and stored facts of the sessions of users: ``Sessions(…, devices=Devices(…))``."""
 
     max_sessions: int | None = 25
-    """How many sessions one user may have at the same time; ``None``: any number."""
+    """How many sessions one user may have at the same time. ``None``: any number."""
     at_limit: Literal["end_oldest", "refuse"] = "end_oldest"
-    """What a log-in beyond that does: end the session that has been idle for longest, or fail with SessionLimitReached."""
+    """The effect of a log-in beyond this limit: end the session idle for longest, or fail with SessionLimitReached."""
     history: timedelta | None = timedelta(days=90)
-    """For how long is kept what happened to a user's sessions; ``None``: not at all."""
+    """How long the history of a user's sessions is kept. ``None``: no history."""
     history_entries: int = 200
-    """How many such events are kept of one user at most."""
+    """How many history entries are kept for one user at most."""
     live: bool = True
     """Close WebSockets and streams when their session ends."""
     facts: bool = True
-    """Keep device and location; ``False``: neither."""
+    """Store device and location. ``False``: neither."""
     trusted_proxies: Sequence[str] = ()
-    """Networks of your proxies; only what they say counts as a forwarded address. See :class:`ClientAddress`."""
+    """Networks of your proxies. Forwarded addresses from other hosts are ignored. See :class:`ClientAddress`."""
     forwarded_header: Header = "x-forwarded-for"
-    """The header that your proxies write."""
+    """The header in which your proxies forward the address."""
     geoip: str | PathLike[str] | None = None
-    """A GeoIP2 or GeoLite2 City (or Country) database file; needs the extra ``[devices]``."""
+    """A GeoIP2 or GeoLite2 City (or Country) database file. Needs the extra ``[devices]``."""
 
     rules: Rules = field(init=False, repr=False, compare=False)
     _address: ClientAddress = field(init=False, repr=False, compare=False)
@@ -224,12 +224,12 @@ class Devices:
             put(self, "_reader", _open_geoip(path_in("Devices(geoip)", self.geoip)))
 
     def prepare(self) -> None:
-        """Load what it takes to recognise devices, once per process: a tenth of a second, and not of somebody's log-in."""
+        """Load the parser of User-Agents, once per process. It takes a tenth of a second, which would delay the first log-in."""
         if self.facts:
             prepare()
 
     def describe(self, scope: Scope | None) -> Facts:
-        """What is to be kept of where a request came from. Never raises, whatever was sent."""
+        """Return the facts to store about the origin of a request. Never raises, even for invalid headers."""
         if not self.facts or scope is None:
             return Facts()
         agents = [value for name, value in scope.get("headers", ()) if name == b"user-agent"]
@@ -242,7 +242,7 @@ class Devices:
         if self._reader is not None:
             try:
                 found = self._reader.get(str(address))
-            except Exception:  # a database without IPv6, or a damaged one: a log-in must not fail over it
+            except Exception:  # a database without IPv6, or a damaged one, must not fail a log-in
                 found = None
             if isinstance(found, Mapping):
                 country = fact(_at(found, "country", "iso_code"))

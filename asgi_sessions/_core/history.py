@@ -1,4 +1,4 @@
-"""History: one entry per event, in a capped list per user; and the rules by which a store keeps it."""
+"""History: one entry per event, in a capped list per user, and the rules for it."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ Reason = Literal[
 ]
 
 Happening = Literal["logged_in", "stepped_up", "regenerated", "impersonated", "ended"]
-"""What an entry of the history tells."""
+"""The event of a history entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a store must know to keep the sessions of a user within bounds."""
+    """The limits of a user's sessions and history, for a store."""
 
     entries: int = 200
-    """How many history entries a user has at most; 0: none is written."""
+    """How many history entries a user has at most. 0: none is written."""
     keep: float = 90 * 86400.0
     """Seconds for which an entry is kept."""
     limit: int = 0
-    """How many sessions a user may have; 0: any number."""
+    """How many sessions a user may have. 0: any number."""
     refuses: bool = False
     """Whether a log-in beyond the limit is refused, instead of ending the session idle for longest."""
 
 
 LOGGED_IN = "i"
 NEW_DEVICE = "n"
-"""Logged in, with a device of which the history knows no other log-in. A store makes it out of LOGGED_IN."""
+"""A log-in with a device that has no other log-in in the history. A store writes it instead of LOGGED_IN."""
 STEPPED_UP = "s"
 REGENERATED = "g"
 IMPERSONATED = "m"
 """Another user begins to act as this one."""
 EXPIRED = "t"
-"""Ended by a limit of time, noticed by a store, which cannot tell which: idle or absolute."""
+"""An expiry found by a store, which does not know the timeout: idle or absolute."""
 _ENDED: Final[Mapping[Reason, str]] = {
     "logged_out": "o",
     "revoked": "r",
@@ -71,7 +71,7 @@ LIMIT_LETTER: Final = _ENDED["limit"]
 ENDED_BY_CLOCK: Final = (EXPIRED, _ENDED["idle"], _ENDED["absolute"])
 
 MINUTE = 60.0
-"""Seconds. The history says when something happened to the minute; no more is needed to recognise it."""
+"""Seconds. The history rounds times to the minute, which is enough to recognise an event."""
 
 FINGERPRINT_CHARS = 11
 NO_FINGERPRINT = "." * FINGERPRINT_CHARS
@@ -79,48 +79,48 @@ ENTRY_HEADER = 13 + 1 + ID_CHARS + FINGERPRINT_CHARS
 
 
 class Note(msgspec.Struct, frozen=True, gc=False):
-    """An entry for the history of a user, written in the same step as the change that it records."""
+    """An entry for the history of a user, written in the same step as its change."""
 
     what: str
-    """One letter."""
+    """The event, as one letter."""
     now: float
-    """By the app's clock."""
+    """The current time by the app's clock."""
     id: str
-    """Of the session."""
+    """The id of the session."""
     rules: Rules
     fingerprints: tuple[str, ...] = ()
-    """Of the device. An earlier log-in with one of them was by the same device. The first one is written."""
+    """The device's fingerprints. An earlier log-in with one of them came from the same device. The first one is written."""
     facts: bytes = b""
     """Opaque: sealed if there are secrets."""
     at: float | None = None
-    """When it happened, if that was not now."""
+    """The time of the event. ``None``: now."""
     replaces: Replaced | None = None
-    """Of a log-in: a session of the same user that ends in the same step, and does not count against the limit."""
+    """For a log-in: a session of the same user that ends in the same step, and does not count against the limit."""
 
 
 class Replaced(msgspec.Struct, frozen=True, gc=False):
-    """The session whose place a log-in takes."""
+    """The session that a log-in replaces."""
 
     record: Record
-    """As it was last seen. Another request may have moved it since; the index knows where to."""
+    """Its last known record. Another request may have moved it since. Then the index has its new key."""
     note: Note
-    """Of its end."""
+    """The note of its end."""
 
 
 class Admission(msgspec.Struct, frozen=True, gc=False):
-    """What a store says when it has kept the session of a log-in."""
+    """The answer of a store that has stored the session of a log-in."""
 
     new_device: bool = False
     first: bool = False
-    """The history knows of no log-in at all."""
+    """Whether the history has no other log-in at all."""
     ended: tuple[str, ...] = ()
-    """The ids of the sessions that had to make room."""
+    """The ids of the sessions ended because of the limit."""
     replaced: Record | None = None
-    """What the session of ``note.replaces`` was when it ended; ``None``: it had ended before."""
+    """The last record of the session ``note.replaces``. ``None``: it had ended before."""
 
 
 def pack_entry(what: str, at: float, id: str, fingerprint: str = NO_FINGERPRINT, facts: bytes = b"") -> bytes:
-    """A history entry as bytes: milliseconds (13 digits, to the minute), one letter, id, fingerprint, facts."""
+    """Encode a history entry: milliseconds (13 digits, to the minute), one letter, id, fingerprint, facts."""
     time = min(max(int(at // MINUTE) * 60_000, 0), 10**13 - 1)
     return f"{time:013d}{what}{id}{fingerprint}".encode("ascii") + facts
 
@@ -131,7 +131,7 @@ def pack_note(note: Note) -> bytes:
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A history entry, taken apart."""
+    """A decoded history entry."""
 
     at: float
     event: Happening
@@ -142,7 +142,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 def unpack_entry(data: bytes) -> Entry | None:
-    """What :func:`pack_entry` wrote; ``None`` for anything else."""
+    """Decode an entry of :func:`pack_entry`. Invalid bytes give ``None``."""
     try:
         header = data[:ENTRY_HEADER].decode("ascii")
         at = int(header[:13]) / 1000

@@ -1,4 +1,4 @@
-"""The few types that everything else speaks."""
+"""The shared types: ASGI, clock and events."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 Clock = Callable[[], float]
-"""Seconds since the epoch, as ``time.time`` gives them."""
+"""Returns seconds since the epoch, as ``time.time``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something happened to a session that somebody may want to count, log or mail.
+    """A change of a session or a failure, for counting, logging or mailing.
 
-    No event ever holds a token, a key, a cookie or session data.
+    No event ever contains a token, a key, a cookie or session data.
     """
 
     name: str
-    """What happened, in two words: ``session.logged_in``, ``cookie.duplicated``, ``store.failed`` …"""
+    """The name, in two words: ``session.logged_in``, ``cookie.duplicated``, ``store.failed`` …"""
     at: datetime
-    """When, by the app's clock; aware, UTC."""
+    """The time by the app's clock. Aware, in UTC."""
     session_id: str | None = None
-    """The public id of the session, where there is one."""
+    """The public id of the session, if there is one."""
     user_id: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
 EventHook = Callable[[Event], Any]
-"""A function or coroutine function that is given each event. What it raises is logged and changes nothing."""
+"""A function or coroutine function that receives each event. Its errors are logged and have no other effect."""
 
 
 def instant(seconds: float) -> datetime:
-    """The aware UTC ``datetime`` of a reading of the clock."""
+    """Return an aware ``datetime`` in UTC for seconds since the epoch."""
     return datetime.fromtimestamp(seconds, UTC)
