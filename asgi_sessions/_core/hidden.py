@@ -1,6 +1,6 @@
-"""Secrets on their way through our code.
+"""Hidden: keeps secrets out of error reports.
 
-Error collectors record the local variables of every function that an exception leaves, and the whole of its ``repr``.
+Error collectors record the ``repr`` of all local variables of every function in a traceback.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Hidden(Generic[T]):
-    """A secret in a local variable: its ``repr`` tells nothing."""
+    """A secret in a local variable, with a ``repr`` that does not show it."""
 
     __slots__ = ("value",)
 
@@ -29,9 +29,9 @@ class Hidden(Generic[T]):
 
 
 def forgets_arguments(function: Callable[P, T]) -> Callable[P, T]:
-    """A decorator for functions and coroutine functions that are given secrets.
+    """Decorate a function or coroutine function with secrets as arguments.
 
-    An error of ours leaves them without the frames below, which hold the arguments.
+    Our errors leave it without the inner frames, since these hold the arguments.
     """
 
     @wraps(function)
@@ -39,7 +39,7 @@ def forgets_arguments(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except SessionError as error:
-            raise _without_frames(error)  # noqa: B904 - the cause it has stays
+            raise _without_frames(error)  # noqa: B904 - its cause stays
         finally:
             del args, kwargs
 
@@ -50,7 +50,7 @@ def forgets_arguments(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return await running
         except SessionError as error:
-            raise _without_frames(error)  # noqa: B904 - likewise
+            raise _without_frames(error)  # noqa: B904 - its cause stays
 
     return cast("Callable[P, T]", call_later) if iscoroutinefunction(function) else call
 

@@ -1,7 +1,7 @@
-"""Where a request comes from, by what the browser says about it.
+"""Origin: finds the origin and the kind of a request from its headers.
 
-An origin is a scheme, a host and a port (RFC 6454, section 4). A site is larger: ``SameSite`` cookies go by the scheme and the
-registrable domain, and take no notice of ports (draft-ietf-httpbis-rfc6265bis, '"Same-site" and "cross-site" Requests').
+An origin is a scheme, a host and a port (RFC 6454, section 4). A site is larger: ``SameSite`` cookies compare the scheme and the
+registrable domain, and ignore ports (draft-ietf-httpbis-rfc6265bis, '"Same-site" and "cross-site" Requests').
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from ipaddress import ip_address
 from typing import Any, Final
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-"""Methods that change nothing (RFC 9110, section 9.2.1), without TRACE, which no browser sends."""
+"""Safe methods (RFC 9110, section 9.2.1), except TRACE, since browsers never send it."""
 
-# RFC 6454, section 7.1, as browsers write it. Whatever does not match is no origin, and so nobody's.
+# RFC 6454, section 7.1, as browsers write it. Other values are not an origin, and match none.
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.\-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._\-]+)(?::([0-9]{1,5}))?", re.ASCII)
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _LONGEST = 300
-"""Characters of an Origin or Host that are looked at: a host name has 253 at most (RFC 1035, section 2.3.4)."""
+"""The longest valid Origin or Host, in characters: a host name has 253 at most (RFC 1035, section 2.3.4)."""
 
 
 def parsed(origin: bytes) -> tuple[str, str, str] | None:
-    """Scheme, host and port, in lower case and with the scheme's own port left out; ``None`` for ``null`` and all else."""
+    """Parse scheme, host and port, in lower case, without the default port. ``None`` for ``null`` and invalid values."""
     if len(origin) > _LONGEST:
         return None
     match = _ORIGIN.fullmatch(origin.decode("latin-1").lower())
@@ -33,13 +33,13 @@ def parsed(origin: bytes) -> tuple[str, str, str] | None:
 
 
 def authority(host: bytes, scheme: str) -> tuple[str, str] | None:
-    """Host and port of a Host header, as an origin of that scheme would have them."""
+    """Parse host and port of a Host header, as in an origin with this scheme."""
     found = parsed(scheme.encode("ascii") + b"://" + host)
     return None if found is None else found[1:]
 
 
 def values_of(scope: Mapping[str, Any], *names: bytes) -> list[list[bytes]]:
-    """For each name the values of all headers with that name, in their order."""
+    """Return the values of all headers with these names: one list for each name, in the order of the request."""
     found: dict[bytes, list[bytes]] = {name: [] for name in names}
     for name, value in scope.get("headers", ()):
         if name in found:
@@ -48,17 +48,17 @@ def values_of(scope: Mapping[str, Any], *names: bytes) -> list[list[bytes]]:
 
 
 def path_below_root(scope: Mapping[str, Any]) -> str:
-    """The path below ``root_path``. ASGI has it within the path; older servers and mounts leave it out."""
+    """Return the path below ``root_path``. In ASGI the path includes ``root_path``. With older servers and mounts it does not."""
     path, root = str(scope.get("path", "")), str(scope.get("root_path", "")).rstrip("/")
     return path[len(root) :] if root and (path == root or path.startswith(f"{root}/")) else path
 
 
 def is_cross_site(scope: Mapping[str, Any]) -> bool:
-    """Whether a page of another site made the browser send this request, or may have.
+    """Whether a page of another site caused this request, or may have.
 
-    ``Sec-Fetch-Site`` says so (W3C, Fetch Metadata Request Headers). Browsers before 2023 do not send it, and no browser sends
-    it over plain http. Then the host in ``Origin`` is compared with ``Host``. Sibling hosts may be of one site, but that takes
-    a list of public suffixes to know, so they count as cross-site. A request with neither header does not.
+    ``Sec-Fetch-Site`` answers this (W3C, Fetch Metadata Request Headers). Browsers before 2023 do not send it, and no browser
+    sends it over plain http. Then ``Origin`` is compared with ``Host``. Sibling hosts count as cross-site, since only a list of
+    public suffixes could show that they are one site. A request with neither header is not cross-site.
     """
     sites, origins, hosts = values_of(scope, b"sec-fetch-site", b"origin", b"host")
     if b"cross-site" in sites:
@@ -75,9 +75,9 @@ def is_cross_site(scope: Mapping[str, Any]) -> bool:
 
 
 def is_top_level_navigation(scope: Mapping[str, Any]) -> bool:
-    """Whether the request loads a page into a tab of its own by a safe method: what ``SameSite=Lax`` lets through.
+    """Whether the request loads a page into a tab by a safe method. ``SameSite=Lax`` allows such requests.
 
-    A browser that says where a request comes from also says what it is for. Without that, the method alone decides.
+    Browsers with Fetch Metadata send the mode and the destination. Without these headers, the method alone decides.
     """
     modes, destinations = values_of(scope, b"sec-fetch-mode", b"sec-fetch-dest")
     return (
@@ -99,10 +99,10 @@ _PREFETCH = re.compile(rb"[ \t]*prefetch[ \t]*(?:;|\Z)")
 def is_activity(scope: Any, passive: Callable[[Any], bool] | None = None) -> bool:
     """Whether a user sent this request. Browsers send preflights and speculative loads by themselves.
 
-    ``passive``: the app's own opinion of what is no activity.
+    ``passive``: the app's own check, true for requests other than user activity.
 
-    ``Sec-Purpose: prefetch`` is from the Fetch standard's prefetch extension and W3C's Speculation Rules. It is a token that may
-    have parameters (RFC 9651, sections 3.1.2 and 3.3.4).
+    ``Sec-Purpose: prefetch`` is from the Fetch standard's prefetch extension and W3C's Speculation Rules. It is a token, possibly
+    with parameters (RFC 9651, sections 3.1.2 and 3.3.4).
     """
     if scope.get("method") == "OPTIONS":
         return False
@@ -113,9 +113,9 @@ def is_activity(scope: Any, passive: Callable[[Any], bool] | None = None) -> boo
 
 
 def is_plain_http(scope: Mapping[str, Any]) -> bool:
-    """Whether the browser sent this request over plain http to a host that is not loopback, as far as anything says.
+    """Whether the browser certainly sent this request over plain http to a host other than loopback.
 
-    A header of a proxy leaves that open, and ``Sec-Fetch-Site`` rules it out: browsers send it to trustworthy URLs only.
+    With a proxy's header this is unknown. With ``Sec-Fetch-Site`` it is false: browsers send it to trustworthy URLs only.
     """
     if scope.get("scheme", "http") not in ("http", "ws"):
         return False

@@ -1,4 +1,4 @@
-"""Typed values: objects of the app as what a payload can carry, and back. msgspec or pydantic does the conversion."""
+"""Typed values: converts objects of the app to payload types and back, with msgspec or pydantic."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from asgi_sessions.errors import SessionDataError
 T = TypeVar("T")
 
 _KEPT = (bytes, datetime)
-"""Types of a payload that JSON lacks."""
+"""Types of a payload beyond JSON."""
 
 
 def to_plain(value: object) -> Any:
-    """A value as JSON types, ``bytes`` and ``datetime``.
+    """Convert a value to JSON types, ``bytes`` and ``datetime``.
 
     Raises:
-        SessionDataError: msgspec and pydantic cannot convert it.
+        SessionDataError: neither msgspec nor pydantic can convert it.
     """
     try:
         return _listed(msgspec.to_builtins(value, builtin_types=_KEPT, str_keys=True, enc_hook=_of_pydantic))
@@ -30,7 +30,7 @@ def to_plain(value: object) -> Any:
 
 
 def from_plain(value: object, kind: type[T]) -> T:
-    """What :func:`to_plain` was given, as an object of this type.
+    """Convert a value of :func:`to_plain` to an object of this type.
 
     Raises:
         SessionDataError: the value does not fit the type.
@@ -41,7 +41,7 @@ def from_plain(value: object, kind: type[T]) -> T:
             return found
         return msgspec.convert(value, kind, builtin_types=_KEPT, strict=False, str_keys=True, dec_hook=_to_pydantic)
     except (msgspec.ValidationError, ValueError, RecursionError) as error:
-        # The text of pydantic's errors holds the value, and errors travel further than sessions.
+        # The text of pydantic's errors contains the value. It must not reach logs and error collectors.
         why = f"{error.error_count()} errors" if hasattr(error, "error_count") else str(error)
         raise SessionDataError(f"what is stored does not fit {getattr(kind, '__name__', kind)}: {why}") from None
     except TypeError as error:
@@ -49,7 +49,7 @@ def from_plain(value: object, kind: type[T]) -> T:
 
 
 def _listed(value: Any) -> Any:
-    """The value with lists in place of tuples, which msgspec takes for plain."""
+    """Return the value with lists instead of tuples, since msgspec leaves tuples as they are."""
     if isinstance(value, dict):
         return {key: _listed(each) for key, each in value.items()}
     return [_listed(each) for each in value] if isinstance(value, list | tuple) else value
@@ -60,7 +60,7 @@ def _is_pydantic(kind: object) -> bool:
 
 
 def _of_pydantic(value: Any) -> Any:
-    """A pydantic model, or a dataclass of pydantic's, within something else."""
+    """Convert a pydantic model or dataclass within another object."""
     if not _is_pydantic(type(value)):
         raise NotImplementedError(f"msgspec does not know a {type(value).__name__}")
     return _adapter(type(value)).dump_python(value, mode="json")
@@ -73,7 +73,7 @@ def _to_pydantic(kind: type, value: Any) -> Any:
 
 
 def _made(kind: Any) -> Any:
-    from pydantic import TypeAdapter  # the app has it: the type is pydantic's
+    from pydantic import TypeAdapter  # installed, since the type is pydantic's
 
     return TypeAdapter(kind)
 
