@@ -1,4 +1,4 @@
-"""Intent: the verbs that the app called, as one value. A verb only extends the intent.
+"""Intent: all verbs of a request, as one value. A verb only extends the intent.
 
 Several verbs in one request have the same effect as in separate requests, one after the other. The browser only receives the
 final result.
@@ -17,7 +17,7 @@ from asgi_sessions._core.token import ID_CHARS, KEY_SUFFIX_CHARS, OWNER_CHARS, s
 
 
 class Asked(enum.Enum):
-    """The strongest verb for the session that the request came with."""
+    """The strongest verb of a request for the session of its token."""
 
     __hash__ = object.__hash__  # by identity, in C: that of Enum is in Python, and the commit table is keyed by it
 
@@ -30,7 +30,7 @@ class Asked(enum.Enum):
 
 
 class Leaving(msgspec.Struct, frozen=True, gc=False):
-    """A stored session that a verb of this request will end."""
+    """A stored session, to be ended by a verb of this request."""
 
     record: Record
     user_id: str | None
@@ -90,7 +90,7 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
         leaving = self.leaving or stored
         return leaving if leaving is None or keep_data else replace(leaving, payload=None)
 
-    # ── A commit removes what it has carried out ──
+    # ── A commit removes the completed parts ──
 
     def settled(self) -> Intent:
         """Remove the verb for the current session."""
@@ -99,12 +99,12 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
         return Intent(others=self.others, displaced=self.displaced)
 
     def without_displaced(self, ended: Leaving) -> Intent:
-        """Remove a displaced session, which has ended."""
+        """Remove a displaced session after its end."""
         found = replace(self, displaced=tuple(each for each in self.displaced if each is not ended))
         return NO_INTENT if found == NO_INTENT else found
 
     def without_other(self, user_id: str) -> Intent:
-        """Remove a user whose other sessions have ended."""
+        """Remove a user after the end of their other sessions."""
         others = tuple(each for each in self.others if each != user_id)
         found = replace(self, others=others)
         return NO_INTENT if found == NO_INTENT else found

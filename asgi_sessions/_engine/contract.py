@@ -27,9 +27,9 @@ from asgi_sessions._core.record import Record
 
 @runtime_checkable
 class Store(Protocol):
-    """The methods that every store has. Two imports are enough to write one: ``Record`` and the errors.
+    """The methods of every store. Two imports are enough to write one: ``Record`` and the errors.
 
-    ``namespace`` separates stores that share a server. Encrypted records are bound to it. A store is not tied to an event loop:
+    ``namespace`` separates stores on one server. Encrypted records are bound to it. A store is not tied to an event loop:
     several loops may use it, one after the other or at the same time.
 
     Every method may raise :class:`StoreUnreachable`, which counts against the store, and :class:`StoreRefused`, which concerns
@@ -55,7 +55,7 @@ class Store(Protocol):
         meaning only for a :class:`UserStore`.
 
         Raises:
-            RecordExists: another record is under the key. If it is the same record, this is a repeated call, which succeeds.
+            RecordExists: another record is under the key. If it is the very same record, the call is a repeated one and succeeds.
         """
 
     async def update(self, record: Record, *, rev: int) -> None:
@@ -123,7 +123,7 @@ class UserStore(Store, Protocol):
     async def create(self, record: Record, *, note: Note | None = None) -> Admission | None:
         """Store a new record, as :meth:`Store.create`. With a note it is a log-in, which in the same step
 
-        * ends the user's session ``note.replaces``, wherever its record is now, and writes the note of that end;
+        * ends the user's session ``note.replaces``, even if its record has moved, and writes the note of this end;
         * ends the sessions idle for longest, if the user has ``note.rules.limit`` sessions without the replaced one;
         * marks the history entry as NEW_DEVICE, unless the history has a log-in with one of ``note.fingerprints``.
 
@@ -203,7 +203,7 @@ class PromptStore(Store, Protocol):
     """
 
     def ask_load(self, key: str) -> Future[Any] | None:
-        """Ask for the packed record (see ``pack()``). The answer ``b""`` means that there is none."""
+        """Ask for the packed record (see ``pack()``). The answer is ``b""`` if there is none."""
 
     def ask_update(self, record: Record, value: bytes, *, rev: int) -> Future[Any] | None:
         """Write ``value``, the packed record. The answer 1 means success."""
@@ -246,7 +246,7 @@ class Traits:
     the reading by ``time.monotonic()``. If the app's clock differs by seconds or minutes, the app uses the server's."""
 
     emit_event: Callable[..., Awaitable[None]] | None = None
-    """For a store that has this attribute: the middleware sets it to a function that reports an event other than an error."""
+    """For a store that has this attribute: the middleware sets it to a function for reporting events other than errors."""
 
 
 STORE_METHODS = ("load", "create", "update", "touch", "rename", "delete", "index", "aclose")
