@@ -407,7 +407,7 @@ def sessions_of(
     if options:
         names = ", ".join(f"{name}=…" for name in options)
         raise ConfigurationError(
-            f"{called}({names}): the Sessions that it was given has its own; give it to Sessions({names})"
+            f"{called}({names}): the given Sessions has its own options; give it to Sessions({names})"
         )
     return given
 
@@ -475,7 +475,7 @@ def refuse_no_users(called: str, store: object) -> None:
 
 
 def refuse_actors(called: str, scope: Mapping[str, Any] | None, why: str) -> None:
-    """Raise SessionError if the user of this request acts as another one. ``why``: what would come of it."""
+    """Raise SessionError if the user of this request acts as another one. ``why``: the reason, for the message."""
     session: Session | None = None if scope is None else scope.get(OURS)
     if session is not None and session.actor_id is not None:
         raise SessionError(f"{called}: this request acts as another user, and {why}")
