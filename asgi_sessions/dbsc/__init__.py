@@ -4,9 +4,9 @@
 
     sessions = Sessions(store, secret_keys=[key], device_bound=DeviceBound())
 
-After a log-in the browser makes a key pair that cannot leave the device. Every few minutes it proves that it has the private key,
-and receives a second cookie for the next few minutes. Browsers without DBSC are served as before. ``docs/device-bound.md`` says
-what this protects from, and how to introduce it.
+After a log-in the browser makes a key pair. The private key cannot leave the device. Every few minutes the browser proves its key
+and receives a second cookie for the next few minutes. Browsers without DBSC keep ordinary sessions. ``docs/device-bound.md``
+describes the protection, its limits and the rollout.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["DeviceBound"]
 
 
 def is_confirmed(device: bytes) -> bool:
-    """Whether what lies in a record binds its session: the browser has shown that it has the key."""
+    """Whether the packed binding of a record counts: the browser has shown its first bound cookie."""
     if not device:
         return False
-    from asgi_sessions.dbsc._binding import unpack_binding  # takes a while to load, and few need it
+    from asgi_sessions.dbsc._binding import unpack_binding  # slow to import, and most apps bind no sessions
 
     binding = unpack_binding(device)
     return binding is not None and binding.is_confirmed

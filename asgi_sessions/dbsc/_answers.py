@@ -1,4 +1,4 @@
-"""The answers that make a browser prove its key and come again."""
+"""Answers that make a browser prove its key and repeat the request."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from asgi_sessions._asgi.responses import JAVASCRIPT, answer
 from asgi_sessions._core.types import Scope, Send
 
 SCRIPT: Final = b"location.reload()\n"
-# Not <meta http-equiv="refresh">: with a fragment in the URL that loads nothing. The script is a file of its own, and the link is
-# visible: a proxy may add a Content-Security-Policy that forbids inline scripts, or all.
+# A script and not <meta http-equiv="refresh">, which loads nothing if the URL has a fragment. The script is a separate file and
+# the link is visible, because a proxy may add a Content-Security-Policy against inline scripts or against all scripts.
 PAGE: Final = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     '<title>One moment</title><script src="{}"></script><p><a href="">Continue</a></p></html>'
@@ -21,9 +21,9 @@ _SAFE: Final = "/:@!$&'()*+,;=~-._"  # in a path (RFC 3986, section 3.3)
 
 
 async def reload_page(scope: Scope, send: Send, script: str) -> None:
-    """A page that loads itself again: that request comes from this origin, so the browser proves its key first.
+    """Answer with a page that reloads itself. The second request has this origin, so the browser proves its key first.
 
-    It keeps query, fragment and history.
+    The reload keeps query, fragment and history.
     """
     page = PAGE.format(script).encode("ascii")
     headers = ((b"content-security-policy", POLICY), (b"referrer-policy", b"same-origin"))
@@ -31,7 +31,7 @@ async def reload_page(scope: Scope, send: Send, script: str) -> None:
 
 
 async def reload_script(scope: Scope, send: Send) -> None:
-    """The script of the page."""
+    """Answer with the script of :func:`reload_page`."""
     if scope["method"] not in ("GET", "HEAD"):
         await answer(scope, send, 405, b"", (b"allow", b"GET, HEAD"))
         return
@@ -40,9 +40,9 @@ async def reload_script(scope: Scope, send: Send) -> None:
 
 
 async def repeat(scope: Scope, send: Send, cookie: tuple[bytes, bytes]) -> None:
-    """Have the browser send the same request once more (RFC 9110, section 15.4.8), with ``cookie`` changed before.
+    """Make the browser repeat the request (RFC 9110, section 15.4.8) after it has processed ``cookie``, a Set-Cookie header.
 
-    The target is relative, since a proxy may have taken a part of the path away.
+    The target is relative, because a proxy may have removed a part of the path.
     """
     raw = scope.get("raw_path")
     path = quote(raw, safe=_SAFE + "%") if isinstance(raw, bytes) else quote(str(scope.get("path", "")), safe=_SAFE)

@@ -1,4 +1,4 @@
-"""Binder: what the middleware asks about bound sessions, with the two endpoints that browsers talk to."""
+"""Binder: checks requests of bound sessions for the middleware, and answers the endpoints of browsers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from asgi_sessions.dbsc._verdict import Verdict, skipped_reason, verdict_on
 from asgi_sessions.errors import ConfigurationError, StoreError
 
 QUOTA_SECONDS: Final = 60
-"""After how many seconds a browser tries again that has used up its quota of proofs. Chromium counts them over nine minutes."""
+"""Seconds until a browser with an exhausted quota of proofs tries again. Chromium counts its proofs over nine minutes."""
 
 _PREFIX: Final = re.compile(r"__(?:host|secure|http)-(?:http-)?", re.IGNORECASE)
 
@@ -54,7 +54,7 @@ class Binder:
     def __init__(self, options: DeviceBound, manager: Manager, cookie: CookieConfig) -> None:
         """
         Raises:
-            ConfigurationError: browsers would refuse the bound cookie beside this cookie.
+            ConfigurationError: browsers bind no session with this cookie.
         """
         _refuse_cookie(cookie)
         self.path: str = options.path
@@ -65,7 +65,7 @@ class Binder:
         self._keeper = Keeper(manager)
         self._name = f"__Host-{_PREFIX.sub('', cookie.name, count=1)}-bound-"
         self._prefix = self._name.encode("ascii")
-        # One text for the header and for the instructions: where they differ, browsers prove the key before every request.
+        # Header and instructions share this text. If they differed, browsers would prove the key before every request.
         samesite = "None" if cookie.samesite == "none" else "Lax"
         self._attributes = f"Path=/; Secure; HttpOnly; SameSite={samesite}"
         self._endpoints = {f"{options.path}/register": self._register, f"{options.path}/refresh": self._refresh}
@@ -75,9 +75,9 @@ class Binder:
     # ── A request of a bound session ──
 
     def is_proven(self, scope: Scope, session: Session) -> bool:
-        """Whether nothing is against the request: it proves the device, or its session is not bound."""
+        """Whether the request may pass: it proves the device, or its session is not bound."""
         if session._actor is not None:
-            session = session._actor  # an impersonated session is as bound as that of its actor
+            session = session._actor  # an impersonated session needs the proof of its actor's session
         stored, record = session._stored, session._record
         if stored is None or record is None or not stored.device:
             return True
@@ -92,7 +92,7 @@ class Binder:
         return False
 
     async def judge(self, scope: Scope, send: Send, session: Session) -> Session | None:
-        """The session that the app may see in a request that :meth:`is_proven` refuses; ``None``: it has been answered."""
+        """The session for the app, after :meth:`is_proven` refused the request, or ``None`` if this call has answered it."""
         bound = _bound(session)
         stored, record = bound._stored, bound._record
         if stored is None or record is None:
@@ -129,7 +129,7 @@ class Binder:
         return None
 
     async def _confirm(self, session: Session, known: Found) -> None:
-        """The browser shows its first cookie. If that cannot be noted now, the next request notes it."""
+        """Note that the browser has shown its first bound cookie. If the store fails, the next request does it."""
         try:
             async with self._manager.asking("device"):
                 found = await self._keeper.confirm(known)
@@ -139,13 +139,13 @@ class Binder:
             session._adopt(found.record, found.body)
 
     def closes_after(self, session: Session) -> float | None:
-        """After how many seconds a socket or stream of this session is closed; ``None``: it is not."""
+        """Seconds until a socket or stream of this session is closed, or ``None`` for no limit."""
         stored = _bound(session)._stored
         is_bound = stored is not None and stored.user_id is not None and bool(stored.device)
         return self._options.socket_seconds if is_bound and self._options.enforce else None
 
     def offer(self, scope: Scope, session: Session) -> Headers:
-        """What invites the browser to bind the session, on the response to a log-in; else nothing."""
+        """The header that offers the browser to bind the session, for the response to a log-in; else no header."""
         stored, record = session._stored, session._record
         if stored is None or record is None or record.owner is None or stored.authenticated_at is None:
             return []
@@ -177,7 +177,7 @@ class Binder:
             async with self._manager.asking("device"):
                 reply = await self._endpoints[path_below_root(scope)](scope)
         except StoreError:
-            # Not 4xx: the browser would give up its key (``docs/device-bound.md``).
+            # After a 4xx the browser would drop its key (``docs/device-bound.md``).
             await unavailable(scope, send, self._manager.guard.retry_after)
         else:
             await answer(scope, send, reply.status, reply.text, *reply.headers, kind=reply.kind)
@@ -185,7 +185,7 @@ class Binder:
     async def _register(self, scope: Scope) -> Reply:
         (proofs, modes) = values_of(scope, b"secure-session-response", b"sec-fetch-mode")
         if modes not in ([], [b"no-cors"]):
-            # A script of the page wrote the header itself; browsers send theirs in this mode, in which scripts cannot.
+            # A script of the page sent this header. Browsers register in a mode in which scripts cannot set it.
             return Reply(400, b"Only the browser itself registers a key")
         now = self._manager.clock()
         try:
@@ -216,14 +216,14 @@ class Binder:
     async def _refresh(self, scope: Scope) -> Reply:
         (ids, proofs) = values_of(scope, b"sec-secure-session-id", b"secure-session-response")
         now, found, binding = self._manager.clock(), None, None
-        # All answers say it as the browser does, even if another secret signs now: at another one browsers drop the key.
+        # Each answer repeats the browser's identifier, even if another secret signs now. Otherwise browsers drop the key.
         identifier = unquoted(ids[0]).decode("latin-1") if len(ids) == 1 else ""
         identity, is_signed = self._identifiers.named_in(identifier)
         if identity is not None:
             found = await self._keeper.find(identity, self._keys(scope), is_signed=is_signed)
             binding = None if found is None else unpack_binding(found.body.device)
         if found is None or binding is None:
-            # The session has ended, or was never bound: the browser may forget its key.
+            # The session has ended or is not bound, so the browser may drop its key.
             return Reply(401)
         if not proofs:
             return _challenge(binding, identifier, now)
@@ -244,7 +244,7 @@ class Binder:
         return self._proven(scope, found, spent, identifier, now)
 
     def _proven(self, scope: Scope, found: Found, binding: Binding, identifier: str, now: float) -> Reply:
-        """The browser has proved its key: hand out the cookie, and the next challenge."""
+        """The reply to a valid proof: the bound cookie, the instructions and the next challenge."""
         instructions: dict[str, Any] = {
             "session_identifier": identifier,
             "refresh_url": self._url(scope, "refresh"),
@@ -288,7 +288,7 @@ class Binder:
 
 
 def _bound(session: Session) -> Session:
-    """The session whose device a request must prove: of an impersonated one, that of its actor."""
+    """The session whose device a request must prove: that of the actor, if a user acts as another one."""
     return session if session._actor is None else session._actor
 
 
@@ -299,7 +299,7 @@ def _proof_in(values: list[bytes]) -> Proof:
 
 
 def _challenge(binding: Binding, identifier: str, now: float) -> Reply:
-    """Ask for a proof. Writes nothing."""
+    """The reply that asks for a proof. Nothing is written."""
     return Reply(403, headers=(_challenge_header(binding, identifier, now),))
 
 

@@ -1,14 +1,14 @@
-"""Binding: what a session keeps of its device, and all that is signed for it. Pure.
+"""Binding: the device data of a session, and the tokens that are signed for it. Pure.
 
 ::
 
     cookie        __Host-session-bound-<session id> = <expiry>.<MAC>         under the seed of the session
     identifier    <owner>.<session id>.<MAC>                                 under the secrets of the deployment
-    offer         <time>.<owner>.<session id>.<MAC>                          likewise; the challenge of a registration
-    challenge     <generation>.<time>.<MAC>                                  under the seed; of a refresh
+    offer         <time>.<owner>.<session id>.<MAC>                          under the secrets; the challenge of a registration
+    challenge     <generation>.<time>.<MAC>                                  under the seed; the challenge of a refresh
 
-The seed is as old as the binding. So a change of the secrets takes no proof away. Under the seed, a MAC is keyed BLAKE2b
-(RFC 7693): a third of the cost of an HMAC, and every request has one.
+The seed is created with the binding, so a change of the secrets invalidates no proof. A MAC under the seed is keyed BLAKE2b
+(RFC 7693). It costs a third of an HMAC, and every request checks one.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from asgi_sessions._core.token import ID_CHARS, OWNER_CHARS, base64url
 from asgi_sessions.dbsc._proof import ALGORITHMS, Key
 
 LEEWAY: Final = 15.0
-"""Seconds for which a cookie counts after its expiry: the browser has sent it in time, or the clocks of two servers differ."""
+"""Seconds for which a cookie counts after its expiry: it may have been on its way, or the clocks of two servers may differ."""
 
 OFFER_SECONDS: Final = 120.0
 """How long a registration may take."""
 
 REPEAT_SECONDS: Final = 10.0
-"""For so long the same proof is answered again: the browser repeats it if it got no answer."""
+"""Seconds for which the same proof gets the same answer: browsers repeat it if the answer was lost."""
 
 CHALLENGE_SECONDS: Final = 300.0
-"""How long a challenge may lie with the browser after the cookie that came with it has expired."""
+"""Seconds for which a challenge counts after the expiry of the cookie from the same response."""
 
 LONGEST_COOKIE: Final = 34
 """Characters of a bound cookie: digits, a dot, and the MAC."""
@@ -51,48 +51,48 @@ _IDENTIFIER: Final = re.compile(
 
 
 class Binding(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The device of a session, as it lies in the sealed body of its record. Later versions may append fields."""
+    """The device of a session, stored in the sealed body of its record. Later versions may append fields."""
 
     seed: bytes
-    """32 random bytes: what signs the cookies and challenges of this session."""
+    """32 random bytes, the key for the cookies and challenges of this session."""
     algorithm: int
-    """Of the public key: an index into :data:`ALGORITHMS`."""
+    """The algorithm of the public key, as an index into :data:`ALGORITHMS`."""
     public_key: bytes
-    """As :class:`Key` packs it."""
+    """The public key as :class:`Key` packs it."""
     since: float
-    """When the browser registered it; seconds since the epoch."""
+    """Time of the registration, in seconds since the epoch."""
     generation: int = 0
-    """How many challenges have been answered."""
+    """Number of answered challenges."""
     spent_at: float = 0.0
-    """When the last one was."""
+    """Time of the last answered challenge, in seconds since the epoch."""
     is_confirmed: bool = False
-    """Whether the browser has shown what it received at the registration. Until then the answer may have been lost."""
+    """Whether the browser has shown its first bound cookie. Until then the answer to the registration may have been lost."""
 
     @property
     def key(self) -> Key:
         """The public key.
 
         Raises:
-            ProofInvalid: it is none.
+            ProofInvalid: the stored bytes are no key.
         """
         return Key(ALGORITHMS[self.algorithm], self.public_key)
 
     def spent(self, now: float) -> Binding:
-        """After a challenge was answered."""
+        """The binding after an answered challenge."""
         return Binding(self.seed, self.algorithm, self.public_key, self.since, self.generation + 1, now, True)
 
     def confirmed(self) -> Binding:
-        """After the browser has shown its first cookie."""
+        """The binding after the browser has shown its first bound cookie."""
         return msgspec.structs.replace(self, is_confirmed=True)
 
     # ── The cookie ──
 
     def cookie(self, id: str, expires_at: int) -> str:
-        """The value of the cookie that counts until ``expires_at``."""
+        """The value of a bound cookie with this expiry, in seconds since the epoch."""
         return f"{expires_at}.{self._mac(b'cookie', id, expires_at)}"
 
     def expiry_in(self, value: bytes, id: str) -> int | None:
-        """Until when a cookie counts; ``None``: it is none of this session's."""
+        """The expiry of a bound cookie, in seconds since the epoch, or ``None`` if this session has not made it."""
         text, _, presented = value.partition(b".")
         expires_at = whole(text.decode("latin-1"), 0, _LAST_TIME)
         if expires_at is None:
@@ -103,11 +103,11 @@ class Binding(msgspec.Struct, frozen=True, array_like=True, gc=False):
     # ── The challenge of a refresh ──
 
     def challenge(self, now: float) -> str:
-        """What the browser is to sign next."""
+        """The challenge for the next proof of the browser."""
         return f"{self.generation}.{int(now)}.{self._mac(b'challenge', self.generation, int(now))}"
 
     def generation_in(self, challenge: str, now: float, lifetime: float) -> int | None:
-        """Of which generation a challenge is; ``None``: none of this session's, or too old."""
+        """The generation of a challenge, or ``None`` if it is too old or not made by this session."""
         parts = challenge.split(".")
         if len(parts) != 3:
             return None
@@ -128,7 +128,7 @@ _decode = msgspec.msgpack.Decoder(Binding).decode
 
 
 def new_binding(key: Key, now: float) -> Binding:
-    """The binding of a session whose browser has just registered this key."""
+    """The binding of a session at the registration of this key."""
     return Binding(secrets.token_bytes(32), ALGORITHMS.index(key.algorithm), key.packed, now)
 
 
@@ -137,7 +137,7 @@ def pack_binding(binding: Binding) -> bytes:
 
 
 def unpack_binding(data: bytes) -> Binding | None:
-    """What :func:`pack_binding` was given; ``None`` for what it did not make: then nothing proves anything."""
+    """The inverse of :func:`pack_binding`. ``None``: the data is damaged, so no proof can be valid."""
     try:
         binding = _decode(data)
     except (msgspec.MsgspecError, ValueError):
@@ -146,33 +146,33 @@ def unpack_binding(data: bytes) -> Binding | None:
 
 
 class Shown(NamedTuple):
-    """A bound cookie of the right session."""
+    """A bound cookie of this session."""
 
     expires_at: int
     is_confirmed: bool
-    """Of the binding."""
+    """As in :class:`Binding`."""
 
 
 def shown(device: bytes, id: str, value: bytes) -> Shown | None:
-    """The cookie of the session ``id``, whose packed binding is ``device``; ``None``: it is none."""
+    """The checked bound cookie of the session ``id`` with the packed binding ``device``, or ``None`` if it is not genuine."""
     binding = unpack_binding(device)
     expires_at = None if binding is None else binding.expiry_in(value, id)
     return None if binding is None or expires_at is None else Shown(expires_at, binding.is_confirmed)
 
 
 shown_before: Final = lru_cache(maxsize=4096)(shown)
-"""The same, looked up: a browser shows the same cookie with each request for minutes. 3 µs of 12."""
+"""A cache of :func:`shown`, since a browser sends the same cookie for minutes: 3 µs instead of 12."""
 
 
 class Identity(NamedTuple):
-    """Which session an identifier or an offer leads to, without a cookie."""
+    """The session that an identifier or an offer names."""
 
     owner: str
     id: str
 
 
 class Identifiers:
-    """Makes and recognises the identifiers and offers of one cookie. A forged one costs no I/O."""
+    """Makes and checks the identifiers and offers of one cookie. A forged one costs no I/O."""
 
     def __init__(self, secrets: Secrets, cookie_name: str) -> None:
         subkeys, context = secrets.subkeys("bound sessions"), cookie_name.encode("utf-8") + b"\0"
@@ -180,12 +180,12 @@ class Identifiers:
         self._offering = tuple(Hmac(key, b"offer\0" + context) for key in subkeys)
 
     def identifier(self, owner: str, id: str) -> str:
-        """What the browser calls the session."""
+        """The identifier under which the browser knows the session."""
         text = f"{owner}.{id}"
         return f"{text}.{_mac(self._identifying[0], text)}"
 
     def named_in(self, identifier: str) -> tuple[Identity | None, bool]:
-        """The session that an identifier names, and whether a secret that still counts has signed it."""
+        """The session of an identifier, and whether one of the present secrets has signed the identifier."""
         match = _IDENTIFIER.fullmatch(identifier)
         if match is None:
             return None, False
@@ -198,7 +198,7 @@ class Identifiers:
         return f"{text}.{_mac(self._offering[0], text)}"
 
     def offered(self, challenge: str, now: float) -> Identity | None:
-        """The session whose log-in came with this challenge, a moment ago."""
+        """The session whose log-in sent this challenge, or ``None`` if it is forged or older than ``OFFER_SECONDS``."""
         text, _, rest = challenge.partition(".")
         time, match = whole(text, 0, _LAST_TIME), _IDENTIFIER.fullmatch(rest)
         if time is None or match is None or abs(now - time) > OFFER_SECONDS:
@@ -212,7 +212,7 @@ def _mac(hmac: Hmac, text: str) -> str:
 
 
 def _is_signed(hmacs: tuple[Hmac, ...], text: str, presented: str) -> bool:
-    """Whether one of them made this MAC; each is tried, so that time tells nothing."""
+    """Whether one of ``hmacs`` made this MAC. All are tried, so the time of the call tells nothing."""
     good, given = False, presented.encode("utf-8", "replace")
     for each in hmacs:
         good |= compare_digest(_mac(each, text).encode("ascii"), given)

@@ -1,4 +1,4 @@
-"""Keeper: finds bound sessions and writes what binds them. It knows no HTTP."""
+"""Keeper: finds bound sessions and writes their bindings. It knows no HTTP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from asgi_sessions.dbsc._proof import Key
 from asgi_sessions.errors import RecordChanged, RecordDamaged, RecordGone, StoreError
 
 Change = Callable[[Body], Body | None]
-"""What is to become of a body; ``None``: nothing."""
+"""Returns the new body of a record, or ``None`` for no change."""
 
 
 class Keeper:
@@ -29,11 +29,11 @@ class Keeper:
         self._manager = manager
 
     async def find(self, identity: Identity, keys: Sequence[str], *, is_signed: bool) -> Found | None:
-        """The living session of this identity, wherever it is.
+        """The living session of this identity, also after its token was renewed, or ``None``.
 
         Args:
-            keys: of the request's cookies. A request that another site caused has none.
-            is_signed: whether the identity itself may lead to the session, by the index of its user.
+            keys: the keys from the request's cookies. A cross-site request has none.
+            is_signed: whether the index of the user may lead to the session, because the identity is genuine.
         """
         events: list[Event] = []
         resolver = self._manager.resolver
@@ -42,7 +42,7 @@ class Keeper:
                 found = await resolver.by_token(key, events)
                 if found is not None and found.record.id == identity.id:
                     return found
-            # ``None`` makes the browser drop its key, so the session must be known to have ended.
+            # After ``None`` the browser drops its key, so the index must confirm that the session has ended.
             return await resolver.by_id(identity.owner, identity.id, events) if is_signed else None
         except RecordDamaged as damage:
             raise StoreError("the record of a bound session does not open on this server") from damage
@@ -50,7 +50,7 @@ class Keeper:
             await self._manager.events.emit(*events)
 
     async def register(self, found: Found, key: Key, now: float) -> Binding | None:
-        """Bind a session to a key; ``None``: it is bound to another one, or has ended."""
+        """Bind a session to a key. Returns the binding, or ``None`` if the session has another key or has ended."""
         wanted, bound = new_binding(key, now), None
 
         def change(body: Body) -> Body | None:
@@ -58,7 +58,7 @@ class Keeper:
             bound = wanted
             known = unpack_binding(body.device)
             if known is not None and known.public_key == key.packed and now - known.since <= REPEAT_SECONDS:
-                bound = known  # the browser repeats a registration that got no answer
+                bound = known  # the browser repeats a registration because the answer was lost
                 return None
             if body.device and (known is None or known.is_confirmed):
                 bound = None
@@ -68,7 +68,7 @@ class Keeper:
         return bound if await self._write(found, change) is not None else None
 
     async def confirm(self, found: Found) -> Found | None:
-        """Note that the browser has shown its first cookie: from now on the session needs a proof; ``None``: it has ended."""
+        """Note the first bound cookie from the browser: from now on the session needs a proof. ``None``: it has ended."""
 
         def change(body: Body) -> Body | None:
             binding = unpack_binding(body.device)
@@ -79,9 +79,9 @@ class Keeper:
         return await self._write(found, change)
 
     async def spend(self, found: Found, generation: int, now: float) -> Binding | None:
-        """Note that a challenge of this generation was answered; ``None``: it had been, or is older.
+        """Note an answered challenge of this generation. Returns the binding, or ``None`` if the challenge was spent before.
 
-        The same answer may come once more within a few seconds: then there is nothing to note.
+        Within ``REPEAT_SECONDS`` a second answer to the same challenge is accepted and writes nothing.
         """
         bound: Binding | None = None
 
@@ -100,7 +100,7 @@ class Keeper:
         return bound if await self._write(found, change) is not None else None
 
     async def _write(self, found: Found, change: Change) -> Found | None:
-        """Change the body of a session where it is now; ``None``: it has ended. Moves no clock: a proof is no activity."""
+        """Change the body of a session, also if it moves meanwhile. ``None``: it has ended. A proof counts as no activity."""
         manager, events = self._manager, list[Event]()
         for attempt in range(MAX_ATTEMPTS):
             record, body = found.record, change(found.body)
@@ -112,7 +112,7 @@ class Keeper:
             except RecordChanged as conflict:
                 current = checked(conflict.current)
             except RecordGone:
-                pass  # ended, or its token was just replaced: the index tells
+                pass  # it has ended or has a new token: ``locate`` finds out
             else:
                 return Found(changed, body)
             moved = await manager.resolver.locate(record, current, events)
@@ -125,5 +125,5 @@ class Keeper:
 
 
 def _bound(about: bytes) -> bytes:
-    """Facts that say that the session is bound."""
+    """The packed facts of a session, with ``device_bound`` set."""
     return pack_facts(replace(unpack_facts(about), device_bound=True)) if about else b""

@@ -12,7 +12,7 @@ from asgi_sessions._core.arguments import several
 from asgi_sessions._core.timeouts import duration
 from asgi_sessions.errors import ConfigurationError
 
-# RFC 3986, section 3.3, without percent-encoding: so the path in a URL equals ASGI's decoded one. Browsers resolve "." and "..".
+# RFC 3986, section 3.3, without percent-encoding, so the path in a URL equals ASGI's decoded path. Browsers resolve "." and "..".
 _PATH: Final = re.compile(r"(?!.*/\.\.?(?:/|\Z))(?:/[A-Za-z0-9\-._~!$&()*+,=:@]+)+")
 _HOST: Final = re.compile(r"(?:\*\.)?[a-z0-9\-]+(?:\.[a-z0-9\-]+)*")
 
@@ -23,33 +23,33 @@ _SOCKETS: Final = (timedelta(minutes=1), timedelta(hours=24))
 
 @dataclass(frozen=True, slots=True)
 class DeviceBound:
-    """How sessions are bound to devices. ``Sessions(…, secret_keys=[…], device_bound=DeviceBound())``."""
+    """Options of device-bound sessions: ``Sessions(…, secret_keys=[…], device_bound=DeviceBound())``."""
 
     lifetime: timedelta = timedelta(minutes=10)
-    """How long a proof of the device counts: 3 minutes to 1 hour. So long, and 15 s, stolen cookies are of use."""
+    """How long a proof of the device counts: 3 minutes to 1 hour. Stolen cookies work for this time plus 15 s."""
     path: str = "/dbsc"
-    """Where browsers register and prove their keys: ``path + "/register"`` and ``path + "/refresh"``. The middleware answers
-    both."""
+    """The path of the endpoints, ``path + "/register"`` and ``path + "/refresh"``. Browsers register and prove their keys there.
+    The middleware answers both."""
     exempt: Sequence[str] = ()
-    """Paths, with all below them, whose requests browsers send without a proof, such as ``/static``. A request without a proof
-    has an empty session there."""
+    """Paths, with all paths below them, that browsers request without a proof, such as ``/static``. An unproven request has an
+    empty session there."""
     refresh_initiators: Sequence[str] = ()
-    """Other hosts of the same site whose pages may make the browser prove its key, such as ``app.example.org`` if this is its
-    API; ``*.example.org`` for all of them."""
+    """Other hosts of the same site whose pages may trigger a proof. Example: ``app.example.org`` if this app is its API.
+    ``*.example.org`` means all hosts of the site."""
     grace: timedelta = timedelta(seconds=30)
-    """For how long after the registration requests pass without a proof: those that were under way. 1 second to 5 minutes."""
+    """How long after the registration unproven requests pass, since they may have been in flight: 1 second to 5 minutes."""
     sockets: timedelta = timedelta(hours=1)
-    """After this time a socket or stream of a bound session is closed, so that one that was opened with stolen cookies ends. 1
-    minute to 24 hours. Browsers connect again, with a proof."""
+    """The longest life of a socket or stream of a bound session: 1 minute to 24 hours. This ends one that was opened with stolen
+    cookies. Browsers connect again with a proof."""
     enforce: bool = True
-    """``False``: only report, by the event ``session.unproven``, what would be refused. For the time of a rollout."""
+    """``False``: let unproven requests pass and report each by the event ``session.unproven``. Use it during a rollout."""
 
     seconds: float = field(init=False, repr=False, compare=False)
     grace_seconds: float = field(init=False, repr=False, compare=False)
     socket_seconds: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        put = object.__setattr__  # the way a frozen dataclass fills what it derives
+        put = object.__setattr__  # the class is frozen
         put(self, "seconds", _between("lifetime", self.lifetime, *_LIFETIMES))
         put(self, "grace_seconds", _between("grace", self.grace, *_GRACES))
         put(self, "socket_seconds", _between("sockets", self.sockets, *_SOCKETS))

@@ -1,8 +1,7 @@
-"""Proofs: the JWTs by which a browser shows that it has a private key.
+"""Proofs: the JWTs by which a browser proves its private key (W3C, Device Bound Session Credentials, "DBSC Proof JWTs").
 
-W3C, Device Bound Session Credentials, section "DBSC Proof JWTs". Nothing of a proof is believed before its signature is. The
-parser reads what browsers send and refuses the rest: it follows no URL, knows two algorithms, and takes a key at registration
-only.
+The content of a proof counts only after its signature was checked. The parser accepts the form that browsers send and refuses
+everything else. It follows no URL, knows two algorithms, and accepts a key at registration only.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ from asgi_sessions._core.json import json_in
 from asgi_sessions._core.token import base64url
 
 MAX_PROOF: Final = 4096
-"""Bytes. One of ES256 has 500, one of RS256 with 4,096 bits 2,000."""
+"""Bytes. A proof has 500 with ES256, and 2,000 with RS256 and 4,096 bits."""
 
 ALGORITHMS: Final = ("ES256", "RS256")
-"""What browsers are offered (RFC 7518, sections 3.3 and 3.4). ``none`` is legal in the draft; it proves nothing."""
+"""The algorithms offered to browsers (RFC 7518, sections 3.3 and 3.4). The draft also permits ``none``, which proves nothing."""
 
 _PART: Final = re.compile(rb"[A-Za-z0-9_-]+")
 _P256_BYTES: Final = 32
 _RSA_BITS: Final = (2048, 4096)
-_RSA_EXPONENT: Final = "AQAB"  # 65537, which every browser uses; small exponents have a history
+_RSA_EXPONENT: Final = "AQAB"  # 65537, as in every browser; small exponents have led to attacks
 
 
 class ProofInvalid(Exception):
-    """A proof that is none; the message says why, for the event."""
+    """Raised if a proof is not valid. The message is the reason in the event."""
 
 
 class Key:
-    """A public key, and the bytes that it is kept as."""
+    """A public key and its stored bytes."""
 
     __slots__ = ("_key", "algorithm", "packed")
 
@@ -44,7 +43,7 @@ class Key:
         """``packed``: the coordinates x and y of a point on P-256, 32 bytes each, or the modulus of RSA.
 
         Raises:
-            ProofInvalid: they are no key.
+            ProofInvalid: the bytes are no key.
         """
         self.algorithm = algorithm
         self.packed = packed
@@ -58,10 +57,10 @@ class Key:
             raise ProofInvalid("the key is none") from None
 
     def verify(self, signature: bytes, message: bytes) -> bool:
-        """Whether the private key signed this message, as JWS has it (RFC 7518, sections 3.3 and 3.4)."""
+        """Whether the private key signed this message, in the form of JWS (RFC 7518, sections 3.3 and 3.4)."""
         try:
             if isinstance(self._key, ec.EllipticCurvePublicKey):
-                if len(signature) != 2 * _P256_BYTES:  # two numbers of fixed width, and not DER
+                if len(signature) != 2 * _P256_BYTES:  # two numbers of fixed width instead of DER
                     return False
                 r, s = int.from_bytes(signature[:_P256_BYTES]), int.from_bytes(signature[_P256_BYTES:])
                 self._key.verify(encode_dss_signature(r, s), message, ec.ECDSA(SHA256()))
@@ -73,7 +72,7 @@ class Key:
 
 
 class Proof:
-    """A proof whose form is right. Only :meth:`is_signed_by` says whether it proves anything."""
+    """A well-formed proof. Only :meth:`is_signed_by` checks whether it is genuine."""
 
     __slots__ = ("_message", "_signature", "algorithm", "challenge", "key")
 
@@ -81,7 +80,7 @@ class Proof:
         """``header``: the value of ``Secure-Session-Response``, bare or as a quoted string.
 
         Raises:
-            ProofInvalid: it has another form.
+            ProofInvalid: the value is no well-formed proof.
         """
         raw = unquoted(header)
         if len(raw) > MAX_PROOF:
@@ -91,7 +90,7 @@ class Proof:
             raise ProofInvalid("it does not have three parts")
         head, payload = _object(parts[0]), _object(parts[1])
         if set(head) - {"jwk"} != {"alg", "typ"} or head["typ"] != "dbsc+jwt":
-            # What names a key elsewhere (jku, x5u, x5c) or asks for more (crit, b64) goes no further (RFC 8725, section 3).
+            # Refuses headers that point to another key (jku, x5u, x5c) or need an extension (crit, b64): RFC 8725, section 3.
             raise ProofInvalid("its header is not that of a proof")
         if head["alg"] not in ALGORITHMS:
             raise ProofInvalid("its algorithm was not offered")
@@ -110,7 +109,7 @@ class Proof:
 
 
 def unquoted(value: bytes) -> bytes:
-    """A header's value without the quotes of a string (RFC 9651, section 3.3.3), for values in which nothing is escaped."""
+    """A header's value without the quotes of a string (RFC 9651, section 3.3.3). Escapes are not decoded."""
     value = value.strip(b" \t")
     return value[1:-1] if len(value) >= 2 and value[:1] == value[-1:] == b'"' else value
 
@@ -139,7 +138,7 @@ def _key_in(jwk: object, algorithm: str) -> Key:
 
 
 def _bytes(part: bytes) -> bytes:
-    """Base64url without padding, in its one spelling (RFC 7515, appendix C)."""
+    """Decode base64url without padding (RFC 7515, appendix C). Only the canonical encoding is accepted."""
     try:
         data = base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4))
     except ValueError:

@@ -13,31 +13,31 @@ from asgi_sessions.dbsc._options import DeviceBound
 
 
 class Verdict(enum.Enum):
-    """What a request of a bound session is that does not prove its device, and so how it is answered."""
+    """The kind of an unproven request of a bound session. It decides the answer."""
 
     GRACE = "grace"
-    """The browser has registered its key a moment ago, and this was under way. Or it has not shown yet that it knows of its
-    registration, whose answer may have been lost: the session."""
+    """The registration is recent and the request was in flight, or the answer to the registration may have been lost. The app
+    gets the session."""
     EXPIRED = "expired"
-    """It brought the cookie of a while ago: the same request once more, without it, so that the browser proves its key first."""
+    """The bound cookie has expired. The answer makes the browser repeat the request without it, after a proof."""
     SKIPPED = "skipped"
-    """The browser could not prove its key now: 503, and it tries again."""
+    """The browser reports that it could not prove its key now. The answer is 503, and the browser tries again."""
     NAVIGATION = "navigation"
-    """A link from elsewhere, for which browsers prove nothing: a page that loads itself once more."""
+    """A link from another site, for which browsers prove no key. The answer is a page that reloads itself."""
     ELSEWHERE = "elsewhere"
-    """Anything else that a page from elsewhere caused, or an exempt path: an empty session, of which nothing is stored."""
+    """Any other request from another origin, or an exempt path. The app gets an empty session, and nothing of it is stored."""
     UNPROVEN = "unproven"
-    """A thief, or a browser that lost its key: an empty session."""
+    """A thief, or a browser that lost its key. The app gets an empty session."""
 
 
 def verdict_on(
     scope: Mapping[str, Any], binding: Binding | None, id: str, now: float, options: DeviceBound, *, is_expired: bool
 ) -> Verdict:
-    """The verdict on a request of the session ``id`` that does not prove its device.
+    """The verdict on an unproven request of the session ``id``.
 
     Args:
-        binding: of the session; ``None``: it is damaged, and nothing is a proof.
-        is_expired: whether the request has a bound cookie of ours whose time is over.
+        binding: the binding of the session. ``None``: it is damaged, so no proof can be valid.
+        is_expired: whether the request has a genuine bound cookie that has expired.
     """
     if binding is None:
         return Verdict.UNPROVEN
@@ -56,15 +56,15 @@ def verdict_on(
     is_page = is_http and scope["method"] == "GET" and modes == [b"navigate"]
     if is_page:
         return Verdict.NAVIGATION
-    # "none" is what the user did without a page: such a request would have been held.
+    # "none": the user caused the request without a page. A browser with the key would have proved it first.
     return Verdict.UNPROVEN if sites == [b"none"] else Verdict.ELSEWHERE
 
 
 def skipped_reason(scope: Mapping[str, Any], id: str) -> str | None:
-    """Why the browser did not prove the key of a session; ``None``: it does not say so.
+    """The browser's reason for a missing proof, or ``None`` if it reports none.
 
-    ``Secure-Session-Skipped`` is a list of tokens, each with the identifier of a session as its parameter. Chromium says
-    ``server_error``, ``unreachable`` and ``quota_exceeded``. Other words are passed on, cut to 40 letters.
+    ``Secure-Session-Skipped`` is a list of tokens, each with the identifier of a session as its parameter. Chromium sends
+    ``server_error``, ``unreachable`` and ``quota_exceeded``. Another word is returned if it has at most 40 letters.
     """
     for value in values_of(scope, b"secure-session-skipped")[0]:
         for member in value.split(b","):

@@ -1,4 +1,4 @@
-"""For tests of an app with device-bound sessions: the device of a browser, in software, around a transport of httpx.
+"""A browser's device in software, around a transport of httpx: for tests of apps with device-bound sessions.
 
 ::
 
@@ -7,9 +7,9 @@
     await client.post("/login", data=…)  # the device registers its key
     await client.get("/account")  # and proves it whenever the bound cookie is missing
 
-It does what Chromium does, as far as a server can tell: it registers a key when a response offers that, holds requests while a
-bound cookie is missing, proves the key, and gives it up when the server says that the session has ended. It keeps bound cookies
-in ``cookies``, apart from the client's. Real browsers differ in the rest: test with one before you go live.
+It behaves like Chromium towards the server. It registers a key when a response offers that. It holds requests while a bound
+cookie is missing, and proves the key first. It drops the key when the server answers that the session has ended. Bound cookies
+are in ``cookies``, apart from the client's. Real browsers differ in other respects, so test with one before you go live.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ATTEMPTS: Final = 3
 
 
 class SoftwareKey:
-    """A key pair, and the proofs that it makes."""
+    """A key pair that makes proofs."""
 
     def __init__(self, algorithm: str = "ES256") -> None:
         """``algorithm``: ``ES256`` or ``RS256``."""
@@ -61,13 +61,13 @@ class SoftwareKey:
         return {"kty": "RSA", "n": base64url(numbers.n.to_bytes(256)), "e": "AQAB"}
 
     def proof(self, challenge: str, *, registers: bool = False, **header: Any) -> str:
-        """A proof of a challenge; with ``registers``, it brings the public key. ``header``: more of it, for tests of refusals."""
+        """A proof for a challenge. ``registers``: include the public key. ``header``: more header fields, to test refusals."""
         head = {"alg": self.algorithm, "typ": "dbsc+jwt", **({"jwk": self.jwk} if registers else {}), **header}
         message = ".".join(base64url(json.dumps(part).encode("utf-8")) for part in (head, {"jti": challenge}))
         return f"{message}.{base64url(self.sign(message.encode('ascii')))}"
 
     def sign(self, message: bytes) -> bytes:
-        """The signature of a message, as JWS has it (RFC 7518, sections 3.3 and 3.4)."""
+        """The signature of a message in the form of JWS (RFC 7518, sections 3.3 and 3.4)."""
         if isinstance(self._key, ec.EllipticCurvePrivateKey):
             r, s = decode_dss_signature(self._key.sign(message, ec.ECDSA(SHA256())))
             return r.to_bytes(32) + s.to_bytes(32)
@@ -76,12 +76,12 @@ class SoftwareKey:
 
 @dataclass
 class BoundSession:
-    """What a device knows of one bound session."""
+    """The device's data of one bound session."""
 
     identifier: str
     refresh_url: str
     cookie: str
-    """The name of its bound cookie."""
+    """The name of the bound cookie."""
     exempt: list[str]
     key: SoftwareKey
     challenge: str | None = None
@@ -89,21 +89,21 @@ class BoundSession:
 
 @dataclass
 class SoftwareDevice(httpx.AsyncBaseTransport):
-    """A transport of httpx that binds sessions as a browser does."""
+    """A transport of httpx that binds sessions like a browser."""
 
     inner: httpx.AsyncBaseTransport
     clock: Callable[[], float] = time.time
-    """Seconds since the epoch; bound cookies expire by it."""
+    """Returns seconds since the epoch. Bound cookies expire by this clock."""
     algorithm: str = "ES256"
     sessions: dict[str, BoundSession] = field(default_factory=dict)
     """The bound sessions, by their identifiers."""
     cookies: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """The bound cookies: name → (value, when it expires)."""
+    """The bound cookies: name → (value, expiry)."""
     holds: bool = True
-    """``False``: like a request that a page of another origin caused, none is held until the device is proved."""
+    """``False``: send requests without a proof first, as browsers do for a page of another origin."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request, after the proofs that are due."""
+        """Send a request, after all due proofs."""
         skipped: list[str] = []
         if self.holds:
             for session in [*self.sessions.values()]:
@@ -124,12 +124,12 @@ class SoftwareDevice(httpx.AsyncBaseTransport):
         return response
 
     def cookie(self, name: str) -> str | None:
-        """The value of a bound cookie that has not expired."""
+        """The value of a bound cookie, or ``None`` if it is missing or has expired."""
         value, expires_at = self.cookies.get(name, ("", 0.0))
         return value if self.clock() < expires_at else None
 
     async def register(self, request: httpx.Request, response: httpx.Response, path: str, challenge: str) -> bool:
-        """Register a fresh key; whether the server took it."""
+        """Register a fresh key and return whether the server accepted it."""
         key = SoftwareKey(self.algorithm)
         set_cookie = response.headers.get_list("set-cookie")
         sent = await self._post(request, path, proof=key.proof(challenge, registers=True), cookies=set_cookie)
@@ -138,7 +138,7 @@ class SoftwareDevice(httpx.AsyncBaseTransport):
         return sent.status_code == 200
 
     async def refresh(self, request: httpx.Request, session: BoundSession) -> bool:
-        """Prove the key of a session; ``False``: the server could not be asked."""
+        """Prove the key of a session; ``False``: the server did not answer the proof."""
         for _ in range(_ATTEMPTS):
             proof = None if session.challenge is None else session.key.proof(session.challenge)
             sent = await self._post(request, session.refresh_url, proof=proof, id=session.identifier)
@@ -168,7 +168,7 @@ class SoftwareDevice(httpx.AsyncBaseTransport):
         headers = {"host": request.headers["host"], "sec-fetch-site": "same-origin", "sec-fetch-mode": "no-cors"}
         if "cookie" in request.headers:
             headers["cookie"] = request.headers["cookie"]
-        if cookies:  # those of the very response that offered it
+        if cookies:  # from the response with the offer
             headers["cookie"] = "; ".join(each.partition(";")[0] for each in cookies)
         if proof is not None:
             headers["secure-session-response"] = proof
@@ -181,7 +181,7 @@ class SoftwareDevice(httpx.AsyncBaseTransport):
         return sent
 
     def _note(self, key: SoftwareKey, answer: httpx.Response, known: BoundSession | None = None) -> None:
-        """Do what the instructions of the server say."""
+        """Follow the instructions of the server."""
         challenge = _CHALLENGE.fullmatch(answer.headers.get("secure-session-challenge", ""))
         if answer.status_code == 200:
             said = answer.json()
@@ -200,12 +200,12 @@ class SoftwareDevice(httpx.AsyncBaseTransport):
             request.headers["cookie"] = "; ".join([*given, *own])
 
     def _take_cookies(self, response: httpx.Response) -> None:
-        """Keep the bound cookies of a response."""
+        """Store the bound cookies of a response."""
         for text in response.headers.get_list("set-cookie"):
             for name, morsel in SimpleCookie(text).items():
                 if "-bound-" in name:
                     self.cookies[name] = (morsel.value, self.clock() + float(morsel["max-age"] or 0))
 
     async def aclose(self) -> None:
-        """Close the transport around which this is."""
+        """Close the inner transport."""
         await self.inner.aclose()
