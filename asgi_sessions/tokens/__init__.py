@@ -12,7 +12,7 @@
     pair = await tokens.log_in("alice", scope=request.scope)
     app = BearerMiddleware(app, tokens)
 
-For browsers, cookies are the better choice: a script cannot read them. Needs the extra ``[tokens]``.
+Use cookies for browsers, because scripts cannot read them. Needs the extra ``[tokens]``.
 """
 
 from __future__ import annotations

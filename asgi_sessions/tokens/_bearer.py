@@ -1,4 +1,4 @@
-"""BearerMiddleware: whoever brings an access token has a session in the scope, read-only."""
+"""BearerMiddleware: gives each request with an access token a read-only session."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ logger = logging.getLogger("asgi_sessions")
 _codec = MessagePackCodec()
 
 _CRASHES: Final = frozenset({WS_INTERNAL_ERROR, 4500})
-"""Codes by which frameworks close a socket whose handler raised: RFC 6455's, and Litestar's."""
-
+"""Close codes of frameworks after an error of the handler: RFC 6455's, and Litestar's."""
 
 _KEEP_ELSEWHERE = "keep this in a database, under session.user_id or session.id"
 _END = "end it with POST /token/revoke, Tokens.revoke() or Sessions.revoke(user_id, session.id)"
@@ -43,7 +42,7 @@ _RENEW = "the client logs in again, and Tokens.log_in() gives it new tokens"
 
 
 def _refused(what: str, advice: str) -> Callable[..., NoReturn]:
-    """A method that refuses ``what``."""
+    """A method that raises the error for ``what``."""
 
     def refuse(self: BearerSession, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise SessionReadOnly."""
@@ -53,10 +52,10 @@ def _refused(what: str, advice: str) -> Callable[..., NoReturn]:
 
 
 class BearerSession(Session):
-    """The session of an access token: ``user_id``, ``id``, ``is_fresh()``, and with ``strict`` its data. Read-only.
+    """The read-only session of an access token: ``user_id``, ``id``, ``is_fresh()``, and with ``strict`` its data.
 
-    Everything that would change or end it raises :class:`SessionReadOnly`. :class:`BearerMiddleware` makes a 403 of that error
-    where the app does not handle it.
+    Each call to change or end it raises :class:`SessionReadOnly`. If the app does not handle that error,
+    :class:`BearerMiddleware` answers 403.
     """
 
     __slots__ = ("_claims", "refusal")
@@ -65,15 +64,15 @@ class BearerSession(Session):
     scheme = "Bearer"
     _claims: Claims
     refusal: SessionReadOnly | None
-    """What was refused last."""
+    """The last refused call."""
 
     @property
     def claims(self) -> Claims:
-        """What the access token says."""
+        """The claims of the access token."""
         self._accessed = True
         return self._claims
 
-    if not TYPE_CHECKING:  # for whom these are the methods of a Session, with its types
+    if not TYPE_CHECKING:  # type checkers see the methods of Session
         __setitem__ = _refused("session[…] = …", _KEEP_ELSEWHERE)
         __delitem__ = _refused("del session[…]", _KEEP_ELSEWHERE)
         __ior__ = _refused("session |= …", _KEEP_ELSEWHERE)
@@ -95,41 +94,41 @@ class BearerSession(Session):
         stop_impersonating = _refused("session.stop_impersonating()", "use the cookie session of the actor")
 
     def refuse(self, what: str, advice: str) -> SessionReadOnly:
-        """The error for ``what``; the session remembers it."""
+        """The error for ``what``. The session keeps it in :attr:`refusal`."""
         self.refusal = SessionReadOnly(f"{what}: this session came with an access token and is read-only; {advice}")
         return self.refusal
 
     def pop(self, key: str, /, *default: Any) -> Any:
-        """``default``, where there is no such key; so that ``session.pop("flashes", [])`` works where nothing was kept."""
+        """``default`` if the key is missing, so that ``session.pop("flashes", [])`` works without stored messages."""
         if dict.__contains__(self, key):
             raise self.refuse("session.pop()", _KEEP_ELSEWHERE)
         return super().pop(key, *default)
 
     def setdefault(self, key: str, default: Any = None, /) -> Any:
-        """The value, where there is one."""
+        """The value of an existing key."""
         if not dict.__contains__(self, key):
             raise self.refuse("session.setdefault()", _KEEP_ELSEWHERE)
         return self[key]
 
     @property
     def actor_id(self) -> str | None:
-        """The user who acts as :attr:`user_id`, as the claim ``act`` says; ``None``: nobody but that user."""
+        """The id of the user who acts as :attr:`user_id`, from the claim ``act``, or ``None``."""
         self._accessed = True
         return self._claims.actor_id
 
     def is_fresh(self, within: timedelta, *, methods: Iterable[str] = (), level: int = 0) -> bool:
-        """As :meth:`Session.is_fresh`."""
+        """Like :meth:`Session.is_fresh`. Always ``False`` if another user acts as this one."""
         return super().is_fresh(within, methods=methods, level=level) and self._claims.actor_id is None
 
     @property
     def is_new(self) -> bool:
-        """``False``: it began with the log-in that gave the client its tokens."""
+        """Always ``False``: the session began with the log-in of the client."""
         self._accessed = True
         return False
 
     @property
     def modified(self) -> bool:
-        """Whether a list or dict in it was changed in place; :meth:`save` and the response then refuse it."""
+        """Whether a list or dict in it was changed in place. :meth:`save` and the response refuse such a change."""
         return self._record is not None and self._keeper.is_modified(self)
 
     @modified.setter
@@ -137,7 +136,7 @@ class BearerSession(Session):
         self.mark_modified()
 
     async def save(self) -> None:
-        """There is nothing to save.
+        """Do nothing, since a read-only session has no changes.
 
         Raises:
             SessionReadOnly: a list or dict in the session was changed in place.
@@ -149,13 +148,14 @@ class BearerSession(Session):
 class BearerMiddleware:
     """Puts a read-only session into ``scope["session"]`` of every request with ``Authorization: Bearer``.
 
-    Requests without one pass untouched: to a SessionMiddleware, inside or outside of this, or to an app that looks for
-    ``scope.get("session")``. Cookie or bearer, never both: where a token is, no cookie counts.
+    Requests without a token pass unchanged, for example to a SessionMiddleware inside or outside of this. In a request with a
+    token, session cookies are ignored.
 
     Args:
         app: the ASGI app to wrap.
-        tokens: whose access tokens count.
-        strict: also ask the store whether the session lives, so that a log-out bites at once and not when the token expires.
+        tokens: issues and verifies the access tokens.
+        strict: also ask the store whether the session is alive. Then a log-out takes effect at once, and not when the token
+            expires.
         required: refuse requests without a token.
     """
 
@@ -180,7 +180,7 @@ class BearerMiddleware:
             return
         if token is None:
             if self._required:
-                # RFC 6750, section 3.1: who brought nothing is told of no error.
+                # Without a token, the challenge contains no error (RFC 6750, section 3.1).
                 await _challenge(scope, send, 401, b"Bearer")
             else:
                 await self.app(scope, receive, _Answer(scope, send).send)
@@ -200,9 +200,9 @@ class BearerMiddleware:
         try:
             await self.app(scope, receive, exchange.send)
         except Exception as error:
-            scope["session"] = session  # as SessionMiddleware does, for error pages further out
+            scope["session"] = session  # for error pages further out, as in SessionMiddleware
             await exchange.crashed(error)
-            raise  # also if it has been answered: servers log it, and test clients show it
+            raise  # also after an answer: servers log it, and test clients show it
         else:
             await exchange.finish()
         finally:
@@ -228,9 +228,9 @@ class BearerMiddleware:
 
 
 def _presented(scope: Scope) -> tuple[Hidden[bytes] | None, bytes | None]:
-    """The access token of a request, if it brings one; and why it is refused unseen, if it is."""
+    """The access token of a request, or ``None``, and the challenge of an answer 400 if the header is ambiguous."""
     given = [value.strip(b" \t") for name, value in scope.get("headers", ()) if name == b"authorization"]
-    # A scheme in any case, and spaces (RFC 9110, sections 11.1 and 11.4). Without a token it is an attempt all the same.
+    # The scheme is case-insensitive (RFC 9110, section 11.1), and spaces are allowed (11.4). An empty token is an invalid token.
     bearers = [
         rest.strip(b" ")
         for scheme, _, rest in (value.partition(b" ") for value in given)
@@ -244,7 +244,7 @@ def _presented(scope: Scope) -> tuple[Hidden[bytes] | None, bytes | None]:
 
 
 class _Answer:
-    """One answer on its way: caches are told that it depends on who asked (RFC 9111, section 4.1)."""
+    """One answer. Adds ``Vary: Authorization`` if the answer depends on the user (RFC 9111, section 4.1)."""
 
     __slots__ = ("_scope", "_send", "_session", "_start")
 
@@ -269,13 +269,13 @@ class _Answer:
         await self._send(message)
 
     def _depends(self) -> bool:
-        """Whether the app looked at who is asking. Where there is no session to tell, it may have noticed that there is none."""
+        """Whether the app read the session. Without any session, the app may have noticed that, so the result is ``True``."""
         session: Session | None = self._session if self._session is not None else self._scope.get(OURS)
         return session._accessed if session is not None else True
 
 
 class _Exchange:
-    """One request with a token: a refused change becomes a 403, unless the app answers it."""
+    """One request with a token. A refused change becomes a 403, unless the app handles the error."""
 
     __slots__ = ("_is_answered", "_manager", "_scope", "_send", "_session", "_started")
 
@@ -285,19 +285,19 @@ class _Exchange:
         self._send = send
         self._session = session
         self._started = False  # has the answer left, or was the socket accepted?
-        self._is_answered = False  # we answered in the app's place, and drop what it still sends
+        self._is_answered = False  # we answered in place of the app: its messages are dropped
 
     async def send(self, message: Message) -> None:
-        """What the app sends by.
+        """The app calls this to send.
 
         Raises:
-            SessionReadOnly: a list or dict in the session was changed in place; the client got the 403.
+            SessionReadOnly: a list or dict in the session was changed in place. The client has got a 403.
         """
         if self._is_answered:
             return
         if not self._started:
             if message.get("status") == 500 and self._session.refusal is not None:
-                # The framework's page for errors that the app does not handle.
+                # The framework's page for unhandled errors.
                 await self._forbid(self._session.refusal)
                 return
             try:
@@ -312,7 +312,7 @@ class _Exchange:
         await self._send(message)
 
     async def crashed(self, error: Exception) -> None:
-        """The app raised: answer in its place, if that is about a refused change and can still be answered."""
+        """The app raised an error. Answer 403 if a refused change is the cause and an answer can still be sent."""
         refusal = self._session.refusal
         if refusal is None or not stems_from(error, refusal) or self._is_answered:
             return
@@ -320,7 +320,7 @@ class _Exchange:
             await self._forbid(refusal)
 
     async def finish(self) -> None:
-        """Warn of what was changed after the answer had left."""
+        """Warn of changes after the start of the answer."""
         if not self._is_answered and self._session.modified:
             why = "it came with an access token and is read-only"
             await self._manager.emit_event("session.not_saved", session=self._session, reason=why)

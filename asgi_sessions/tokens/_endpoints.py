@@ -1,4 +1,4 @@
-"""The endpoints of tokens: refresh, revoke, and the public keys; an ASGI app to mount at the root."""
+"""TokenEndpoints: an ASGI app to mount at the root, with endpoints for refresh, revocation and public keys."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from asgi_sessions.tokens._tokens import TokenPair, Tokens
 MAX_BODY: Final = 4096
 
 REFRESH_COOKIE: Final = CookieConfig("__Host-Http-refresh", samesite="strict")
-"""The cookie in which browsers keep their refresh token."""
+"""The cookie for the refresh token of a browser."""
 
 _NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}  # RFC 6749, section 5.1
 
@@ -30,13 +30,13 @@ _NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}  # RFC 6749, sec
 class TokenEndpoints:
     """``POST /token/refresh``, ``POST /token/revoke``, ``GET /.well-known/jwks.json``.
 
-    The refresh token comes in the body (``{"refresh_token": …}`` or a form), or in a cookie for browsers, never in both; the
-    next one goes back the way it came. Answers have the shape of OAuth 2.0 (RFC 6749, sections 5.1 and 5.2; RFC 7009). If the
-    store fails, the answer is 503 with ``Retry-After``.
+    A client sends the refresh token in the body (``{"refresh_token": …}`` or a form). A browser sends it in a cookie. A request
+    with both is refused. The answer carries the next refresh token in the same way. Answers have the form of OAuth 2.0
+    (RFC 6749, sections 5.1 and 5.2, and RFC 7009). If the store fails, the answer is 503 with ``Retry-After``.
 
     Args:
-        tokens: whose.
-        cookie: the browser's; ``None``: no browser refreshes here.
+        tokens: issues and revokes the tokens.
+        cookie: the cookie for browsers, or ``None`` if no browser refreshes here.
         trusted_origins: other origins whose pages may refresh by cookie.
     """
 
@@ -67,10 +67,14 @@ class TokenEndpoints:
             await unavailable(scope, send, self._tokens._manager.guard.retry_after)
 
     def set_cookie(self, response: Response, pair: TokenPair) -> None:
-        """Give a browser its refresh token with the response to its log-in; the body then holds the access token only."""
+        """Add the refresh token as a cookie to the response of a browser's log-in. Send only the access token in the body.
+
+        Raises:
+            ConfigurationError: these endpoints have no cookie.
+        """
         if self._cookie is None:
             raise ConfigurationError("TokenEndpoints(cookie=None): no browser refreshes here")
-        # The body most likely holds the access token (RFC 6749, section 5.1).
+        # The body probably contains the access token (RFC 6749, section 5.1).
         keep_out_of_caches(response.raw_headers, no_store=False)
         seconds = int(pair.refresh_expires_at.timestamp() - self._tokens.clock())
         response.raw_headers.append(self._cookie.set(pair.refresh_token, max(seconds, 1)))
@@ -84,7 +88,7 @@ class TokenEndpoints:
         except _Bad as bad:
             return _error(bad.code, str(bad), bad.status)
         except TokenError as error:
-            # The cookie is left alone: the browser may hold its successor by now, from another tab.
+            # The cookie stays: the browser may already have its successor, from another tab.
             return _error("invalid_grant", str(error))
         more = {} if by_cookie else {"refresh_token": pair.refresh_token}
         response = JSONResponse(
@@ -105,13 +109,13 @@ class TokenEndpoints:
                 await self._revoke_access(token)
         except _Bad as bad:
             return _error(bad.code, str(bad), bad.status)
-        response = Response(status_code=200, headers=_NO_STORE)  # also for what is unknown: RFC 7009, section 2.2
+        response = Response(status_code=200, headers=_NO_STORE)  # also for an unknown token (RFC 7009, section 2.2)
         if by_cookie and self._cookie is not None:
             response.raw_headers.append(self._cookie.delete())
         return response
 
     async def _revoke_access(self, token: Hidden[str]) -> None:
-        """An access token may be given as well; what ends is its session."""
+        """End the session of an access token. An invalid token changes nothing."""
         try:
             claims = self._tokens.verify(token.value)
         except TokenError:
@@ -119,12 +123,12 @@ class TokenEndpoints:
         await self._tokens.end(claims)
 
     async def _jwks(self, request: Request) -> Response:
-        # For less time than a retired key stays, so that nobody misses a new one for long.
+        # Shorter than a retired key stays valid, so that verifiers see a new key in time.
         headers = {"cache-control": "public, max-age=300"}
         return JSONResponse(self._tokens.jwks(), headers=headers, media_type="application/jwk-set+json")
 
     async def _presented(self, request: Request, name: str) -> tuple[Hidden[str], bool]:
-        """The token, and whether it came by cookie. Tokens in the query are not looked at (RFC 9700, section 4.3.2)."""
+        """The token, and whether it came by cookie. Tokens in the query are ignored (RFC 9700, section 4.3.2)."""
         in_body = _field(await _fields(request), name)
         values = [] if self._cookie is None else self._cookie.read(request.scope.get("headers", ()))
         if in_body and values:

@@ -1,7 +1,7 @@
-"""Access tokens: JWTs as RFC 9068 has them, and nothing that is not.
+"""Access tokens: JWTs in the form of RFC 9068. All other tokens are refused.
 
-What is cheap comes first, and nothing of a token is believed before its signature is. PyJWT's algorithms do the cryptography; the
-order of the checks is ours, since that is where JWT libraries have gone wrong.
+Cheap checks come first, and the claims count only after the signature was checked. PyJWT's algorithms do the cryptography. The
+checks and their order are in this file, because JWT libraries have had faults there.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from asgi_sessions.errors import SessionDataError, TokenExpired, TokenInvalid
 from asgi_sessions.tokens._keys import KeyRing
 
 MAX_TOKEN: Final = 8192
-"""Bytes; servers refuse longer headers, and ours have 500."""
+"""Bytes. Servers refuse longer headers, and ours have 500."""
 
 MAX_LIFETIME: Final = 3600.0
-"""Seconds between ``iat`` and ``exp``: a token that lives longer is not one of ours, whoever signed it."""
+"""Seconds between ``iat`` and ``exp``. A token with a longer life is refused, even if its signature is good."""
 
 LEEWAY: Final = 10.0
-"""Seconds by which clocks may differ."""
+"""Seconds by which the clocks of two servers may differ."""
 
 _PART = re.compile(rb"[A-Za-z0-9_-]+")
 _HEADER = {"alg", "typ", "kid"}
@@ -34,7 +34,7 @@ _TYPES = ("at+jwt", "application/at+jwt")  # RFC 9068, section 4
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a verified access token says."""
+    """The claims of a verified access token."""
 
     user_id: str
     session_id: str
@@ -46,7 +46,7 @@ class Claims:
 
     @property
     def actor_id(self) -> str | None:
-        """The user who acts as ``user_id`` (RFC 8693, section 4.1); ``None``: nobody but that user."""
+        """The id of the user who acts as ``user_id`` (RFC 8693, section 4.1), or ``None``."""
         actor: str | None = self.extra["act"]["sub"] if "act" in self.extra else None
         return actor
 
@@ -55,7 +55,7 @@ def encode(ring: KeyRing, claims: dict[str, Any]) -> str:
     """An access token with these claims.
 
     Raises:
-        SessionDataError: they are no JSON, or make a token that :func:`decode` would refuse as too long.
+        SessionDataError: the claims are no JSON, or the token is too long for :func:`decode`.
     """
     key = ring.signing
     header = {"alg": key.alg, "kid": key.kid, "typ": "at+jwt"}
@@ -73,7 +73,8 @@ def decode(token: str | bytes, ring: KeyRing, *, issuer: str, audience: str, now
     """The claims of an access token.
 
     Raises:
-        TokenExpired: it was one. TokenInvalid: it is none; which of the many reasons it was, no more than the message tells.
+        TokenExpired: the token has expired.
+        TokenInvalid: any other fault. Only the message names the reason.
     """
     if not isinstance(token, str | bytes):
         raise TokenInvalid(f"a token is a str or bytes, not {type(token).__name__}")
@@ -85,7 +86,7 @@ def decode(token: str | bytes, ring: KeyRing, *, issuer: str, audience: str, now
         raise TokenInvalid("the token does not have three parts")
     header = _object(parts[0])
     if set(header) != _HEADER or not all(isinstance(value, str) for value in header.values()):
-        # RFC 8725, section 3: what brings its own key (jwk, jku, x5c, x5u) or asks for more (crit, b64, zip) goes no further.
+        # Refuses headers with a key (jwk, jku, x5c, x5u) or an extension (crit, b64, zip): RFC 8725, section 3.
         raise TokenInvalid("the header of the token is not one of ours")
     if header["typ"].lower() not in _TYPES:
         raise TokenInvalid("the token is of another type")
@@ -103,7 +104,7 @@ def decode(token: str | bytes, ring: KeyRing, *, issuer: str, audience: str, now
 
 def _checked(claims: dict[str, Any], issuer: str, audience: str, now: float) -> Claims:
     if claims.get("iss") != issuer or claims.get("aud") != audience:
-        raise TokenInvalid("the token is from or for somebody else")
+        raise TokenInvalid("the token has another issuer or audience")
     sub, sid, jti = (_text(claims, name) for name in ("sub", "sid", "jti"))
     exp, iat, auth_time = (_time(claims, name) for name in ("exp", "iat", "auth_time"))
     if "nbf" in claims and _time(claims, "nbf") > now + LEEWAY:

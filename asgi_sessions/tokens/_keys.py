@@ -1,4 +1,4 @@
-"""Keys that sign access tokens: one algorithm for each, named by its thumbprint."""
+"""Keys for access tokens. Each key has one algorithm, and its thumbprint as its name."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Alg = Literal["EdDSA", "ES256", "HS256"]
 class SigningKey:
     """A key for access tokens. Make one with ``generate``, ``from_pem``, ``from_jwk``, ``from_file`` or ``secret``.
 
-    Ed25519 (EdDSA, RFC 8037) and P-256 (ES256, RFC 7518, section 3.4) for tokens that others verify; HS256 where the service that
-    issues them is the only one that does. A public key verifies and cannot sign.
+    Use Ed25519 (EdDSA, RFC 8037) or P-256 (ES256, RFC 7518, section 3.4) if other services verify the tokens. Use a secret
+    (HS256) if only the issuing service does. A public key verifies and cannot sign.
     """
 
     __slots__ = ("_private", "_public", "_scheme", "alg", "jwk", "kid", "retired_at")
 
     alg: Alg
     kid: str
-    """The JWK thumbprint (RFC 7638), SHA-256; of a secret another hash, since its thumbprint would give a guess away."""
+    """The JWK thumbprint with SHA-256 (RFC 7638). A secret has another hash, since a thumbprint would confirm a guess of it."""
     jwk: dict[str, str] | None
-    """The public key as RFC 7517 has it; ``None`` for a secret."""
+    """The public key as a JWK (RFC 7517), or ``None`` for a secret."""
 
     @forgets_arguments
     def __init__(self, key: Any, *, retired_at: datetime | None = None) -> None:
@@ -48,7 +48,7 @@ class SigningKey:
         self._private: Any = None
         self._scheme: Algorithm
         if isinstance(key, bytes):
-            Secrets([key])  # as long as secrets are, and none of the famous ones
+            Secrets([key])  # refuses short and well-known secrets
             self.alg, self._scheme = "HS256", HMACAlgorithm(HMACAlgorithm.SHA256)
             self._private = self._public = key
             self.jwk, self.kid = None, base64url(hmac.digest(key, b"asgi-sessions kid", "sha256"))
@@ -67,7 +67,7 @@ class SigningKey:
             members = {"crv": "P-256", "kty": "EC", "x": x, "y": y}
         else:
             raise ConfigurationError(
-                f"SigningKey: a {type(key).__name__} will not do; use Ed25519, P-256, or a secret of 32 bytes. "
+                f"SigningKey: a {type(key).__name__} cannot be used. Use Ed25519, P-256, or a secret of 32 bytes. "
                 "Make one with: asgi-sessions keygen"
             )
         # RFC 7638, section 3.3: the required members, sorted, without white space.
@@ -83,7 +83,7 @@ class SigningKey:
 
     @classmethod
     def generate(cls, alg: Alg = "EdDSA") -> Self:
-        """A fresh key."""
+        """A new random key."""
         if alg == "EdDSA":
             return cls(ed25519.Ed25519PrivateKey.generate())
         if alg == "ES256":
@@ -102,7 +102,7 @@ class SigningKey:
     @classmethod
     @forgets_arguments
     def from_pem(cls, pem: str | bytes, *, password: bytes | None = None, **options: Any) -> Self:
-        """A private key, or a public one that only verifies."""
+        """A private key, or a public key, which only verifies."""
         expect("SigningKey.from_pem()", pem, str, bytes)
         data = _bytes_of("SigningKey.from_pem()", pem)
         try:
@@ -113,14 +113,14 @@ class SigningKey:
             )
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise ConfigurationError(
-                f"SigningKey.from_pem(): no key that can be read ({type(error).__name__})"
+                f"SigningKey.from_pem(): the key cannot be read ({type(error).__name__})"
             ) from None
         return cls(key, **options)
 
     @classmethod
     @forgets_arguments
     def from_jwk(cls, jwk: dict[str, Any] | str, **options: Any) -> Self:
-        """A key as RFC 7517 has it; of one that names an ``alg``, it must be that of the key."""
+        """A key from a JWK (RFC 7517). A given ``alg`` must be the one that the key is for."""
         try:
             members = json.loads(jwk) if isinstance(jwk, str) else dict(jwk)
             if members.get("kty") == "oct":
@@ -132,7 +132,7 @@ class SigningKey:
             raise
         except Exception as error:
             raise ConfigurationError(
-                f"SigningKey.from_jwk(): no key that can be read ({type(error).__name__})"
+                f"SigningKey.from_jwk(): the key cannot be read ({type(error).__name__})"
             ) from None
         if members.get("alg", made.alg) not in (made.alg, "Ed25519" if made.alg == "EdDSA" else made.alg):
             raise ConfigurationError(f"SigningKey.from_jwk(): the key is for {made.alg}, and says {members['alg']!r}")
@@ -143,7 +143,7 @@ class SigningKey:
     @classmethod
     @forgets_arguments
     def from_file(cls, path: str | PathLike[str], **options: Any) -> Self:
-        """A PEM or JWK file."""
+        """A key from a PEM or JWK file."""
         file = path_in("SigningKey.from_file()", path)
         try:
             data = file.read_bytes()
@@ -154,23 +154,23 @@ class SigningKey:
         return cls.from_pem(data, **options)
 
     def pem(self) -> str:
-        """The private key as PEM (PKCS #8), for a file that nobody else reads."""
+        """The private key as PEM (PKCS #8). Keep it in a file that only the app can read."""
         if self._private is None or isinstance(self._private, bytes):
-            raise ConfigurationError("SigningKey.pem(): there is no private key in it")
+            raise ConfigurationError("SigningKey.pem(): it has no private key as PEM")
         encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
         pem: bytes = self._private.private_bytes(encoding, form, serialization.NoEncryption())
         return pem.decode("ascii")
 
     def sign(self, message: bytes) -> bytes:
-        """The signature of ``message``, by the private key. Needs :attr:`can_sign`."""
+        """The signature of ``message`` with the private key. Needs :attr:`can_sign`."""
         signature: bytes = self._scheme.sign(message, self._private)
         return signature
 
     def verify(self, message: bytes, signature: bytes) -> bool:
-        """Whether ``signature`` is one of this key. Never raises, whatever was sent."""
+        """Whether this key made ``signature``. Never raises."""
         try:
             return bool(self._scheme.verify(message, self._public, signature))
-        except Exception:  # whatever a library makes of a hostile signature, it is none
+        except Exception:  # a hostile signature may cause any error in a library
             return False
 
 
@@ -189,20 +189,20 @@ class KeyRing:
         for key in keys:
             expect("one of keys", key, SigningKey)
         if not keys or not keys[0].can_sign:
-            raise ConfigurationError("keys=[…]: the first key signs, so it must be there and be a private one")
+            raise ConfigurationError("keys=[…]: the first key signs, so give a private key first")
         if keys[0].retired_at is not None:
             raise ConfigurationError("keys=[…]: the first key signs, so it cannot be retired")
         self.signing = keys[0]
         self._by_kid = {key.kid: key for key in keys}
         if len(self._by_kid) != len(keys):
-            raise ConfigurationError("keys=[…]: a key is there twice")
+            raise ConfigurationError("keys=[…]: a key is listed twice. Remove one of them")
 
     def get(self, kid: str, now: float, lifetime: float) -> SigningKey | None:
         key = self._by_kid.get(kid)
         return key if key is not None and _is_current(key, now, lifetime) else None
 
     def jwks(self, now: float, lifetime: float) -> dict[str, list[dict[str, str]]]:
-        """The public keys (RFC 7517, section 5); a retired one leaves when the last token that it signed has expired."""
+        """The public keys (RFC 7517, section 5). A retired key leaves after the expiry of its last token."""
         keys = [key for key in self._by_kid.values() if _is_current(key, now, lifetime)]
         return {"keys": [key.jwk for key in keys if key.jwk is not None]}
 

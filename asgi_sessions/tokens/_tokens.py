@@ -1,13 +1,13 @@
-"""Tokens: refresh tokens that rotate, on the sessions of the store, and the access tokens that they are exchanged for.
+"""Tokens: rotating refresh tokens on the sessions of the store, and access tokens.
 
-A refresh token names its family (the session) and its generation, and is computed: the same question has the same answer, so a
-lost response, a retry, five tabs at once, or a driver that sends a command twice hurt nobody. ::
+A refresh token names its family (the session) and its generation. It is computed, so the same request always gets the same
+token. Lost responses, retries, several tabs at once and commands that a driver sends twice therefore do no harm. ::
 
     Zk3                    the shard of the user's records
     16 characters          the family: the session's id
     6 characters           the generation
-    43 characters          HMAC-SHA-256 of family and generation, under a key of the family's own that lies in its record
-    22 characters          HMAC-SHA-256 of all that, cut to 128 bits, under the deployment's secret: what lacks it costs no I/O
+    43 characters          HMAC-SHA-256 of family and generation, under the seed in the session's record
+    22 characters          HMAC-SHA-256 of all that, cut to 128 bits, under the deployment's secret: a forged token costs no I/O
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ from asgi_sessions.tokens._jwt import Claims
 from asgi_sessions.tokens._keys import KeyRing, SigningKey
 
 GRACE: Final = 10.0
-"""Seconds for which the token just spent gives its successor again, while that is unused."""
+"""Seconds for which a spent token gives its successor again, while the successor is unused."""
 
 MAX_REPEATS: Final = 3
-"""How often it does so. Requests that were under way when it was spent do not count."""
+"""How often it does so. Requests in flight at the rotation do not count."""
 
 _GENERATION = 6
 _SECRET = 43
@@ -84,7 +84,7 @@ _DIGITS = ALPHABET.decode("ascii")
 
 
 class _Grant(msgspec.Struct, frozen=True, array_like=True):
-    """How far the refresh tokens of a session have come. Later versions may append fields."""
+    """The state of a session's refresh tokens. Later versions may append fields."""
 
     seed: bytes
     generation: int
@@ -92,7 +92,7 @@ class _Grant(msgspec.Struct, frozen=True, array_like=True):
     repeats: int
 
     def __repr__(self) -> str:
-        return f"<Grant {self.generation}>"  # with the seed and the secrets, tokens can be made
+        return f"<Grant {self.generation}>"  # the seed must stay out of logs: it helps to forge tokens
 
 
 _encode_grant = msgspec.msgpack.Encoder().encode
@@ -101,7 +101,7 @@ _decode_grant = msgspec.msgpack.Decoder(_Grant).decode
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
-    """What a client gets for a log-in or a refresh."""
+    """The tokens for a client, after a log-in or a refresh."""
 
     access_token: str
     refresh_token: str
@@ -109,26 +109,26 @@ class TokenPair:
     """Seconds until the access token expires."""
     session_id: str
     refresh_expires_at: datetime
-    """When the refresh token does, if it is not used; aware, UTC."""
+    """When an unused refresh token expires (aware, UTC)."""
 
     def __repr__(self) -> str:
         return f"<TokenPair of {self.session_id}>"
 
 
 class Tokens:
-    """Issues and refreshes tokens for clients without cookies; their sessions are listed and ended like all others.
+    """Issues and refreshes tokens for clients without cookies. Their sessions are listed and ended like all others.
 
     Args:
-        store: the :class:`Sessions` of the app, with ``secret_keys``. With a store, tokens follow no rules but their own: limits
-            and timeouts of the app are not known. Give ``secret_keys``, and the further ``options`` that the app has.
-        keys: for access tokens, the one that signs first. All of them verify, so a new one logs nobody out.
-        issuer, audience: who issues the tokens and for whom; URLs, mostly. Compared exactly.
-        access: how long an access token lives; at most an hour.
-        refresh_idle, refresh_absolute: a refresh token ends when it is not used for this long; its session, this long after
-            the log-in.
-        options: those of :class:`Sessions`, such as ``secret_keys``; only with a store.
+        store: the :class:`Sessions` of the app, with ``secret_keys``. With a store, the limits and timeouts of the app do not
+            apply. Then give ``secret_keys`` and the same ``options`` as in the app.
+        keys: the keys for access tokens. The first one signs and all verify, so a new key logs no user out.
+        issuer, audience: the claims ``iss`` and ``aud``, usually URLs. Compared exactly.
+        access: the life of an access token, at most an hour.
+        refresh_idle: a refresh token ends if it is unused for this long.
+        refresh_absolute: the session ends this long after the log-in.
+        options: the options of :class:`Sessions`, such as ``secret_keys``. Allowed only with a store.
     Raises:
-        ConfigurationError: something does not fit together.
+        ConfigurationError: an argument is wrong, or two do not fit together.
     """
 
     @forgets_arguments
@@ -157,14 +157,14 @@ class Tokens:
         self._absolute = duration("Tokens(refresh_absolute)", refresh_absolute).total_seconds()
         if not 60 <= self._idle <= self._absolute <= 3660 * 86400:
             raise ConfigurationError(
-                "Tokens(refresh_idle, refresh_absolute): from a minute on, and idle no longer than absolute"
+                "Tokens(refresh_idle, refresh_absolute): give a minute or more, and idle no longer than absolute"
             )
         self.sessions: Sessions = sessions_of("Tokens", store, options, UNKNOWN)
         refuse_no_users("Tokens", self.sessions.store)
         self._manager = self.sessions._manager
         if not self._manager.secrets.are_given:
             raise ConfigurationError(
-                "Tokens: refresh tokens are computed from a secret; give Sessions(store, secret_keys=[…])"
+                "Tokens: refresh tokens are computed from a secret. Give Sessions(store, secret_keys=[…])"
             )
         self._codec = MessagePackCodec()
         keys_to_sign = self._manager.secrets.subkeys("refresh token signature")
@@ -185,14 +185,14 @@ class Tokens:
         data: dict[str, Any] | None = None,
         provider: tuple[str, str] | tuple[str, str, str | None] | None = None,
     ) -> TokenPair:
-        """Begin a session that lives by refresh tokens.
+        """Begin a session with refresh tokens.
 
         Args:
-            scope: of the request, for device and place in the listing.
-            data: what the session is to hold; read-only from then on.
+            scope: the scope of the request, for device and place in the listing.
+            data: the data of the session. It is read-only afterwards.
             provider: as for :meth:`Session.log_in`.
         Raises:
-            SessionDataError: the user id, the data or the provider will not do, or the user id is too long for an access token
+            SessionDataError: the user id, the data or the provider is not valid, or the user id is too long for an access token
                 (6 kB).
             SessionLimitReached: the user has too many sessions.
             SessionError: the request acts as another user.
@@ -211,23 +211,23 @@ class Tokens:
         payload = self._codec.encode(dict(data or {}))
         body = Body("token", user_id, now, now, now, False, payload, about, _encode_grant(grant), provider=came_from)
         record = manager.sealed(Record(_key(shard_of(owner), id), 1, now, self._ends(now, now), id, owner, b""), body)
-        pair = self._pair(record, body, grant)  # first: it may be refused as too long
+        pair = self._pair(record, body, grant)  # before the write: the user id may be too long
         async with manager.asking("token log-in"):
             await manager.admit(record, body)
         return pair
 
     def access_token(self, session: Session, **claims: Any) -> str:
-        """An access token for a session that has a user: a cookie session for its own front end, say.
+        """An access token for a session with a user, for example for the front end of a cookie session.
 
-        The session must be as the store has it: nothing calls a token back if the request fails afterwards. If the request has
-        proved its device, the token has the claim ``device_bound: true``. The token itself is not bound: a copy counts anywhere.
+        The session must be saved, since a token cannot be withdrawn if the request fails afterwards. If the request has proved
+        its device, the token has the claim ``device_bound: true``. The token itself is not bound, so a copy works on any device.
         The token of an impersonated session has the claim ``act``, which names the actor (RFC 8693, section 4.1).
 
         Args:
-            claims: more of them, JSON; none of those that every token has, and neither ``device_bound`` nor ``act``.
+            claims: further claims, as JSON. The standard claims of each token, ``device_bound`` and ``act`` are refused.
         Raises:
-            SessionError: nobody is logged in; the log-in or ``confirm()`` of this request is not saved yet; the session has
-                ended; or it came with an access token itself, and would then outlive that.
+            SessionError: no user is logged in, the log-in or ``confirm()`` of this request is not saved yet, the session has
+                ended, or it came with an access token itself.
         """
         expect("access_token(session)", session, Session)
         user_id, authenticated_at = session.user_id, session.authenticated_at
@@ -282,23 +282,24 @@ class Tokens:
         """Exchange a refresh token for its successor and a new access token.
 
         Args:
-            scope: of the request: what is known of the presenter is part of an event, should the token be a stolen one.
+            scope: the scope of the request. If the token was stolen, an event names the device and place of the request.
         Raises:
-            TokenInvalid: it is none of ours, or its session has ended. TokenReused: it was spent before; the session has ended.
-            StoreError: the store failed; the token may be presented again.
+            TokenInvalid: the token is not genuine, or its session has ended.
+            TokenReused: the token was spent before. The session has been ended.
+            StoreError: the store failed. The token can be presented again.
         """
         try:
             family, generation, presented = self._read(token)
             name = sha256(token.encode("ascii")).digest()
         finally:
             del token
-        # Tabs of one browser come at the same time: one question for all of them in this process.
+        # Tabs of one browser refresh at the same time. In this process they share one rotation.
         refreshing = self._refreshing.here()
         task = refreshing.get(name)
         if task is None:
             task = asyncio.ensure_future(self._rotate(family, generation, presented, scope))
             task.add_done_callback(retrieve)
-            if not task.done():  # an eager task may be (Python 3.12), and a log-out later in this turn must count
+            if not task.done():  # an eager one may be (Python 3.12), and a later log-out in this turn must count
                 refreshing[name] = task
                 task.add_done_callback(lambda _: refreshing.pop(name, None))
         return await asyncio.shield(task)
@@ -319,7 +320,7 @@ class Tokens:
                     await self._end_reused(record, body, scope)
                     raise TokenReused("the refresh token was spent before; its session has been ended")
                 elif was_current:
-                    return self._pair(record, body, grant)  # another request of the same moment was faster
+                    return self._pair(record, body, grant)  # a concurrent request was faster
                 elif grant.repeats >= MAX_REPEATS:
                     raise TokenInvalid("the refresh token was presented too often")
                 else:
@@ -339,7 +340,11 @@ class Tokens:
         raise StoreError("the session was changed by others each time its token was to be refreshed")
 
     async def _found(self, key: str, generation: int, presented: Hidden[str]) -> tuple[Record, Body, _Grant]:
-        """The session of a refresh token, if that was ever one of its tokens."""
+        """The session of a refresh token, which may be spent.
+
+        Raises:
+            TokenInvalid: the session has ended or is damaged, or has never had this token.
+        """
         found = await self._manager.opened(key)
         if found is None or found[1].kind != "token":
             raise TokenInvalid("the session of the refresh token has ended")
@@ -359,9 +364,9 @@ class Tokens:
         await manager.emit(Event("session.refresh_reused", instant(manager.clock()), record.id, user_id, details))
 
     async def revoke(self, token: str) -> bool:
-        """End the session of a refresh token, spent ones included; whether it was there.
+        """End the session of a refresh token, which may be spent. Returns whether there was such a session.
 
-        Anything else is ``False``, since RFC 7009 (section 2.2) has it that nobody learns more.
+        An invalid token gives ``False`` and no error (RFC 7009, section 2.2).
         """
         try:
             given = self._read(token)
@@ -376,10 +381,10 @@ class Tokens:
 
     @forgets_arguments
     def verify(self, token: str | bytes) -> Claims:
-        """The claims of an access token; no I/O.
+        """The claims of an access token, without I/O.
 
         Raises:
-            TokenExpired, TokenInvalid: it is none that counts.
+            TokenExpired, TokenInvalid: the token has expired or is not valid.
         """
         return _jwt.decode(
             token,
@@ -391,15 +396,15 @@ class Tokens:
         )
 
     async def living(self, claims: Claims) -> tuple[Record, Body]:
-        """The session of an access token, as the store has it now.
+        """The stored session of an access token.
 
         Raises:
-            TokenExpired: it has ended. StoreError: the store failed.
+            TokenExpired: the session has ended. StoreError: the store failed.
         """
         expect("living(claims)", claims, Claims)
         owner = owner_of(claims.user_id)
         async with self._manager.asking("token check"):
-            # One question for a session of refresh tokens; for others the index knows where they are.
+            # A session of refresh tokens needs one command. Other sessions are found by the index.
             found = await self._manager.opened(_key(shard_of(owner), claims.session_id))
             for _ in range(3):
                 if found is not None:
@@ -413,7 +418,7 @@ class Tokens:
         return found
 
     async def end(self, claims: Claims) -> bool:
-        """End the session of an access token; whether it was there."""
+        """End the session of an access token. Returns whether there was such a session."""
         expect("end(claims)", claims, Claims)
         async with self._manager.asking("token revoke"):
             return await self._end(claims.user_id, claims.session_id, "logged_out")
@@ -422,15 +427,15 @@ class Tokens:
         return user_id is not None and is_id(id) and bool(await self._manager.users.end(user_id, reason, id=id))
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
-        """The public keys, for those who verify access tokens elsewhere (RFC 7517, section 5)."""
+        """The public keys, for other services that verify access tokens (RFC 7517, section 5)."""
         return self._ring.jwks(self._manager.clock(), self._access + _jwt.LEEWAY)
 
     @property
     def access_lifetime(self) -> float:
-        """Seconds."""
+        """The life of an access token in seconds."""
         return self._access
 
-    # ── What they are made of ──
+    # ── The form of the tokens ──
 
     def _ends(self, created_at: float, seen_at: float) -> float:
         return min(seen_at + self._idle, created_at + self._absolute)
@@ -452,16 +457,16 @@ class Tokens:
 
     @forgets_arguments
     def _read(self, token: str) -> tuple[str, int, Hidden[str]]:
-        """The key of the family, the generation and the secret part; no I/O.
+        """The key of the family, the generation and the secret part of a refresh token, without I/O.
 
         Raises:
-            TokenInvalid: it has not our form, or not our signature.
+            TokenInvalid: the form or the signature is wrong.
         """
         if not isinstance(token, str) or len(token) != _SIZE or token.strip(_DIGITS):
             raise TokenInvalid("that is no refresh token of ours")
         bare, presented = token[:_SIGNED_AT], token[_SIGNED_AT:].encode("ascii")
         good = False
-        for signer in self._signers:  # all of them: time then says nothing about which
+        for signer in self._signers:  # all of them, so that the time does not tell which one it was
             good |= hmac.compare_digest(signer.sign(bare.encode("ascii")), presented)
         if not good:
             raise TokenInvalid("that is no refresh token of ours")
@@ -473,7 +478,7 @@ class Tokens:
 
 
 def _key(shard: str, id: str) -> str:
-    """Where the record of a family lives: in one shard for as long as it lives, so that an old token finds it too."""
+    """The key of a family's record. It never changes, so that an old token finds the record, too."""
     return shard + base64url(sha256(b"asgi-sessions family\0" + id.encode("utf-8")).digest()[:16])
 
 

@@ -1,7 +1,7 @@
-"""For clients: an ``Auth`` of httpx and httpx2 that refreshes by itself, once for many requests at the same time.
+"""TokenAuth: an ``Auth`` of httpx and httpx2 that refreshes access tokens, once for all concurrent requests.
 
-One of the waiting requests sends the refresh, through its own client: the same transport, proxy and time-outs. The other requests
-of the event loop wait for it and share its outcome. After a failure the next request tries again.
+One request sends the refresh through its own client, with the same transport, proxy and time-outs. The other requests of the
+event loop wait and share the outcome. After a failure the next request tries again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from asgi_sessions.errors import ConfigurationError, RefreshFailed, TokenError
 
 if TYPE_CHECKING:
     import httpx
-    import httpx2  # type: ignore[import-not-found, unused-ignore]  # an app has one of them
+    import httpx2  # type: ignore[import-not-found, unused-ignore]  # apps install one of them
 
     class _Auth(httpx.Auth, httpx2.Auth):  # type: ignore[misc]  # each has the types of its own requests
         """An ``Auth`` for both libraries."""
@@ -42,55 +42,55 @@ else:
             if _missing.name != _name:
                 raise
     if not _libraries:
-        with needs("client", "TokenAuth"):  # or httpx2, which has no extra
+        with needs("client", "TokenAuth"):  # no extra installs httpx2
             importlib.import_module("httpx")
     httpx = _libraries[0]
-    # Each library asks whether an object is an instance of its own class. These are instances of both.
+    # Each library accepts only instances of its own class. These classes derive from both.
     _Auth = type("_Auth", tuple(library.Auth for library in _libraries), {})
     _AsyncByteStream = type("_AsyncByteStream", tuple(library.AsyncByteStream for library in _libraries), {})
 
 EARLY: Final = 30.0
-"""Seconds before its end at which an access token is exchanged; half its life, if it lives for less than a minute."""
+"""Seconds before its expiry at which an access token is refreshed. A life under a minute is refreshed at its half."""
 
 UNKNOWN_LIFE: Final = 60.0
-"""Seconds for which an access token is used if its end is not known."""
+"""Seconds for which an access token is used if its expiry is unknown."""
 
 MAX_ANSWER: Final = 65536
-"""Bytes that are read of the answer to a refresh; ours have 800."""
+"""Bytes read of the answer to a refresh. Our answers have 800."""
 
 TRY_AGAIN: Final = frozenset({408, 425, 429})
-"""Statuses of 4xx that say nothing about the refresh token (RFC 9110, section 15.5.9; RFC 8470; RFC 6585)."""
+"""4xx statuses without a verdict on the refresh token (RFC 9110, section 15.5.9, RFC 8470, RFC 6585)."""
 
 _VISIBLE = re.compile(
     r"[\x21-\x7e]+"
-)  # RFC 6749, appendix A.12 and A.17; without the space, which would end it in a header
+)  # RFC 6749, appendix A.12 and A.17, without the space, which would end the token in a header
 
 Keep = Callable[[str, str], Awaitable[None] | None]
 _Origin = tuple[str, bytes, int | None]
 
 
 class TokenAuth(_Auth):
-    """``httpx.AsyncClient(auth=TokenAuth(…))``: sends the access token, and refreshes it before its end or when it is refused.
+    """``httpx.AsyncClient(auth=TokenAuth(…))``: sends the access token, and refreshes it before its expiry or after a 401.
 
     Works with httpx and with httpx2.
 
-    The access token goes to the servers in ``origins`` only, also when a server redirects. The refresh token goes to ``url``
-    only: a redirect of the refresh is an error. Several clients and event loops can use one TokenAuth. A synchronous
-    ``httpx.Client`` cannot, and says so.
+    The access token goes only to the servers in ``origins``, also after a redirect. The refresh token goes only to ``url``: a
+    redirect of the refresh is an error. Several clients and event loops can share one TokenAuth. A synchronous ``httpx.Client``
+    gets a ConfigurationError.
 
     Args:
-        url: of ``/token/refresh``.
-        refresh_token: the one that was kept last.
-        access_token: likewise, if there is one.
-        keep: ``keep(access_token, refresh_token)``, a function or coroutine function: keep both, before they are used. If it
-            raises, they are not used, and the next request calls it again.
-        origins: ``scheme://host[:port]`` of each server that gets the access token. Default: the one of ``url``.
+        url: the URL of ``/token/refresh``.
+        refresh_token: the last refresh token.
+        access_token: the last access token, if you have one.
+        keep: ``keep(access_token, refresh_token)``, a function or coroutine function. It stores both before they are used. If
+            it raises, they are not used, and the next request calls it again.
+        origins: ``scheme://host[:port]`` of each server that gets the access token. Default: the origin of ``url``.
 
     Raises:
-        ConfigurationError: while it is being built: a URL, an origin or a token cannot be used.
-        RefreshFailed: out of a request: no refresh for the moment (no connection, a time-out, 5xx, 429, an answer without
+        ConfigurationError: in the constructor, if a URL, an origin or a token cannot be used.
+        RefreshFailed: in a request, if a refresh fails for now (no connection, a time-out, 5xx, 429, an answer without
             tokens). The user stays logged in, and the next request tries again.
-        TokenError: out of a request: the token endpoint refused the refresh token (4xx). The user must log in again.
+        TokenError: in a request, if the token endpoint refuses the refresh token (4xx). The user must log in again.
     """
 
     @forgets_arguments
@@ -115,16 +115,16 @@ class TokenAuth(_Auth):
         self._origins = frozenset({_origin(self._url)} if origins is None else map(_origin_given, origins))
         self._pair = self._kept = pair
         self._keep = keep
-        self._turn: RunVar[_Turn] = RunVar("TokenAuth")  # the refresh that is running in this event loop
+        self._turn: RunVar[_Turn] = RunVar("TokenAuth")  # the running refresh of this event loop
 
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
-        """Raises ConfigurationError: a synchronous client cannot share a refresh."""
+        """Raise ConfigurationError: a synchronous client cannot share a refresh."""
         raise ConfigurationError(
             "TokenAuth works with httpx.AsyncClient only: a synchronous client cannot share a refresh"
         )
 
     def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
-        """Send the access token, and refresh it where that is needed. httpx calls it for each request."""
+        """Send the access token, and refresh it if needed. httpx calls this for each request."""
         return _Told(self._steps(request))
 
     async def _steps(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
@@ -138,13 +138,13 @@ class TokenAuth(_Auth):
                 if running is not None:
                     if await running.has_succeeded():
                         break
-                    continue  # the request that refreshed was cancelled: one of those that waited goes on
+                    continue  # the refreshing request was cancelled: a waiting request takes over
                 with _Turn(self._turn):
                     if self._is_due(refused):
                         sent = self._pair
                         response = yield _refresh(sent, self._url, like=request)
                         pair = await _pair_in(response, sent)
-                        if self._pair is sent:  # another event loop may have been faster: then its tokens are newer
+                        if self._pair is sent:  # otherwise another event loop was faster, and its tokens are newer
                             self._pair = pair
                     await self._keep_pair()
                 break
@@ -154,9 +154,9 @@ class TokenAuth(_Auth):
             if refused is not None or not self._refuses_token(response):
                 return
             if not _can_be_sent_again(request):
-                used.renew_at = 0.0  # by the next request
+                used.renew_at = 0.0  # the next request refreshes
                 return
-            await response.aread()  # gives its connection back, which the refresh may need
+            await response.aread()  # frees its connection, which the refresh may need
             refused = used
 
     def _is_due(self, refused: _Pair | None) -> bool:
@@ -164,7 +164,7 @@ class TokenAuth(_Auth):
         return pair is refused or time.monotonic() >= pair.renew_at
 
     def _refuses_token(self, response: httpx.Response) -> bool:
-        # After a redirect elsewhere it was no answer to our token.
+        # After a redirect to another origin, the request had no token of ours.
         return (
             response.status_code == 401
             and "invalid_token" in response.headers.get("www-authenticate", "")
@@ -185,7 +185,7 @@ class TokenAuth(_Auth):
 
 @dataclass(slots=True, eq=False)
 class _Pair:
-    """What is known from the last refresh. An object and not two strings: error collectors record local variables."""
+    """The tokens of the last refresh. An object instead of two strings, because error collectors record local variables."""
 
     access: str
     refresh: str
@@ -200,7 +200,7 @@ class _Pair:
 
 
 class _Turn:
-    """One refresh of an event loop. The others of this loop wait for its end and share its outcome."""
+    """One refresh in an event loop. The other requests of the loop wait for its end and share its outcome."""
 
     def __init__(self, running: RunVar[_Turn]) -> None:
         self._running = running
@@ -221,14 +221,14 @@ class _Turn:
             self._succeeded = True
         elif isinstance(error, RefreshFailed | TokenError):
             self._failure = error
-        elif isinstance(error, Exception):  # anything else is a cancellation, of this request alone
+        elif isinstance(error, Exception):  # a cancellation concerns this request alone
             self._failure = RefreshFailed(
                 f"the access token cannot be refreshed now ({type(error).__name__}); the user stays logged in: try again"
             )
             raise self._failure from error
 
     async def has_succeeded(self) -> bool:
-        """Wait for the end; ``False``: the request that refreshed was cancelled before there was an outcome.
+        """Wait for the end. ``False``: the refreshing request was cancelled before there was an outcome.
 
         Raises:
             RefreshFailed, TokenError: the refresh failed.
@@ -240,7 +240,7 @@ class _Turn:
 
 
 class _Told(AsyncGenerator[httpx.Request, httpx.Response]):
-    """An auth flow that learns by which error its request ended. httpx only closes it, while it handles that error."""
+    """Passes the error of a failed request on to the auth flow. httpx only closes the flow, while it handles that error."""
 
     def __init__(self, steps: AsyncGenerator[httpx.Request, httpx.Response]) -> None:
         self._steps = steps
@@ -266,7 +266,7 @@ class _Told(AsyncGenerator[httpx.Request, httpx.Response]):
 
 
 class _Body(_AsyncByteStream):
-    """The body of a refresh, for one journey: a client that follows a redirect finds none to take along."""
+    """The body of a refresh. It can be read once, so a client that follows a redirect cannot send it again."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -293,12 +293,16 @@ def _refresh(pair: _Pair, url: httpx.URL, *, like: httpx.Request) -> httpx.Reque
     extensions = {name: like.extensions[name] for name in ("timeout",) if name in like.extensions}
     request = type(like)("POST", str(url), json={"refresh_token": pair.refresh}, headers=headers, extensions=extensions)
     request.stream = body = _Body(request.content)
-    request.aread = body.whole  # type: ignore[method-assign]  # transports for tests read in this way before they send
+    request.aread = body.whole  # type: ignore[method-assign]  # test transports read the body in this way
     return request
 
 
 async def _pair_in(response: httpx.Response, sent: _Pair) -> _Pair:
-    """The tokens of an answer in the shape of RFC 6749, section 5.1."""
+    """The tokens of an answer in the form of RFC 6749, section 5.1.
+
+    Raises:
+        RefreshFailed: the answer has no tokens. TokenError: the token endpoint refused the refresh token.
+    """
     status = response.status_code
     if 400 <= status < 500 and status not in TRY_AGAIN:
         raise TokenError(f"the token endpoint refused the refresh ({status}): log in again")
@@ -311,7 +315,7 @@ async def _pair_in(response: httpx.Response, sent: _Pair) -> _Pair:
     chunk = b""
     try:
         if "content-encoding" in response.headers:
-            raise _nonsense()  # a small answer may become a large one; we asked for none such
+            raise _nonsense()  # the request forbids compression, since a small answer may expand to a large one
         async for chunk in response.aiter_bytes():
             body += chunk
             if len(body) > MAX_ANSWER:
@@ -319,9 +323,7 @@ async def _pair_in(response: httpx.Response, sent: _Pair) -> _Pair:
         else:
             pair = _pair_of(body, sent)
             if pair is not None:
-                response._content = bytes(
-                    body
-                )  # the client reads the answer once more before it sends the next request
+                response._content = bytes(body)  # the client reads the answer again before it sends the next request
                 return pair
     finally:
         del body, chunk
@@ -335,7 +337,7 @@ def _nonsense() -> RefreshFailed:
 
 
 def _pair_of(body: bytearray, sent: _Pair) -> _Pair | None:
-    """The tokens in a body; ``None`` if there are none. A server that sends no refresh token leaves the old one valid."""
+    """The tokens in a body, or ``None``. If the server sends no refresh token, the old one stays valid."""
     try:
         said = json.loads(body)
     except (ValueError, RecursionError):
@@ -353,12 +355,12 @@ def _pair_of(body: bytearray, sent: _Pair) -> _Pair | None:
 def _can_be_sent_again(request: httpx.Request) -> bool:
     try:
         return isinstance(request.content, bytes)
-    except RuntimeError:  # httpx: its body is a stream, and was sent
+    except RuntimeError:  # raised by httpx if the body is a stream, which has been sent
         return False
 
 
 def _origin(url: httpx.URL) -> _Origin:
-    """Scheme, host and port as httpx has them: in lower case, IDNA, the scheme's own port left out."""
+    """Scheme, host and port as httpx normalizes them: lower case, IDNA, without the default port."""
     return url.scheme, url.raw_host, url.port
 
 
@@ -372,7 +374,7 @@ def _origin_given(origin: object) -> _Origin:
 
 def _parsed(url: object, advice: str) -> httpx.URL:
     try:
-        found = httpx.URL(url)  # type: ignore[arg-type]  # it raises a TypeError for what is no text
+        found = httpx.URL(url)  # type: ignore[arg-type]  # it raises a TypeError for a value that is not text
     except (httpx.InvalidURL, TypeError, UnicodeError):
         raise ConfigurationError(advice) from None
     if found.scheme not in ("http", "https") or not found.host or found.userinfo:
