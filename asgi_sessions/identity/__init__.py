@@ -1,11 +1,11 @@
-"""Identity: an identity provider ends sessions, by OpenID Connect Back-Channel Logout or by Shared Signals.
+"""Identity: identity providers end sessions by OpenID Connect Back-Channel Logout or by Shared Signals.
 
 ::
 
     provider = IdentityProvider("https://id.example.org", audience="shop")
     app.add_route("/oidc/back-channel-logout", BackChannelLogout(sessions, provider), methods=["POST"])
 
-    # After the log-in there:
+    # In the callback, after the user's log-in at the provider:
     session.log_in(user_id, provider=(claims["iss"], claims["sub"], claims.get("sid")))
 
 Needs the extra ``[identity]``.

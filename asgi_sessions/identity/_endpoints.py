@@ -1,4 +1,4 @@
-"""The endpoints to which identity providers send their messages; each is an ASGI app for one route."""
+"""The endpoints for the messages of identity providers. Each is an ASGI app for one route."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from asgi_sessions.sessions import Sessions, refuse_no_users
 
 MOST_BYTES: Final = 32_768
 RETRY_AFTER: Final = 10
-"""Seconds until keys that could not be fetched are asked for again."""
+"""Seconds in the ``Retry-After`` of an answer without keys."""
 
 SECEVENT: Final = "application/secevent+jwt"  # RFC 8935, section 2.1
 
@@ -115,7 +115,7 @@ class _Endpoint:
         )
 
     async def _report(self, reason: str) -> None:
-        """Log why a message was refused, at most once a minute for each reason: anyone may send anything."""
+        """Emit the event of a refused message. It is logged at most once a minute for each reason, since anyone may send one."""
         manager = self._manager
         details = {"host": type(self).__name__, "reason": reason}
         await manager.emit(Event("provider.refused", instant(manager.clock()), None, None, details))
@@ -131,15 +131,15 @@ class _Endpoint:
 
 
 class BackChannelLogout(_Endpoint):
-    """The ``backchannel_logout_uri`` of an app: OpenID Connect Back-Channel Logout 1.0.
+    """The ``backchannel_logout_uri`` of an app (OpenID Connect Back-Channel Logout 1.0).
 
-    Answers 200 when the sessions have ended, 400 if the logout token does not count or was carried out before, and 503 with
-    ``Retry-After`` if the store, or the provider whose keys are needed, does not answer. Then nothing is known to have ended, and
-    the provider may send the same token again.
+    It answers 200 when the sessions have ended, and 400 if the logout token is not valid or was used before. It answers 503 with
+    ``Retry-After`` if the store or the provider's keys cannot be reached. Then sessions may still be alive, and the provider may
+    send the same token again.
 
     Args:
-        sessions: those of the app. Each was begun by ``log_in(…, provider=…)``.
-        providers: who may send logout tokens.
+        sessions: the :class:`Sessions` of the app. The app begins each session with ``log_in(…, provider=…)``.
+        providers: the providers that may send logout tokens.
     """
 
     _is_event = False
@@ -148,7 +148,7 @@ class BackChannelLogout(_Endpoint):
         body = await self._body(request, FORM)
         try:
             token = form_in(body, max_fields=10).get("logout_token", "").encode("ascii")
-        except ValueError:  # of which UnicodeError is one
+        except ValueError:  # also a UnicodeError
             raise Refused("the request is no form") from None
         if not token:
             raise Refused("there is no logout_token")
@@ -168,22 +168,22 @@ class BackChannelLogout(_Endpoint):
 
 
 class SecurityEvents(_Endpoint):
-    """The push endpoint of an app for security event tokens (RFC 8417, RFC 8935), as OpenID Shared Signals sends them.
+    """The push endpoint of an app for the security event tokens of OpenID Shared Signals (RFC 8417, RFC 8935).
 
-    The events ``session-revoked`` and ``credential-change`` of OpenID CAEP 1.0 end sessions that began until then: those of the
-    subject, or of one session at the provider. A credential that was only added ends none. Other events are acknowledged, and
-    nothing is done.
+    The events ``session-revoked`` and ``credential-change`` of OpenID CAEP 1.0 end sessions that began before them. They mean all
+    sessions of the subject, or one session at the provider. A new credential ends no session. Other events are acknowledged
+    without effect.
 
-    Answers 202 when the sessions have ended, also if the token was carried out before; 400 with ``err`` if it does not count; and
-    503 as :class:`BackChannelLogout` does.
+    It answers 202 when the sessions have ended, also if the token was used before. It answers 400 with ``err`` if the token is
+    not valid, and 503 as :class:`BackChannelLogout` does.
 
     Args:
-        sessions: those of the app.
-        transmitters: who may send events. ``audience`` is what their stream has as ``aud``.
-        issuers: further issuers of whose subjects (``iss_sub``) the transmitters may speak; their own are always among them.
-        find_user: returns the id of the user for a subject of another format (RFC 9493), such as ``{"format": "email", …}``, or
-            ``None`` for no such user. All sessions of that user end. Without it such a token is refused.
-        authorization: what the header ``Authorization`` of each request must be, if you agreed on one.
+        sessions: the :class:`Sessions` of the app.
+        transmitters: the providers that may send events. Their ``audience`` is the ``aud`` of the stream.
+        issuers: further issuers. The transmitters may name subjects (``iss_sub``) of these and of their own issuers.
+        find_user: returns the user id for a subject of another format (RFC 9493), such as ``{"format": "email", …}``, or
+            ``None`` if there is no such user. All sessions of that user end. Without this function such a token is refused.
+        authorization: the required value of the ``Authorization`` header, if you agreed on one.
     """
 
     _is_event = True

@@ -1,6 +1,6 @@
-"""The messages of identity providers: logout tokens and security event tokens. Everything but the fetch of keys is pure.
+"""The messages of identity providers: logout tokens and security event tokens. Pure, except for the fetch of keys.
 
-PyJWT verifies the signature. The checks of what a token says are here, in the order of the specifications.
+PyJWT verifies the signature. This file checks the claims, in the order of the specifications.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ LEEWAY: Final = 60.0
 """Seconds by which the clock of a provider may differ from ours."""
 
 MOST_AHEAD: Final = 86400.0
-"""Seconds until a logout token may expire. It is remembered for so long. The specification recommends two minutes."""
+"""The longest accepted life of a logout token, in seconds. The store remembers the token until it expires. The specification
+recommends two minutes."""
 
 OLDEST_EVENT: Final = 7 * 86400.0
-"""Seconds. A security event token does not expire, so an old one is refused, and a newer one is remembered for so long."""
+"""The greatest accepted age of a security event token, in seconds, since it has no expiry. The store remembers it for so long."""
 
 LOGOUT: Final = "http://schemas.openid.net/event/backchannel-logout"
 CAEP: Final = "https://schemas.openid.net/secevent/caep/event-type/"
@@ -34,23 +35,23 @@ SESSION_REVOKED: Final = CAEP + "session-revoked"
 CREDENTIAL_CHANGE: Final = CAEP + "credential-change"
 
 Code = Literal["invalid_request", "invalid_key", "invalid_issuer", "invalid_audience", "authentication_failed"]
-"""Of RFC 8935, section 2.4. A logout endpoint says ``invalid_request`` for each."""
+"""Error codes of RFC 8935, section 2.4. A logout endpoint answers ``invalid_request`` for each of them."""
 
 _LOGOUT_TYPES: Final = ("logout+jwt", "application/logout+jwt")
 _EVENT_TYPES: Final = ("secevent+jwt", "application/secevent+jwt")  # RFC 8417, section 2.3
 _UNTYPED: Final = ("", "jwt")
 
-# RFC 8725, section 3: what brings its own key, or asks for more than a signature, goes no further.
+# RFC 8725, section 3: a header with a key of its own, or with an extension, is refused.
 _REFUSED_IN_HEADER: Final = frozenset({"crit", "b64", "zip", "enc", "jwk", "jku", "x5u", "x5c"})
 
 
 _jws: Final = PyJWS()
-if "Ed25519" not in _jws.get_algorithms():  # the newer name of EdDSA with that curve (RFC 9864)
+if "Ed25519" not in _jws.get_algorithms():  # the newer name of EdDSA with this curve (RFC 9864)
     _jws.register_algorithm("Ed25519", OKPAlgorithm())
 
 
 class Refused(Exception):
-    """A message does not count. The text is one of ours and holds nothing of the message."""
+    """Raised if a message is refused. The text is one of ours and contains nothing from the message."""
 
     def __init__(self, text: str, code: Code = "invalid_request") -> None:
         super().__init__(text)
@@ -59,7 +60,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A token whose signature is good, of this provider and for this app."""
+    """A verified token of this provider for this app."""
 
     provider: IdentityProvider
     claims: dict[str, Any]
@@ -69,23 +70,23 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Meant:
-    """Whose sessions a message means."""
+    """The sessions that a message means."""
 
     issuer: str
     subject: str | None
     sid: str | None
 
 
-# ── The signature, and for whom it is ──
+# ── Signature and audience ──
 
 
 async def message_in(token: bytes, providers: Sequence[IdentityProvider], now: float, *, is_event: bool) -> Message:
     """The message in a token.
 
     Args:
-        is_event: it is a security event token, and no logout token.
+        is_event: the token must be a security event token instead of a logout token.
     Raises:
-        Refused: it does not count. KeysUnavailable: the provider's keys could not be fetched.
+        Refused: the token is not valid. KeysUnavailable: the provider's keys could not be fetched.
     """
     try:
         whole = _jws.decode_complete(token, options={"verify_signature": False})
@@ -126,10 +127,10 @@ def _check_type(typ: object, is_event: bool, untyped: bool) -> None:
 
 
 def logout_in(message: Message, now: float) -> Meant:
-    """Whom a logout token logs out (OpenID Connect Back-Channel Logout 1.0, sections 2.4 and 2.6).
+    """The sessions that a logout token ends (OpenID Connect Back-Channel Logout 1.0, sections 2.4 and 2.6).
 
     Raises:
-        Refused: it does not count.
+        Refused: the token is not valid.
     """
     claims = message.claims
     expires_at = _time(claims, "exp")
@@ -151,12 +152,12 @@ def logout_in(message: Message, now: float) -> Meant:
 
 
 def events_in(message: Message, now: float) -> list[str]:
-    """The types of the events that end sessions (OpenID CAEP 1.0). Events of other types are none of ours.
+    """The types of the events in a token that end sessions (OpenID CAEP 1.0). Other events are left out.
 
-    A new credential (``change_type`` ``create``) ends nothing: the user has added a passkey, say.
+    A new credential (``change_type`` ``create``) ends no session, for example if the user adds a passkey.
 
     Raises:
-        Refused: the token does not count.
+        Refused: the token is not valid.
     """
     if now - message.issued_at > OLDEST_EVENT:
         raise Refused("it is too old")
@@ -175,10 +176,10 @@ def events_in(message: Message, now: float) -> list[str]:
 
 
 def subject_in(message: Message, event: str) -> Mapping[str, Any]:
-    """The subject of an event (RFC 9493): of the token, or in tokens of older drafts of the event.
+    """The subject (RFC 9493) of the token, or of the event in tokens of older drafts.
 
     Raises:
-        Refused: there is none.
+        Refused: the subject is missing.
     """
     subject = message.claims.get("sub_id", message.claims["events"][event].get("subject"))
     if not isinstance(subject, dict):
@@ -187,14 +188,14 @@ def subject_in(message: Message, event: str) -> Mapping[str, Any]:
 
 
 def meant_by(subject: Mapping[str, Any], event: str, issuer: str, issuers: Sequence[str]) -> Meant | None:
-    """Whose sessions a subject means; ``None``: it is of a format that names them otherwise, such as ``email``.
+    """The sessions that a subject means, or ``None`` for a format without issuer and subject, such as ``email``.
 
     Args:
-        event: its type. A changed credential is the user's, so it means all sessions.
-        issuer: of the token.
-        issuers: of whose subjects the issuer may speak.
+        event: the type of the event. A changed credential belongs to the user, so all sessions of the user end.
+        issuer: the issuer of the token.
+        issuers: the token may name subjects of these issuers.
     Raises:
-        Refused: it is malformed, or the issuer may not speak of it.
+        Refused: the subject is malformed, or belongs to an issuer outside of ``issuers``.
     """
     if subject.get("format") == "complex" or ("format" not in subject and "user" in subject):
         user, session = subject.get("user"), subject.get("session")

@@ -1,4 +1,4 @@
-"""An identity provider: its name, and its public keys, fetched when they are needed."""
+"""IdentityProvider: the name of a provider and its public keys, which are fetched on demand."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ ALGORITHMS: Final = (
     "Ed25519",
     "EdDSA",
 )
-"""Those with a public key. ``none`` and HMAC are refused, whatever a token says (RFC 8725, section 3.1)."""
+"""The algorithms with a public key. Tokens with ``none`` or HMAC are refused (RFC 8725, section 3.1)."""
 
 FRESH_FOR: Final = 600.0
-"""Seconds for which fetched keys are used. A key that the provider has withdrawn counts for no longer."""
+"""Seconds until fetched keys are fetched again. A withdrawn key counts for at most this time."""
 
 KEPT_FOR: Final = 86400.0
-"""Seconds for which they are used if they cannot be fetched again."""
+"""Seconds for which fetched keys count if the provider does not answer."""
 
 FETCH_EVERY: Final = 10.0
-"""Seconds between two fetches: a token with an unknown key, from anybody, must not make us flood the provider."""
+"""Least seconds between two fetches. An attacker's tokens with unknown keys must not make the app flood the provider."""
 
 MOST_BYTES: Final = 262_144
 MOST_KEYS: Final = 100
@@ -52,30 +52,30 @@ _logger = logging.getLogger("asgi_sessions")
 
 
 class KeysUnavailable(Exception):
-    """The keys of a provider could not be fetched. The message says why, without what the provider sent."""
+    """Raised if the keys of a provider cannot be fetched. The message is the reason, without text from the provider."""
 
 
 @dataclass(frozen=True)
 class IdentityProvider:
-    """An identity provider whose messages end sessions.
+    """An identity provider. Its messages end sessions.
 
     Raises:
-        ConfigurationError: something does not fit together.
+        ConfigurationError: an argument is wrong.
     """
 
     issuer: str
-    """``iss`` of its tokens: a URL. Compared exactly."""
+    """The claim ``iss`` of its tokens, a URL. Compared exactly."""
     audience: str
-    """``aud`` of its tokens: the client id of the app there."""
+    """The claim ``aud`` of its tokens: the app's client id at the provider."""
     jwks_uri: str | None = None
-    """Where its public keys are. ``None``: its metadata says so (OpenID Connect Discovery 1.0, section 4)."""
+    """The URL of its public keys. ``None``: take it from the provider's metadata (OpenID Connect Discovery 1.0, section 4)."""
     algorithms: tuple[str, ...] = ALGORITHMS
-    """What it may sign with (RFC 7518, section 3.1)."""
+    """The accepted signature algorithms (RFC 7518, section 3.1)."""
     untyped: bool = False
-    """Also accept logout tokens without ``typ: logout+jwt``, from a provider that does not set it. Another token of the provider
-    is still refused: it has no ``events``, or a ``nonce``."""
+    """Also accept logout tokens without ``typ: logout+jwt``, for a provider that does not set it. Other tokens of the provider
+    are still refused, since they have no ``events``, or a ``nonce``."""
     http: Callable[[], httpx.AsyncClient] | None = field(default=None, repr=False)
-    """Makes the client that fetches keys: for a proxy, or a certificate authority of your own."""
+    """Makes the client for the fetch of keys, for example with a proxy or your own certificate authority."""
     keys: Keys = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class IdentityProvider:
 
 
 def is_safe(url: object) -> bool:
-    """Whether what this URL answers comes from its host: by TLS, or from this machine."""
+    """Whether an answer from this URL is authentic: it uses TLS, or the host is this machine."""
     if not isinstance(url, str):
         return False
     try:
@@ -114,7 +114,7 @@ def is_safe(url: object) -> bool:
 
 
 class Keys:
-    """The public keys of a provider. They are fetched when they are old, or when a token names an unknown one."""
+    """The public keys of a provider. They are fetched if they are old, or if a token names an unknown key."""
 
     def __init__(self, provider: IdentityProvider) -> None:
         self._provider = provider
@@ -124,14 +124,14 @@ class Keys:
         self._turn = PerLoop(anyio.Lock)
 
     async def find(self, kid: str | None, alg: str, now: float, *, metadata: str) -> PyJWK | None:
-        """The key that a token names, if it is one for this algorithm; ``None``: the provider has no such key.
+        """The provider's key with this id for this algorithm, or ``None``.
 
         Args:
-            kid: ``None``: the token names none; then the only key for the algorithm counts.
+            kid: the key id from the token, or ``None``. Then the provider must have just one key for the algorithm.
             now: seconds since the epoch.
             metadata: the well-known path of the provider's metadata.
         Raises:
-            KeysUnavailable: it is unknown here, and the keys could not be fetched.
+            KeysUnavailable: the key is unknown, and the keys could not be fetched.
         """
         if now - self._fetched_at < FRESH_FOR and (key := self._only(kid, alg)) is not None:
             return key
@@ -147,10 +147,10 @@ class Keys:
         return found[0] if len(found) == 1 else None
 
     async def _refresh(self, now: float, metadata: str) -> str | None:
-        """Fetch the keys, unless that was tried a moment ago; why the last fetch failed."""
+        """Fetch the keys, at most once in ``FETCH_EVERY``. Returns why the last fetch failed, or ``None``."""
         tried_at = self._tried_at
         async with self._turn.here():
-            # Another request may have tried while this one waited.
+            # Another request may have fetched them while this one waited for the lock.
             if self._tried_at == tried_at and not 0 <= now - tried_at < FETCH_EVERY:
                 self._tried_at = now
                 try:
@@ -202,7 +202,7 @@ async def _json(client: httpx.AsyncClient, url: str) -> dict[str, Any]:
 
 
 def _key(member: object) -> PyJWK | None:
-    """A public key for signatures; ``None`` for anything else, such as a key to encrypt or a secret."""
+    """A public key for signatures, or ``None`` for another JWK, such as an encryption key or a secret."""
     if (
         not isinstance(member, dict)
         or member.get("use", "sig") != "sig"
