@@ -1,12 +1,12 @@
-"""The page on which users see their sessions and end them, and the same as JSON: an ASGI app to mount.
+"""SessionsPage: an ASGI app to mount, on which users see and end their sessions. The same data is available as JSON.
 
 ::
 
     Mount("/account/sessions", SessionsPage(sessions, log_in_url="/login"))
 
-needs the extra ``[page]`` and the app's SessionMiddleware around it. The page works without JavaScript. One small script writes
-times in the reader's time zone. The Content-Security-Policy allows that script, one stylesheet and nothing more. Forms of other
-origins are refused (:class:`~asgi_sessions.cross_origin.CrossOriginProtection`).
+Needs the extra ``[page]`` and the app's SessionMiddleware around it. The page works without JavaScript. One small script writes
+times in the reader's time zone. The Content-Security-Policy allows only that script and one stylesheet. Forms of other origins
+are refused (:class:`~asgi_sessions.cross_origin.CrossOriginProtection`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ with needs("page", "asgi_sessions.page"):
 __all__ = ["SessionsPage", "Strings"]
 
 MAX_BODY: Final = 4096
-"""Bytes of a form or a JSON body; the longest that is meant has fewer than 400."""
+"""Bytes of a form or a JSON body. The longest valid one has fewer than 400."""
 
 MAX_ENTRIES: Final = 200
 """Entries of the history in one answer."""
@@ -70,13 +70,13 @@ ALL_ENTRIES: Final = 10_000
 """As many as ``Devices(history_entries=…)`` may keep."""
 
 MANY: Final = 6
-"""Devices from which on the page shows them in columns, if the window is wide."""
+"""With at least this many devices, the page has columns if the window is wide."""
 
 
 def _template(*first: BaseLoader) -> Template:
-    """The page's template; ``first``: where it is looked for before it is ours.
+    """The template of the page. ``first``: loaders for templates of the app, which replace ours.
 
-    Ours are also there as ``built-in/…``, so that a template of the same name can extend them.
+    Ours are also available as ``built-in/…``, so that a template of the same name can extend them.
     """
     ours = PackageLoader("asgi_sessions.page", "templates/asgi_sessions")
     loader = ChoiceLoader([*first, PrefixLoader({"asgi_sessions": ours, "built-in": ours})])
@@ -87,13 +87,13 @@ def _template(*first: BaseLoader) -> Template:
 
 
 _own_template = cache(_template)
-"""Compiled once, which takes 20 ms."""
+"""Compiles the built-in template once, which takes 20 ms."""
 
 _STYLE = (Path(__file__).parent / "style.css").read_bytes()
 _SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 _HASH = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
 _OWN_ASSETS = "script-src 'sha256-{}' 'self'; connect-src 'self'; img-src 'self'; font-src 'self'"
-"""With templates of the app: its logo, its fonts, and scripts such as ``activity.js``."""
+"""The policy with templates of the app. It allows the app's logo, fonts and scripts, such as ``activity.js``."""
 
 
 def _policy(scripts: str) -> str:
@@ -109,28 +109,29 @@ _HEADERS = {
     "cache-control": "no-store",
 }
 
-# RFC 9470, section 3, for a scheme of ours: the session is there, and the proof of who is in it is too old.
+# RFC 9470, section 3, with a scheme of ours: the session is valid, but the last proof of the user's identity is too old.
 _STEP_UP = "{} error=insufficient_user_authentication, max_age={:.0f}"
 
 
 class SessionsPage:
-    """The sessions of the user who is logged in.
+    """A page with the sessions of the logged-in user.
 
     Args:
-        sessions: of the store of the app's SessionMiddleware.
-        log_in_url: where visitors are sent who are not logged in; without it they get 401.
-        within: ending and renaming need a proof of who the user is (a log-in, ``confirm()``) that is no older than this.
-        confirm_url: where users are sent to prove it; without it they get 401. The page adds ``next=`` with its own path.
-        after_log_out: where a user goes who ended this very session.
-        back_url: a link at the top of the page, back to the account say.
-        password_url: a link to the page on which users change their password.
-        trusted_origins: other origins that may send forms and requests; see :class:`CrossOriginProtection`.
-        strings: what the page says, for other languages.
-        templates: a directory with an ``asgi_sessions/base.html`` or ``asgi_sessions/sessions.html`` of your own, used instead of
-            ours. Each may extend ours: ``built-in/base.html``, ``built-in/sessions.html``.
+        sessions: the :class:`Sessions` of the app's SessionMiddleware.
+        log_in_url: visitors without a log-in are redirected to this URL. Without it they get 401.
+        within: the greatest age of the user's last log-in or ``confirm()`` for ending and renaming sessions.
+        confirm_url: users with an older proof are redirected to this URL, with ``next=`` and the page's path added. Without it
+            they get 401.
+        after_log_out: users are redirected to this URL after they have ended the session of this request.
+        back_url: a link at the top of the page, for example back to the account.
+        password_url: a link to your page for a new password.
+        trusted_origins: other origins that may send forms and requests, as in :class:`CrossOriginProtection`.
+        strings: the texts of the page, for other languages.
+        templates: a directory with your own ``asgi_sessions/base.html`` or ``asgi_sessions/sessions.html``, which replace ours.
+            Each may extend ours: ``built-in/base.html``, ``built-in/sessions.html``.
         context: ``context(request) -> dict``: more variables for these templates.
     Raises:
-        ConfigurationError: something does not fit.
+        ConfigurationError: an argument is wrong.
     """
 
     def __init__(
@@ -198,14 +199,14 @@ class SessionsPage:
         self._app = CrossOriginProtection(router, trusted_origins=trusted_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":  # mounted apps get none; one that stands alone does
+        if scope["type"] == "lifespan":  # a mounted app gets none
             await _lifespan(receive, send)
             return
         if scope["type"] == "http":
-            # Frameworks differ in what they make of a mount: some add a slash at the end, some take one away.
+            # At the path of a mount, some frameworks add a slash at the end and some remove it.
             asked, path = _asked(scope), "/" + path_below_root(scope).strip("/")
             if path == "/" and not asked.endswith("/"):
-                # The links of the page are relative, wherever it is mounted and whatever a proxy calls that place.
+                # The links of the page are relative, so they work at any mount path and behind any proxy.
                 again = RedirectResponse(f"{asked.rpartition('/')[2]}/", 307, headers=_HEADERS)
                 await again(scope, receive, send)
                 return
@@ -217,7 +218,7 @@ class SessionsPage:
         except StoreError:
             retry = {"retry-after": str(self._sessions._manager.guard.retry_after)}
             await _problem(503, "The sessions cannot be read now.", retry)(scope, receive, send)
-        except HTTPException as error:  # where no framework is around us that has a page for it
+        except HTTPException as error:  # no framework around this app has a page for it
             problem = _problem(error.status_code, error.detail, dict(error.headers or {}))
             await problem(scope, receive, send)
 
@@ -226,7 +227,7 @@ class SessionsPage:
     async def _page(self, request: Request) -> Response:
         session, user_id = self._user(request)
         found = await self._sessions.list(user_id, current=session)
-        found.sort(key=lambda each: not each.current)  # this device first; the order of the others stays
+        found.sort(key=lambda each: not each.current)  # this device first, the others in their order
         history = await self._sessions.history(user_id, ALL_ENTRIES)
         shown = whole(request.query_params.get("entries", ""), 1, ALL_ENTRIES) or FIRST_ENTRIES
         strings, now = self._strings, _now(found)
@@ -251,7 +252,7 @@ class SessionsPage:
     async def _end(self, request: Request) -> Response:
         session, user_id = self._fresh_user(request)
         id = (await _form(request)).get("id", "")
-        is_this = id == session.id  # asked first: afterwards it has another
+        is_this = id == session.id  # read first, because the session has another id afterwards
         found = await self._ended(session, user_id, id)
         if is_this:
             return RedirectResponse(self._after_log_out, 303, headers=_HEADERS)
@@ -317,8 +318,8 @@ class SessionsPage:
         return JSONResponse(openapi(base), headers=_HEADERS)
 
     async def _ended(self, session: Session, user_id: str, id: str) -> bool:
-        """End the session ``id`` of a user; whether there was such a session."""
-        # A session that came with a token has no cookie to delete, and is read-only.
+        """End the session ``id`` of a user. Returns whether there was such a session."""
+        # A session with an access token is read-only and has no cookie to delete.
         if id != session.id or session.is_bearer:
             return await self._sessions.revoke(user_id, id)
         session.destroy()
@@ -361,23 +362,23 @@ class SessionsPage:
 
 
 def _with_next(url: str, path: str) -> str:
-    """A URL that says where to go afterwards: to a path of this site, whatever was asked for. Its own ``next`` stays."""
+    """``url`` with a parameter ``next``, which is always a path of this site. An existing ``next`` stays."""
     asked = urlsplit(url)
     if any(name == "next" for name, _ in parse_qsl(asked.query, keep_blank_values=True)):
         return url
-    # Browsers take "//x" and "/\\x" for another host.
+    # For browsers, "//x" and "/\\x" name another host.
     query = urlencode({"next": "/" + quote(path, safe="/%~!$&'()*+,;=:@").lstrip("/")})
     return asked._replace(query=f"{asked.query}&{query}" if asked.query else query).geturl()
 
 
 def _asked(scope: Scope) -> str:
-    """The path as the client asked for it."""
+    """The path that the client requested."""
     raw = scope.get("raw_path")
     return str(scope.get("path", "/")) if raw is None else bytes(raw).partition(b"?")[0].decode("latin-1")
 
 
 class _Answer(Exception):
-    """An answer from deep inside; unlike an HTTPException, no framework around us takes it for its own."""
+    """Carries an answer out of nested calls. Frameworks would handle an HTTPException themselves."""
 
     def __init__(self, response: Response) -> None:
         self.response = response
@@ -401,7 +402,7 @@ async def _style(request: Request) -> Response:
 
 
 def _back(done: str) -> Response:
-    # Relative: wherever the page is mounted, and whatever a proxy calls that place.
+    # Relative, so it works at any mount path and behind any proxy.
     return RedirectResponse(f"./?done={done}", 303, headers=_HEADERS)
 
 
@@ -410,7 +411,7 @@ def _json(content: Any) -> Response:
 
 
 def _problem(status: int, detail: str, headers: dict[str, str]) -> Response:
-    """RFC 9457."""
+    """An answer with problem details (RFC 9457)."""
     content = {"title": detail, "status": status}
     return JSONResponse(content, status, {**_HEADERS, **headers}, media_type="application/problem+json")
 
@@ -437,12 +438,12 @@ async def _form(request: Request) -> dict[str, str]:
 
 
 def _now(found: list[SessionInfo]) -> datetime:
-    """Now, as far as words like "2 minutes ago" are concerned; a test's clock may be ahead of the machine's."""
+    """The time to which phrases like "2 minutes ago" refer. The clock of a test may be ahead of the machine's."""
     return max([datetime.now(UTC), *(each.last_seen_at for each in found)])
 
 
 def _by_device(found: Sequence[SessionInfo], strings: Strings, now: datetime) -> list[dict[str, Any]]:
-    """The sessions of each device together. The order is that of each device's first session."""
+    """The sessions, grouped by device, in the order of each device's first session."""
     groups: dict[tuple[object, ...], list[dict[str, Any]]] = {}
     for info in found:
         device = info.device
@@ -459,7 +460,7 @@ def _by_device(found: Sequence[SessionInfo], strings: Strings, now: datetime) ->
 
 
 def _placed(location: Location, strings: Strings) -> dict[str, Any]:
-    # The script writes the country's name in the place of its code, unless the app has words of its own for places.
+    # The script replaces the country's code by its name, unless the app has its own texts for places.
     country = location.country if strings.place is place else None
     network = strings.network(location.network) if location.network else ""
     return {"place": strings.place(location) or network, "country": country or "", "network": network}
@@ -494,11 +495,11 @@ _NEWS: Final = frozenset({"refresh_reused", "impersonated"})
 class _Told(NamedTuple):
     entry: HistoryEntry
     is_news: bool
-    """Whether the user should look twice at it."""
+    """Whether the page highlights the entry."""
 
 
 def _told(history: Sequence[HistoryEntry]) -> list[_Told]:
-    """The first log-in of all is on a new device, too, and is no news."""
+    """The history with highlights. The very first log-in is not highlighted, although its device is new."""
     first = next((entry for entry in reversed(history) if entry.event == "logged_in"), None)
     return [
         _Told(entry, (entry.new_device and entry is not first) or (entry.reason or entry.event) in _NEWS)

@@ -36,7 +36,7 @@ _READING = {
     "401": _problem("No user is logged in."),
     "503": _answer(
         "The store cannot be asked; come back later."
-    ),  # by the page, or by the middleware without a body of JSON
+    ),  # from the page, or from the middleware without a JSON body
 }
 _CHANGING = {
     **_READING,
@@ -84,7 +84,7 @@ _SCHEMAS = {
 
 
 def openapi(base: str) -> dict[str, Any]:
-    """The document (OpenAPI 3.1.0) for a page that is mounted at ``base``."""
+    """The document (OpenAPI 3.1.0) for a page mounted at ``base``."""
     limit = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}}
     name = {"content": {"application/json": {"schema": _object(name={"type": "string", "maxLength": 64})}}}
     return {

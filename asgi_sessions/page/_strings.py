@@ -1,4 +1,4 @@
-"""What the page says. Every word of it can be replaced."""
+"""The texts of the page. Each of them can be replaced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DAY = timedelta(days=1)
 
 
 def ago(time: timedelta) -> str:
-    """How long ago something was, in English; activity is noted to the minute, so no seconds."""
+    """An age in English. Activity is recorded to the minute, so there are no seconds."""
     minutes, hours, days = int(time.total_seconds() // 60), int(time.total_seconds() // 3600), time.days
     if minutes < 2:
         return "just now"
@@ -27,18 +27,18 @@ def ago(time: timedelta) -> str:
 
 
 def date(moment: datetime) -> str:
-    """A moment, in English, UTC."""
+    """A date and time in English, in UTC."""
     return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
 
 
 def count(sessions: int) -> str:
-    """How many sessions a device has, in English."""
+    """The number of sessions of a device, in English."""
     return f"{sessions} sessions"
 
 
 _SYSTEMS: Mapping[str, str] = {"Mac OS X": "macOS", "Chrome OS": "ChromeOS"}
 
-# A network that says nothing about a place, coarse as it is kept: RFC 1918, RFC 4193, RFC 6890.
+# Networks without a place (RFC 1918, RFC 4193, RFC 6890), as coarse as the records hold them.
 _LOCAL = tuple(
     map(
         ip_network,
@@ -51,8 +51,8 @@ _LOCAL = tuple(
 
 
 def device(device: Device) -> str:
-    """A device as people call it, in English: ``Safari on iPhone``. Versions are in the details."""
-    # ua-parser names editions: "Mobile Safari", "Chrome Mobile iOS", "Firefox Mobile".
+    """The common name of a device in English: ``Safari on iPhone``. The details show versions."""
+    # ua-parser's names have editions: "Mobile Safari", "Chrome Mobile iOS", "Firefox Mobile".
     browser = " ".join(word for word in (device.browser or "").split() if word not in ("Mobile", "iOS"))
     system = _SYSTEMS.get(device.system or "", device.system or "")
     if system == "iOS" and device.kind in ("phone", "tablet"):
@@ -61,7 +61,7 @@ def device(device: Device) -> str:
 
 
 def network(network: str) -> str:
-    """A network, in English, without the notation of network engineers."""
+    """The name of a network in English, without CIDR notation."""
     try:
         found = ip_network(str(network))
     except ValueError:
@@ -74,7 +74,7 @@ def network(network: str) -> str:
 
 
 def place(location: Location) -> str:
-    """A place, in English; empty if it is not known. Then the page says the network."""
+    """A place in English, or an empty text if it is unknown. Then the page shows the network."""
     return ", ".join(filter(None, (location.city, location.country)))
 
 
@@ -118,10 +118,10 @@ _DONE: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Strings:
-    """Give those that you want to say otherwise: ``Strings(lang="de", title="Ihre Geräte", …)``."""
+    """The texts of the page. Give only the texts to replace: ``Strings(lang="de", title="Ihre Geräte", …)``."""
 
     lang: str = "en"
-    """Of the page; BCP 47. The script of the page writes times in this language."""
+    """The language of the page (BCP 47). The script of the page writes times in this language."""
     dir: str = "ltr"
     title: str = "Where you are logged in"
     lead: str = (
@@ -139,10 +139,10 @@ class Strings:
     network_label: str = "Network"
     remembered: str = "stays logged in"
     bound_here: str = "bound to this device"
-    """Of the session that shows the page; :attr:`bound` of all others, and in the history."""
+    """For the session of this request. :attr:`bound` is for all others and for the history."""
     bound: str = "bound to its device"
     impersonated: str = "Support staff acts as you"
-    """In place of the device, of a session that :meth:`Session.impersonate` began."""
+    """The text in place of the device for a session from :meth:`Session.impersonate`."""
     app: str = "app"
     end: str = "Log out"
     log_out: str = "Log out"
@@ -165,7 +165,7 @@ class Strings:
     count: Callable[[int], str] = count
 
     def __post_init__(self) -> None:
-        # Those of a mapping that are not given stay English, so that a new one in a later release breaks no page.
+        # Missing entries of a mapping stay English, so that a new entry in a later release breaks no page.
         for name, english in (("kinds", _KINDS), ("events", _EVENTS), ("done", _DONE)):
             given = getattr(self, name)
             expect(f"Strings({name})", given, Mapping)
