@@ -1,12 +1,12 @@
-"""Metrics and traces by OpenTelemetry. Needs the extra ``[otel]``.
+"""Metrics and traces with OpenTelemetry. Needs the extra ``[otel]``.
 
 ::
 
     sessions = Sessions(RedisStore.from_url("redis://localhost"))
     instrument(sessions)
 
-Without a provider of an SDK nothing is measured, and requests cost what they cost before. No metric and no span holds a token, a
-key, the id of a session or a user. ``docs/metrics.md`` lists the metrics.
+Without an SDK there are no measurements and no costs. No metric and no span contains a token, a key, or the id of a session or a
+user. ``docs/metrics.md`` lists the metrics.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SCOPE: Final = "asgi_sessions"
 """The instrumentation scope of all metrics and spans."""
 
 BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
-"""Seconds. Redis answers in the first of them, and a request gives up after 0.45."""
+"""Seconds. Redis answers within the first bucket, and a request gives up after 0.45."""
 
 NAMESPACE: Final = "asgi_sessions.namespace"
 OUTCOME: Final = "asgi_sessions.outcome"
@@ -54,15 +54,15 @@ _BEGUN: Final = {"session.created": "visitor", "session.logged_in": "user", "ses
 def instrument(
     sessions: Sessions, *, meter_provider: MeterProvider | None = None, tracer_provider: TracerProvider | None = None
 ) -> bool:
-    """Measure what these sessions do. Call it once, after the SDK is set up and before the first request.
+    """Add metrics and traces to these sessions. Call it once, after the setup of the SDK and before the first request.
 
     Args:
         meter_provider: the global one by default.
         tracer_provider: the global one by default.
     Returns:
-        Whether anything is measured: there is a provider of an SDK for metrics or for traces.
+        ``False`` if neither provider comes from an SDK. Then there are no measurements.
     Raises:
-        ConfigurationError: an argument is of another type.
+        ConfigurationError: an argument has the wrong type.
     """
     expect("instrument(sessions)", sessions, Sessions)
     _check("meter_provider", meter_provider, "get_meter")
@@ -93,7 +93,7 @@ def _check(name: str, provider: object, method: str) -> None:
 
 
 def _measures(provider: object) -> bool:
-    """Whether a provider is that of an SDK. Those of the API alone measure nothing."""
+    """Whether a provider comes from an SDK. Those of the API alone do not measure."""
     return not type(provider).__module__.startswith(("opentelemetry.metrics", "opentelemetry.trace"))
 
 
@@ -107,7 +107,7 @@ class _Instruments:
         meter = provider.get_meter(SCOPE, __version__)
         self.sessions: WeakSet[Sessions] = WeakSet()
         self.requests = meter.create_counter(
-            "asgi_sessions.requests", "{request}", "Requests and sockets, by what their cookie led to"
+            "asgi_sessions.requests", "{request}", "Requests and sockets, by the result of their cookie"
         )
         self.created = meter.create_counter("asgi_sessions.sessions.created", "{session}", "Sessions that began")
         self.ended = meter.create_counter("asgi_sessions.sessions.ended", "{session}", "Sessions that ended, by reason")
@@ -120,14 +120,14 @@ class _Instruments:
         )
         self.failures = meter.create_counter("asgi_sessions.store.failures", "{failure}", "Failures of the store")
         self.conflicts = meter.create_counter(
-            "asgi_sessions.conflicts", "{conflict}", "Writes that another request was faster with"
+            "asgi_sessions.conflicts", "{conflict}", "Writes repeated after a concurrent change"
         )
         self.lookups = meter.create_counter("asgi_sessions.cache.lookups", "{lookup}", "Look-ups of opened records")
         meter.create_observable_gauge(
             "asgi_sessions.store.breakers.open",
             [self._breakers],
             "{breaker}",
-            "Servers that are left alone for a moment",
+            "Servers with an open breaker",
         )
         meter.create_observable_up_down_counter(
             "asgi_sessions.connections.open",
@@ -150,7 +150,7 @@ _known: Final[WeakKeyDictionary[MeterProvider, _Instruments]] = WeakKeyDictionar
 
 
 def _instruments_of(provider: MeterProvider) -> _Instruments:
-    """A provider wants each metric once, however many Sessions an app has."""
+    """The metrics of a provider, which are created once for all Sessions of an app."""
     found = _known.get(provider)
     if found is None:
         found = _known[provider] = _Instruments(provider)
@@ -161,11 +161,11 @@ def _of(sessions: Sessions) -> Attributes:
     return {NAMESPACE: str(getattr(sessions.store, "namespace", ""))}
 
 
-# ── Where it is measured ──
+# ── Measurements ──
 
 
 class _Telemetry:
-    """Stands around the calls of one Sessions. Nothing of it is there until :func:`instrument` was called."""
+    """Measures the calls of one Sessions. :func:`instrument` adds it, so there is no cost without."""
 
     def __init__(self, sessions: Sessions, instruments: _Instruments | None, tracer: Tracer | None) -> None:
         self._base = _of(sessions)
@@ -176,11 +176,11 @@ class _Telemetry:
             instruments.sessions.add(sessions)
             manager.events._hook = self._counting(manager.events._hook, instruments)
             vars(manager.guard)["blame"] = self._blaming(manager.guard.blame, instruments)
-            # Held by each loader already, and has slots: only its class can change.
+            # Each loader holds the cache already, and it has slots. So only its class can change.
             manager.cache.__class__ = _counted(instruments, self._base)
 
     def wrap(self, manager: Manager) -> None:
-        """Measure the calls of one manager. Their parts are those of this manager, not of one that it is a copy of."""
+        """Measure the calls of one manager, which may be a copy. The wrapped methods are bound to this manager."""
         load, commit, settled = manager.load, manager.commit, manager.is_settled
         begin, asking = partial(Manager.begin, manager), partial(Manager.asking, manager)
 
@@ -220,7 +220,7 @@ class _Telemetry:
 
     @contextmanager
     def _measured(self, operation: str) -> Iterator[Span | None]:
-        """A span, and the time of the block. An error is reported by its type: its message is for the log."""
+        """Record a span and the duration of the block. Of an error only the type is recorded; the log has its message."""
         attributes: Attributes = {**self._base, OPERATION: operation}
         began = time.perf_counter()
         with self._span(operation, attributes) as span:

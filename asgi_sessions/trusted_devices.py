@@ -1,4 +1,4 @@
-"""Trusted devices: a browser that has passed the second factor once, and need not for a while.
+"""Trusted devices: a browser that has passed the second factor may skip it for some weeks.
 
 ::
 
@@ -13,7 +13,7 @@
     # After the second factor, if the user ticked "trust this device":
     response.raw_headers.append(await trusted.remember(request.scope, user_id))
 
-A device has a cookie of its own, which survives log-outs. It logs nobody in: it only says that this browser has passed the second
+A device has its own cookie, which survives log-outs. It logs no user in. It only proves that this browser has passed the second
 factor of a user before (OWASP Multifactor Authentication Cheat Sheet, "remember the browser").
 """
 
@@ -36,26 +36,26 @@ from asgi_sessions.errors import ConfigurationError
 from asgi_sessions.sessions import Sessions, refuse_actors
 
 DEVICE_COOKIE: Final = CookieConfig("__Host-Http-device")
-"""The cookie by which a browser is recognised."""
+"""The cookie that identifies a trusted browser."""
 
 MOST_USERS: Final = 8
-"""How many users one browser is trusted for; the oldest is dropped."""
+"""Users for whom one browser is trusted. Above that the oldest is dropped."""
 
 T = TypeVar("T")
 
 _Trusted = dict[str, float]
-"""The users, as the names of their indexes, and since when the browser is trusted for each."""
+"""The owner of each trusted user, and the time since which the browser is trusted, in seconds since the epoch."""
 
 
 class TrustedDevices:
     """Remembers browsers that have passed the second factor.
 
     Args:
-        sessions: those of the app; their store keeps the devices too.
-        keep: how long a device is trusted after its second factor: up to a year.
-        cookie: the cookie by which a browser is recognised. Not the cookie of the sessions.
+        sessions: the :class:`Sessions` of the app. Their store keeps the devices, too.
+        keep: how long a device is trusted after its second factor, from a minute to a year.
+        cookie: the cookie that identifies a trusted browser. It must differ from the cookie of the sessions.
     Raises:
-        ConfigurationError: something does not fit together.
+        ConfigurationError: an argument is wrong.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class TrustedDevices:
         self._mint = TokenMint(keys, f"trusted device {cookie.name}")
 
     async def knows(self, scope: Scope, user_id: str) -> bool:
-        """Whether the browser of this request is trusted for a user. Asks the store only if it has the cookie.
+        """Whether the browser of this request is trusted for a user. Without the cookie, the store is not asked.
 
         Raises:
             SessionDataError: ``user_id`` is no user's id. StoreError: the store failed.
@@ -99,7 +99,7 @@ class TrustedDevices:
     async def remember(self, scope: Scope, user_id: str) -> tuple[bytes, bytes]:
         """Trust the browser of this request for a user from now on. Call it after the second factor.
 
-        The browser gets a new token, and the token before it is worth nothing.
+        The browser gets a new token, and its old token is no longer valid.
 
         Returns:
             The ``Set-Cookie`` header for the response.
@@ -122,7 +122,7 @@ class TrustedDevices:
         return self._cookie.set(token, int(self._keep))
 
     async def forget(self, user_id: str) -> None:
-        """No browser is trusted for this user any more. Call it when the password or the second factor was changed.
+        """End the trust of all browsers for this user. Call it after a change of the password or the second factor.
 
         Raises:
             SessionDataError: ``user_id`` is no user's id. StoreError: the store failed; call it again.
@@ -134,7 +134,7 @@ class TrustedDevices:
             )
 
     async def forget_device(self, scope: Scope) -> tuple[bytes, bytes]:
-        """The browser of this request is trusted for nobody any more.
+        """End the trust of the browser of this request, for all users.
 
         Returns:
             The ``Set-Cookie`` header for the response.
@@ -153,7 +153,7 @@ class TrustedDevices:
 
 
 def _key_of_user(owner: str) -> str:
-    """Where it is noted since when a user's devices count."""
+    """The key of the time since which the devices of a user count."""
     return base64url(sha256(f"asgi-sessions trusted since\0{owner}".encode()).digest())[:KEY_CHARS]
 
 

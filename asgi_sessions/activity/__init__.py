@@ -1,4 +1,6 @@
-"""For front ends: how long until the session ends, and "stay logged in"; an ASGI app to mount inside the SessionMiddleware.
+"""ActivityEndpoints: an ASGI app for front ends, with the time until the session ends, and "stay logged in".
+
+Mount it inside of the SessionMiddleware.
 
 ::
 
@@ -6,8 +8,8 @@
 
     <script src="/session/activity.js" defer></script>
 
-``GET /session/`` says in how many seconds the session ends, and counts as no activity. ``POST /session/`` counts as activity. The
-script warns the user in all tabs before the session ends (WCAG 2.2, success criterion 2.2.1 "Timing Adjustable").
+``GET /session/`` answers the seconds until the session ends, and counts as no activity. ``POST /session/`` counts as activity.
+The script warns the user in all tabs before the session ends (WCAG 2.2, success criterion 2.2.1 "Timing Adjustable").
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ class ActivityEndpoints:
     """``GET`` and ``POST`` on the path of the mount, with a slash at its end, and ``GET …/activity.js``.
 
     The answer is JSON: ``{"logged_in": true, "idle_in": 3540, "absolute_in": 86000}``. Both times are whole seconds, rounded
-    down, or ``null`` if no session is stored. ``GET`` changes nothing. ``POST`` notes that the user is here, as any request of
-    the user does, and then answers the same. Without the slash, frameworks redirect, and a redirect counts as activity.
+    down, or ``null`` if no session is stored. ``GET`` changes nothing. ``POST`` counts as activity of the user, like any other
+    request, and then answers the same. Without the slash, frameworks redirect, and a redirect counts as activity.
     """
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -72,7 +74,7 @@ class ActivityEndpoints:
 
 
 def status_of(session: Session) -> dict[str, Any]:
-    """What ``GET`` says of a session."""
+    """The answer of ``GET`` for a session."""
     if session.is_new:
         return {"logged_in": False, "idle_in": None, "absolute_in": None}
     now = session._keeper.clock()
