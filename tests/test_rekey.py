@@ -576,7 +576,7 @@ def test_a_url_that_is_not_understood_is_said(
 
 def test_there_is_nothing_to_sweep_in_redis(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "redis://h"]) == 2
-    assert "forgets by itself" in capsys.readouterr().err
+    assert "removes expired sessions by itself" in capsys.readouterr().err
 
 
 class TooPlain(MemoryStore):

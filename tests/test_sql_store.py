@@ -387,7 +387,7 @@ def test_sweep_from_cron(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "create_tables" in capsys.readouterr().err
     asyncio.run(fill())
     assert main(["sweep", url]) == 0
-    assert capsys.readouterr().out == "1 sessions that were over are removed\n"
+    assert capsys.readouterr().out == "1 expired sessions removed\n"
 
 
 def test_who_comes_right_after_a_sweep_is_not_told_that_it_goes_on(
@@ -405,7 +405,10 @@ def test_who_comes_right_after_a_sweep_is_not_told_that_it_goes_on(
     assert main(["sweep", url]) == 0
     assert main(["sweep", url]) == 0
 
-    assert capsys.readouterr().out.splitlines()[1] == "somebody else is sweeping, or was within the last 30 seconds"
+    assert (
+        capsys.readouterr().out.splitlines()[1]
+        == "another process is sweeping, or has swept within the last 30 seconds"
+    )
 
 
 def test_the_help_of_sweep_names_databases_only(capsys: pytest.CaptureFixture[str]) -> None:

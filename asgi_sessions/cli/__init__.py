@@ -1,7 +1,7 @@
 """The command line: ``python -m asgi_sessions …`` and ``asgi-sessions …``.
 
-argparse, not a package for command lines: ``docs/operators.md`` has the reason. What a
-command needs beyond the package itself is imported when it runs, so that ``import asgi_sessions`` needs none of it.
+It uses argparse; ``docs/operators.md`` has the reason. Each command imports its dependencies when it runs, so that
+``import asgi_sessions`` does not need them.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from asgi_sessions.cli._stores import DATABASE_HELP, URL_HELP
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 all is well, 1 it failed, 2 it could not begin.
+    """Run one command and return its exit code: 0 success, 1 failure, 2 wrong arguments or settings.
 
-    What goes wrong is one line on stderr: a traceback would hide it, and may hold the password of a URL.
+    An error is one line on stderr. A traceback would hide it, and may contain the password of a URL.
     """
-    if sys.stderr is None:  # closed by the shell: print() would write to stdout instead
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the program runs
+    if sys.stderr is None:  # closed by the shell; print() would then write to stdout
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open until the program ends
     if sys.stdout is None:
         return _say("there is no standard output to write to", 2)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without our characters shows a "?" and goes on
+            stream.reconfigure(errors="replace")  # a terminal without a character shows "?"
     try:
         try:
             return _run(argv)
         finally:
-            sys.stdout.flush()  # here, where an error can be told; not when the interpreter ends
+            sys.stdout.flush()  # here, since an error at the interpreter's exit cannot be reported
     except asgi_sessions.ConfigurationError as error:
         return _say(str(error), 2)
     except asgi_sessions.StoreError as error:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say("interrupted", 1)
     except OSError as error:
-        with suppress(OSError, ValueError):  # nothing more can be written there, and must not be tried at the end
+        with suppress(OSError, ValueError):  # the interpreter's exit would write once more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _say(f"cannot write: {error.strerror or type(error).__name__}", 1)
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     words = sys.argv[1:] if argv is None else argv
-    # The id of a session may begin with a dash. argparse takes a word with a space in it for no option.
+    # The id of a session may begin with a dash. With a space in front, argparse does not take it for an option.
     options = parser.parse_args([f" {word}" if word.startswith("-") and is_id(word) else word for word in words])
     if options.command is None:
         parser.print_help()
@@ -66,7 +66,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     with needs("demo", "the demo"):
-        import httpx  # noqa: F401 - all of them are looked for at once
+        import httpx  # noqa: F401 - all imports are checked together
         import jinja2  # noqa: F401
         import uvicorn  # noqa: F401
     if options.tour:
@@ -91,7 +91,7 @@ def _schema(options: argparse.Namespace) -> int:
 
 
 def _imported(module: str, function: str) -> Callable[[argparse.Namespace], int]:
-    """A command that imports its module when it runs."""
+    """A command that imports its module at its first call."""
 
     def command(options: argparse.Namespace) -> int:
         made: Callable[[argparse.Namespace], int] = getattr(import_module(f"asgi_sessions.cli.{module}"), function)
@@ -117,7 +117,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose help fails if it cannot be written. argparse ignores that."""
+    """A parser that raises an error if it cannot write its help. argparse would ignore that."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is sys.stdout:
@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_operators(commands: Any) -> None:
-    """The commands that work on a store."""
+    """Add the commands that work on a store."""
 
     def add(name: str, short: str, description: str = "", **url: Any) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = commands.add_parser(name, help=short, description=description or f"{short}.")

@@ -1,4 +1,4 @@
-"""``asgi-sessions doctor``: looks at a store as an operator would, and says what to do about each finding."""
+"""``asgi-sessions doctor``: checks a store. Each finding says what to do."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from asgi_sessions.cli._walk import walk
 from asgi_sessions.errors import StoreError, StoreRefused, StoreUnreachable
 
 ASKED: Final = 20
-"""Loads that are timed."""
+"""Number of timed loads."""
 
 SLOW: Final = 0.02
-"""Seconds. A store in the same data centre answers in a tenth of this."""
+"""Seconds from which a load is slow. A store in the same data centre takes a tenth of this."""
 
 SAMPLE: Final = 500
-"""Records that are opened with the secrets."""
+"""Number of records to open with the secrets."""
 
 TIME_TO_HEAR: Final = 2.0
-"""Seconds for the end of a session to be heard of."""
+"""Seconds until the notification of a session's end must arrive."""
 
 EXIT: Final[dict[Level, int]] = {"ok": 0, "note": 0, "warning": 1, "problem": 2}
 
 OTHER: Final = "asgi-sessions"
-"""Another distribution on the index with a package of the same name."""
+"""Another distribution on the index, with a package of the same name."""
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the findings. 0: all is well. 1: there are warnings. 2: there are problems."""
+    """Print the findings and return the exit code: 0 no warnings, 1 warnings, 2 problems."""
     url = url_in(options)
 
     async def work(opened: Opened) -> list[Finding]:
@@ -67,10 +67,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def examine(opened: Opened, url: str, *, writes: bool) -> AsyncIterator[Finding]:
-    """Look at a store.
+    """Yield the findings about a store.
 
     Args:
-        writes: also begin and end a session of a made-up user, with all that an app does in between.
+        writes: also begin, change and end a session of a made-up user.
     """
     store = opened.sessions.store
     try:
@@ -115,11 +115,11 @@ async def _of_server(store: Any, url: str) -> list[Finding]:
     return await _doctor_sql.look(store)
 
 
-# ── What is true of every store ──
+# ── Checks for every store ──
 
 
 def installation(find: Callable[[str], Any] = distribution) -> Finding:
-    """Whether another distribution shares our package's folder."""
+    """Check whether another distribution shares our package's folder."""
     try:
         version = find(OTHER).version
     except PackageNotFoundError:
@@ -132,7 +132,7 @@ def installation(find: Callable[[str], Any] = distribution) -> Finding:
 
 
 def clock(ahead: float) -> Finding:
-    """What a difference of clocks means; ``ahead``: seconds by which the store's server is ahead of this machine."""
+    """Judge a clock difference. ``ahead``: seconds by which the store's server is ahead of this machine."""
     if abs(ahead) <= AGREES:
         return ok("clock", "this machine and the server of the store agree")
     said = f"the server of the store is {abs(ahead):,.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine"
@@ -148,7 +148,7 @@ async def _seconds(store: Any) -> float:
 
 
 def latency(seconds: Sequence[float]) -> Finding:
-    """What the times of some loads mean."""
+    """Judge the times of some loads."""
     middle, worst = median(seconds), max(seconds)
     said = f"a load takes {middle * 1000:.1f} ms, the slowest of {len(seconds)} took {worst * 1000:.1f} ms"
     if middle > DEADLINE / 2:
@@ -163,7 +163,7 @@ def latency(seconds: Sequence[float]) -> Finding:
 
 
 async def probe(store: Any) -> Finding:
-    """Begin a session of a made-up user, change it, move it, list it and end it: each call that an app makes."""
+    """Begin, change, move, list and end a session of a made-up user, with each call that an app makes."""
     failed: dict[str, list[str]] = {}
     owner = owner_of(f"asgi-sessions doctor {secrets.token_hex(8)}")
     now, rules = time.time(), Rules(0)
@@ -193,7 +193,7 @@ async def probe(store: Any) -> Finding:
         except (StoreRefused, StoreUnreachable) as error:
             failed.setdefault(str(error), []).append(name)
         except StoreError:
-            pass  # an answer, after an earlier step failed
+            pass  # an expected answer if an earlier step failed
     if not failed:
         return ok("writes", "a session can be begun, changed, listed and ended")
     said = "; ".join(f"{', '.join(names)}: {why}" for why, names in failed.items())
@@ -207,7 +207,7 @@ def _record(owner: str, now: float) -> Record:
 
 
 def what_to_do(said: str) -> str:
-    """The remedy for an error of a store, by its text."""
+    """The remedy for the text of a store's error."""
     for sign, remedy in _REMEDIES.items():
         if sign.lower() in said.lower():
             return remedy
@@ -231,7 +231,7 @@ _REMEDIES: Final = {
 
 
 async def live_ends(store: NotifyingStore) -> Finding:
-    """Whether the end of a session is heard of at once, so that open sockets are closed."""
+    """Check whether the notification of a session's end arrives, so that the app closes open sockets at once."""
     ready, heard = anyio.Event(), anyio.Event()
     now = time.time()
     record = replace(_record(owner_of("nobody"), now), owner=None)
@@ -245,7 +245,7 @@ async def live_ends(store: NotifyingStore) -> Finding:
             await heard.wait()
             return ok("live ends", "the end of a session is heard of at once")
     except StoreError:
-        pass  # the finding before this one says why
+        pass  # an earlier finding has the reason
     finally:
         await listening.aclose()
     return warning(
@@ -256,7 +256,7 @@ async def live_ends(store: NotifyingStore) -> Finding:
 
 
 async def records(opened: Opened) -> list[Finding]:
-    """Whether a sample of the records opens with the secrets."""
+    """Check whether a sample of the records opens with the secrets."""
     known = opened.sessions._manager.secrets
     looked_at = older = unreadable = 0
     closed = list[Record]()
@@ -280,7 +280,7 @@ async def records(opened: Opened) -> list[Finding]:
 def judge_records(
     looked_at: int, closed: Sequence[Record], older: int, unreadable: int, *, are_given: bool
 ) -> Sequence[Finding]:
-    """What a sample says of the secrets."""
+    """Judge the secrets by a sample of the records."""
     found: list[Finding] = []
     if unreadable:
         found.append(

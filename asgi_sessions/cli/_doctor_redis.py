@@ -1,4 +1,4 @@
-"""What the doctor asks Redis and Valkey: version, eviction, persistence, role, rights, the state of a cluster."""
+"""The doctor's checks for Redis and Valkey: version, eviction, persistence, role, rights, and the state of a cluster."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from asgi_sessions.stores.redis._server import ASK_SNAPSHOTS, advice, has_no_log
 OLDEST: Final = {"Redis": (6, 2), "Valkey": (7, 2)}
 
 FULL: Final = 0.9
-"""Of ``maxmemory``: from here on the operator should know."""
+"""The share of ``maxmemory`` from which the doctor warns."""
 
 TIME_LIMIT: Final = 2.0
-"""Seconds for a connection, and for an answer."""
+"""Seconds for a connection, and for each answer."""
 
 Address = tuple[str, int]
 
 
 async def look(url: str) -> list[Finding]:
-    """Ask the server, or each primary of the cluster."""
+    """Check the server, or each primary of the cluster."""
     node = url_of_a_node(url)
     try:
         async with _client(node or url) as client:
@@ -53,7 +53,7 @@ async def _client(url: str, **options: Any) -> AsyncIterator[Any]:
 
 
 async def _ask(client: Any, *command: Any) -> Any:
-    """The answer; ``None``: this user may not ask."""
+    """The answer of a command, or ``None`` if this user lacks the right."""
     try:
         return await client.execute_command(*command)
     except ResponseError:
@@ -76,7 +76,7 @@ async def _about(client: Any, said: Mapping[str, str]) -> list[Finding]:
 
 
 def version(said: Mapping[str, str]) -> Finding:
-    """Whether the server is new enough."""
+    """Check whether the server is new enough."""
     name = "Valkey" if "valkey_version" in said else "Redis"
     number = said.get("valkey_version") or said.get("redis_version", "?")
     parts = tuple(int(part) if part.isdecimal() else 0 for part in number.split(".")[:2])
@@ -87,7 +87,7 @@ def version(said: Mapping[str, str]) -> Finding:
 
 
 def eviction(said: Mapping[str, str]) -> Sequence[Finding]:
-    """Whether the server throws sessions away when memory runs short."""
+    """Check whether the server evicts sessions when memory is full."""
     policy, evicted = said.get("maxmemory_policy", "noeviction"), int(said.get("evicted_keys", 0))
     most, used = int(said.get("maxmemory", 0)), int(said.get("used_memory", 0))
     found: list[Finding] = []
@@ -115,7 +115,7 @@ def eviction(said: Mapping[str, str]) -> Sequence[Finding]:
 
 
 def persistence(said: Mapping[str, str], snapshots: str | None) -> Sequence[Finding]:
-    """What a restart does to sessions."""
+    """Check whether sessions survive a restart."""
     failed = [name for name in _SAVED if said.get(name, "ok") != "ok"]
     if failed:
         return [
@@ -125,9 +125,9 @@ def persistence(said: Mapping[str, str], snapshots: str | None) -> Sequence[Find
                 "free space there; read its log",
             )
         ]
-    # As a replica, so that nothing is said of its own replicas: see role().
+    # With the role of a replica, the advice leaves out replicas: role() reports them.
     if lines := advice({**said, "role": "slave"}, snapshots, 0):
-        finding = note if snapshots is None else warning  # CONFIG GET is refused to the app's own user
+        finding = note if snapshots is None else warning  # the app's own user may not call CONFIG GET
         return [finding("persistence", *line.rsplit("; ", 1)) for line in lines]
     if has_no_log(said):
         return [
@@ -144,7 +144,7 @@ _SAVED: Final = ("rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bg
 
 
 def role(said: Mapping[str, str]) -> Sequence[Finding]:
-    """Whether it is a primary, and what a failover would do."""
+    """Check whether the server is a primary, and whether a failover could bring back ended sessions."""
     if said.get("role", "master") != "master":
         return [problem("role", "the server is a replica: it refuses writes", "give the URL of the primary")]
     replicas = said.get("connected_slaves", "0")
@@ -213,18 +213,18 @@ async def _of_cluster(client: Any, url: str) -> list[Finding]:
         found += [
             Finding(each.level, each.check, f"{host}:{port}: {each.message}", each.advice)
             for each in there
-            if each.check != "failover"  # cluster_state() says it of all
+            if each.check != "failover"  # cluster_state() reports it for all
         ]
     return [*found, *await _rights(client)]
 
 
 def primaries(rows: Sequence[Any], asked: Address) -> Sequence[Address]:
-    """The addresses of the primaries in an answer to ``CLUSTER SLOTS``; a node without a host is the one that was asked."""
+    """The addresses of the primaries in an answer to ``CLUSTER SLOTS``. A node without a host is the asked one."""
     return list(dict.fromkeys((str(row[2][0] or asked[0]), int(row[2][1])) for row in rows))
 
 
 def cluster_state(state: Mapping[str, str], rows: Sequence[Any]) -> Sequence[Finding]:
-    """Whether each slot has a primary, and each primary a replica."""
+    """Check whether each slot has a primary, and each primary a replica."""
     covered = sum(int(row[1]) - int(row[0]) + 1 for row in rows)
     if covered < SLOTS or state.get("cluster_state", "ok") != "ok":
         return [

@@ -1,4 +1,4 @@
-"""What the doctor asks a database: version, tables, and whether expired sessions are swept."""
+"""The doctor's checks for databases: version, tables, and the removal of expired sessions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from asgi_sessions.stores.sql import TURN, SQLStore
 from asgi_sessions.stores.sql._tables import SWEEPER
 
 TESTED: Final = {"PostgreSQL": (15,), "MariaDB": (10, 11)}
-"""The versions that the suite runs on."""
+"""The tested versions."""
 
 OVERDUE: Final = 3600.0
-"""Seconds after which an expired session should have been swept. An app that is up takes a minute, cron perhaps an hour."""
+"""Seconds after which an expired session should be gone. A running app needs a minute, cron perhaps an hour."""
 
 
 async def look(store: SQLStore) -> list[Finding]:
-    """Ask the database."""
+    """Check the database."""
     connections = store._connections()
 
     async def ask(connections: Any) -> list[Finding]:
@@ -55,7 +55,7 @@ def _version(connection: Connection) -> tuple[str, tuple[int, ...]]:
 
 
 def version(name: str, number: Sequence[int]) -> Finding:
-    """Whether the tests know this version, or an older one."""
+    """Check whether this version is at least the tested one."""
     said, tested = f"{name} {'.'.join(map(str, number))}", TESTED.get(name, ())
     if tuple(number) < tested:
         return note("version", said, f"the tests run on {'.'.join(map(str, tested))}; consider an upgrade")
@@ -63,7 +63,7 @@ def version(name: str, number: Sequence[int]) -> Finding:
 
 
 def missing(connection: Connection, table: Table) -> Sequence[str]:
-    """What the database lacks of one of our tables."""
+    """One line for each missing table, column or index of one of our tables."""
     seen = inspect(connection)
     try:
         columns = {column["name"] for column in seen.get_columns(table.name, schema=table.schema)}
@@ -83,7 +83,7 @@ def missing(connection: Connection, table: Table) -> Sequence[str]:
 
 
 async def _swept(connection: Any, tables: Sequence[Table]) -> tuple[float | None, bool]:
-    """When a sweeper last had its turn, in seconds since the epoch; and whether sessions are overdue."""
+    """The time of the last sweep, in seconds since the epoch, and whether any session is overdue."""
     records = next(table for table in tables if "body" in table.c)
     history = next(table for table in tables if "seq" in table.c)
     turn = await connection.scalar(select(history.c.at).where(history.c.owner == SWEEPER, history.c.seq == 0))
@@ -93,7 +93,7 @@ async def _swept(connection: Any, tables: Sequence[Table]) -> tuple[float | None
 
 
 def sweeper(last: float | None, is_overdue: bool, *, now: float) -> Finding:
-    """Whether expired sessions are removed."""
+    """Check whether expired sessions are removed."""
     if is_overdue:
         return warning(
             "sweeper",

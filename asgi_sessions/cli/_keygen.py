@@ -1,4 +1,4 @@
-"""Making a key for access tokens."""
+"""``asgi-sessions keygen``: makes a key for access tokens."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def run(alg: str, path: str | None) -> int:
-    """Print a private key as PEM, or write it to a file that only its owner reads; its public JWK goes to stderr."""
+    """Print a private key as PEM, or write it to a file that only its owner can read. Its public JWK goes to stderr."""
     from asgi_sessions.tokens import SigningKey
 
-    key = SigningKey.generate(alg)  # type: ignore[arg-type]  # argparse has looked at it
+    key = SigningKey.generate(alg)  # type: ignore[arg-type]  # argparse has checked it
     if path is None:
         print(key.pem(), end="")
     else:

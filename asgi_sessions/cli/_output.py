@@ -1,4 +1,4 @@
-"""What commands print: columns for people, JSON for scripts, a bar while a walk goes on."""
+"""The output of commands: columns for people, JSON for scripts, and a progress bar."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import msgspec
 from asgi_sessions.rekey import Progress
 
 CELLS: Final = 24
-"""Of the bar."""
+"""The width of the bar, in characters."""
 
 BETWEEN_LOOKS: Final = 0.1
-"""Seconds between two drawings of the bar."""
+"""Seconds between two updates of the bar."""
 
 Words = Callable[[Progress], str]
 
 
 def shown(value: object) -> str:
-    """A value as one line for a terminal. Names come from users: a control character could rewrite the screen."""
+    """A value as one line for a terminal. Control characters are replaced, since a user's name could rewrite the screen."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
@@ -36,7 +36,7 @@ def shown(value: object) -> str:
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print columns that are as wide as their longest cell."""
+    """Print columns, each as wide as its longest cell."""
     cells = [list(heads), *([shown(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
@@ -50,12 +50,12 @@ def print_fields(pairs: Iterable[tuple[str, object]]) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document; times as ISO 8601 in UTC."""
+    """Print one JSON document, with times as ISO 8601 in UTC."""
     print(json.dumps(plain(value), indent=2))
 
 
 def plain(value: object) -> Any:
-    """A dataclass or a struct as what JSON has."""
+    """A dataclass or a struct as JSON types."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, msgspec.Struct):
@@ -68,7 +68,7 @@ def plain(value: object) -> Any:
 
 
 def drawn(progress: Progress, first: Progress, seconds: float, words: Words) -> str:
-    """A line that shows how far a walk has come, ``seconds`` after ``first``. The time left is computed from that."""
+    """The line of the bar, ``seconds`` after ``first``, with an estimate of the time left."""
     line = f"{words(progress)}, {progress.looked_at / seconds if seconds else 0:,.0f}/s"
     if progress.share is None:
         return line
@@ -87,7 +87,7 @@ def _duration(seconds: float) -> str:
 
 
 class Bar:
-    """Shows on a terminal how far a walk has come. Elsewhere it prints nothing."""
+    """Shows the progress of a walk on a terminal. If stderr is no terminal, it prints no bar."""
 
     def __init__(self, words: Words, start: Progress = Progress()) -> None:  # noqa: B008 - frozen
         self.last = start
@@ -98,7 +98,7 @@ class Bar:
         self._is_seen = sys.stderr.isatty()
 
     def show(self, progress: Progress) -> None:
-        """Draw this, unless the last drawing was a moment ago. The first call says where the walk begins."""
+        """Draw the progress, at most once in ``BETWEEN_LOOKS``. The first call sets where the walk begins."""
         self._first = first = self._first or progress
         self.last = progress
         now = monotonic()

@@ -1,4 +1,4 @@
-"""Sealing all records anew, from the command line."""
+"""``asgi-sessions rekey``: seals all records with the newest secret."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from asgi_sessions.rekey import Progress, rekey
 
 
 def run(options: argparse.Namespace) -> int:
-    """0: all are done. 1: it stopped, and says where to go on; or some do not open, or there are none, and it says why."""
+    """Seal all records. Returns 0 on success. Returns 1, with the reason on stderr, after an interruption, for records that do
+    not open, and for an empty store.
+    """
     secrets, cursor = secrets_in_environment(), options.cursor
     if not secrets:
         raise ConfigurationError(f"put the secrets into {SECRET_KEYS}, newest first, with spaces between them")
@@ -53,11 +55,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def said(progress: Progress) -> str:
-    """Its numbers in words."""
+    """The numbers of ``progress`` in words."""
     return f"{progress.looked_at:,} looked at, {progress.sealed:,} sealed anew, {progress.damaged:,} do not open"
 
 
 def go_on(cursor: str) -> str:
-    """What to type after it was stopped."""
+    """The hint how to continue after an interruption."""
     # With "=", since a cursor may begin with a "-".
     return f"go on with {shlex.quote(f'--from={cursor}')}" if cursor else "begin again; what is done is passed over"

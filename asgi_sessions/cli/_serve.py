@@ -1,4 +1,4 @@
-"""Serving the shop: a store, a socket, a throwaway certificate, and uvicorn."""
+"""Serves the shop, with a store, a socket, a throwaway certificate, and uvicorn."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ from asgi_sessions.sessions import SessionsOptions
 from asgi_sessions.stores import Store
 
 NAME = "asgi-sessions-demo"
-"""Of the demo's database, in the folder where it was started, and of its keys in Redis."""
+"""The name of the demo's database in the current folder, and the prefix of its keys in Redis."""
 
 SECRET_BYTES = 32
 
 TIMEOUTS = Timeouts(idle=timedelta(minutes=3))
-"""Short, so that the warning, which comes two minutes before the end, can be seen after a minute."""
+"""Short, so that the warning appears after a minute: it comes two minutes before the end."""
 
 
 _IN_TWO_MINUTES = """To see in two minutes:
@@ -69,7 +69,7 @@ def run_shop(*, host: str, port: int, https: bool, bound: bool = False) -> int:
     """Serve the shop until Ctrl-C or SIGTERM.
 
     Args:
-        bound: bind sessions to devices. They are sealed, so they are kept apart from the others.
+        bound: bind sessions to devices. These sessions are sealed, so they need a store of their own.
     """
     cookie = CookieConfig() if https else CookieConfig.insecure_development()
     name = f"{NAME}-bound" if bound else NAME
@@ -85,7 +85,7 @@ def run_shop(*, host: str, port: int, https: bool, bound: bool = False) -> int:
         return 1
     try:
         listener = listen(host, port)
-    except (OSError, UnicodeError) as error:  # UnicodeError: of a name that no host can have
+    except (OSError, UnicodeError) as error:  # UnicodeError: the name cannot be a host name
         hint = "; try --port 0" if getattr(error, "errno", None) == errno.EADDRINUSE else ""
         print(f"asgi-sessions: cannot listen on {host}, port {port}: {_reason(error)}{hint}", file=sys.stderr)
         return 1
@@ -93,7 +93,7 @@ def run_shop(*, host: str, port: int, https: bool, bound: bool = False) -> int:
     print(f"The shop is open at {url_of(listener, https=https)} (Ctrl-C closes it)")
     print(f"Sessions are kept {where}.")
     _say_more(listener, cookie, pem, bound=bound)
-    # What the log would say is said by the event hook, or stands above.
+    # The event hook and the lines above already show the log's content.
     logging.getLogger("asgi_sessions").setLevel(logging.ERROR)
     shop = create_shop(store, cookie=cookie, **options)
     try:
@@ -117,7 +117,7 @@ def _say_more(listener: socket.socket, cookie: CookieConfig, pem: tuple[bytes, b
 
 
 async def _prepare(store: Any) -> None:
-    """Make the tables, if there are any to make, and ask the store something: if it cannot answer, the shop need not open."""
+    """Create missing tables, and check that the store answers."""
     try:
         if hasattr(store, "create_tables"):
             await store.create_tables()
@@ -127,7 +127,7 @@ async def _prepare(store: Any) -> None:
 
 
 def _bound_options(store: Store, path: Path) -> SessionsOptions:
-    """The options of bound sessions. Sessions that outlive the demo need the same secret again: it lies in a file.
+    """The options of bound sessions. Their secret is in a file, since stored sessions need it again at the next start.
 
     Raises:
         StoreError: the file cannot be written or read.
@@ -146,7 +146,7 @@ def _bound_options(store: Store, path: Path) -> SessionsOptions:
 
 
 def _how_to_bind(pem: bytes, port: int) -> str:
-    """How to start a Chromium that binds sessions: it does so only where it trusts the certificate."""
+    """The command that starts a Chromium with bound sessions. Chromium binds only if it trusts the certificate."""
     key = x509.load_pem_x509_certificate(pem).public_key()
     der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     trusted = base64.b64encode(hashlib.sha256(der).digest()).decode("ascii")
@@ -161,7 +161,7 @@ def _how_to_bind(pem: bytes, port: int) -> str:
 async def _until_stopped(shop: Any, listener: socket.socket, pem: tuple[bytes, bytes] | None) -> None:
     this = asyncio.current_task()
     if this is not None:
-        with suppress(NotImplementedError):  # on Windows; there Ctrl-C comes as a KeyboardInterrupt
+        with suppress(NotImplementedError):  # on Windows, where Ctrl-C raises a KeyboardInterrupt
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, this.cancel)
     async with serving(shop, listener, pem=pem) as server:
@@ -169,7 +169,7 @@ async def _until_stopped(shop: Any, listener: socket.socket, pem: tuple[bytes, b
 
 
 def open_store(environment: Mapping[str, str], *, prefix: str = NAME, file: str | None = None) -> tuple[Store, str]:
-    """The store that ``REDIS_URL`` names, or one in a file or in memory; and in words where that is, without the password."""
+    """The store of ``REDIS_URL``, or one in a file or in memory, and its place in words, without the password."""
     url = environment.get("REDIS_URL")
     if not url and file is not None:
         with suppress(ImportError, ConfigurationError):  # without the extra [sql] or the driver: in memory
@@ -186,16 +186,16 @@ def open_store(environment: Mapping[str, str], *, prefix: str = NAME, file: str 
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 picks a free one."""
+    """A listening socket. Port 0 picks a free port."""
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     made = socket.create_server(address[:2], family=family, backlog=128)
-    # asyncio switches Nagle's algorithm off only where a socket says that it is TCP. Left on, each page takes 40 ms.
+    # asyncio turns Nagle's algorithm off only for sockets with the TCP protocol number. With Nagle, each page takes 40 ms.
     return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=made.detach())
 
 
 def url_of(listener: socket.socket, *, https: bool) -> str:
     host, port = listener.getsockname()[:2]
-    if ipaddress.ip_address(host).is_unspecified:  # it listens everywhere; that is no address to go to
+    if ipaddress.ip_address(host).is_unspecified:  # it listens on all addresses, and browsers need one
         host = "::1" if listener.family == socket.AF_INET6 else "127.0.0.1"
     return f"{'https' if https else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/"
 
@@ -231,7 +231,7 @@ def certificate() -> tuple[bytes, bytes]:
 async def serving(
     app: Any, listener: socket.socket, *, pem: tuple[bytes, bytes] | None = None
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """uvicorn in a task of this event loop, ready when the block begins and stopped when it ends, however it ends.
+    """Run uvicorn in a task of this event loop. It is ready when the block begins, and stops when the block ends or fails.
 
     Args:
         pem: certificate and private key, for https.
@@ -245,7 +245,7 @@ async def serving(
                 path.write_bytes(text)
             options.update(ssl_certfile=paths[0], ssl_keyfile=paths[1])
         config = uvicorn.Config(app, **options)
-        config.load()  # reads the files: the key need not stay on disk
+        config.load()  # reads the files, so that the key can leave the disk
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -259,7 +259,7 @@ async def serving(
 
 
 class _Server(uvicorn.Server):
-    """Says when it is ready, and leaves the signals to the program around it."""
+    """A server that reports when it is ready, and leaves signals to the program."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""List, show, end and count sessions from the command line. No output holds a token, a key or session data."""
+"""List, show, end and count sessions from the command line. No output contains a token, a key or session data."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def run_revoke(options: argparse.Namespace) -> int:
 
 
 def run_revoke_all(options: argparse.Namespace) -> int:
-    """End all sessions of a user, or of everybody."""
+    """End all sessions of one user or of all users."""
     if options.everyone == (options.user is not None):
         raise ConfigurationError("revoke-all: give a user, or --everyone")
     if options.keep is not None:
@@ -123,7 +123,7 @@ def run_revoke_all(options: argparse.Namespace) -> int:
 
 
 def run_history(options: argparse.Namespace) -> int:
-    """Print what happened to the sessions of one user, the latest first."""
+    """Print the history of one user, the latest entry first."""
 
     async def work(opened: Opened) -> int:
         entries = await opened.sessions.history(options.user, limit=options.limit)
@@ -148,7 +148,7 @@ def run_history(options: argparse.Namespace) -> int:
 
 
 async def _find(opened: Opened, options: argparse.Namespace) -> tuple[Record, Body] | None:
-    """A living session by its id: among those of the user who is named, else by a walk through the store."""
+    """A living session by its id. Without ``--user``, the whole store is searched."""
     if options.user is not None:
         async with opened.sessions._manager.asking("list"):
             of_user = await opened.sessions._manager.users.records(options.user)
@@ -173,7 +173,7 @@ async def _end_anonymous(opened: Opened, record: Record) -> bool:
 
 def _refuse_no_id(text: str) -> None:
     if not is_id(text):
-        # Not quoted: it may be the value of a cookie.
+        # The message does not quote the id, which may be the value of a cookie.
         raise ConfigurationError(
             "this is no id of a session: an id has 16 letters, digits, - and _; `list` prints them"
         )
@@ -187,7 +187,7 @@ def _say_not_found(opened: Opened) -> int:
 
 
 def _complain_of(opened: Opened) -> int:
-    """1 if records did not open, with a line that says what to do."""
+    """Report records that did not open, with the remedy. Returns 1 if there were any, else 0."""
     if not opened.damaged:
         return 0
     print(
@@ -203,7 +203,7 @@ def _times(info: SessionInfo) -> tuple[object, ...]:
 
 def _as_json(info: SessionInfo) -> dict[str, Any]:
     made: dict[str, Any] = plain(info)
-    del made["current"]  # no session asks
+    del made["current"]  # there is no current session here
     return made
 
 
@@ -216,16 +216,16 @@ def _looked_at(progress: Progress) -> str:
 
 @dataclass
 class Count:
-    """How many sessions and users there are."""
+    """The numbers of sessions and users."""
 
     of_users: int = 0
     of_visitors: int = 0
     users: int = 0
     is_estimate: bool = False
     looked_at: int = 0
-    """Sessions that were counted one by one."""
+    """Number of sessions counted one by one."""
     unopened: int = 0
-    """Of these, how many open with none of the secrets."""
+    """Number of these that no secret opens."""
 
     @property
     def sessions(self) -> int:
@@ -233,9 +233,9 @@ class Count:
 
 
 async def count(opened: Opened, sample: int, bar: Bar) -> Count:
-    """Count by a walk. Once ``sample`` sessions were seen, the rest is estimated from the share of the store behind them.
+    """Count by a walk through the store. After ``sample`` sessions, the rest is estimated by the walked share of the store.
 
-    A user with several sessions is met more often, so of a sample each session counts as one part of its user.
+    A sample contains users with several sessions more often. So each session in it counts as its share of its user.
     """
     seen, users, counted = set[str](), dict[str, int](), Count()
     async for step in walk(opened, bar):
@@ -266,7 +266,7 @@ async def count(opened: Opened, sample: int, bar: Bar) -> Count:
 
 
 def run_count(options: argparse.Namespace) -> int:
-    """Print how many sessions and users there are."""
+    """Print the numbers of sessions and users."""
 
     async def work(opened: Opened) -> int:
         bar = Bar(_looked_at)

@@ -1,4 +1,4 @@
-"""What a command works on: the store and its secrets, from options and from ``ASGI_SESSIONS_*`` variables."""
+"""The store and the secrets of a command, from options and from ``ASGI_SESSIONS_*`` variables."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ T = TypeVar("T")
 URL: Final = "ASGI_SESSIONS_URL"
 NAME: Final = "ASGI_SESSIONS_NAME"
 SECRET_KEYS: Final = "ASGI_SESSIONS_SECRET_KEYS"  # noqa: S105 - a name
-"""Where the secrets are. Other users of the machine can read a command line."""
+"""The variable with the secrets. It is no option, because other users of the machine can read a command line."""
 
 PATIENCE: Final = timedelta(seconds=10)
-"""How long a command waits for one answer of the store. No browser waits for it."""
+"""How long a command waits for one answer of the store. It is long, because no browser waits for it."""
 
 
 def url_in(options: argparse.Namespace) -> str:
     """The URL of the store.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: it is missing.
     """
     url: str | None = options.url
     if url is None:
@@ -42,7 +42,7 @@ def url_in(options: argparse.Namespace) -> str:
 
 
 def name_in(options: argparse.Namespace) -> str | None:
-    """The prefix of the keys or the name of the table; ``None``: the store's own default."""
+    """The prefix of the keys or the name of the table, or ``None`` for the store's own default."""
     return options.name or os.environ.get(NAME) or None
 
 
@@ -52,7 +52,7 @@ def secrets_in_environment() -> list[str]:
 
 
 class Opened:
-    """The sessions that a command works on."""
+    """The sessions of a command."""
 
     def __init__(self, store: Store) -> None:
         options: SessionsOptions = {
@@ -63,17 +63,17 @@ class Opened:
         }
         self.sessions = Sessions(store, **options)
         self.damaged = 0
-        """Records that did not open. The command says so, since its answer may be incomplete."""
+        """Number of records that did not open. The command reports it, since its answer may be incomplete."""
 
     def _hear(self, event: Event) -> None:
         self.damaged += event.name == "session.damaged"
 
 
 def work_on(options: argparse.Namespace, work: Any) -> Any:
-    """Run ``work(opened)``, a coroutine function, on the store of a command. Closes the store.
+    """Run ``work(opened)``, a coroutine function, on the store of a command, and close the store.
 
     Raises:
-        ConfigurationError, StoreError, SessionDataError: as of the store and the work.
+        ConfigurationError, StoreError, SessionDataError: from the store or the work.
     """
     store = store_of(url_in(options), name_in(options))
 
@@ -87,7 +87,7 @@ def work_on(options: argparse.Namespace, work: Any) -> Any:
 
 
 def quietly(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine without the log and the warnings of the package: the command reports in its own words."""
+    """Run a coroutine without the log and the warnings of the package. The command prints its own report."""
     with _silence():
         return run(work)
 

@@ -1,7 +1,7 @@
-"""A small shop that shows what a session does: a basket before the log-in, an account behind it, a preference beside both.
+"""A small shop to demonstrate sessions: a basket before the log-in, an account after it, and a preference.
 
-The shop and its sessions page have one frame and one stylesheet. State changes by POST only, everything that is shown is escaped,
-and redirects lead to places of a fixed list.
+The shop and its sessions page share a frame and a stylesheet. State changes by POST only, all output is escaped, and redirects
+lead only to a fixed list of pages.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ OTHERS: Final = (
         "192.0.2.99",
     ),
 )
-"""Devices that only exist in this shop, so that the sessions page has something to show: a User-Agent and an address each."""
+"""Fictional devices for the sessions page. Each has a User-Agent and an address."""
 THEMES: Mapping[str, str] = {"auto": "as this device", "paper": "Light", "night": "Dark"}
 PLACES: Mapping[str, str] = {
     "shelf": "/",
@@ -67,20 +67,20 @@ PLACES: Mapping[str, str] = {
     "account": "/account",
     "sessions": "/account/sessions/",
 }
-"""Where a form may lead back to. It sends a name and no URL, so it cannot lead to another site."""
+"""The pages to which a form may redirect. A form sends a name instead of a URL, so it cannot lead to another site."""
 
 MAX_BODY = 4096
-"""Bytes of a form; the longest of this shop has fewer than 200."""
+"""Bytes of a form. The longest of this shop has fewer than 200."""
 MAX_OF_ONE = 99
 MAX_HOLD = 5.0
-"""Seconds for which the gate of the tour holds a request at most."""
+"""The longest time, in seconds, for which the gate of the tour holds a request."""
 
 Form = Mapping[str, str]
 Handler = Callable[[Request, Form], Awaitable[Response]]
 
 
 class Gate:
-    """Holds one request between its change and its answer, until it is told to go on. For the tour."""
+    """Holds one request of the tour between its change and its answer, until the gate opens."""
 
     def __init__(self) -> None:
         self.arrived = anyio.Event()
@@ -99,11 +99,11 @@ def create_shop(
     gate: Gate | None = None,
     **options: Unpack[SessionsOptions],
 ) -> SessionMiddleware:
-    """The shop behind its sessions. Forms that another origin sent are refused.
+    """The shop inside of its SessionMiddleware. Forms of other origins are refused.
 
     Args:
-        gate: with it, the shop also has ``POST /basket/add-slowly``, which waits there.
-        options: of :class:`Sessions`.
+        gate: adds ``POST /basket/add-slowly``, which waits at this gate.
+        options: the options of :class:`Sessions`.
     """
     sessions = Sessions(store, **options)
     page = SessionsPage(
@@ -115,7 +115,7 @@ def create_shop(
     )
 
     async def log_in_elsewhere(request: Request, form: Form) -> Response:
-        """Send a log-in of this user to the shop, as another device would."""
+        """Log this user in from a fictional device, by a request to the shop."""
         user = session_of(request).user_id
         if user is not None:
             agent, address = OTHERS[await sessions.count(user) % len(OTHERS)]
@@ -187,7 +187,7 @@ async def account(request: Request) -> Response:
 
 
 async def clock(request: Request) -> Response:
-    """The time, over and over (Server-Sent Events), for as long as the session lasts."""
+    """Send the time repeatedly (Server-Sent Events), until the session ends."""
     if session_of(request).user_id is None:
         raise HTTPException(401, "Log in first.")
 
@@ -200,7 +200,7 @@ async def clock(request: Request) -> Response:
 
 
 async def raw_session(request: Request) -> Response:
-    """What this session holds, for a look behind the pages."""
+    """The content of this session as JSON."""
     session = session_of(request)
     facts = {
         "id": None if session.is_new else session.id,
@@ -227,7 +227,7 @@ async def add(request: Request, form: Form) -> Response:
     item = form.get("item", "")
     if item not in GOODS:
         raise HTTPException(400, "There is no such thing on the shelf.")
-    # A nested change, noticed without any flag.
+    # A nested change needs no flag.
     counts = session_of(request).setdefault("basket", {})
     counts[item] = min(counts.get(item, 0) + 1, MAX_OF_ONE)
     return RedirectResponse("/", 303)
@@ -238,7 +238,7 @@ async def remove(request: Request, form: Form) -> Response:
     counts = session.get("basket", {})
     counts.pop(form.get("item", ""), None)
     if not counts:
-        # Nothing left at all: an anonymous session then ends by itself, in the store and in the browser.
+        # An empty anonymous session ends by itself, in the store and in the browser.
         session.pop("basket", None)
     return RedirectResponse("/basket", 303)
 
@@ -247,7 +247,7 @@ async def choose_theme(request: Request, form: Form) -> Response:
     theme = form.get("theme", "")
     if theme not in THEMES:
         raise HTTPException(400, "There is no such theme.")
-    # A top-level key of its own: changed while another request fills the basket, both changes survive.
+    # A separate top-level key, so that a concurrent request that fills the basket keeps its change.
     session_of(request)["theme"] = theme
     return RedirectResponse(PLACES.get(form.get("back", ""), "/"), 303)
 
@@ -317,7 +317,7 @@ _environment = Environment(
 )
 
 _HEADERS = {
-    # One script of ours, which warns before the session ends, and no style but ours.
+    # Allows only our stylesheet and our script, which warns before the session ends.
     "content-security-policy": "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self'; style-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "referrer-policy": "same-origin",
@@ -339,7 +339,7 @@ def _page(
 
 
 def _frame(session: Session | None, here: str) -> dict[str, Any]:
-    """What the frame of each page needs, that of the sessions page too. ``here``: where a form of the frame leads back to."""
+    """The variables for the frame of each page, also of the sessions page. ``here``: the page after a form of the frame."""
     theme = "auto" if session is None else session.get("theme", "auto")
     theme = theme if theme in THEMES else "auto"
     return {"session": session, "theme": theme, "themes": THEMES, "here": here, "name_of": _name, "money": _money}

@@ -1,4 +1,4 @@
-"""What is done to a database by hand or from cron: its schema, and its sweeping."""
+"""``asgi-sessions schema`` and ``asgi-sessions sweep``: the maintenance of a database by hand or from cron."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ with needs("sql", "this command"):
 
 
 def print_schema(dialect: str, table: str) -> int:
-    """Print the statements that make the tables."""
+    """Print the statements that create the tables."""
     make = {
         "postgresql": postgresql.dialect,
         "mysql": mysql.dialect,
@@ -38,13 +38,13 @@ def print_schema(dialect: str, table: str) -> int:
 
 
 def sweep(options: argparse.Namespace) -> int:
-    """Remove what is over, once: 0 also where somebody else is at it, else 1."""
+    """Remove expired sessions once. Returns 0, also if another process is sweeping."""
     rules = Devices(history=timedelta(days=options.history_days)).rules
 
     store = store_of(url_in(options), name_in(options))
     if not isinstance(store, SweepingStore):
         raise ConfigurationError(
-            f"sweep: {type(store).__name__} forgets by itself what is over; there is nothing to do"
+            f"sweep: {type(store).__name__} removes expired sessions by itself. Only a database needs this command"
         )
 
     async def work() -> int | None:
@@ -57,7 +57,7 @@ def sweep(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"removed": removed})
     elif removed is None:
-        print(f"somebody else is sweeping, or was within the last {TURN:.0f} seconds")
+        print(f"another process is sweeping, or has swept within the last {TURN:.0f} seconds")
     else:
-        print(f"{removed} sessions that were over are removed")
+        print(f"{removed} expired sessions removed")
     return 0

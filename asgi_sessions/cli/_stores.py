@@ -1,4 +1,4 @@
-"""The store that a URL on the command line means; one place for all commands that take one."""
+"""Builds the store for a URL on the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asgi_sessions.stores import Store
 T = TypeVar("T")
 
 TIME_FOR_THREADS: Final = 2.0
-"""Seconds. They end within milliseconds after their connection is closed."""
+"""Seconds to wait for the threads of SQLite's driver. They end within milliseconds after their connection is closed."""
 
 DATABASE_HELP = "as for SQLStore.from_url()"
 URL_HELP = f"redis://, rediss:// (TLS), unix://, redis+cluster:// or rediss+cluster:// (any node), or {DATABASE_HELP}"
@@ -25,10 +25,10 @@ def store_of(url: str, name: str | None) -> Store:
     """The store behind ``url``.
 
     Args:
-        name: the prefix of its keys in Redis, or its table; ``None``: as the store itself has it.
+        name: the prefix of its keys in Redis, or its table, or ``None`` for the store's own default.
     Raises:
-        ConfigurationError: the URL is not understood, or names a file of SQLite that does not exist. MissingExtra: a database,
-            and SQLAlchemy or the driver is not there.
+        ConfigurationError: the URL is not valid, or names a missing file of SQLite.
+        MissingExtra: the URL names a database, and SQLAlchemy or the driver is not installed.
     """
     if (node := url_of_a_node(url)) is not None:
         return asgi_sessions.RedisStore.from_cluster(node, prefix=name or "asgi-sessions")
@@ -39,7 +39,7 @@ def store_of(url: str, name: str | None) -> Store:
 
 
 def _refuse_missing_file(url: str) -> None:
-    """SQLite makes a file that does not exist, which here is a mistyped one."""
+    """Refuse a missing file of SQLite. SQLite would create it, but here the name is probably mistyped."""
     scheme, _, rest = url.partition("://")
     file = rest.partition("?")[0].removeprefix("/").removeprefix("file:")
     if scheme.partition("+")[0] == "sqlite" and file not in ("", ":memory:") and not Path(file).is_file():
@@ -47,9 +47,9 @@ def _refuse_missing_file(url: str) -> None:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """``asyncio.run()``, whose loop stays open until the threads of SQLite's driver have ended.
+    """Like ``asyncio.run()``, but keep the loop open until the threads of SQLite's driver have ended.
 
-    The driver does not wait for them. One that answers to a closed loop prints a traceback.
+    The driver does not wait for them. A thread that answers to a closed loop prints a traceback.
     """
 
     async def until_threads_end() -> T:
@@ -64,6 +64,6 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def url_of_a_node(url: str) -> str | None:
-    """``redis://…`` for ``redis+cluster://…``, and with TLS likewise: the form that redis-py knows; ``None``: no cluster."""
+    """The ``redis://…`` or ``rediss://…`` URL for redis-py from a ``redis+cluster://…`` URL, or ``None`` for no cluster."""
     scheme, _, rest = url.partition("://")
     return f"{scheme.removesuffix('+cluster')}://{rest}" if scheme in ("redis+cluster", "rediss+cluster") else None

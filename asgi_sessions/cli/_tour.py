@@ -1,7 +1,7 @@
-"""The tour: the life of a session, played over real HTTP with a real cookie jar, and checked while it is shown.
+"""The tour: plays the life of a session over real HTTP with a real cookie jar, and checks each claim.
 
-Shop and visitors live in one event loop and talk through TLS sockets, so that what is printed is what travelled. Every claim is
-checked at once; the first that does not hold ends the tour.
+Shop and visitors share one event loop and talk through TLS sockets, so the tour prints real messages. The first false claim
+ends the tour.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from asgi_sessions.errors import RecordChanged
 from asgi_sessions.stores import Store
 
 TIME_LIMIT = 20.0
-"""Seconds for all of it; it takes about one."""
+"""Seconds for the whole tour, which takes about one."""
 
 _COOKIE = CookieConfig()  # the default one, as in production
 _ATTRIBUTES = {"Path=/", "Secure", "HttpOnly", "SameSite=Lax"}
@@ -49,7 +49,7 @@ _SECRETS: Final = re.compile(
     r"""(?<=-bound-.{16}=)[^;,\s'"]+|(?<=challenge=")[^"]+|(?<=;id=")[^"]+|(?<=Session-Challenge: ")[^"]+"""
     r"""|(?<=Session-Response: )\S+|(?<=Session-Id: )\S+"""
 )
-"""Of a bound session; cut like every token."""
+"""The parts of a bound session's messages that are cut like tokens."""
 _LAPTOP = "Mozilla/5.0 (X11; Linux x86_64; rv:133.0) Gecko/20100101 Firefox/133.0"
 _PHONE = (
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
@@ -60,10 +60,10 @@ _CONFLICT = "update (changed meanwhile)"
 
 
 class Clock:
-    """The machine's clock, until the tour moves it."""
+    """The machine's clock. The tour can move it ahead."""
 
     stands_still = True
-    """The clock of a store's server does not correct it."""
+    """The clock of a store's server does not correct this clock."""
 
     def __init__(self) -> None:
         self._ahead = 0.0
@@ -76,11 +76,11 @@ class Clock:
 
 
 class Mismatch(Exception):
-    """Something was not as announced."""
+    """Raised for a false claim."""
 
 
 def run() -> int:
-    """Play the tour: 0 if all was as announced, else 1."""
+    """Play the tour. Returns 0 if all claims are true, else 1."""
     url, prefix = environ.get("REDIS_URL"), f"asgi-sessions-tour-{token_hex(4)}"
     store, where = open_store(environ, prefix=prefix)
     try:
@@ -118,7 +118,7 @@ class Tour:
         self, url: str, trusted: str, store: Watched, gate: Gate, clock: Clock, redis: tuple[str, str] | None
     ) -> None:
         self._url = url
-        self._tls = ssl.create_default_context(cadata=trusted)  # this very certificate, and no other
+        self._tls = ssl.create_default_context(cadata=trusted)  # only this certificate
         self._store = store
         self._gate = gate
         self._clock = clock
@@ -127,7 +127,7 @@ class Tour:
         self._things = 0
 
     async def play(self) -> int:
-        """All steps in their order; how many things were checked."""
+        """Play all steps in order. Returns the number of checked claims."""
         async with self._visitor("visitor") as visitor, self._visitor("thief") as thief:
             await self._first_visit(visitor)
             await self._basket(visitor)
@@ -149,7 +149,7 @@ class Tour:
 
     async def _first_visit(self, visitor: Visitor) -> None:
         self._announce("First visit: whoever only looks gets no cookie, and the store is not even asked.")
-        self._store.asked()  # the app looked at the store when it started
+        self._store.asked()  # the app asked the store at its start
         response = await visitor.get("/")
         self._check("the shelf is shown", response.status_code, 200)
         self._check("no cookie is set", _set_cookies(response), [])
@@ -191,7 +191,7 @@ class Tour:
                 "the fast one is answered while the slow one waits", (_leads_to(fast), slow.done()), ("/", False)
             )
         finally:
-            self._gate.opened.set()  # also on errors, or the server would wait for it
+            self._gate.opened.set()  # also after an error, because the server waits for the request
             response = await slow
         self._check("the slow one is answered too", _leads_to(response), "/")
         self._check("neither sets a cookie", _set_cookies(fast) + _set_cookies(response), [])
@@ -377,7 +377,7 @@ class Tour:
         self._check("it is nobody, with nothing", (session["user_id"], session["data"]), (None, {}))
 
     async def _look_into_redis(self) -> None:
-        """For operators: what the record is called there, and when the server itself would drop it."""
+        """Show the key of the record in Redis, and when the server itself removes it."""
         if self._redis is None:
             return
         url, prefix = self._redis
@@ -400,11 +400,11 @@ class Tour:
         return httpx.AsyncClient(base_url=self._url, transport=transport, headers={"user-agent": agent})
 
     def _transport(self) -> Shown:
-        # Proxies and certificates of the environment are not asked: the way to the shop is a straight one.
+        # Proxies and certificates of the environment are ignored, since the shop is on this machine.
         return Shown(httpx.AsyncHTTPTransport(verify=self._tls, trust_env=False))
 
     async def _session(self, visitor: Visitor) -> dict[str, Any]:
-        """What the shop says is in the session. The questions that this puts to the store do not count."""
+        """The content of the session, from the shop. The store calls of this request do not count."""
         response = await visitor.get("/session.json")
         self._store.forget()
         if response.status_code != 200:
@@ -426,7 +426,7 @@ class Tour:
 
 
 class Shown(httpx.AsyncBaseTransport):
-    """A transport that prints what a visitor sends and is told."""
+    """A transport that prints the requests and answers of a visitor."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
         self._inner = inner
@@ -455,7 +455,7 @@ def _lines(headers: httpx.Headers, names: tuple[str, ...]) -> list[str]:
 
 
 class Visitor:
-    """A browser of the poor: a cookie jar, and everything that goes in or out is printed."""
+    """A simple browser: a cookie jar and a transport that prints."""
 
     def __init__(self, name: str, client: httpx.AsyncClient) -> None:
         self._name = name
@@ -473,7 +473,7 @@ class Visitor:
         return self._client.cookies.get(_COOKIE.name)
 
     def tab(self, name: str) -> Visitor:
-        """The same browser, the same jar; another name in front of what is printed."""
+        """Another tab of this browser, with the same cookie jar and another name in the output."""
         other = Visitor(name, self._client)
         other.hears = self.hears
         return other
@@ -489,7 +489,7 @@ class Visitor:
         self.show("←", ["(the stream has ended)"])
 
     def present(self, token: str | None, others: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Hold this token and no other, and these other cookies."""
+        """Replace all cookies by this token and these others."""
         self._client.cookies.clear()
         for name, value in {_COOKIE.name: token or "", **others}.items():
             self._client.cookies.set(name, value)
@@ -498,7 +498,7 @@ class Visitor:
         return await self._send("GET", path)
 
     async def post(self, path: str, *, from_: str | None = None, **form: str) -> httpx.Response:
-        """Send a form; ``from_``: as the browser does for a page of that origin, of the same site."""
+        """Send a form. ``from_``: the origin of the page with the form, on the same site."""
         headers = {} if from_ is None else {"origin": from_, "sec-fetch-site": "same-site"}
         return await self._send("POST", path, form, headers)
 
@@ -522,35 +522,35 @@ class Visitor:
 
 
 class BoundVisitor(Visitor):
-    """One whose browser has a key for each bound session."""
+    """A visitor with a browser that has a key for each bound session."""
 
     def __init__(self, name: str, client: httpx.AsyncClient, device: SoftwareDevice) -> None:
         super().__init__(name, client)
         self.device = device
 
     def bound_cookies(self) -> dict[str, str]:
-        """The cookies that the browser was given for its proofs."""
+        """The cookies that the browser received for its proofs."""
         return {name: value for name, (value, _) in self.device.cookies.items()}
 
 
 class Watched:
-    """A store that remembers what it was asked, and hands every question on."""
+    """Passes all calls on to a store, and records them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._asked: list[str] = []
         self._made: list[str] = []
         self.secret: str = token_urlsafe(32)
-        """Of this tour alone: it seals what is in the store."""
+        """A secret for this tour only. It seals the records in the store."""
         self.namespace: str = getattr(store, "namespace", "")
 
     @property
     def newest(self) -> str:
-        """The key of the record that was made last."""
+        """The key of the newest record."""
         return self._made[-1]
 
     def asked(self) -> list[str]:
-        """What it was asked since the last time."""
+        """The calls since the last ``asked()``."""
         asked, self._asked = self._asked, []
         return asked
 
@@ -588,7 +588,7 @@ class Watched:
         return await self._store.delete(key, rev=rev, **note)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)  # what it can do for users, and listening
+        return getattr(self._store, name)  # the calls for users, and notifications
 
     async def index(self, owner: str) -> Mapping[str, str]:
         self._asked.append("index")
@@ -598,11 +598,11 @@ class Watched:
         await self._store.aclose()
 
     async def left(self) -> int:
-        """How many of the records that were ever made are still there."""
+        """The number of created records that still exist."""
         return len([key for key in self._made if await self._store.load(key) is not None])
 
     async def clean_up(self) -> None:
-        """Leave nothing behind in a store that outlives the tour, whatever happened."""
+        """Remove all records of the tour from the store, also after an error."""
         with contextlib.suppress(StoreError):
             for user_id in ("ada", "grace"):
                 await self.forget_user(user_id)
@@ -618,25 +618,25 @@ def _set_cookies(response: httpx.Response) -> list[str]:
 
 
 def _parts(set_cookie: str) -> tuple[str, str, set[str]]:
-    """Name, value and attributes."""
+    """Name, value and attributes of a ``Set-Cookie`` header."""
     pair, *attributes = set_cookie.split("; ")
     name, _, value = pair.partition("=")
     return name, value, set(attributes)
 
 
 def _leads_to(response: httpx.Response) -> str:
-    """Where a redirect leads; of any other answer the status."""
+    """The target of a redirect, or the status of another answer."""
     return response.headers.get("location", "") if response.status_code == 303 else f"status {response.status_code}"
 
 
 def _short(text: str) -> str:
-    """The text with every token in it cut."""
+    """The text with all tokens cut."""
     tokens = rf"(?<={re.escape(_COOKIE.name)}=)[^;,\s'\"]+|{_SECRETS.pattern}"
     return re.sub(tokens, lambda found: _cut(found[0]) or "", text)
 
 
 def _cut(token: str | None) -> str | None:
-    """Enough of a token to tell it from another, and too little to use it."""
+    """The beginning of a token: enough to recognise it, and too little to use it."""
     return token if token is None or len(token) <= 8 else f"{token[:8]}…"
 
 

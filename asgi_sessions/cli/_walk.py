@@ -1,4 +1,4 @@
-"""A walk through all records of a store, for commands that look at many of them."""
+"""A walk through all records of a store."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ BATCH: Final = 200
 """Keys in one step of the walk."""
 
 AT_ONCE: Final = 20
-"""Records that are asked for at the same time. The store serves requests meanwhile."""
+"""Concurrent reads. It is small, because the store serves requests meanwhile."""
 
 
 class Found(NamedTuple):
-    """One record of the walk that may be a session."""
+    """A record of the walk. It may be a session."""
 
     record: Record
     body: Body | None
-    """``None``: it does not open with the secrets of this command."""
+    """``None``: the secrets of this command do not open it."""
 
 
 class Step(NamedTuple):
@@ -33,16 +33,16 @@ class Step(NamedTuple):
 
     found: list[Found]
     unreadable: int
-    """Values under our keys that are no records."""
+    """Number of values under our keys that are no records."""
     share: float | None
-    """Of the store that lies behind, about; ``None``: the store does not say."""
+    """The approximate walked share of the store, or ``None`` if the store does not know it."""
 
 
 async def walk(opened: Opened, bar: Bar) -> AsyncIterator[Step]:
-    """Walk through the store. Only sessions within their time are found, with those that do not open.
+    """Walk through the store and yield living sessions and records that do not open.
 
     Raises:
-        ConfigurationError: the store cannot be walked through. StoreError: the store failed.
+        ConfigurationError: the store has no walk. StoreError: the store failed.
     """
     store: Any = opened.sessions.store
     if not isinstance(store, ScannableStore):
@@ -80,7 +80,7 @@ async def _look(opened: Opened, key: str) -> Found | None:
 
 
 def _is_session(opened: Opened, found: Found) -> bool:
-    """Whether it is a session that is alive, as far as can be said of a record that does not open."""
+    """Whether a record is a living session. A record that does not open counts, unless it has expired or is an alias."""
     record, body = found
     records = opened.sessions._manager.records
     if body is None:
