@@ -76,10 +76,10 @@ class Exchange:
     # ── The answer begins ──
 
     async def _commit_and_start(self, message: Message, *, cacheable: bool = True) -> None:
-        """Commit before the answer leaves. If that fails, the client gets another answer, and the app an error.
+        """Commit before the answer leaves. If that fails, the client gets another answer, and the app gets an error.
 
         Raises:
-            StoreError, SessionLimitReached: in the app's ``await send(…)``, so that the app does not go on as if all were well.
+            StoreError, SessionLimitReached: in the app's ``await send(…)``, so that the app knows of the failure.
         """
         try:
             await self._middleware._manager.commit(self.session, failed=self._failed)
@@ -97,7 +97,7 @@ class Exchange:
         self._told_caches = reads = session._accessed and cacheable
         if due is False and not reads:
             return message
-        # A degraded session: the store was away for a moment only.
+        # A degraded session is private, because the store's failure is temporary.
         private = reads and (session._degraded or (self._middleware.no_store_when_logged_in and session._is_of_a_user))
         try:
             headers: Headers = [*(message.get("headers") or ())]
@@ -117,7 +117,7 @@ class Exchange:
         return {**message, "headers": headers}
 
     def add_to_cookie(self, headers: Headers) -> None:
-        """Headers that remove the cookie of another library. They leave with ours, or when nothing is left in the session."""
+        """Add headers that remove the cookie of another library. They leave with our cookie, or if the session is empty."""
         inner, wanted = self._send, self._middleware.cookie.wanted
 
         async def send(message: Message) -> None:
@@ -135,7 +135,7 @@ class Exchange:
             self._send = send
 
     def _is_left_empty(self) -> bool:
-        """Whether the session has ended, or holds nothing, and that counts."""
+        """Whether the session has ended or is empty. It is neither after a failed answer, nor without the store."""
         session = self.session
         is_empty = session._record is None and not dict.__len__(session) and not session._degraded
         return is_empty and not self._failed and self._failure is None
@@ -221,7 +221,7 @@ class Exchange:
     # ── Sockets and streams ──
 
     def _begin_watching(self) -> None:
-        """This may take long: close it when the session ends, and one of a bound session after a while."""
+        """Close this socket or stream when its session ends. One of a bound session is also closed after a time limit."""
         watch, binder, actor = self._middleware._watch, self._middleware._binder, self.session._actor
         record = self.session._record
         limit = None if binder is None else binder.closes_after(self.session)
@@ -238,7 +238,7 @@ class Exchange:
             self.live = live
 
     def stop_watching(self) -> None:
-        """From now on the end of the session does not close this."""
+        """Stop the watch: from now on the end of the session does not close this."""
         if self.live is not None and self.live.is_watched:
             self.live.leave()
             self.live = None
@@ -260,7 +260,7 @@ def stems_from(error: BaseException | None, origin: BaseException) -> bool:
 
 
 dropped: Final[set[str]] = set()
-"""Names of cookies dropped by browsers. The log has a warning for each."""
+"""Names of cookies that browsers drop. The log has a warning for each."""
 
 
 def _warn_of_plain_http(name: str) -> None:

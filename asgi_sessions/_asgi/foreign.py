@@ -27,7 +27,7 @@ _FOREIGN: Final = frozenset(
         "starsessions.middleware.SessionMiddleware",
     }
 )
-"""Middlewares known to write ``scope["session"]``. Only the check at start-up needs names: a request has their session."""
+"""Middlewares that write ``scope["session"]``. Only the check at start-up needs names. A request shows their session."""
 
 
 def refuse_foreign(scope: Scope) -> None:

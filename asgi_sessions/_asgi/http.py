@@ -34,8 +34,8 @@ class HttpExchange(Exchange):
         elif message["type"] == "http.response.start":
             self._failed = is_failure(message.get("status"))
             if session._record is None and not session._accessed:
-                # No session, and the app did not ask for one: most requests of most sites. The general rules come to the
-                # same, and take a third of the cost of such a request.
+                # No session, and the app did not read it: most requests of most sites. The general rules give the same result,
+                # but take a third of the cost of such a request.
                 self._start = message
                 session._started = True
             elif self._middleware._manager.is_settled(session, self._failed):

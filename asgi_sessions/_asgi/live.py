@@ -16,8 +16,8 @@ from asgi_sessions._engine.watch import Watcher
 logger = logging.getLogger("asgi_sessions")
 
 SEND_GRACE: Final = 5.0
-"""Seconds for a message already on its way when the session ends. It would never finish if the client stopped reading: the
-server waits until its buffer drains.
+"""Seconds for a message in flight when the session ends. Without a limit it would never finish if the client stopped reading,
+because the server waits until its buffer drains.
 """
 
 
@@ -54,14 +54,14 @@ class Live:
             self._timer = loop.call_later(seconds, self.end)
 
     def leave(self) -> None:
-        """Nothing closes this any more."""
+        """Stop all watchers and the timer, so that this stays open."""
         for watcher in self.watchers:
             watcher.leave()
         if self._timer is not None:
             self._timer.cancel()
 
     def end(self) -> None:
-        """The session has ended, or its device is to be proved again."""
+        """End this socket or stream: its session has ended, or its device must be proved again."""
         if self.ended is not None:
             return
         self.ended = SessionEnded("the session has ended, and its sockets and streams with it")
@@ -106,7 +106,7 @@ class Live:
 
     def _raise_if_ended(self) -> None:
         if self.ended is not None:
-            # Only now: two messages must not be sent at the same time, and one may have been on its way.
+            # Only now, because two messages must not be sent at the same time, and one may have been in flight.
             self._close_soon()
             raise self.ended
 

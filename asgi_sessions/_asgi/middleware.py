@@ -1,4 +1,4 @@
-"""SessionMiddleware: its options, and the way of a request from the cookie to the app.
+"""SessionMiddleware: its options, and the path of a request from the cookie to the app.
 
 The middleware reads the cookie before the app runs. It commits when the first byte is about to leave: after that, no cookie
 can be sent.
@@ -45,23 +45,22 @@ class SessionMiddleware:
 
     Args:
         app: the ASGI app to wrap.
-        store: the :class:`Sessions` of the app. A store will do where nothing else needs one: a Sessions is made for it, with the
-            further ``options``.
+        store: the :class:`Sessions` of the app, or a store. From a store, the middleware builds a Sessions with ``options``.
         cookie: name and attributes of the cookie.
-        skip: ``skip(scope) -> bool``: requests that shall have no session at all.
-        passive: ``passive(scope) -> bool``: requests that are no activity of the user, such as polls of a page. They do not
-            move the idle timeout. See also :meth:`Session.mark_passive`.
-        realm: ``realm(scope) -> str``, for one app that serves several hosts or tenants: a token counts only in the realm in
-            which it was made, such as the host name. ``docs/realms.md``.
-        on_store_failure: what a request with a session cookie gets when the store cannot be asked. ``"unavailable"``: 503 with
+        skip: ``skip(scope) -> bool``: true for requests without a session.
+        passive: ``passive(scope) -> bool``: true for requests without activity of the user, such as polls of a page. They do
+            not move the idle timeout. See also :meth:`Session.mark_passive`.
+        realm: ``realm(scope) -> str``, for one app with several hosts or tenants. A token counts only in its realm, for example
+            its host name. See ``docs/realms.md``.
+        on_store_failure: the answer to a request with a session cookie if the store fails. ``"unavailable"``: 503 with
             Retry-After. ``"raise"``: the ``StoreError`` goes to your error handlers. ``"anonymous"``: an empty session, marked
-            ``is_degraded``, of which nothing is written.
-        no_store_when_logged_in: put ``Cache-Control: no-store`` into every response to a request that read the session of a
-            user, so that "Back" does not show its page after the log-out.
-        options: those of :class:`Sessions`, such as ``timeouts``; only with a store.
+            ``is_degraded``, which is never saved.
+        no_store_when_logged_in: add ``Cache-Control: no-store`` to each response after the session of a user was read, so that
+            "Back" does not show the page after the log-out.
+        options: the options of :class:`Sessions`, such as ``timeouts``. Allowed only with a store.
 
     Raises:
-        ConfigurationError: something does not fit together; the message says what to do.
+        ConfigurationError: an option is wrong, or two do not fit together. The message says what to do.
     """
 
     @forgets_arguments
@@ -124,7 +123,7 @@ class SessionMiddleware:
                 return
             if getattr(outer._keeper, "cookie_name", None) == self.cookie.name:
                 raise twin(self.cookie.name)
-        # From here to the app in one frame: another one costs each await 0.15 µs, of 2 in all.
+        # One frame from here to the app: another one costs each await 0.15 µs, of 2 µs in all.
         exchange: HttpExchange | WebSocketExchange
         if kind == "http":
             exchange = HttpExchange(self, scope, send)
@@ -133,7 +132,7 @@ class SessionMiddleware:
             receive = exchange.receive
         values = values_called(scope.get("headers", ()), self.cookie.wanted)
         if values and len(values) > 1 and self.cookie.is_host_bound:
-            # Browsers keep one cookie under a __Host- name. A second one is an attack, and either may be the false one.
+            # Browsers keep one cookie under a __Host- name. A second one is an attack, and either may be forged.
             await self._manager.emit_event("cookie.duplicated", count=len(values))
             values = []
         keys = self._manager.recognise(values, scope) if values else None
@@ -161,7 +160,7 @@ class SessionMiddleware:
             if self._binder is not None and not self._binder.is_proven(scope, session):
                 judged = await self._binder.judge(scope, send, session)
                 if judged is None:
-                    return  # the browser proves its device first, and comes again
+                    return  # answered: the browser proves its device and repeats the request
                 session = judged
         del keys  # the collector counts what requests in flight hold
         session._origin = scope
@@ -180,22 +179,22 @@ class SessionMiddleware:
             if not exchange.is_complete():
                 await exchange.finish()
         finally:
-            session._origin = None  # a cycle otherwise: all of the request would wait for the collector
-            # Without an outer one the key stays as it is. NiceGUI keeps the request of a page, and while the page's socket is
-            # open it reads the session of its own middleware there.
+            session._origin = None  # breaks a cycle, which would keep the request until the collector runs
+            # Without an outer session the key stays. NiceGUI keeps the request of a page, and reads the session of its own
+            # middleware there while the page's socket is open.
             if outer is not None:
                 scope["session"] = scope[OURS] = outer
             if exchange.live is not None:
                 exchange.stop_watching()
 
     async def _adopt(self, scope: Scope, exchange: Exchange) -> Session:
-        """The session of a request that has no cookie of ours; perhaps that of another library.
+        """The session of a request without our cookie. It may be adopted from another library.
 
         Raises:
             StoreError: a store failed.
         """
         adopted = None
-        # Another site's form may carry the old cookie where SameSite withholds ours. It gets no session, as it would with ours.
+        # A cross-site form may carry the old cookie although SameSite withholds ours. It gets no session, as with our cookie.
         if self._adopter is not None and not self.cookie.may_be_withheld(scope):
             is_http = scope["type"] == "http"
             adopted = await self._adopter.adopt(scope, active=is_activity(scope, self._passive), renews=is_http)
@@ -214,18 +213,18 @@ def _binder(sessions: Sessions, manager: Manager, cookie: CookieConfig, app: obj
             f"a second SessionMiddleware with device_bound stands inside, and both would answer {options.path}. Give one of "
             "them DeviceBound(path=…) with another path."
         )
-    from asgi_sessions.dbsc._binder import Binder  # takes a while to load, and few need it
+    from asgi_sessions.dbsc._binder import Binder  # slow to import, and most apps bind no sessions
 
     return Binder(options, manager, cookie)
 
 
 def _check_timeouts(timeouts: Timeouts | None) -> None:
     if timeouts is None:
-        raise ConfigurationError("SessionMiddleware: its Sessions has no timeouts; give it timeouts=")
+        raise ConfigurationError("SessionMiddleware: its Sessions has no timeouts. Give it timeouts=")
     if timeouts.remember_absolute > timedelta(days=MOST_DAYS) and timeouts.renew is None:
         raise ConfigurationError(
             f"Timeouts(remember_absolute={timeouts.remember_absolute!r}): browsers keep a cookie for {MOST_DAYS} days "
-            "at most. Use a shorter time, or renew=… so that a new cookie is sent now and then."
+            "at most. Use a shorter time, or renew=… so that a new cookie is sent in time."
         )
 
 

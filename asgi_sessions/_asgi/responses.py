@@ -1,4 +1,4 @@
-"""Every answer given in place of the app."""
+"""All answers in place of the app."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ async def answer(
     """Answer a request, or deny a WebSocket handshake, with a short text.
 
     Args:
-        text: the name of the status if empty.
-        headers: more headers than those of the text.
+        text: the body, or by default the name of the status.
+        headers: further headers.
         kind: the media type of the text.
         cache: the value of ``Cache-Control``.
-        code, reason: for a server without the extension "Websocket Denial Response": the socket is closed before it was accepted,
-            and the server answers 403.
+        code, reason: close a WebSocket with these if the server lacks the extension "Websocket Denial Response". The socket was
+            not accepted yet, so the server answers 403.
     """
     response = "http.response"
     if scope["type"] == "websocket":
@@ -73,10 +73,10 @@ async def end(scope: Scope, send: Send, start: Message) -> None:
 
 
 async def fail_to_start(error: Exception, receive: Receive, send: Send) -> None:
-    """Report an error as the failure of a start-up. A server would take the exception alone for an app without lifespan."""
+    """Report an error as a failed start-up. After a bare exception, a server assumes an app without lifespan."""
     await receive()  # lifespan.startup
     await send({"type": "lifespan.startup.failed", "message": str(error)})
 
 
 async def nothing() -> None:
-    """Awaited in place of sending a dropped message."""
+    """Do nothing. Awaited for a dropped message."""

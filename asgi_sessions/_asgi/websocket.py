@@ -31,7 +31,7 @@ class WebSocketExchange(Exchange):
                 "reason": "session ended",
             }
         if message["type"] == "websocket.disconnect" and self._accepted:
-            # Now, since many apps leave by an exception after this: their changes before it count.
+            # Many apps leave by an exception after this message. So their changes are saved now.
             await self._commit_late()
         return message
 
