@@ -48,7 +48,12 @@ ERROR_TYPE: Final = "error.type"
 
 Attributes = dict[str, str]
 
-_BEGUN: Final = {"session.created": "visitor", "session.logged_in": "user", "session.adopted": "adopted"}
+_BEGUN: Final = {
+    "session.created": "visitor",
+    "session.logged_in": "user",
+    "session.adopted": "adopted",
+    "session.impersonated": "impersonated",
+}
 
 
 def instrument(
@@ -253,7 +258,7 @@ class _Telemetry:
             instruments.events.add(1, {**self._base, "asgi_sessions.event": event.name})
             if event.name in _BEGUN:
                 instruments.created.add(1, {**self._base, "asgi_sessions.kind": _BEGUN[event.name]})
-            elif event.name == "session.ended":
+            elif event.name in ("session.ended", "session.impersonation_ended"):
                 instruments.ended.add(1, {**self._base, "asgi_sessions.reason": str(event.details.get("reason"))})
             elif event.name == "store.failed":
                 instruments.failures.add(1, {**self._base, OPERATION: str(event.details.get("step"))})

@@ -124,6 +124,18 @@ async def test_sessions_are_counted_as_they_begin_and_end(
     assert collected.values("asgi_sessions.events", "asgi_sessions.event")["session.logged_in"] == 2
 
 
+async def test_impersonated_sessions_are_counted(instrumented: Sessions, collected: Collected) -> None:
+    browser = Browser(app_with(instrumented))
+    await browser.do(log_in("sue"))
+
+    await browser.do(lambda session: session.impersonate("alice"))
+    await browser.do(lambda session: session.stop_impersonating())
+
+    created = collected.values("asgi_sessions.sessions.created", "asgi_sessions.kind")
+    assert created == {"user": 1, "impersonated": 1}
+    assert collected.values("asgi_sessions.sessions.ended", "asgi_sessions.reason") == {"stopped": 1}
+
+
 async def test_each_operation_of_the_store_is_timed(instrumented: Sessions, collected: Collected) -> None:
     browser = Browser(app_with(instrumented))
     await browser.do(log_in("alice"))

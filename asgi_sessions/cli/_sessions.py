@@ -68,6 +68,7 @@ def run_show(options: argparse.Namespace) -> int:
                 ("ends", info.expires_at),
                 ("remembered", info.remembered),
                 ("device-bound", info.device_bound),
+                ("actor", None if body.actor is None else body.actor.user_id),
                 ("bytes", len(record.body)),
             ]
         )
