@@ -60,7 +60,8 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
         """Add ``log_in()``. After ``destroy()``, the session before is still logged out."""
         asked = Asked.DESTROY if self.asked is Asked.DESTROY else Asked.LOG_IN
         leaving = self._leave(stored, keep_data=keep_data)
-        return replace(self, asked=asked, leaving=leaving, displaced=self.also(displaced).displaced)
+        also = self.displaced if displaced is None else (*self.displaced, displaced)
+        return replace(self, asked=asked, leaving=leaving, displaced=also)
 
     def destroy(
         self,

@@ -281,7 +281,7 @@ class Planner:
             found.append(_end(intent.leaving, intent))
         if intent.missing is not None and intent.asked is _DESTROY:
             found.append(Confirm(intent.missing))
-        if counts:
+        if counts and intent.displaced:
             found += [_end(each, intent) for each in intent.displaced]
         if phase is not _FAILED and intent.others:
             user_id, id = session._user_id, session._id

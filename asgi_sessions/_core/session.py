@@ -48,7 +48,8 @@ class Keeper(Protocol):
 T = TypeVar("T")
 D = TypeVar("D")
 
-_epochs = itertools.count(1)
+_epochs = itertools.count(2**32)
+"""Of impersonated sessions: a request goes back from them to the epoch before, and may begin another one."""
 
 _RAISE: Final = object()
 """Stands for "no default"."""
@@ -189,7 +190,7 @@ class Session(TrackedDict):
 
     def _begin(self, now: float) -> None:
         """Become a new session without a stored record."""
-        self._epoch = next(_epochs)
+        self._epoch += 1
         self._had_user = self._had_user or self._user_id is not None
         self._over = False
         self._record = None
@@ -553,7 +554,7 @@ class Session(TrackedDict):
         self._maybe_changed = self._written = self._dirty = False
         self._plan = None
         self._begin(self._keeper.clock())
-        self._intent = NO_INTENT.log_in(None, keep_data=False)
+        self._epoch, self._intent = next(_epochs), NO_INTENT.log_in(None, keep_data=False)
         self._user_id, self._authenticated_at, self._actor = user_id, actor._authenticated_at, actor
 
     def stop_impersonating(self) -> None:

@@ -449,14 +449,14 @@ class Calls:
         replaced = admission.replaced if isinstance(admission, Admission) else None
         after = await self._providers.admitted(record, body) if body.provider else list[Event]()
         name = "session.created" if user_id is None else "session.logged_in"
+        details: dict[str, Any] = {"remembered": body.remembered}
         if body.actor is not None:
-            name = "session.impersonated"
+            name, details["actor_id"] = "session.impersonated", body.actor.user_id
         events = list[Event]()
         if isinstance(admission, Admission) and admission.ended:
             events += self._events.ended(admission.ended, user_id, "limit")
         if not self._events.is_heard(name):
             return events + after, replaced
-        details: dict[str, Any] = {"remembered": body.remembered, **acting(body)}
         if isinstance(admission, Admission) and body.actor is None:
             facts = unpack_facts(body.about) if body.about else Facts()
             details |= {
