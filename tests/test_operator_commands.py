@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import secrets
 import shlex
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -328,6 +329,7 @@ def test_the_id_of_a_session_may_begin_with_a_dash(
     valkey_url: str, typed: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(URL, valkey_url)
+    monkeypatch.setenv(NAME, f"test-{secrets.token_hex(6)}")
 
     for words in (["show", "-bcdefghijklmnop"], ["revoke", "--user", "alice", "-bcdefghijklmno-"]):
         assert typed(*words).err == "asgi-sessions: no session with this id is alive\n"
