@@ -24,7 +24,7 @@ from asgi_sessions._core.provider import (
     unpack_link,
     unpack_log_in,
 )
-from asgi_sessions.errors import StoreUnreachable
+from asgi_sessions.errors import RecordDamaged, RecordExists, StoreUnreachable
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import SigningKey, TokenInvalid, Tokens
@@ -383,3 +383,44 @@ def test_what_is_packed_comes_back(issuer: str, subject: str, sid: str | None) -
     log_in = ProviderLogIn(issuer, subject, sid)
 
     assert unpack_log_in(pack(log_in)) == log_in
+
+
+async def test_a_later_log_in_makes_the_link_live_longer(
+    sessions: Sessions, alice: Browser, phone: Browser, clock: FakeClock
+) -> None:
+    await phone.do(came())
+    await alice.do(log_in("alice", remember=True, provider=(HERE, "a1", "s1")))
+    for _ in range(20):
+        clock.advance(timedelta(hours=12).total_seconds())
+        await alice.do(put(a=clock()))
+
+    assert await user_of(phone) is None
+    assert await sessions.revoke_provider(HERE, sid="s1") == 1
+
+
+async def test_what_is_no_record_under_the_key_of_a_link_is_removed(memory: MemoryStore, clock: FakeClock) -> None:
+    """Else no log-in by this subject could be linked any more."""
+    of_link, removed = key_of_subject(HERE, "a1"), list[str]()
+
+    class Damaged(MemoryStore):
+        async def load(self, key: str) -> Any:
+            if key == of_link and not removed:
+                raise RecordDamaged("it is no record")
+            return await memory.load(key)
+
+        async def create(self, record: Any, **more: Any) -> Any:
+            if record.key == of_link and not removed:
+                raise RecordExists("there is something")
+            return await memory.create(record, **more)
+
+        async def delete(self, key: str, **more: Any) -> Any:
+            if key == of_link:
+                removed.append(key)
+            return await memory.delete(key, **more)
+
+    browser = Browser(app_with(Sessions(Damaged(), clock=clock)))
+
+    await browser.do(came(sid=None))
+
+    assert removed == [of_link]
+    assert await Sessions(memory, clock=clock).revoke_provider(HERE, subject="a1") == 1
