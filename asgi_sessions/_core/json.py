@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeGuard
 
 
 def json_in(body: bytes) -> dict[str, Any]:
@@ -31,6 +31,11 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a name is repeated")
     return found
+
+
+def is_time(value: Any) -> TypeGuard[float]:
+    """Whether a value is a NumericDate (RFC 7519, section 2): a number of seconds, and neither a bool nor NaN or infinite."""
+    return type(value) in (int, float) and 0 <= value < 2**40
 
 
 def _no_constant(name: str) -> Any:

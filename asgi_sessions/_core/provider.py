@@ -68,7 +68,6 @@ class Link(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return Link(tuple(each for each in self.owners if each != owner), self.is_ended)
 
 
-_NO_LINK: Final = Link()
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_log_in: Final = msgspec.msgpack.Decoder(ProviderLogIn).decode
 _decode_link: Final = msgspec.msgpack.Decoder(Link).decode
@@ -76,7 +75,7 @@ _decode_link: Final = msgspec.msgpack.Decoder(Link).decode
 
 def pack(value: ProviderLogIn | Link) -> bytes:
     """Encode as bytes, for a body. An empty link gives ``b""``."""
-    return b"" if value == _NO_LINK else _encode(value)
+    return b"" if value == Link() else _encode(value)
 
 
 def unpack_log_in(data: bytes) -> ProviderLogIn | None:

@@ -5,7 +5,6 @@ PyJWT verifies the signature. This file checks the claims, in the order of the s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -14,7 +13,7 @@ from jwt import PyJWS
 from jwt.algorithms import OKPAlgorithm
 from jwt.exceptions import PyJWTError
 
-from asgi_sessions._core.json import json_in
+from asgi_sessions._core.json import is_time, json_in
 from asgi_sessions._core.provider import name_in
 from asgi_sessions.errors import SessionDataError
 from asgi_sessions.identity._provider import IdentityProvider
@@ -242,11 +241,6 @@ def _text(claims: Mapping[str, Any], name: str) -> str:
 
 def _time(claims: Mapping[str, Any], name: str) -> float:
     value = claims.get(name)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or not 0 <= value < 2**40
-    ):
+    if not is_time(value):
         raise Refused(f"{name} is no time")
     return float(value)

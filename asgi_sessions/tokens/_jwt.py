@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from asgi_sessions._core.json import json_in
+from asgi_sessions._core.json import is_time, json_in
 from asgi_sessions._core.token import base64url
 from asgi_sessions.errors import SessionDataError, TokenExpired, TokenInvalid
 from asgi_sessions.tokens._keys import KeyRing
@@ -132,12 +131,7 @@ def _text(claims: dict[str, Any], name: str) -> str:
 
 def _time(claims: dict[str, Any], name: str) -> float:
     value = claims.get(name)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or not 0 <= value < 2**40
-    ):
+    if not is_time(value):
         raise TokenInvalid(f"the claim {name} is not a time")
     return float(value)
 
