@@ -487,7 +487,7 @@ async def test_no_bytes_crash_it(clock: FakeClock, data: st.DataObject) -> None:
     """A good token with bytes changed, or any bytes."""
     provider = IdentityProvider("https://id.example.org", "shop")
     keys = Keys(provider)
-    keys._known, keys._fetched_at = [_public("RS256")], clock()
+    keys._known, keys._fetched_at, keys._tried_at = [_public("RS256")], clock(), clock()  # so none is fetched
     object.__setattr__(provider, "keys", keys)
     claims = {
         "iss": provider.issuer,
