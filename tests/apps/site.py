@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
-import uvicorn
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asgi_sessions import CookieConfig
 from tests.ports import free_port
+from tests.serving import serving
 
 NAME = CookieConfig().name
 ME = {"user": "alice", "data": {"basket": ["tea"]}}
@@ -81,15 +80,5 @@ class Browser(httpx.AsyncClient):
 async def served(app: Any) -> AsyncIterator[Browser]:
     """A browser on the site of ``app``, while it is up."""
     port = free_port()
-    config = uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=5, ws="websockets-sansio")
-    server = uvicorn.Server(config)
-    running = asyncio.create_task(server.serve())
-    try:
-        while not server.started:
-            assert not running.done(), running.exception()
-            await asyncio.sleep(0.01)
-        async with Browser(f"http://127.0.0.1:{port}") as browser:
-            yield browser
-    finally:
-        server.should_exit = True
-        await running
+    async with serving(app, port), Browser(f"http://127.0.0.1:{port}") as browser:
+        yield browser

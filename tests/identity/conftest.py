@@ -7,7 +7,8 @@ import pytest
 from asgi_sessions import Event, Sessions
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
-from tests.identity.provider import Provider, serving
+from tests.identity.provider import Provider
+from tests.serving import serving
 
 SECRET = "kq3v8Jw0pXzLr5Yt2Nb7Mf9Gh4Dc6Sa1Ee0"
 
@@ -15,7 +16,7 @@ SECRET = "kq3v8Jw0pXzLr5Yt2Nb7Mf9Gh4Dc6Sa1Ee0"
 @pytest.fixture
 async def provider() -> AsyncIterator[Provider]:
     provider = Provider()
-    async with serving(provider.app, provider.url):
+    async with serving(provider.app, provider.port):
         yield provider
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import warnings
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
-import uvicorn
 from joserfc import jwk, jws
 from joserfc.errors import SecurityWarning
 from starlette.applications import Starlette
@@ -33,7 +29,8 @@ class Provider:
     """Serves what tests put into :attr:`metadata` and :attr:`keys`."""
 
     def __init__(self) -> None:
-        self.url = f"http://127.0.0.1:{free_port()}"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
         self.keys: list[Any] = [key.as_dict(private=False) for key in KEYS.values()]
         self.metadata: dict[str, Any] = {"issuer": self.url, "jwks_uri": f"{self.url}/jwks"}
         self.fetched: list[str] = []
@@ -88,19 +85,3 @@ def signed(claims: dict[str, Any], alg: str = "RS256", *, key: Any = None, **hea
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SecurityWarning)  # of EdDSA, which RFC 9864 names Ed25519
         return jws.serialize_compact(header, json.dumps(claims), key, algorithms=ALL, registry=registry)
-
-
-@asynccontextmanager
-async def serving(app: Any, url: str) -> AsyncIterator[None]:
-    """The app at this URL, while the block runs."""
-    config = uvicorn.Config(app, port=int(url.rpartition(":")[2]), log_level="warning", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
-    running = asyncio.create_task(server.serve())
-    try:
-        while not server.started:
-            assert not running.done(), running.exception()
-            await asyncio.sleep(0.01)
-        yield
-    finally:
-        server.should_exit = True
-        await running
