@@ -47,16 +47,18 @@ def _refuse_missing_file(url: str) -> None:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Like ``asyncio.run()``, but keep the loop open until the threads of SQLite's driver have ended.
+    """Like ``asyncio.run()``, but keep the loop open until the threads of SQLite's driver have ended that this work began.
 
     The driver does not wait for them. A thread that answers to a closed loop prints a traceback.
     """
+
+    others = set(threading.enumerate())
 
     async def until_threads_end() -> T:
         try:
             return await work
         finally:
-            for thread in threading.enumerate():
+            for thread in set(threading.enumerate()) - others:
                 if "_connection_worker_thread" in thread.name:
                     await asyncio.to_thread(thread.join, TIME_FOR_THREADS)
 
