@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -33,6 +34,10 @@ from tests.ports import free_port, give_back
 from tests.proxy import Proxy
 
 CI = os.environ.get("CI") == "true"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Begun in the background of a script. The programs that the suite starts and interrupts would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, max_examples=50)
@@ -298,6 +303,7 @@ ON_EVERY_DATABASE = {
 """Modules that run on databases too. What the others ask of a store, these ask as well."""
 
 ON_ONE_DATABASE = {
+    "test_accounts",
     "test_acting",
     "test_adoption",
     "test_bound_sessions",
