@@ -36,6 +36,7 @@ from asgi_sessions import (
     UserSessions,
 )
 from asgi_sessions._core.token import MAX_USER_ID
+from asgi_sessions.accounts import Accounts
 from asgi_sessions.client_address import ClientAddress
 from asgi_sessions.frameworks.quart import ScopeSessionInterface
 from asgi_sessions.identity import IdentityProvider
@@ -218,6 +219,7 @@ class World:
             Timeouts: Timeouts,
             Sessions: lambda: Sessions(self.store),
             TrustedDevices: lambda: TrustedDevices(Sessions(self.store)),
+            Accounts: lambda: Accounts(Sessions(self.store)),
             UserSessions: lambda: UserSessions(self.store),
             ClientAddress: ClientAddress,
             Strings: Strings,

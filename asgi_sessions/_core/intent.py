@@ -7,6 +7,7 @@ final result.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -50,18 +51,17 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
     missing: str | None = None
     """The key of a session to end that was not found: see ``Traits.confirms_ends``."""
     displaced: tuple[Leaving, ...] = ()
-    """Other sessions to end: a bound one (see :func:`displaced_by`), or an impersonated one after its actor left it."""
+    """Other sessions to end: a bound one (:func:`displaced_by`), an impersonated one after its actor left it, or a parked one."""
 
     def regenerate(self) -> Intent:
         """Add ``regenerate()``. A stronger verb already makes a new token."""
         return replace(self, asked=Asked.REGENERATE) if self.asked is Asked.NOTHING else self
 
-    def log_in(self, stored: Leaving | None, *, keep_data: bool, displaced: Leaving | None = None) -> Intent:
+    def log_in(self, stored: Leaving | None, *, keep_data: bool, displaced: Iterable[Leaving] = ()) -> Intent:
         """Add ``log_in()``. After ``destroy()``, the session before is still logged out."""
         asked = Asked.DESTROY if self.asked is Asked.DESTROY else Asked.LOG_IN
         leaving = self._leave(stored, keep_data=keep_data)
-        also = self.displaced if displaced is None else (*self.displaced, displaced)
-        return replace(self, asked=asked, leaving=leaving, displaced=also)
+        return replace(self, asked=asked, leaving=leaving, displaced=(*self.displaced, *displaced))
 
     def destroy(
         self,
@@ -69,10 +69,12 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
         *,
         is_unknown: bool,
         missing: str | None = None,
-        displaced: Leaving | None = None,
+        displaced: Iterable[Leaving] = (),
     ) -> Intent:
         """Add ``destroy()``. ``is_unknown``: the store failed at the load, so there may be a session to end."""
-        leaving, also = self._leave(stored, keep_data=False), self.also(displaced).displaced
+        leaving, also = self._leave(stored, keep_data=False), (*self.displaced, *displaced)
+        if leaving is None and also:
+            leaving, also = also[0], also[1:]
         if leaving is not None or is_unknown or missing is not None:
             return Intent(Asked.DESTROY, leaving, self.others, missing if leaving is None else None, also)
         return self.settled()
@@ -82,9 +84,9 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
         others = self.others if user_id in self.others else (*self.others, user_id)
         return replace(self.regenerate(), others=others)
 
-    def also(self, displaced: Leaving | None) -> Intent:
+    def also(self, displaced: Leaving) -> Intent:
         """Add another session to end."""
-        return self if displaced is None else replace(self, displaced=(*self.displaced, displaced))
+        return replace(self, displaced=(*self.displaced, displaced))
 
     def _leave(self, stored: Leaving | None, *, keep_data: bool) -> Leaving | None:
         """The session to end: the first of the request, since later ones were never stored."""
@@ -131,14 +133,30 @@ _DISPLACING: Final = b"\x01"
 
 def displacing(leaving: Leaving) -> bytes:
     """Encode the bound session that an anonymous one replaces in the browser."""
-    return _DISPLACING + f"{leaving.record.owner}{leaving.record.id}".encode("ascii")
+    return _DISPLACING + place_of(leaving.record).encode("ascii")
 
 
 def displaced_by(device: bytes) -> Leaving | None:
-    """Decode the bound session of :func:`displacing`. Its key is unknown, but the index of its user has it."""
+    """Decode the bound session of :func:`displacing`."""
     if device[:1] != _DISPLACING or len(device) != 1 + OWNER_CHARS + ID_CHARS:
         return None
-    text = device[1:].decode("ascii", "replace")
-    owner, id = text[:OWNER_CHARS], text[OWNER_CHARS:]
+    return leaving_at(device[1:].decode("ascii", "replace"))
+
+
+# ── A session of a user, by its place in the index ──
+
+
+def place_of(record: Record) -> str:
+    """The owner and the id of a user's session. They do not change with its token."""
+    return f"{record.owner}{record.id}"
+
+
+def owner_and_id(place: str) -> tuple[str, str]:
+    return place[:OWNER_CHARS], place[OWNER_CHARS:]
+
+
+def leaving_at(place: str) -> Leaving:
+    """The session at a place, to be ended. Its key is unknown, but the index of its user has it."""
+    owner, id = owner_and_id(place)
     key = shard_of(owner) + "." * KEY_SUFFIX_CHARS  # a key without a record
     return Leaving(Record(key, 1, 0.0, 0.0, id, owner, b""), None, None)

@@ -212,7 +212,7 @@ class Planner:
             return ROWS[was, data, asked, phase], phase, payload
         if session._record is None:
             data = Data.EMPTY
-            if dict.__len__(session) or session._user_id is not None or session._proof:
+            if dict.__len__(session) or session._user_id is not None or session._proof or session._parked:
                 data, payload = Data.SOME, self.codec.encode(session)
                 session._written = session._dirty = session._marked = False
                 if phase is _OPEN and session._user_id is None and self.is_cookie_withheld(session):
@@ -231,7 +231,7 @@ class Planner:
     def _compare(self, session: Session) -> tuple[Data, bytes]:
         if not session._maybe_changed:
             return _SAME, session._loaded
-        if dict.__len__(session) == 0 and session._user_id is None and not session._proof:
+        if not (dict.__len__(session) or session._user_id is not None or session._proof or session._parked):
             return Data.EMPTIED, b""
         payload = self.codec.encode(session, session._maybe_changed)
         session._written = session._dirty = session._marked = False
@@ -277,12 +277,12 @@ class Planner:
         """The calls that end other sessions than the current one. ``first``: the first call of the plan."""
         intent, found = session._intent, list[Call]()
         counts = phase is not _FAILED or intent.asked is _DESTROY
+        if counts and intent.displaced:  # first, since a session to leave may have ended, and then the rest is dropped
+            found += [_end(each, intent) for each in intent.displaced]
         if intent.leaving is not None and counts and not (isinstance(first, Create) and first.end is not None):
             found.append(_end(intent.leaving, intent))
         if intent.missing is not None and intent.asked is _DESTROY:
             found.append(Confirm(intent.missing))
-        if counts and intent.displaced:
-            found += [_end(each, intent) for each in intent.displaced]
         if phase is not _FAILED and intent.others:
             user_id, id = session._user_id, session._id
             found += [EndOthers(other, id if other == user_id else None) for other in intent.others]
@@ -357,6 +357,7 @@ class Planner:
             session._proof,
             session._provider,
             None if session._actor is None else Actor(session._actor._user_id or "", session._actor._handle()),
+            session._parked,
         )
         seen_at = now
         # Activity is recorded once per touch interval, regardless of other writes.

@@ -102,6 +102,8 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The :class:`~asgi_sessions._core.provider.ProviderLogIn` of the session, as bytes. Empty: none."""
     actor: Actor | None = None
     """The actor of an impersonated session, which ends with the session of the actor."""
+    parked: tuple[str, ...] = ()
+    """Sessions of other users in the same browser, the latest first: see :func:`~asgi_sessions._core.intent.place_of`."""
 
     def __repr__(self) -> str:
         return f"<Body: {self.kind}>"  # without the user and the payload, as for a Record
@@ -183,6 +185,7 @@ def _makes_sense(record: Record, body: Body) -> bool:
         and 0 <= body.minted_at < _LAST_TIME
         and (authenticated_at is None or 0 <= authenticated_at < _LAST_TIME)
         and record.rev >= ALIAS_REV
+        and (not body.parked or all(len(place) == OWNER_CHARS + ID_CHARS and place.isascii() for place in body.parked))
     ):
         return False
     if body.kind in ALIASES:

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final, Protocol, Self, TypeVar, overload
 
 from asgi_sessions._core.elsewhere import NAMES, Elsewhere
 from asgi_sessions._core.hidden import Hidden
-from asgi_sessions._core.intent import NO_INTENT, Intent, Leaving
+from asgi_sessions._core.intent import NO_INTENT, Intent, Leaving, leaving_at, owner_and_id, place_of
 from asgi_sessions._core.plan import Create
 from asgi_sessions._core.proofs import NO_PROOFS, Proofs, level_in, methods_in, pack_proofs, unpack_proofs
 from asgi_sessions._core.provider import pack, provider_in, unpack_log_in
 from asgi_sessions._core.record import Body, Record
 from asgi_sessions._core.timeouts import Timeouts, duration
-from asgi_sessions._core.token import new_id, user_id_in
+from asgi_sessions._core.token import new_id, owner_of_known, user_id_in
 from asgi_sessions._core.tracked import TrackedDict
 from asgi_sessions._core.typed import from_plain, to_plain
 from asgi_sessions._core.types import Clock, instant
@@ -95,6 +95,7 @@ class Session(TrackedDict):
         "_now",
         "_origin",
         "_over",
+        "_parked",
         "_plan",
         "_proof",
         "_provider",
@@ -132,6 +133,7 @@ class Session(TrackedDict):
     _now: float  # the clock when the request came
     _origin: Any  # the origin of the request: opaque here, described at a log-in
     _over: bool  # did another request end it during this one?
+    _parked: tuple[str, ...]  # the places of other users' sessions in this browser, the latest first
     _proof: bytes  # how and when the user proved their identity
     _provider: bytes  # the log-in at an identity provider
     _plan: Any  # an interrupted commit, with its progress
@@ -160,6 +162,7 @@ class Session(TrackedDict):
         self._epoch = 0
         self._id = ""
         self._loaded = self._proof = self._provider = b""
+        self._parked = ()
         self._record = self._stored = self._user_id = self._authenticated_at = self._plan = self._next_turn = None
         self._origin = self._missing = self._unproven = self._actor = None
         return self
@@ -175,7 +178,7 @@ class Session(TrackedDict):
         self._user_id = body.user_id
         self._created_at = body.created_at
         self._authenticated_at = body.authenticated_at
-        self._proof, self._provider = body.proof, body.provider
+        self._proof, self._provider, self._parked = body.proof, body.provider, body.parked
         self._remembered = body.remembered
         if self._active and not self._started:
             timeouts = self._keeper.timeouts
@@ -188,20 +191,44 @@ class Session(TrackedDict):
         dict.clear(self)
         dict.update(self, data)
 
-    def _begin(self, now: float) -> None:
-        """Become a new session without a stored record."""
+    def _adopt_later(self, record: Record, body: Body) -> None:
+        """Become the session of a later record of the same session. What the verbs of this request have set stays."""
+        before, at, proof, parked = self._stored, self._authenticated_at, self._proof, self._parked
+        self._adopt(record, body)
+        if before is not None and (before.authenticated_at, before.proof) != (at, proof):
+            self._authenticated_at, self._proof = at, proof
+        if before is not None and before.parked != parked:
+            self._parked = parked
+
+    def _begin(self, now: float, parked: tuple[str, ...] = ()) -> None:
+        """Become a new session without a stored record, with these other sessions in its browser."""
         self._epoch += 1
         self._had_user = self._had_user or self._user_id is not None
         self._over = False
         self._record = None
         self._stored = None
         self._loaded = self._proof = self._provider = b""
+        self._parked = parked
         self._id = ""
         self._user_id = None
         self._created_at = now
         self._authenticated_at = None
         self._remembered = self._marked = self._is_device_bound = False
         self._renewal_due = self._touch_due = False
+
+    def _beside(self, but_of: str | None = None) -> tuple[str, ...]:
+        """The places of the users' sessions in this browser, this one first, except for those of one user."""
+        places, owner = self._parked, None if but_of is None else owner_of_known(but_of)
+        if self._record is not None and self._user_id is not None:
+            places = (place_of(self._record), *places)
+        return tuple(place for place in places if owner_and_id(place)[0] != owner)
+
+    def _make_way(self, parked: tuple[str, ...] = ()) -> None:
+        """Leave this session as it is, and become an empty one with these other sessions in its browser."""
+        dict.clear(self)
+        self._maybe_changed = self._written = self._dirty = False
+        self._begin(self._keeper.clock(), parked)
+        self._intent = self._intent.regenerate()
 
     def _take(self, other: Session) -> None:
         """Become the other session. Attributes of the request stay."""
@@ -218,7 +245,7 @@ class Session(TrackedDict):
             record = self._plan.calls[0].record  # it may be stored
         left = None if record is None else Leaving(record, self._user_id, None, actor._user_id)
         self._take(actor)
-        self._actor, self._intent = None, self._intent.also(left)
+        self._actor, self._intent = None, self._intent if left is None else self._intent.also(left)
 
     def _end(self) -> None:
         """Stop saving this session, and drop its verbs and its cookie."""
@@ -435,10 +462,9 @@ class Session(TrackedDict):
             self._step_back()
         if not (kept := self._user_id is None or self._user_id == user_id):
             dict.clear(self)
-        stored, displaced = self._as_stored(), None if self._unproven is None else self._displaced()
-        self._intent = self._intent.log_in(stored, keep_data=kept, displaced=displaced)
-        now = self._keeper.clock()
-        self._begin(now)
+        stored, stay = self._as_stored(), self._beside(user_id) if kept and self._parked else ()
+        self._intent = self._intent.log_in(stored, keep_data=kept, displaced=self._displaced(stay))
+        self._begin(now := self._keeper.clock(), stay)
         self._user_id, self._authenticated_at = user_id, now
         self._proof = pack_proofs(before.after(methods, level, now)) if methods or level or before.methods else b""
         self._provider, self._remembered = came_from, bool(remember)
@@ -550,10 +576,8 @@ class Session(TrackedDict):
         actor = Session._empty(self._keeper, self._now)
         actor._take(self)
         actor._active, actor._cookie, actor._renewal_due = self._active, self._cookie, False
-        dict.clear(self)
-        self._maybe_changed = self._written = self._dirty = False
+        self._make_way()
         self._plan = None
-        self._begin(self._keeper.clock())
         self._epoch, self._intent = next(_epochs), NO_INTENT.log_in(None, keep_data=False)
         self._user_id, self._authenticated_at, self._actor = user_id, actor._authenticated_at, actor
 
@@ -723,12 +747,16 @@ class Session(TrackedDict):
         """The stored session that the next verb ends. Without proof of its device, the session of the browser's token."""
         if self._record is not None:
             return Leaving(self._record, self._user_id, self._loaded)
-        return None if self._unproven is None else self._displaced()
-
-    def _displaced(self) -> Leaving | None:
-        """The bound session without proof of its device. A log-in or a log-out ends it."""
         leaving, self._unproven = self._unproven, None
         return leaving
+
+    def _displaced(self, stay: Container[str] = ()) -> list[Leaving]:
+        """The other sessions of this browser that a log-in or a log-out ends. ``stay``: those that it does not end."""
+        found = [leaving_at(place) for place in self._parked if place not in stay]
+        if self._unproven is not None:
+            found.append(self._unproven)
+            self._unproven = None
+        return found
 
     def __repr__(self) -> str:
         self._accessed = True

@@ -342,10 +342,7 @@ class Committer:
             loaded = codec.decode(session._loaded) if session._loaded else {}
             theirs = merge(loaded, dict.copy(session), theirs, codec)
         session._refill(theirs)
-        stored, authenticated_at, proof = session._stored, session._authenticated_at, session._proof
-        session._adopt(found.record, found.body)
-        if stored is not None and (stored.authenticated_at, stored.proof) != (authenticated_at, proof):
-            session._authenticated_at, session._proof = authenticated_at, proof  # confirmed in this request
+        session._adopt_later(found.record, found.body)
         is_moved = found.record.key != known.key and not found.is_renewed
         if is_moved and session._intent.asked is Asked.REGENERATE and not session._intent.displaced:
             # Two cookies could reach the browser in the wrong order. After an impersonated session it has no other cookie.
@@ -579,14 +576,20 @@ class Calls:
         """Report the end of the session that the request came with. ``gone``: its last record, if known."""
         leaving = call.leaving
         if call.reason == "logged_out":
-            reason = "destroyed" if leaving.user_id is None else "logged_out"
-            events += self._events.ended([leaving.record.id], leaving.user_id, reason)
+            reason = "destroyed" if leaving.record.owner is None else "logged_out"
+            events += self._events.ended([leaving.record.id], leaving.user_id or self._user_of(gone), reason)
         elif leaving.actor_id is not None:
             what = {"session_id": leaving.record.id, "user_id": leaving.user_id, "actor_id": leaving.actor_id}
             events.append(self._events.event("session.impersonation_ended", reason="stopped", **what))
         is_changed = gone is not None and gone.rev != leaving.record.rev
         if gone is not None and is_changed and leaving.payload is not None and session._epoch == plan.epoch:
             self._bring_along(session, plan, gone, leaving.payload, events)
+
+    def _user_of(self, gone: Record | None) -> str | None:
+        try:
+            return None if gone is None or gone.owner is None else self._planner.rules.open(gone).user_id
+        except RecordDamaged:
+            return None
 
     def _bring_along(self, session: Session, plan: Plan, gone: Record, loaded: bytes, events: list[Event]) -> None:
         """Copy keys that another request wrote to the old session while this one was logging in."""
@@ -670,6 +673,7 @@ class Calls:
                 minted_at=stored.minted_at,
                 authenticated_at=stored.authenticated_at,
                 proof=stored.proof,
+                parked=stored.parked,
             )
             back = rules.sealed(replace(there, key=old.key, rev=back.rev), body)
         try:

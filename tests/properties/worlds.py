@@ -1,39 +1,50 @@
 """A small world in which one browser plays verbs, and everything that must be the same afterwards.
 
 Alice has two other sessions, on a laptop and a phone. Bob has one on a tablet. The browser under test starts with no session,
-an anonymous one, one of Alice's, or one in which Alice acts as Bob. A :class:`World` plays verbs in it. :meth:`World.seen` tells
-what is left, by behaviour and by looking into the store.
+an anonymous one, one of Alice's, one in which Alice acts as Bob, or one of Alice's beside a parked one of Bob's. A
+:class:`World` plays verbs in it. :meth:`World.seen` tells what is left, by behaviour and by looking into the store.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from asgi_sessions import Session, SessionError, SessionMiddleware
 from asgi_sessions._core.record import ALIAS_REV, Record
 from asgi_sessions._core.token import key_of, owner_of
-from asgi_sessions.errors import ResponseStarted
+from asgi_sessions.accounts import Accounts
+from asgi_sessions.errors import ResponseStarted, StoreError
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, Response, app_with
 
-Verb = Callable[[Session], Any]
 
-VERBS: dict[str, Verb] = {
-    "log in": lambda session: session.log_in("alice"),
-    "log in as bob": lambda session: session.log_in("bob"),
-    "regenerate": lambda session: session.regenerate(),
-    "confirm": lambda session: session.confirm(),
-    "destroy": lambda session: session.destroy(),
-    "end others": lambda session: session.end_others(),
-    "act as bob": lambda session: session.impersonate("bob"),
-    "stop acting": lambda session: session.stop_impersonating(),
-    "write": lambda session: session.update(written=session.get("written", 0) + 1),
-    "save": lambda session: session.save(),
+async def switch(accounts: Accounts, session: Session) -> None:
+    for user_id in (await accounts.parked(session))[:1]:
+        await accounts.switch(session, user_id)
+
+
+VERBS: dict[str, Callable[[Accounts, Session], Any]] = {
+    "log in": lambda _, session: session.log_in("alice"),
+    "log in as bob": lambda _, session: session.log_in("bob"),
+    "regenerate": lambda _, session: session.regenerate(),
+    "confirm": lambda _, session: session.confirm(),
+    "destroy": lambda _, session: session.destroy(),
+    "end others": lambda _, session: session.end_others(),
+    "act as bob": lambda _, session: session.impersonate("bob"),
+    "stop acting": lambda _, session: session.stop_impersonating(),
+    "park": lambda accounts, session: accounts.park(session),
+    "switch": switch,
+    "write": lambda _, session: session.update(written=session.get("written", 0) + 1),
+    "save": lambda _, session: session.save(),
 }
 
-STARTS = ("nobody", "anonymous", "alice", "alice as bob")
+SAVING = ("park", "switch", "save")
+"""Verbs that save what the request did before."""
+
+STARTS = ("nobody", "anonymous", "alice", "alice as bob", "alice beside bob")
 
 USERS = ("alice", "bob")
 
@@ -52,6 +63,8 @@ class Seen:
     """Who is logged in by the token that the browser began with."""
     acting: tuple[str | None, str | None, dict[str, Any]]
     """Who acts in the browser, and whose session with what data it has when that is stopped."""
+    parked: list[tuple[str | None, dict[str, Any]]]
+    """The parked sessions of the browser then, by switching to each of them."""
 
 
 class World:
@@ -60,27 +73,43 @@ class World:
     def __init__(self, store: Any, clock: FakeClock, **options: Any) -> None:
         self.store = store
         self.app: SessionMiddleware = app_with(store, clock=clock, **options)
+        self.accounts = Accounts(self.app.sessions)
         self.browser, self.laptop, self.phone, self.tablet = (Browser(self.app) for _ in range(4))
 
     async def begin(self, start: str) -> None:
         await self.laptop.do(lambda session: (session.log_in("alice"), session.update(device="laptop")))
         await self.phone.do(lambda session: (session.log_in("alice"), session.update(device="phone")))
         await self.tablet.do(lambda session: session.log_in("bob"))
+        if start == "alice beside bob":
+            await self.one_request(["log in as bob"])
+            await self.browser.do(lambda session: session.update(note="of bob"))
+            await self.one_request(["park"])
         if start != "nobody":
             await self.browser.do(lambda session: session.update(basket=["tea"]))
         if start.startswith("alice"):
-            await self.browser.do(VERBS["log in"])
+            await self.one_request(["log in"])
         if start == "alice as bob":
-            await self.browser.do(VERBS["act as bob"])
+            await self.one_request(["act as bob"])
             await self.browser.do(lambda session: session.update(note="of bob"))
         self.first = self.browser.another()
 
     async def one_request(self, verbs: Sequence[str], **plan: Any) -> Response:
         async def handler(session: Session) -> None:
             for verb in verbs:
-                await play(session, verb)
+                await self.play(session, verb)
 
         return await self.browser.do(handler, **plan)
+
+    async def play(self, session: Session, verb: str) -> None:
+        """One verb; that it is refused changes nothing and so is no difference."""
+        try:
+            result = VERBS[verb](self.accounts, session)
+            if result is not None:
+                await result
+        except StoreError:
+            raise
+        except (SessionError, ResponseStarted):
+            pass
 
     async def separate_requests(self, verbs: Sequence[str]) -> None:
         for verb in verbs:
@@ -101,15 +130,27 @@ class World:
         was_replaced = self.first.token not in (None, self.browser.token)
         old, _ = await look(self.first) if was_replaced else (None, {})
         lost = set(await self.keys()) - indexed - set(led_to)
-        return Seen(browsers, sessions, len(lost), old, await self.acting())
-
-    async def acting(self) -> tuple[str | None, str | None, dict[str, Any]]:
-        found: list[str | None] = []
         browser = self.browser.another()
+        return Seen(browsers, sessions, len(lost), old, await self.acting(browser), await self.parked(browser))
+
+    async def acting(self, browser: Browser) -> tuple[str | None, str | None, dict[str, Any]]:
+        found: list[str | None] = []
         await browser.do(lambda session: found.append(session.actor_id))
         if found[0] is not None:
-            await browser.do(VERBS["stop acting"])
+            await browser.do(lambda session: session.stop_impersonating())
         return (*found, *await look(browser))  # type: ignore[return-value]  # one of each
+
+    async def parked(self, browser: Browser) -> list[tuple[str | None, dict[str, Any]]]:
+        users, seen = list[str](), list[tuple[str | None, dict[str, Any]]]()
+
+        async def ask(session: Session) -> None:
+            users.extend(await self.accounts.parked(session))
+
+        await browser.do(ask)
+        for user_id in users:
+            await browser.do(partial(self.accounts.switch, user_id=user_id))
+            seen.append(await look(browser))
+        return seen
 
     async def clear(self) -> None:
         """End all sessions as users and browsers do, and look that nothing is left but what only leads to another key."""
@@ -141,13 +182,3 @@ async def look(browser: Browser) -> tuple[str | None, dict[str, Any]]:
     found: list[tuple[str | None, dict[str, Any]]] = []
     await browser.do(lambda session: found.append((session.user_id, dict(session))))
     return found[0]
-
-
-async def play(session: Session, verb: str) -> None:
-    """One verb; that it is refused changes nothing and so is no difference."""
-    try:
-        result = VERBS[verb](session)
-        if result is not None:
-            await result
-    except (SessionError, ResponseStarted):
-        pass

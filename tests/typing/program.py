@@ -25,9 +25,11 @@ from asgi_sessions import (
     SessionDataError,
     SessionError,
     SessionMiddleware,
+    Sessions,
     StoreError,
     Timeouts,
 )
+from asgi_sessions.accounts import Accounts
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 
@@ -74,6 +76,8 @@ async def handler(request: Request) -> JSONResponse:
         session.impersonate("bob", within=timedelta(minutes=5))
         assert_type(session.actor_id, str | None)
         session.stop_impersonating()
+        assert_type(await accounts.parked(session), list[str])
+        assert_type(await accounts.switch(session, "bob"), bool)
         await session.save()
     except (SessionDataError, StoreError) as error:
         assert_type(error, SessionDataError | StoreError)
@@ -84,6 +88,7 @@ async def handler(request: Request) -> JSONResponse:
 memory: Store = MemoryStore(max_records=10)
 redis: Store = RedisStore.from_url("redis://localhost:6379/0", prefix="typing")
 clock = FakeClock()
+accounts = Accounts(Sessions(memory))
 
 app = Starlette(
     routes=[Route("/", handler)],
