@@ -102,11 +102,10 @@ STYLE = {"read": "o-", "touch": "^:", "write": "s--", "log-in": "D-."}
 
 
 class Step(NamedTuple):
-    """One line of the plan: what is asked, in words, with the numbers put in, and what comes out."""
+    """One figure of the plan, and the numbers it follows from."""
 
     what: str
-    words: str
-    numbers: str
+    formula: str
     result: str
 
 
@@ -133,95 +132,59 @@ def plan(data: dict[str, Any]) -> list[Step]:
     node = per_session * SESSIONS / primaries
     copied = data["copy"]["memory"] / data["copy"]["seconds"]
     behind = replica["lag"]["wait p99"]
+    a_second = f"{PER_SECOND:.0e} requests/s"
     steps = [
         Step(
             "memory of a session",
-            "bytes of a session + further history entries × bytes of an entry / 2, since half have a user",
-            f"{row['memory']:.0f} B + {LINES} × {data['line']:.0f} B / 2",
+            f"{row['memory']:.0f} B + {LINES} history entries × {data['line']:.0f} B / 2, since half have a user",
             f"{per_session:.0f} B",
         ),
-        Step(
-            "memory",
-            "memory of a session × sessions × headroom",
-            f"{per_session:.0f} B × {SESSIONS:.0e} × {HEADROOM}",
-            gib(memory),
-        ),
-        Step(
-            "primaries, by memory",
-            "memory / memory of a node",
-            f"{gib(memory)} / {gib(NODE_BYTES)}",
-            f"{by_memory:.0f}",
-        ),
-        Step(
-            "primaries, by CPU",
-            "CPU of a request × requests/s / share of a core",
-            f"{cpu * 1e6:.1f} µs × {PER_SECOND:.0e}/s / {NODE_CPU}",
-            f"{by_cpu:.0f}",
-        ),
-        Step(
-            "servers",
-            "the larger number of primaries × (1 + replicas)",
-            f"{primaries:.0f} × (1 + {REPLICAS})",
-            f"{primaries * (1 + REPLICAS):.0f}",
-        ),
+        Step("memory", f"{per_session:.0f} B × {SESSIONS:.0e} sessions × {HEADROOM} headroom", gib(memory)),
+        Step("primaries, by memory", f"{gib(memory)} / {gib(NODE_BYTES)} of a node", f"{by_memory:.0f}"),
+        Step("primaries, by CPU", f"{cpu * 1e6:.1f} µs a request × {a_second} / {NODE_CPU} of a core", f"{by_cpu:.0f}"),
+        Step("servers", f"{primaries:.0f} primaries × (1 + {REPLICAS} replicas)", f"{primaries * (1 + REPLICAS):.0f}"),
         Step(
             "commands",
-            "commands of a request × requests/s / primaries",
-            f"{commands:.2f} × {PER_SECOND:.0e}/s / {primaries:.0f}",
+            f"{commands:.2f} a request × {a_second} / {primaries:.0f} primaries",
             f"{commands * PER_SECOND / primaries:,.0f}/s on each",
         ),
         Step(
             "network, apps",
-            "bytes of a request, both ways × requests/s × 8",
-            f"{wire:.0f} B × {PER_SECOND:.0e}/s × 8",
+            f"{wire:.0f} B a request, both ways × {a_second} × 8 bits",
             f"{wire * PER_SECOND * 8 / 1e9:.2f} Gbit/s in all, {wire * PER_SECOND * 8 / 1e6 / primaries:.0f} Mbit/s at each",
         ),
         Step(
             "network, replicas",
-            "bytes of a change in the stream × changes/s of a primary × replicas × 8",
-            f"{stream / changes:.0f} B × {changes:,.0f}/s × {REPLICAS} × 8",
+            f"{stream / changes:.0f} B a change × {changes:,.0f} changes/s × {REPLICAS} replicas × 8 bits",
             f"{stream * REPLICAS * 8 / 1e6:.1f} Mbit/s from each",
         ),
         Step(
-            "log",
-            "bytes of a change in the log × changes/s of a primary",
-            f"{logged / changes:.0f} B × {changes:,.0f}/s",
-            f"{logged / 1e6:.2f} MB/s on each",
+            "log", f"{logged / changes:.0f} B a change × {changes:,.0f} changes/s", f"{logged / 1e6:.2f} MB/s on each"
         ),
         Step(
             "rewrite of the log",
-            "memory of a primary, without headroom / log",
-            f"{gib(node)} / {logged / 1e6:.2f} MB/s",
+            f"{gib(node)} of a primary, without headroom / {logged / 1e6:.2f} MB/s",
             f"every {node / logged / 3600:.1f} h",
         ),
         Step(
             "lost in a power cut, with everysec",
-            "changes/s of a primary × 1 s",
-            f"{changes:,.0f}/s × 1 s",
+            f"{changes:,.0f} changes/s × 1 s",
             f"up to {changes:,.0f} acknowledged changes of each primary",
         ),
         Step(
             "lost in a failover",
-            "changes/s of a primary × replica lag, p99",
-            f"{changes:,.0f}/s × {behind * 1e3:.1f} ms",
+            f"{changes:,.0f} changes/s × {behind * 1e3:.1f} ms of replica lag, p99",
             f"about {changes * behind:.0f} acknowledged changes, if the old primary is dead",
         ),
         Step(
             "backlog",
-            "stream of a primary × seconds a replica may be away",
-            f"{stream / 1e6:.2f} MB/s × {AWAY} s",
+            f"{stream / 1e6:.2f} MB/s × {AWAY} s without the replica",
             f"repl-backlog-size {stream * AWAY / 2**20:.0f} MiB",
         ),
-        Step(
-            "a new replica",
-            "memory of a primary, without headroom / copied per second",
-            f"{gib(node)} / {copied / 1e6:.0f} MB/s",
-            f"{node / copied / 60:.0f} min",
-        ),
+        Step("a new replica", f"{gib(node)} / {copied / 1e6:.0f} MB/s copied", f"{node / copied / 60:.0f} min"),
         Step(
             "cores of the apps, for sessions",
-            "CPU of a request in the app × requests/s",
-            f"{mixed(costs['app']) * 1e6:.0f} µs × {PER_SECOND:.0e}/s",
+            f"{mixed(costs['app']) * 1e6:.0f} µs a request × {a_second}",
             f"{mixed(costs['app']) * PER_SECOND:.1f}",
         ),
     ]
@@ -232,8 +195,7 @@ def plan(data: dict[str, Any]) -> list[Step]:
             11,
             Step(
                 "fsyncs, with always",
-                f"changes/s of a primary / changes per fsync, with {PLANNED} in flight",
-                f"{changes:,.0f}/s / {per_fsync:.0f}",
+                f"{changes:,.0f} changes/s / {per_fsync:.0f} an fsync, with {PLANNED} in flight",
                 f"{changes / per_fsync:,.0f}/s on each (this disk can do {1 / always['seconds']:,.0f}/s)",
             ),
         )
@@ -241,7 +203,7 @@ def plan(data: dict[str, Any]) -> list[Step]:
 
 
 def shown(steps: list[Step]) -> str:
-    return "\n".join(f"{step.what}\n    = {step.words}\n    = {step.numbers}\n    = {step.result}" for step in steps)
+    return "\n".join(f"{step.what}: {step.result}\n    {step.formula}" for step in steps)
 
 
 # ── What was measured ──

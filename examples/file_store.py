@@ -1,8 +1,8 @@
 """A store of your own: a dict of records in one file, for a small app of one process.
 
-``docs/stores.md`` goes through it, and ``tests/test_store_contract.py`` holds it against the contract. Each method is one step:
-in a thread and under a lock, a copy of the dict is changed and written to a new file, which takes the place of the old one; only
-then does the copy count. A second process would have a dict of its own, and undo what the first one wrote: not for several.
+``docs/own-store.md`` explains it, and ``tests/test_store_contract.py`` holds it against the contract. Each method is one step:
+in a thread and under a lock, it changes a copy of the dict and writes it to a new file. The new file takes the place of the old
+one, and only then the copy counts. A second process would have a dict of its own and undo the writes of the first.
 """
 
 from __future__ import annotations

@@ -99,12 +99,12 @@ def test_the_tests_that_pages_show_pass(tmp_path: Path) -> None:
     )
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert {path.stem for path in tmp_path.glob("test_*.py")} == {"test_pytest", "test_stores", "test_testing"}
+    assert {path.stem for path in tmp_path.glob("test_*.py")} == {"test_pytest", "test_own-store", "test_testing"}
 
 
 def test_what_a_page_shows_of_the_example_of_a_store_is_in_it() -> None:
     example = (ROOT / "examples" / "file_store.py").read_text(encoding="utf-8")
-    shown = [block.text for block in of_language(DOCS / "stores.md", "python") if "fragment" in block.marks]
+    shown = [block.text for block in of_language(DOCS / "own-store.md", "python") if "fragment" in block.marks]
 
     assert len(shown) == 2
     for text in shown:
