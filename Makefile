@@ -10,7 +10,7 @@ DIST_VERSIONS ?= 3.11 3.12 3.13 3.14
 DEBIAN ?= /usr/bin/python3
 BIN := .venv/bin
 
-.PHONY: demo check test browser axe test-lowest test-versions versions test-apps chaos failover docs test-docs dist lint bench bench-in-process debian clean
+.PHONY: demo check test coverage browser axe test-lowest test-versions versions test-apps chaos failover docs test-docs dist lint bench bench-in-process debian clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python -m asgi_sessions demo $(DEMO_ARGS)
@@ -25,6 +25,10 @@ check: .venv/ready lint
 
 test: .venv/ready browser axe
 	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
+
+# How much of the code the suite runs. The tracer takes a third of the time, so this is for releases.
+coverage: .venv/ready browser axe
+	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term --cov-fail-under=95 $(PYTEST_ARGS)
 
 # A real browser for tests/browser: Debian's, installed where it is missing and may be. Elsewhere those tests are skipped.
 browser:

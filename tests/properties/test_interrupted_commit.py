@@ -40,6 +40,8 @@ ALWAYS = (
 """Pairs that are always played: they commit two sessions."""
 
 _DONE = ("created", "logged_in", "regenerated", "confirmed", "renewed", "ended", "impersonated", "impersonation_ended")
+pytestmark = pytest.mark.timeout(300)
+
 HAPPENED = frozenset(f"session.{what}" for what in _DONE)
 """Events that say that something was done to a session."""
 
