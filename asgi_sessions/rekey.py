@@ -6,7 +6,7 @@ a write of the app: of two concurrent writes one wins, and an ended session stay
 
 It does not change cookies in browsers: each is signed with the secret of its day. Keep the old secret in ``secret_keys``
 until the absolute timeout has passed, or all users with an older cookie are logged out. It does not change history entries
-either: they expire. ``docs/quickstart.md`` has the reason.
+either: they expire. ``docs/operators.md`` has the reason.
 """
 
 from __future__ import annotations
