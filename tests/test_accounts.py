@@ -26,7 +26,7 @@ from asgi_sessions import (
 from asgi_sessions._core.token import key_of, owner_of
 from asgi_sessions.accounts import MOST_PARKED, Accounts
 from asgi_sessions.dbsc import DeviceBound
-from asgi_sessions.errors import SessionReadOnly, StoreError, StoreUnreachable
+from asgi_sessions.errors import SessionLimitReached, SessionReadOnly, StoreError, StoreUnreachable
 from asgi_sessions.rekey import rekey
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
@@ -327,18 +327,192 @@ async def test_a_failed_request_neither_parks_nor_switches(shared: Shared) -> No
     assert await shared.switched("bob")
 
 
+async def test_only_sessions_that_are_active_count_towards_the_eight(memory: MemoryStore, clock: FakeClock) -> None:
+    users = [f"user {number}" for number in range(MOST_PARKED)]
+    shared = await Shared(memory, clock).begin(*users, "alice")
+    for user_id in users[1:]:
+        await shared.sessions.revoke_all(user_id)
+
+    await shared.browser.do(then(shared.park, log_in("bob")))
+
+    assert await shared.parked() == ["alice", users[0]]
+
+
+@pytest.mark.parametrize("at_limit", ["refuse", "end_oldest"])
+async def test_a_parked_session_that_has_ended_makes_no_room(store: Store, clock: FakeClock, at_limit: Any) -> None:
+    shared = await Shared(store, clock, devices=Devices(max_sessions=1, at_limit=at_limit)).begin()
+    await shared.sessions.revoke_all("bob")
+    laptop = Browser(shared.app)
+    await laptop.do(log_in("bob"))
+
+    try:
+        await shared.browser.do(then(shared.park, log_in("bob"), lambda session: session.save()))
+    except SessionLimitReached:
+        assert at_limit == "refuse"
+
+    assert await shared.active() == {"alice": 1, "bob": 1}
+    assert (await read(laptop))["user_id"] == ("bob" if at_limit == "refuse" else None)
+
+
+@pytest.mark.parametrize("user_id", ["alice", "carol"])
+async def test_a_log_out_after_a_refused_log_in_ends_the_parked_ones(
+    memory: MemoryStore, clock: FakeClock, user_id: str
+) -> None:
+    devices = Devices(max_sessions=1, at_limit="refuse")
+    shared = await Shared(memory, clock, devices=devices).begin()
+    lax = Browser(app_with(memory, clock=clock))
+    for _ in range(2):  # the limit was lowered since
+        await Browser(lax.app).do(log_in(user_id))
+
+    async def handler(session: Session) -> None:
+        session.log_in(user_id)
+        with pytest.raises(SessionLimitReached):
+            await session.save()
+        assert dict(session) == {}
+        assert not await shared.accounts.switch(session, "bob")
+        session.destroy()
+
+    response = await shared.browser.do(handler)
+
+    assert "Max-Age=0" in (response.set_cookie or "")
+    assert (await shared.active())["bob"] == 0
+    assert (await read(shared.browser))["user_id"] is None
+
+
+async def test_switches_do_not_fill_the_history(memory: MemoryStore, clock: FakeClock) -> None:
+    shared = await Shared(memory, clock).begin()
+    for user_id in ("bob", "alice", "bob"):
+        await shared.switched(user_id)
+
+    assert [entry.event for entry in await shared.sessions.history("bob")] == ["logged_in"]
+    assert [(event.name, event.user_id) for event in shared.events] == [
+        ("session.switched", "bob"), ("session.switched", "alice"), ("session.switched", "bob"),
+    ]  # fmt: skip
+
+
+async def test_a_failed_switch_is_no_activity_of_the_other_user(memory: MemoryStore, clock: FakeClock) -> None:
+    shared = await Shared(memory, clock).begin()
+    for _ in range(3):
+        clock.advance(timedelta(minutes=25))
+        await shared.browser.do(shared.switch("bob"), status=500)
+
+    assert await shared.active() == {"alice": 1, "bob": 0}
+
+
+async def test_a_slow_store_does_not_hold_up_the_list(memory: MemoryStore, clock: FakeClock) -> None:
+    store = Wrapped(memory)
+    shared = await Shared(store, clock, store_deadline=timedelta(milliseconds=100)).begin("carol", "bob", "alice")
+    store.delay["index"] = 0.08
+
+    async def ask(session: Session) -> None:
+        with pytest.raises(StoreError, match="did not answer"):
+            await shared.accounts.parked(session)
+
+    await shared.browser.do(ask)
+
+
+async def test_between_two_accounts_a_page_is_private(memory: MemoryStore, clock: FakeClock) -> None:
+    shared = Shared(memory, clock)
+    shared.app = app_with(shared.sessions, no_store_when_logged_in=True)
+    shared.browser = Browser(shared.app)
+    await shared.browser.do(log_in("alice"))
+    await shared.browser.do(shared.park)
+
+    async def ask(session: Session) -> None:
+        await shared.accounts.parked(session)
+
+    assert "no-store" in ((await shared.browser.do(ask)).get("cache-control") or "")
+
+
 # ── Beside other requests ──
 
 
-async def test_of_two_parallel_switches_either_answer_leaves_the_browser_logged_in(shared: Shared) -> None:
+@pytest.mark.parametrize("last", ["fast", "slow"])
+async def test_of_two_parallel_switches_either_answer_may_arrive_last(
+    store: Store, clock: FakeClock, last: str
+) -> None:
+    shared = await Shared(store, clock).begin("carol", "bob", "alice")
     slow_tab = shared.browser.another()
     async with slow_tab.paused(shared.switch("bob")) as slow:
-        assert await shared.switched("bob")
-    if slow.response.set_cookie is None:
-        slow_tab = shared.browser
+        clock.advance(0.1)
+        fast = await shared.browser.do(shared.switch("bob"))
+    for response in [slow.response, fast] if last == "fast" else [fast, slow.response]:
+        shared.browser.hear(response)
 
-    assert (await read(slow_tab))["user_id"] == "bob"
-    assert await shared.active() == {"alice": 1, "bob": 1}
+    assert (slow.response.body, slow.response.set_cookie) == (b"True", None)
+    assert (await read(shared.browser))["user_id"] == "bob"
+    assert await shared.parked() == ["alice", "carol"]
+
+
+@pytest.mark.parametrize("verb", [regenerate, lambda session: session.confirm()], ids=["regenerate", "confirm"])
+async def test_a_switch_to_a_session_that_another_tab_moves_keeps_the_list(
+    memory: MemoryStore, clock: FakeClock, verb: Handler
+) -> None:
+    shared = await Shared(memory, clock).begin("bob")
+    bob = shared.browser.another()
+    await shared.browser.do(then(shared.park, log_in("alice")))
+
+    async def handler(session: Session) -> None:
+        assert await shared.accounts.switch(session, "bob")
+        await bob.do(verb)
+
+    await shared.browser.do(handler)
+
+    assert await shared.parked(bob) == ["alice"]
+    await bob.do(destroy)
+    assert await shared.active() == {"alice": 0, "bob": 0}
+
+
+OTHER_TASKS: dict[str, tuple[Handler, dict[str, int]]] = {
+    "destroy": (destroy, {"alice": 0, "bob": 0, "carol": 0}),
+    "log in": (log_in("carol"), {"alice": 0, "bob": 0, "carol": 1}),
+    "act": (act_as("carol"), {"alice": 1, "bob": 1, "carol": 1}),
+    "write": (put(a=1), {"alice": 1, "bob": 1, "carol": 0}),
+}
+
+
+@pytest.mark.parametrize("at", ["index", "update"])
+@pytest.mark.parametrize("other", OTHER_TASKS)
+async def test_another_task_of_the_request_acts_during_a_switch(
+    memory: MemoryStore, clock: FakeClock, other: str, at: str
+) -> None:
+    store, (verb, alive) = Wrapped(memory), OTHER_TASKS[other]
+    shared = await Shared(store, clock).begin()
+
+    async def act(session: Session) -> None:
+        store.before.clear()
+        verb(session)
+
+    async def handler(session: Session) -> bool:
+        session["before"] = 1
+        store.before[at] = partial(act, session)
+        return await shared.accounts.switch(session, "bob")
+
+    response = await shared.browser.do(handler)
+
+    assert response.body == (b"True" if other == "write" else b"False")
+    assert await shared.active(*alive) == alive
+    if other == "write":
+        await shared.switched("alice")
+        assert (await read(shared.browser))["data"] == {"of": "alice", "before": 1, "a": 1}
+
+
+async def test_another_task_of_the_request_logs_out_during_park(memory: MemoryStore, clock: FakeClock) -> None:
+    store = Wrapped(memory)
+    shared = await Shared(store, clock).begin()
+
+    async def handler(session: Session) -> None:
+        async def act() -> None:
+            store.before.clear()
+            session.destroy()
+
+        session["before"] = 1
+        store.before["update"] = act
+        with pytest.raises(SessionError, match="another task"):
+            await shared.accounts.park(session)
+
+    await shared.browser.do(handler)
+    assert await shared.active() == {"alice": 0, "bob": 0}
 
 
 @pytest.mark.parametrize("handler", ["park", "switch"])
@@ -429,22 +603,52 @@ async def test_not_while_acting_as_another_user(memory: MemoryStore, clock: Fake
 
 
 @pytest.mark.parametrize("before", [put(a=1), destroy], ids=["visitor", "logged out"])
-async def test_a_session_without_a_user_cannot_be_parked(
-    memory: MemoryStore, clock: FakeClock, before: Handler
-) -> None:
+async def test_without_a_user_there_is_nothing_to_park(memory: MemoryStore, clock: FakeClock, before: Handler) -> None:
     shared = await Shared(memory, clock).begin()
     browser = Browser(shared.app) if before is not destroy else shared.browser
 
-    with pytest.raises(SessionError, match="no user is logged in"):
-        await browser.do(then(before, shared.park))
+    await browser.do(then(before, shared.park))
+
+    assert await shared.parked(browser) == []
 
 
-@pytest.mark.parametrize("user_id", ["", 7, None, "\udc80"], ids=ascii)
-async def test_a_switch_checks_the_user_id(memory: MemoryStore, clock: FakeClock, user_id: Any) -> None:
+async def test_a_second_click_on_add_changes_nothing(shared: Shared) -> None:
+    await shared.browser.do(then(shared.park, put(state=1)))
+
+    response = await shared.browser.do(shared.park)
+
+    assert (response.status, response.set_cookie) == (200, None)
+    assert (await read(shared.browser))["data"] == {"state": 1}
+    assert await shared.parked() == ["alice", "bob"]
+
+
+@pytest.mark.parametrize(
+    "user_id", ["", "x" * 20_000, "\udc80", "carol"], ids=["empty", "long", "surrogate", "unknown"]
+)
+async def test_a_user_id_of_a_form_that_has_no_session_here(
+    memory: MemoryStore, clock: FakeClock, user_id: str
+) -> None:
+    shared = await Shared(memory, clock).begin()
+
+    assert not await shared.switched(user_id)
+    assert (await read(shared.browser))["user_id"] == "alice"
+
+
+@pytest.mark.parametrize("user_id", [7, None], ids=ascii)
+async def test_a_user_id_is_text(memory: MemoryStore, clock: FakeClock, user_id: Any) -> None:
     shared = await Shared(memory, clock).begin()
 
     with pytest.raises(SessionDataError):
         await shared.browser.do(shared.switch(user_id))
+
+
+@pytest.mark.parametrize("call", ["park", "switch"])
+async def test_a_session_of_another_sessions_is_refused(memory: MemoryStore, clock: FakeClock, call: str) -> None:
+    shared = await Shared(memory, clock).begin()
+    shared.accounts = Accounts(Sessions(memory, clock=clock))
+
+    with pytest.raises(SessionError, match="belongs to another Sessions"):
+        await shared.browser.do({"park": shared.park, "switch": shared.switch("bob")}[call])
 
 
 @pytest.mark.parametrize("handler", ["park", "switch"])

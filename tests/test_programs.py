@@ -183,7 +183,7 @@ def make(tree: Path, *words: str) -> str:
     return run("make", "PYTHON=false", "--old-file=browser", "--old-file=axe", *words, cwd=tree)
 
 
-BY_HAND = {"demo", "check", "bench", "bench-in-process", "debian", "chaos", "failover", "dist", "clean"}
+BY_HAND = {"demo", "check", "bench", "bench-in-process", "debian", "chaos", "failover", "dist", "clean", "coverage"}
 """Targets that CI does not use. They are tried here."""
 
 
@@ -253,6 +253,14 @@ def test_make_failover_plays_every_row(tree: Path) -> None:
     said = make(tree, "failover", "FAILOVER_ROUNDS=2", "PYTEST_ARGS=--collect-only -q")
 
     assert said.count("test_what_was_acknowledged_holds[") == len(ROWS)
+
+
+def test_make_coverage_has_a_bound(tree: Path) -> None:
+    arguments = "tests/test_cookie_config.py -n 0 -p no:cacheprovider"
+
+    said = make(tree, "coverage", f"PYTEST_ARGS={arguments} --cov-fail-under=1")
+
+    assert "Required test coverage of 1% reached" in said
 
 
 def test_make_chaos_takes_its_time(tree: Path) -> None:

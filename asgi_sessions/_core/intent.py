@@ -53,6 +53,9 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
     displaced: tuple[Leaving, ...] = ()
     """Other sessions to end: a bound one (:func:`displaced_by`), an impersonated one after its actor left it, or a parked one."""
 
+    is_switch: bool = False
+    """Whether the new token is for another session of the browser (``accounts.py``)."""
+
     def regenerate(self) -> Intent:
         """Add ``regenerate()``. A stronger verb already makes a new token."""
         return replace(self, asked=Asked.REGENERATE) if self.asked is Asked.NOTHING else self
@@ -114,9 +117,20 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
 
     def moved(self, old: Record, new: Record) -> Intent:
         """Update the session to end, after it received another token."""
+        found = self.found(old, new)
         if self.leaving is None or self.leaving.record is not old:
-            return self
-        return replace(self, leaving=replace(self.leaving, record=new))
+            return found
+        return replace(found, leaving=replace(self.leaving, record=new))
+
+    def found(self, place: Record, there: Record | None, user_id: str | None = None) -> Intent:
+        """Replace the record of a displaced session by the current one. ``None``: it has ended."""
+        displaced = []
+        for each in self.displaced:
+            if each.record is not place:
+                displaced.append(each)
+            elif there is not None:
+                displaced.append(replace(each, record=there, user_id=each.user_id or user_id))
+        return replace(self, displaced=tuple(displaced))
 
 
 NO_INTENT: Final = Intent()

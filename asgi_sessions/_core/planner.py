@@ -219,8 +219,8 @@ class Planner:
                     phase = Phase.WITHHELD
             return ROWS[was, data, asked, phase], phase, payload
         data, payload = self._compare(session)
-        if data is _SAME and phase is _OPEN and _is_confirmed(session):
-            data = _CHANGED  # record the confirmation even if another request has just replaced the token
+        if data is _SAME and phase is _OPEN and (_is_confirmed(session) or _is_switched(session)):
+            data = _CHANGED  # record it even if another request has just replaced the token
         if asked is _NOTHING:
             if session._renewal_due and not is_save and phase is _OPEN:
                 asked = Asked.RENEWAL
@@ -277,10 +277,11 @@ class Planner:
         """The calls that end other sessions than the current one. ``first``: the first call of the plan."""
         intent, found = session._intent, list[Call]()
         counts = phase is not _FAILED or intent.asked is _DESTROY
-        if counts and intent.displaced:  # first, since a session to leave may have ended, and then the rest is dropped
-            found += [_end(each, intent) for each in intent.displaced]
-        if intent.leaving is not None and counts and not (isinstance(first, Create) and first.end is not None):
-            found.append(_end(intent.leaving, intent))
+        if counts and (intent.displaced or intent.leaving is not None):
+            done = first.end.leaving if isinstance(first, Create) and first.end is not None else None
+            # The displaced ones first: a session to leave may have ended, and then the rest is dropped.
+            ends = intent.displaced if intent.leaving is None else (*intent.displaced, intent.leaving)
+            found += [_end(each, intent) for each in ends if each is not done]
         if intent.missing is not None and intent.asked is _DESTROY:
             found.append(Confirm(intent.missing))
         if phase is not _FAILED and intent.others:
@@ -301,13 +302,17 @@ class Planner:
             rules = with_fields(
                 rules, limit=0
             )  # all others end with this log-in, or it is an actor's, which does not count
-        elif rules is not None and rules.limit and intent.displaced:
-            also = sum(each.record.owner == record.owner for each in intent.displaced)
-            rules = with_fields(rules, limit=rules.limit + also)  # these end with this log-in
         end: End | None = None
         replaces: Replaced | None = None
-        if intent.leaving is not None and intent.leaving.record.owner == record.owner is not None:
-            left = _end(intent.leaving, intent)
+        own: Leaving | None = None
+        for each in (intent.leaving, *intent.displaced):
+            if each is not None and own is None and each.record.body and each.record.owner == record.owner is not None:
+                own = each
+        if rules is not None and rules.limit and intent.displaced:
+            also = sum(each.record.owner == record.owner and each is not own for each in intent.displaced)
+            rules = with_fields(rules, limit=rules.limit + also)  # these end with this log-in
+        if own is not None:
+            left = _end(own, intent)
             note = self.rules.note_of_end(left.leaving.record, left.reason)
             if note is not None:
                 end, replaces = left, Replaced(left.leaving.record, note)
@@ -320,10 +325,12 @@ class Planner:
         alias = None
         if is_renewal or old.owner is None:  # an anonymous session has no index for parallel requests
             alias = self._alias("alias" if is_renewal else "forward", old, record.key, body)
-        note = None  # a renewal is of no interest to the user
-        if not is_renewal:
+        note = None  # a renewal is of no interest to the user, and switches would displace the log-ins
+        if is_confirmed or not (is_renewal or session._intent.is_switch):
             note = self.rules.note(STEPPED_UP if is_confirmed else REGENERATED, old.id, old.owner, body.about)
         name = "session.confirmed" if is_confirmed else "session.renewed" if is_renewal else "session.regenerated"
+        if session._intent.is_switch and not is_confirmed:
+            name = "session.switched"
         plan.calls.append(Rename(old, record, body, alias, note, name))
 
     def _next(self, session: Session, payload: bytes, *, fresh_token: bool = False) -> tuple[Hidden[str], Record, Body]:
@@ -401,6 +408,11 @@ class Planner:
 def _is_confirmed(session: Session) -> bool:
     """Whether the user has proved their identity again in this request."""
     return session._stored is not None and session._stored.authenticated_at != session._authenticated_at
+
+
+def _is_switched(session: Session) -> bool:
+    """Whether this request came to the session from another one of its browser."""
+    return session._stored is not None and session._stored.parked != session._parked
 
 
 def _end(leaving: Leaving, intent: Intent) -> End:

@@ -253,6 +253,14 @@ class Session(TrackedDict):
         self._intent = NO_INTENT
         self._cookie = False
 
+    def _refused(self) -> None:
+        """Be over after a refused log-in. Later verbs of this request still end what it would have ended."""
+        leaving, ends = self._intent.leaving, (*self._intent.displaced, *self._displaced())
+        if leaving is not None and leaving.user_id is not None:
+            self._refill({})  # the data of a user is not for the next one
+        self._intent = Intent(leaving=leaving, displaced=ends) if leaving is not None or ends else NO_INTENT
+        self._over, self._parked = True, ()
+
     def _drop_verb(self) -> None:
         """Keep the current token, with its stored time and proof of the log-in."""
         self._intent = self._intent.settled()
@@ -424,8 +432,8 @@ class Session(TrackedDict):
 
     @property
     def _is_of_a_user(self) -> bool:
-        """Whether a user is logged in, or was until this request."""
-        return self._had_user or self._user_id is not None
+        """Whether a user is logged in, or was until this request, or is parked."""
+        return self._had_user or self._user_id is not None or bool(self._parked)
 
     # ── Verbs ──
 
@@ -462,8 +470,9 @@ class Session(TrackedDict):
             self._step_back()
         if not (kept := self._user_id is None or self._user_id == user_id):
             dict.clear(self)
-        stored, stay = self._as_stored(), self._beside(user_id) if kept and self._parked else ()
-        self._intent = self._intent.log_in(stored, keep_data=kept, displaced=self._displaced(stay))
+        stay = self._beside(user_id) if kept and self._parked else ()
+        stored, displaced = self._as_stored(), self._displaced(stay) if self._parked or self._unproven else ()
+        self._intent = self._intent.log_in(stored, keep_data=kept, displaced=displaced)
         self._begin(now := self._keeper.clock(), stay)
         self._user_id, self._authenticated_at = user_id, now
         self._proof = pack_proofs(before.after(methods, level, now)) if methods or level or before.methods else b""

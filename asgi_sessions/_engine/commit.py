@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from asgi_sessions._core.facts import Facts, unpack_facts
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.history import Admission, Note, Rules, ended
-from asgi_sessions._core.intent import NO_INTENT, Asked, Intent, Leaving
+from asgi_sessions._core.intent import NO_INTENT, Asked, Leaving
 from asgi_sessions._core.payload import merge
 from asgi_sessions._core.plan import (
     Call,
@@ -164,7 +164,7 @@ class Committer:
 
     async def settle(self, session: Session) -> None:
         """Undo a failed commit, or finish it if the browser received its token."""
-        if session._plan is not None:
+        if session._plan is not None or session._intent.asked is Asked.DESTROY:
             session._touch_due = False  # the store has just failed, so spare it a call for the activity
             try:
                 await self.commit(session, failed=True, step="")
@@ -253,6 +253,10 @@ class Committer:
 
     async def _attempt(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> bool:
         """Make a plan and carry it out. ``False``: another request was faster and the session is rebased, so try again."""
+        for each in session._intent.displaced:
+            # A session of the user who logs in: whether it is alive decides about the limit.
+            if not (failed or each.record.body) and each.record.owner == owner_of_known(session._user_id or ""):
+                session._intent = await self._resolver.found(session._intent, each.record, events)
         try:
             plan = self._plan(session, events, failed=failed, is_save=is_save)
         except SessionDataError:
@@ -305,8 +309,7 @@ class Committer:
             session._user_id, session._authenticated_at, session._proof, session._provider = None, None, b"", b""
             if session._intent.asked is Asked.DESTROY:  # a destroy() before the log-in still counts
                 await self._attempt(session, events, failed=True, is_save=True)
-            leaving = session._intent.leaving  # later verbs of this request still refer to it
-            session._intent, session._over = NO_INTENT if leaving is None else Intent(leaving=leaving), True
+            session._refused()
             raise
         except (RecordExists, SessionDataError):
             session._plan = None
@@ -436,8 +439,11 @@ class Calls:
         session._note_saved()
         session._intent = session._intent.settled()
         events.extend(admitted)
-        if call.end is not None and (replaced is not None or again):
-            self._left(session, plan, call.end, replaced, events)
+        if call.end is not None:
+            if session._intent.displaced:
+                session._intent = session._intent.without_displaced(call.end.leaving)
+            if replaced is not None or again:
+                self._left(session, plan, call.end, replaced, events)
 
     async def admit(self, record: Record, body: Body, note: Note | None) -> tuple[list[Event], Record | None]:
         """Store a new record, for a log-in with its history entry. Return the events to emit and the replaced session."""

@@ -39,7 +39,17 @@ ALWAYS = (
 )
 """Pairs that are always played: they commit two sessions."""
 
-_DONE = ("created", "logged_in", "regenerated", "confirmed", "renewed", "ended", "impersonated", "impersonation_ended")
+_DONE = (
+    "created",
+    "logged_in",
+    "regenerated",
+    "confirmed",
+    "renewed",
+    "switched",
+    "ended",
+    "impersonated",
+    "impersonation_ended",
+)
 pytestmark = pytest.mark.timeout(300)
 
 HAPPENED = frozenset(f"session.{what}" for what in _DONE)
