@@ -444,6 +444,43 @@ async def test_of_two_parallel_switches_either_answer_may_arrive_last(
     assert await shared.parked() == ["alice", "carol"]
 
 
+async def test_a_session_that_began_in_the_same_request_gets_its_token(memory: MemoryStore, clock: FakeClock) -> None:
+    shared = Shared(memory, clock)
+
+    async def handler(session: Session) -> None:
+        clock.advance(1)
+        session.log_in("alice")
+        await shared.accounts.park(session)
+        session.log_in("bob")
+        clock.advance(1)
+        assert await shared.accounts.switch(session, "alice")
+
+    await shared.browser.do(handler)
+
+    assert (await read(shared.browser))["user_id"] == "alice"
+    assert await shared.parked() == ["bob"]
+
+
+async def test_a_log_out_counts_though_the_look_for_the_next_user_fails(memory: MemoryStore, clock: FakeClock) -> None:
+    store = Wrapped(memory)
+    shared = await Shared(store, clock).begin()
+
+    async def once() -> None:
+        store.before.clear()
+        raise StoreUnreachable("for a moment")
+
+    def handler(session: Session) -> None:
+        session.destroy()
+        session.log_in("bob")
+        store.before["index"] = once
+
+    response = await shared.browser.do(handler)
+
+    assert response.status == 503
+    assert "Max-Age=0" in (response.set_cookie or "")
+    assert await shared.active() == {"alice": 0, "bob": 0}
+
+
 @pytest.mark.parametrize("verb", [regenerate, lambda session: session.confirm()], ids=["regenerate", "confirm"])
 async def test_a_switch_to_a_session_that_another_tab_moves_keeps_the_list(
     memory: MemoryStore, clock: FakeClock, verb: Handler
@@ -582,6 +619,7 @@ async def test_a_switch_to_the_active_user_whose_session_has_just_ended(memory: 
         await shared.sessions.revoke_all("alice")
         session["a"] = 1
         await session.save()
+        assert not await shared.accounts.switch(session, "bob")
         return await shared.accounts.switch(session, "alice")
 
     assert (await shared.browser.do(handler)).body == b"False"

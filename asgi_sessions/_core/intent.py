@@ -117,10 +117,9 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
 
     def moved(self, old: Record, new: Record) -> Intent:
         """Update the session to end, after it received another token."""
-        found = self.found(old, new)
         if self.leaving is None or self.leaving.record is not old:
-            return found
-        return replace(found, leaving=replace(self.leaving, record=new))
+            return self
+        return replace(self, leaving=replace(self.leaving, record=new))
 
     def found(self, place: Record, there: Record | None, user_id: str | None = None) -> Intent:
         """Replace the record of a displaced session by the current one. ``None``: it has ended."""

@@ -277,11 +277,10 @@ class Planner:
         """The calls that end other sessions than the current one. ``first``: the first call of the plan."""
         intent, found = session._intent, list[Call]()
         counts = phase is not _FAILED or intent.asked is _DESTROY
-        if counts and (intent.displaced or intent.leaving is not None):
-            done = first.end.leaving if isinstance(first, Create) and first.end is not None else None
-            # The displaced ones first: a session to leave may have ended, and then the rest is dropped.
-            ends = intent.displaced if intent.leaving is None else (*intent.displaced, intent.leaving)
-            found += [_end(each, intent) for each in ends if each is not done]
+        if counts and intent.displaced:  # first, since a session to leave may have ended, and then the rest is dropped
+            found += [_end(each, intent) for each in intent.displaced]
+        if intent.leaving is not None and counts and not (isinstance(first, Create) and first.end is not None):
+            found.append(_end(intent.leaving, intent))
         if intent.missing is not None and intent.asked is _DESTROY:
             found.append(Confirm(intent.missing))
         if phase is not _FAILED and intent.others:
@@ -302,17 +301,13 @@ class Planner:
             rules = with_fields(
                 rules, limit=0
             )  # all others end with this log-in, or it is an actor's, which does not count
+        elif rules is not None and rules.limit and intent.displaced:
+            also = sum(each.record.owner == record.owner for each in intent.displaced)
+            rules = with_fields(rules, limit=rules.limit + also)  # these end with this log-in
         end: End | None = None
         replaces: Replaced | None = None
-        own: Leaving | None = None
-        for each in (intent.leaving, *intent.displaced):
-            if each is not None and own is None and each.record.body and each.record.owner == record.owner is not None:
-                own = each
-        if rules is not None and rules.limit and intent.displaced:
-            also = sum(each.record.owner == record.owner and each is not own for each in intent.displaced)
-            rules = with_fields(rules, limit=rules.limit + also)  # these end with this log-in
-        if own is not None:
-            left = _end(own, intent)
+        if intent.leaving is not None and intent.leaving.record.owner == record.owner is not None:
+            left = _end(intent.leaving, intent)
             note = self.rules.note_of_end(left.leaving.record, left.reason)
             if note is not None:
                 end, replaces = left, Replaced(left.leaving.record, note)

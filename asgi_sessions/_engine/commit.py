@@ -439,11 +439,8 @@ class Calls:
         session._note_saved()
         session._intent = session._intent.settled()
         events.extend(admitted)
-        if call.end is not None:
-            if session._intent.displaced:
-                session._intent = session._intent.without_displaced(call.end.leaving)
-            if replaced is not None or again:
-                self._left(session, plan, call.end, replaced, events)
+        if call.end is not None and (replaced is not None or again):
+            self._left(session, plan, call.end, replaced, events)
 
     async def admit(self, record: Record, body: Body, note: Note | None) -> tuple[list[Event], Record | None]:
         """Store a new record, for a log-in with its history entry. Return the events to emit and the replaced session."""
