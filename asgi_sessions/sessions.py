@@ -305,7 +305,9 @@ class Sessions:
             return await manager.users.rename(user_id, id, name)
 
     async def erase(self, user_id: str, *, history_only: bool = False) -> int:
-        """Delete everything about a user from the store: end all sessions and delete the history.
+        """End all sessions of a user, and delete the history.
+
+        Trusted devices are small records of their own with hashes: call :meth:`TrustedDevices.forget`, too.
 
         Args:
             history_only: keep the sessions.
