@@ -98,7 +98,7 @@ async def test_from_starsessions(client: Any, valkey_url: str, prefix: str, life
     people = [person(number, await through(app, number)) for number in range(USERS)]
     assert await left(client, prefix) == USERS
 
-    await clean(people, FromStarsessions(valkey_url, prefix=prefix, user=user_of))
+    await clean(people, FromStarsessions(valkey_url, prefix=prefix, user=user_of, deadline=PATIENT))
     assert await left(client, prefix) == 0
 
 
@@ -138,7 +138,7 @@ async def test_from_flask_session(client: Any, valkey_url: str, prefix: str, for
     server.close()
 
     key = KEY if signed else None
-    await clean(people, FromFlaskSession(valkey_url, prefix=prefix, user=user_of, secret_key=key))
+    await clean(people, FromFlaskSession(valkey_url, prefix=prefix, user=user_of, secret_key=key, deadline=PATIENT))
     assert await left(client, prefix) == 0
 
 
@@ -214,7 +214,7 @@ async def test_from_djangos_cache(client: Any, folder: Path, valkey_url: str, pr
     try:
         people = django.people(USERS)
         assert await left(client, prefix) == USERS
-        await clean(people, FromDjangoCache(valkey_url, key_prefix=prefix))
+        await clean(people, FromDjangoCache(valkey_url, key_prefix=prefix, deadline=PATIENT))
         assert await left(client, prefix) == 0
     finally:
         django.close()
@@ -315,7 +315,10 @@ async def test_from_express_session(
                 people.append(person(number, cookies_in(response.headers.get_list("set-cookie"))))
         assert people[0].cookies["connect.sid"].startswith("s%3A")
 
-        await clean(people, FromExpressSession(valkey_url, secret=["a newer one", KEY], prefix=prefix, user=user_of))
+        await clean(
+            people,
+            FromExpressSession(valkey_url, secret=["a newer one", KEY], prefix=prefix, user=user_of, deadline=PATIENT),
+        )
         assert await left(client, prefix) == 0
     finally:
         process.kill()
@@ -337,6 +340,6 @@ async def test_from_fastapi_redis_sdk(prefix: str) -> None:
 
     people = [person(number, await through(app, number)) for number in range(USERS)]
 
-    await clean(people, FromFastapiRedisSdk(server, prefix=prefix, user=user_of))
+    await clean(people, FromFastapiRedisSdk(server, prefix=prefix, user=user_of, deadline=PATIENT))
     assert await left(server, f"{prefix}:session:") == 0
     await server.aclose()
