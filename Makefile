@@ -20,7 +20,7 @@ demo: .venv-demo/ready
 check: .venv/ready lint
 	$(BIN)/python -m pytest -q -n 3 --dist worksteal tests/test_promises.py tests/test_commit_table.py tests/test_middleware.py \
 	tests/test_sessions.py tests/test_races.py tests/test_once.py tests/test_realms.py tests/test_devices.py tests/test_cookie_config.py \
-	tests/test_memory_store.py tests/test_store_contract.py tests/test_layers.py tests/test_docs.py tests/test_packaging.py \
+	tests/test_memory_store.py tests/test_store_contract.py tests/test_layers.py tests/test_docs.py \
 	tests/properties/test_pure.py -k "not postgresql and not mariadb and not redis and not without_its_server" $(PYTEST_ARGS)
 
 test: .venv/ready browser axe
