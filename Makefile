@@ -15,7 +15,7 @@ BIN := .venv/bin
 demo: .venv-demo/ready
 	.venv-demo/bin/python -m asgi_sessions demo $(DEMO_ARGS)
 
-# For each change, in under a minute: the linters, the promises, the core, the documents, and the stores in memory, on SQLite and on
+# For each change, in about a minute: the linters, the promises, the core, the documents, and the stores in memory, on SQLite and on
 # the Valkey that pip has installed.
 check: .venv/ready lint
 	$(BIN)/python -m pytest -q -n 3 --dist worksteal tests/test_promises.py tests/test_commit_table.py tests/test_middleware.py \

@@ -66,12 +66,12 @@ class Accounts:
         self._check("park()", session)
         if session.user_id is None:
             return
-        known: dict[str, Found | None] = {}
+        ended = set[str]()
         if len(session._parked) >= MOST_PARKED:
-            known = await self._living(session._parked)
+            ended = {place for place, found in (await self._living(session._parked)).items() if found is None}
         if not await _is_saved(session):
             raise SessionError("park(): another task of this request has changed the session meanwhile")
-        places = tuple(place for place in session._beside() if known.get(place, True))
+        places = tuple(place for place in session._beside() if place not in ended)
         session._make_way(places[:MOST_PARKED])
         for place in places[MOST_PARKED:]:
             session._intent = session._intent.also(leaving_at(place))

@@ -37,8 +37,8 @@ LONG_FUNCTIONS = {
 """Functions of more than ``MAX_FUNCTION`` lines, and why."""
 
 SIZES = {
-    "_core": (4923, 2000),
-    "_engine": (4111, 1300),
+    "_core": (4912, 2000),
+    "_engine": (4106, 1300),
     "_asgi": (1028, 750),
 }
 """Lines of each private package: the bound, which gets larger only with a new feature, and the target of the design."""

@@ -105,7 +105,7 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
         return Intent(others=self.others, displaced=self.displaced)
 
     def without_displaced(self, ended: Leaving) -> Intent:
-        """Remove a displaced session after its end."""
+        """Remove a displaced session that has ended."""
         found = replace(self, displaced=tuple(each for each in self.displaced if each is not ended))
         return NO_INTENT if found == NO_INTENT else found
 
@@ -120,16 +120,6 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
         if self.leaving is None or self.leaving.record is not old:
             return self
         return replace(self, leaving=replace(self.leaving, record=new))
-
-    def found(self, place: Record, there: Record | None, user_id: str | None = None) -> Intent:
-        """Replace the record of a displaced session by the current one. ``None``: it has ended."""
-        displaced = []
-        for each in self.displaced:
-            if each.record is not place:
-                displaced.append(each)
-            elif there is not None:
-                displaced.append(replace(each, record=there, user_id=each.user_id or user_id))
-        return replace(self, displaced=tuple(displaced))
 
 
 NO_INTENT: Final = Intent()

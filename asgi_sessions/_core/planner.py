@@ -323,9 +323,8 @@ class Planner:
         note = None  # a renewal is of no interest to the user, and switches would displace the log-ins
         if is_confirmed or not (is_renewal or session._intent.is_switch):
             note = self.rules.note(STEPPED_UP if is_confirmed else REGENERATED, old.id, old.owner, body.about)
-        name = "session.confirmed" if is_confirmed else "session.renewed" if is_renewal else "session.regenerated"
-        if session._intent.is_switch and not is_confirmed:
-            name = "session.switched"
+        asked = "session.switched" if session._intent.is_switch else "session.regenerated"
+        name = "session.confirmed" if is_confirmed else "session.renewed" if is_renewal else asked
         plan.calls.append(Rename(old, record, body, alias, note, name))
 
     def _next(self, session: Session, payload: bytes, *, fresh_token: bool = False) -> tuple[Hidden[str], Record, Body]:

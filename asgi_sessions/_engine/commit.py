@@ -254,9 +254,10 @@ class Committer:
     async def _attempt(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> bool:
         """Make a plan and carry it out. ``False``: another request was faster and the session is rebased, so try again."""
         for each in session._intent.displaced:
-            # A session of the user who logs in: whether it is alive decides about the limit.
-            if not (failed or each.record.body) and each.record.owner == owner_of_known(session._user_id or ""):
-                session._intent = await self._resolver.found(session._intent, each.record, events)
+            # A parked session of the user who logs in: whether it is alive decides about the limit.
+            is_own = not (failed or each.record.body) and each.record.owner == owner_of_known(session._user_id or "")
+            if is_own and await self._resolver.locate(each.record, None, events) is None:
+                session._intent = session._intent.without_displaced(each)
         try:
             plan = self._plan(session, events, failed=failed, is_save=is_save)
         except SessionDataError:

@@ -6,7 +6,6 @@ from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 from asgi_sessions._core.history import EXPIRED, Note, Reason, ended
-from asgi_sessions._core.intent import Intent
 from asgi_sessions._core.planner import RecordRules
 from asgi_sessions._core.record import ALIAS_REV, ALIASES, Actor, Body, Record, acting
 from asgi_sessions._core.token import owner_of_known
@@ -206,11 +205,6 @@ class Resolver:
                 return None
             found = await self.load(key, events)
         raise StoreError("other requests moved the session each time it was looked for")
-
-    async def found(self, intent: Intent, place: Record, events: list[Event]) -> Intent:
-        """Return the intent with the record of a displaced session that was known by its place only."""
-        found = await self.locate(place, None, events)
-        return intent.found(place, None) if found is None else intent.found(place, found.record, found.body.user_id)
 
     async def end(self, known: Record, reason: Reason, events: list[Event]) -> Record | None:
         """Delete a session's record under its current key. Return the record as it was, or ``None`` if the session had ended.
