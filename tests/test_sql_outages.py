@@ -570,3 +570,40 @@ async def test_writes_that_wait_for_a_locked_file_leave_nothing_behind_and_keep_
     async with asyncio.timeout(15):
         while (await alice.do(put(c=3))).status != 200:  # noqa: ASYNC110 - until the breaker lets somebody ask
             await asyncio.sleep(0.05)
+
+
+STOPS = """
+import asyncio, sys
+from datetime import timedelta
+from sqlalchemy.ext.asyncio import create_async_engine
+from asgi_sessions import SQLStore
+from asgi_sessions.migrate import FromDjango
+from asgi_sessions.stores.sql import _connections
+from asgi_sessions.testing import a_record
+
+_connections.LONGEST = _connections.LONGEST_ALONE = 0.1
+file, what = sys.argv[1:]
+
+async def main():
+    engine = create_async_engine(f"sqlite+aiosqlite:///{file}", connect_args={"timeout": 2})
+    if what == "a session":
+        waiting = SQLStore(engine).create(a_record())
+    else:
+        django = FromDjango(engine, secret_key="k", deadline=timedelta(seconds=0.1))
+        waiting = django.forget(django.recognise(b"abcdefghijklmnop", 0.0))
+    task = asyncio.ensure_future(waiting)
+    await asyncio.sleep(0.3)
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.3)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("what", ["a session", "an old session"])
+def test_a_process_can_stop_while_a_file_is_locked(tmp_path: Path, what: str) -> None:
+    """Nobody waits for the write any more, and no lifespan closes the store."""
+    with locked(file := tmp_path / "sessions.db"):
+        subprocess.run([sys.executable, "-c", STOPS, file, what], check=True, timeout=20)

@@ -113,29 +113,47 @@ class SQLServer(_Server):
             if delete is not None and not callable(delete):
                 raise ConfigurationError(f"{called}(delete=…): give a coroutine function of the session key")
             self._find, self._delete = database, delete
+            self._managers: PerLoop[Any] = PerLoop(nullcontext)
             return
-        if delete is not None or not hasattr(database, "begin"):
+        with needs("sql", called):
+            import sqlalchemy
+            from sqlalchemy.ext.asyncio import AsyncEngine
+
+            from asgi_sessions.stores.sql._connections import ConnectionManager, check
+        if delete is not None or not isinstance(database, AsyncEngine):
             raise ConfigurationError(
                 f"{called}({type(database).__name__}): give an AsyncEngine of SQLAlchemy, or a coroutine function of the "
                 "session key and, as delete=…, a second one"
             )
-        with needs("sql", called):
-            import sqlalchemy
+        check(database, called)
         there = sqlalchemy.table(
             table,
             sqlalchemy.column("session_key", sqlalchemy.String()),
             sqlalchemy.column("session_data", sqlalchemy.Text()),
             sqlalchemy.column("expire_date", sqlalchemy.DateTime(timezone=True)),
         )
+        no_table = f"is table={table!r} the right one?"
+        self._managers = PerLoop(
+            lambda: ConnectionManager(database, is_own=False, no_table=no_table, longest=self._seconds)
+        )
 
         async def find(key: str) -> Any:
             query = sqlalchemy.select(there.c.session_data, there.c.expire_date).where(there.c.session_key == key)
-            async with database.connect() as connection:
-                return (await connection.execute(query)).first()
+
+            async def work(connections: ConnectionManager) -> Any:
+                async with connections.statement() as connection:
+                    return (await connection.execute(query)).first()
+
+            return await self._managers.here().run(work)
 
         async def remove(key: str) -> None:
-            async with database.begin() as connection:
-                await connection.execute(sqlalchemy.delete(there).where(there.c.session_key == key))
+            statement = sqlalchemy.delete(there).where(there.c.session_key == key)
+
+            async def work(connections: ConnectionManager) -> None:
+                async with connections.statement() as connection:
+                    await connection.execute(statement)
+
+            await self._managers.here().run(work, writes=key)
 
         self._find, self._delete = find, remove
 
@@ -156,6 +174,11 @@ class SQLServer(_Server):
         """
         if self._delete is not None:
             await self._in_time(self._delete(key))
+
+    async def aclose(self) -> None:
+        """Wait for the queries that are still running. The engine is the app's."""
+        if (connections := self._managers.taken()) is not None:
+            await connections.aclose()
 
 
 def found_by(parse: Callable[[Any], T], value: object) -> T | None:

@@ -274,8 +274,8 @@ class FromDjango(_StoredReader):
     """Sessions of ``django.contrib.sessions.backends.db`` and ``cached_db``: signed JSON in a table.
 
     Args:
-        database: an ``AsyncEngine`` of SQLAlchemy, or a coroutine function of the session key that returns
-            ``(session_data, expire_date)`` or ``None``.
+        database: an ``AsyncEngine`` of SQLAlchemy for PostgreSQL, MariaDB, MySQL or SQLite, or a coroutine function of the
+            session key that returns ``(session_data, expire_date)`` or ``None``.
         secret_key: the ``SECRET_KEY`` of the old app. With ``SECRET_KEY_FALLBACKS``, a list of all of them.
         delete: a coroutine function that deletes a session by its key. Only with a function as ``database``.
         table: the name of the table.
@@ -335,6 +335,10 @@ class FromDjango(_StoredReader):
         """See :class:`Reader`."""
         if not self._keep_old:
             await self._server.delete(cookie.identity.decode("ascii"))
+
+    async def aclose(self) -> None:
+        """See :class:`Reader`."""
+        await self._server.aclose()
 
 
 def _instant(time: object) -> float | None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,7 @@ import pytest
 import redis.asyncio
 from hypothesis import example, given
 from hypothesis import strategies as st
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from asgi_sessions import ConfigurationError, MemoryStore, StoreError
 from asgi_sessions._core.adoption import converted
@@ -659,6 +661,17 @@ async def test_a_database_that_fails_is_503(clock: FakeClock) -> None:
 
     reader = FromDjango(find, secret_key=OLD_KEY, cookie="session")
     assert (await Site(MemoryStore(), clock, reader).visitor(ID).do()).status == 503
+
+
+async def test_a_database_without_the_table_says_which_option_to_look_at(tmp_path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'django.db'}")
+    reader = FromDjango(engine, secret_key=OLD_KEY, table="other")
+    cookie = reader.recognise(ID.encode("ascii"), NOW)
+    assert cookie is not None
+    with pytest.raises(StoreError, match=r"table='other'.*no such table"):
+        await reader.read(cookie, NOW)
+    await reader.aclose()
+    await engine.dispose()
 
 
 async def test_a_password_that_was_changed_ends_a_session_of_django(clock: FakeClock) -> None:

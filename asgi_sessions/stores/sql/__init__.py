@@ -68,6 +68,8 @@ SWEEP_MARGIN: Final = 60.0
 TURN: Final = 30.0
 """Seconds for which each batch of a sweeper keeps the others away. If it dies, another one takes over after that."""
 
+NO_TABLES: Final = "there are no tables: await store.create_tables(), or run what `asgi-sessions schema` prints"
+
 CREATE_ATTEMPTS: Final = 8
 """Tries of ``create_tables()``. It fails when another process creates the tables at the same time."""
 
@@ -194,7 +196,7 @@ class SQLStore:
             engine = self._unused.pop()  # pop() is atomic, so one loop gets it
         except IndexError:
             engine = self._make()
-        return ConnectionManager(engine, is_own=self._is_own, note_time=self._note_time)
+        return ConnectionManager(engine, is_own=self._is_own, no_table=NO_TABLES, note_time=self._note_time)
 
     def _note_time(self, now: float) -> None:
         self.server_time = (now, time.monotonic())

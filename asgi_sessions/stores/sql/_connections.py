@@ -4,6 +4,9 @@ An operation that has begun is finished, even if its caller is cancelled. SQLAlc
 a closed browser tab should not cost a connection. It gets two seconds, since an operation that waits for a dead server or a lock
 occupies a connection. A caller that is cancelled in the queue has begun no operation.
 
+On SQLite an operation is never cancelled, since it cannot be: its thread goes on, and waits as long as the ``busy_timeout``. If
+SQLAlchemy is cancelled a second time while it closes the connection, a task remains that keeps the event loop from ending.
+
 The writes of one user queue here, before they take a connection. In the database each would hold a connection while it waits for
 the user's lock, and a user who logs in ten times at once would block all others.
 """
@@ -15,7 +18,7 @@ import math
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from inspect import signature
 from traceback import clear_frames
@@ -194,14 +197,14 @@ def _parsed(url: str) -> tuple[URL, str]:
     return parsed, dialect
 
 
-def check(engine: AsyncEngine) -> None:
-    """Check that the store supports the database of an engine.
+def check(engine: AsyncEngine, called: str = "SQLStore") -> None:
+    """Check that we support the database of an engine.
 
     Raises:
         ConfigurationError: it does not.
     """
     if engine.dialect.name not in _BEGIN:
-        raise ConfigurationError(f"SQLStore: {engine.dialect.name} is not supported; use one of {', '.join(_BEGIN)}")
+        raise ConfigurationError(f"{called}: {engine.dialect.name} is not supported; use one of {', '.join(_BEGIN)}")
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
@@ -241,9 +244,26 @@ def _check_in_step(
 
 
 class ConnectionManager:
-    """The connections of one event loop to the database."""
+    """The connections of one event loop to the database.
 
-    def __init__(self, engine: AsyncEngine, *, is_own: bool, note_time: Callable[[float], None]) -> None:
+    Args:
+        is_own: whether the engine is ours, so that its connections are closed with it.
+        no_table: what to do if the table is missing, for the error message.
+        note_time: receives the server's time with each new connection.
+        longest: seconds that an operation may take, if that is more than LONGEST.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        is_own: bool,
+        no_table: str,
+        note_time: Callable[[float], None] | None = None,
+        longest: float | None = None,
+    ) -> None:
+        self._no_table = no_table
+        self._longest = LONGEST if longest is None else max(longest, LONGEST)
         self._engine = engine
         self._is_sqlite = engine.dialect.name == "sqlite"
         self._begin: tuple[str, ...] = _BEGIN[engine.dialect.name]
@@ -255,14 +275,14 @@ class ConnectionManager:
         self._is_own = is_own
         event.listen(self._single.sync_engine, "after_execute", _check_in_step)
         event.listen(engine.sync_engine, "connect", _note_when)
-        if (statement := _TIME.get(engine.dialect.name)) is not None:
+        if note_time is not None and (statement := _TIME.get(engine.dialect.name)) is not None:
             event.listen(engine.sync_engine, "connect", partial(_ask_time, statement, note_time))
         self._distrusted_at = -math.inf
         """Connections opened before this time lead to a server that is not a primary now."""
         # As many as the pool has connections. A task that waits here can be cancelled without a trace.
         self._semaphore = asyncio.Semaphore(_pool_limit(engine.pool))
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._patience = Deadlines(LONGEST)
+        self._patience = Deadlines(self._longest)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._at_loop_end: AsyncGenerator[None, None] | None = None
 
@@ -280,14 +300,14 @@ class ConnectionManager:
         turn = None if writes is None else "" if self._is_sqlite else shard_of(writes)
         lock = None if turn is None else self._turns.setdefault(turn, asyncio.Lock())
         await self._wait_for_turn(lock)
-        limit = limit_alone(LONGEST, again=TIME_TO_CLEAN_UP)
+        limit = limit_alone(self._longest, again=TIME_TO_CLEAN_UP)
         task = asyncio.ensure_future(self._carry_out(work, limit))
         self._tasks.add(task)
         task.add_done_callback(partial(self._done, lock))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            limit.hasten(max(LONGEST - LONGEST_ALONE, 0.0))
+            limit.hasten(max(self._longest - LONGEST_ALONE, 0.0))
             raise
 
     async def _wait_for_turn(self, lock: asyncio.Lock | None) -> None:
@@ -302,7 +322,7 @@ class ConnectionManager:
             if lock is not None and waited_for == "a free connection":
                 lock.release()
             if isinstance(error, TimeoutError):
-                raise StoreRefused(f"the operation waited {LONGEST:.0f} s for {waited_for}") from error
+                raise StoreRefused(f"the operation waited {self._longest:.0f} s for {waited_for}") from error
             raise
 
     def _done(self, lock: asyncio.Lock | None, task: asyncio.Task[Any]) -> None:
@@ -314,8 +334,9 @@ class ConnectionManager:
 
     async def _carry_out(self, work: Callable[[ConnectionManager], Awaitable[T]], limit: Limit) -> T:
         breaks = 0
+        over = time.monotonic() + self._longest
         try:
-            with limit:
+            with nullcontext() if self._is_sqlite else limit:
                 for attempt in range(1, MAX_ATTEMPTS + 1):
                     try:
                         return await work(self)
@@ -327,11 +348,14 @@ class ConnectionManager:
                         again = breaks == 1 if broken else _is_conflict(error)
                         if not again or attempt == MAX_ATTEMPTS:
                             # The cause is the driver's error: SQLAlchemy's quotes the statement and its values.
-                            raise _store_error(error) from (error.orig if isinstance(error, DBAPIError) else error)
+                            cause = error.orig if isinstance(error, DBAPIError) else error
+                            raise _store_error(error, self._no_table) from cause
+                        if self._is_sqlite and time.monotonic() > over:
+                            raise TimeoutError from error
                     pause = 0.001 * min(2**attempt, 64)
                     await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing
         except TimeoutError as error:
-            raise StoreUnreachable(f"the database did not answer within {LONGEST:.0f} s") from error
+            raise StoreUnreachable(f"the database did not answer within {self._longest:.0f} s") from error
         raise StoreRefused(f"the operation conflicted with others {MAX_ATTEMPTS} times")
 
     @asynccontextmanager
@@ -551,7 +575,7 @@ def _is_conflict(error: Exception) -> bool:
     return bool(conflicts) or _sqlite_code_of(error) in (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED
 
 
-def _store_error(error: Exception) -> StoreError:
+def _store_error(error: Exception, no_table: str) -> StoreError:
     """The error to raise. An error reply means a reachable server, and so StoreRefused."""
     state, number = _codes_of(error)
     if isinstance(error, DBAPIError) and (READ_ONLY.intersection((state, number)) or _sqlite_code_of(error)):
@@ -560,7 +584,7 @@ def _store_error(error: Exception) -> StoreError:
         is_refusal = isinstance(error, PoolTimeoutError | StatementError | UnicodeError) or _is_refusal(state, None)
     else:
         is_refusal = not error.connection_invalidated and _is_refusal(state, number)
-    return (StoreRefused if is_refusal else StoreUnreachable)(_reason(error))
+    return (StoreRefused if is_refusal else StoreUnreachable)(_reason(error, no_table))
 
 
 def _is_refusal(state: object, number: object) -> bool:
@@ -573,10 +597,10 @@ def _is_refusal(state: object, number: object) -> bool:
 _NO_TABLE = frozenset({"42P01", "42S02", 1146})
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, no_table: str) -> str:
     if isinstance(error, OutOfStep):
         return "the database sent the reply to another statement"
     reason = reason_of(error)
     if isinstance(error, DBAPIError) and (_NO_TABLE.intersection(_codes_of(error)) or "no such table" in reason):
-        return f"there are no tables: await store.create_tables(), or run what `asgi-sessions schema` prints ({reason})"
+        return f"{no_table} ({reason})"
     return f"{'the database failed' if isinstance(error, DBAPIError) else 'the database is unreachable'}: {reason}"
