@@ -113,6 +113,18 @@ def is_safe(url: object) -> bool:
     return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and is_local))
 
 
+def metadata_of(issuer: str, *, is_event: bool) -> str:
+    """The URL of a provider's metadata.
+
+    The well-known path is appended to the issuer (OpenID Connect Discovery 1.0, section 4). For Shared Signals it stands before
+    the path of the issuer (OpenID Shared Signals Framework 1.0, section 7.2.1).
+    """
+    if not is_event:
+        return issuer.rstrip("/") + "/.well-known/openid-configuration"
+    parts = urlsplit(issuer)
+    return f"{parts.scheme}://{parts.netloc}/.well-known/ssf-configuration{parts.path.rstrip('/')}"
+
+
 class Keys:
     """The public keys of a provider. They are fetched if they are old, or if a token names an unknown key."""
 
@@ -129,7 +141,7 @@ class Keys:
         Args:
             kid: the key id from the token, or ``None``. Then the provider must have just one key for the algorithm.
             now: seconds since the epoch.
-            metadata: the well-known path of the provider's metadata.
+            metadata: the URL of the provider's metadata.
         Raises:
             KeysUnavailable: the key is unknown, and the keys could not be fetched.
         """
@@ -167,7 +179,7 @@ class Keys:
         async with (provider.http or _client)() as client:
             uri = provider.jwks_uri
             if uri is None:
-                found = await _json(client, provider.issuer.rstrip("/") + metadata)
+                found = await _json(client, metadata)
                 if found.get("issuer") != provider.issuer:  # OpenID Connect Discovery 1.0, section 4.3
                     raise KeysUnavailable("its metadata names another issuer")
                 uri = found.get("jwks_uri")

@@ -37,8 +37,8 @@ class Provider:
         self.status = 200
         self.body: bytes | None = None
         routes = [
-            Route("/.well-known/openid-configuration", self._metadata),
-            Route("/.well-known/ssf-configuration", self._metadata),
+            Route("/{tenant:path}.well-known/openid-configuration", self._metadata),
+            Route("/.well-known/ssf-configuration{tenant:path}", self._metadata),
             Route("/jwks", self._keys),
             Route("/elsewhere", self._keys),
         ]

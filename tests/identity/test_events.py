@@ -120,10 +120,17 @@ async def test_the_subject_of_older_drafts_is_in_the_event(world: World) -> None
     assert await world.out() == ["work", "phone"]
 
 
-async def test_keys_are_found_by_the_metadata_of_shared_signals(world: World) -> None:
-    await world.push(REVOKED, world.iss_sub())
+@pytest.mark.parametrize("path", ["", "/", "/tenants/7", "/tenants/7/"])
+async def test_keys_are_found_by_the_metadata_of_shared_signals(
+    sessions: Sessions, provider: Provider, clock: FakeClock, path: str
+) -> None:
+    """The well-known path stands before that of the issuer (OpenID Shared Signals Framework 1.0, section 7.2.1)."""
+    provider.url = provider.metadata["issuer"] = provider.url + path
+    world = World(sessions, provider, clock)
 
-    assert world.provider.fetched == ["/.well-known/ssf-configuration", "/jwks"]
+    assert (await world.push(REVOKED, world.iss_sub())).status_code == 202
+
+    assert provider.fetched == [f"/.well-known/ssf-configuration{path.rstrip('/')}", "/jwks"]
 
 
 async def test_a_repeated_delivery_is_acknowledged_and_ends_nothing_more(world: World) -> None:

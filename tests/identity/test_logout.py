@@ -106,11 +106,17 @@ async def test_whom_a_token_means(world: World, more: dict[str, Any], is_in: boo
     assert await world.is_in() is is_in
 
 
-async def test_keys_are_found_by_the_metadata_and_fetched_once(world: World) -> None:
+@pytest.mark.parametrize("path", ["", "/", "/tenants/7", "/tenants/7/"])
+async def test_keys_are_found_by_the_metadata_and_fetched_once(
+    sessions: Sessions, provider: Provider, clock: FakeClock, path: str
+) -> None:
+    provider.url = provider.metadata["issuer"] = provider.url + path
+    world = World(sessions, provider, clock)
+
     for number in range(3):
         assert (await world.tell(signed(world.claims(jti=str(number))))).status_code == 200
 
-    assert world.provider.fetched == ["/.well-known/openid-configuration", "/jwks"]
+    assert provider.fetched == [f"{path.rstrip('/')}/.well-known/openid-configuration", "/jwks"]
 
 
 async def test_a_token_without_kid_is_of_the_only_key_of_its_kind(world: World) -> None:
