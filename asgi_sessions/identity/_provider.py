@@ -164,7 +164,7 @@ class Keys:
         async with self._turn.here():
             # Another request may have fetched them while this one waited for the lock.
             if self._tried_at == tried_at and not 0 <= now - tried_at < FETCH_EVERY:
-                self._tried_at = now
+                self._tried_at, self._failure = now, "the last fetch was interrupted"
                 try:
                     with anyio.fail_after(2 * TIMEOUT):
                         self._known = await self._fetched(metadata)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import functools
 import hmac
 import json
 from collections.abc import AsyncIterator, Callable
@@ -375,6 +377,28 @@ async def test_keys_that_cannot_be_fetched_are_a_503_and_known_ones_go_on(
     ).status_code == 503  # unknown is not "there is none"
     world.clock.advance(FETCH_EVERY + 1)
     assert (await world.tell(signed(world.claims(jti="5")))).status_code == 503
+
+
+async def test_a_fetch_that_is_interrupted_is_a_503_for_others(memory: MemoryStore, clock: FakeClock) -> None:
+    """A refusal would be final: the provider does not send the token again, and the session stays."""
+    asked = asyncio.Event()
+
+    async def never(request: httpx.Request) -> httpx.Response:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    provider = Provider()
+    client = functools.partial(httpx.AsyncClient, transport=httpx.MockTransport(never))
+    world = World(Sessions(memory, clock=clock), provider, clock, http=client)
+    async with world.http:
+        tasks = [asyncio.ensure_future(world.tell(signed(world.claims(jti=each)))) for each in "12"]
+        await asked.wait()  # the second one waits for the first
+        tasks[0].cancel()
+
+        assert (await tasks[1]).status_code == 503
+        assert (await world.tell(signed(world.claims(jti="3")))).status_code == 503
+    assert tasks[0].cancelled()
 
 
 @pytest.mark.parametrize(
