@@ -115,7 +115,8 @@ class TokenAuth(_Auth):
         self._origins = frozenset({_origin(self._url)} if origins is None else map(_origin_given, origins))
         self._pair = self._kept = pair
         self._keep = keep
-        self._turn: RunVar[_Turn] = RunVar("TokenAuth")  # the running refresh of this event loop
+        # The running refresh of this event loop. Before 4.9, anyio keeps one value for all variables of a name (anyio #880).
+        self._turn: RunVar[_Turn] = RunVar(f"TokenAuth {id(self)}")
 
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
         """Raise ConfigurationError: a synchronous client cannot share a refresh."""

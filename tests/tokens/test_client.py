@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from anyio.lowlevel import RunVar
 
 from asgi_sessions import ConfigurationError
 from asgi_sessions.tokens import RefreshFailed, TokenError
@@ -255,6 +256,38 @@ async def test_requests_that_wait_share_one_outcome(step: Any, expected: str) ->
         assert len(server.sent) == 1
 
         assert (await client.get(API)).text == "Bearer A1"
+
+
+class OldRunVar(RunVar[Any]):
+    """That of anyio before 4.9, where variables of one name share their value (anyio #880)."""
+
+    def __hash__(self) -> int:
+        return hash(self._name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OldRunVar) and self._name == other._name
+
+
+@pytest.mark.parametrize("run_var", [RunVar, OldRunVar], ids=["anyio", "anyio 4.4"])
+async def test_the_outcome_for_one_user_is_none_for_another(run_var: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asgi_sessions.tokens.client.RunVar", run_var)
+    gate = Gate(httpx.Response(400))
+    server, seen = Server(gate), []
+    alice, bob = some_auth(), some_auth()
+    async with server.client(alice) as client:
+
+        async def one(auth: httpx.Auth) -> None:
+            seen.append(await outcome(lambda: client.get(API, auth=auth)))
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(one, alice)
+                await server.asked.wait()
+                tasks.start_soon(one, bob)
+                await anyio.wait_all_tasks_blocked()
+                gate.opened.set()
+
+    assert seen == ["Bearer A1", "TokenError"]
 
 
 async def test_a_cancelled_waiter_takes_nobody_along() -> None:
