@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -15,16 +16,20 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import httpx
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from asgi_sessions import ConfigurationError, MemoryStore, RedisStore, SessionMiddleware, SQLStore
+from asgi_sessions import ConfigurationError, MemoryStore, RedisStore, SessionMiddleware, Sessions, SQLStore
 from asgi_sessions.frameworks.litestar import SessionPlugin
+from asgi_sessions.identity import BackChannelLogout, IdentityProvider
 from asgi_sessions.stores import Store
-from asgi_sessions.testing import session_cookie
+from asgi_sessions.testing import FakeClock, session_cookie
+from tests.identity.provider import Provider, signed
 from tests.ports import free_port
 from tests.support import Browser, app_with, destroy, log_in, put, read
+from tests.tokens.conftest import some_tokens
 from tests.wrapped import Wrapped
 
 ROOT = Path(__file__).parent.parent
@@ -140,6 +145,36 @@ async def test_a_session_lives_in_memory(memory: MemoryStore) -> None:
     assert (found["user_id"], found["data"]) == ("alice", {"a": 1})
     assert response.set_cookie is not None
     assert browser.token is None
+
+
+async def test_tokens_live_in_memory(memory: MemoryStore) -> None:
+    tokens = some_tokens(memory, FakeClock())
+    pairs = [await tokens.log_in("alice")]
+
+    async def refresh() -> None:
+        pairs.append(await tokens.refresh(pairs[0].refresh_token))
+
+    async with anyio.create_task_group() as tabs:
+        for _ in range(3):
+            tabs.start_soon(refresh)
+
+    assert len({pair.refresh_token for pair in pairs}) == 2
+    assert await tokens.revoke(pairs[1].refresh_token)
+
+
+async def test_a_provider_ends_a_session_in_memory(memory: MemoryStore, clock: FakeClock) -> None:
+    provider = Provider()
+    client = functools.partial(httpx.AsyncClient, transport=httpx.ASGITransport(provider.app))
+    sessions = Sessions(memory, clock=clock)
+    browser = Browser(app_with(sessions))
+    await browser.do(log_in("alice", provider=(provider.url, "a1", "s1")))
+
+    endpoint = BackChannelLogout(sessions, IdentityProvider(provider.url, "shop", http=client))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(endpoint), base_url="https://shop.test") as http:
+        response = await http.post("/", data={"logout_token": signed(provider.claims(clock()))})
+
+    assert response.status_code == 200
+    assert (await read(browser))["user_id"] is None
 
 
 @pytest.mark.parametrize("kind", ["websocket", "http"])

@@ -10,13 +10,13 @@ from urllib.parse import urlsplit
 
 import anyio
 import httpx
+from anyio.lowlevel import RunVar
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 
 from asgi_sessions._core.arguments import several
 from asgi_sessions._core.json import json_in
-from asgi_sessions._engine.loops import PerLoop
 from asgi_sessions.errors import ConfigurationError
 
 ALGORITHMS: Final = (
@@ -133,7 +133,7 @@ class Keys:
         self._known: list[PyJWK] = []
         self._fetched_at = self._tried_at = float("-inf")
         self._failure: str | None = None  # of the last fetch
-        self._turn = PerLoop(anyio.Lock)
+        self._turn: RunVar[anyio.Lock] = RunVar(f"Keys {id(self)}")  # of the running event loop
 
     async def find(self, kid: str | None, alg: str, now: float, *, metadata: str) -> PyJWK | None:
         """The provider's key with this id for this algorithm, or ``None``.
@@ -160,8 +160,9 @@ class Keys:
 
     async def _refresh(self, now: float, metadata: str) -> str | None:
         """Fetch the keys, at most once in ``FETCH_EVERY``. Returns why the last fetch failed, or ``None``."""
-        tried_at = self._tried_at
-        async with self._turn.here():
+        tried_at, turn = self._tried_at, self._turn.get(None) or anyio.Lock()
+        self._turn.set(turn)
+        async with turn:
             # Another request may have fetched them while this one waited for the lock.
             if self._tried_at == tried_at and not 0 <= now - tried_at < FETCH_EVERY:
                 self._tried_at, self._failure = now, "the last fetch was interrupted"

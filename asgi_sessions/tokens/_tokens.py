@@ -51,7 +51,7 @@ from asgi_sessions._core.token import (
 )
 from asgi_sessions._core.types import Clock, Event, Scope, instant
 from asgi_sessions._engine.contract import Store
-from asgi_sessions._engine.loops import PerLoop, retrieve
+from asgi_sessions._engine.loops import PerLoop, retrieve, running_loop
 from asgi_sessions._engine.resolve import MAX_ATTEMPTS
 from asgi_sessions.errors import (
     ConfigurationError,
@@ -293,6 +293,9 @@ class Tokens:
             name = sha256(token.encode("ascii")).digest()
         finally:
             del token
+        if running_loop() is None:  # trio, where a shielded scope does the same
+            with anyio.CancelScope(shield=True):
+                return await self._rotate(family, generation, presented, scope)
         # Tabs of one browser refresh at the same time. In this process they share one rotation.
         refreshing = self._refreshing.here()
         task = refreshing.get(name)
