@@ -245,8 +245,10 @@ class Tokens:
                 "access_token(): the log-in is not saved yet, and a failed request would undo it: await session.save() first"
             )
         more: dict[str, Any] = {"device_bound": True} if session.is_device_bound else {}
-        if session.methods:  # RFC 8176 and OpenID Connect Core 1.0, section 2
-            more |= {"amr": list(session.methods), "acr": str(session.level)}
+        if session.methods:  # RFC 8176 and OpenID Connect Core 1.0, section 2, as for acr
+            more["amr"] = list(session.methods)
+        if session.methods or session.level:
+            more["acr"] = str(session.level)
         if session.actor_id is not None:
             more["act"] = {"sub": session.actor_id}  # RFC 8693, section 4.1
         if clash := sorted(claims.keys() & {"amr", "acr"}):

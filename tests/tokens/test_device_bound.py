@@ -17,7 +17,7 @@ from asgi_sessions import DeviceBound, MemoryStore, SessionDataError, SessionErr
 from asgi_sessions.dbsc.testing import SoftwareDevice
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import BearerMiddleware, Tokens
-from tests.support import Browser, inner_app
+from tests.support import Browser, inner_app, log_in
 from tests.tokens.conftest import KEY, SECRET, URL
 
 Browse = Callable[..., httpx.AsyncClient]
@@ -145,14 +145,13 @@ async def test_an_access_token_says_how_its_user_logged_in(clock: FakeClock, tok
     browser = Browser(SessionMiddleware(inner_app, tokens.sessions))
     found: list[str] = []
 
-    await browser.do(lambda session: session.log_in("alice", methods=["pwd", "otp"]))
-    await browser.do(lambda session: found.append(tokens.access_token(session)))
-    await browser.do(lambda session: session.log_in("alice"))
-    await browser.do(lambda session: found.append(tokens.access_token(session)))
+    logins: list[dict[str, Any]] = [{"methods": ["pwd", "otp"]}, {"level": 3}, {"methods": ["pwd"], "level": 0}, {}]
+    for said in logins:
+        await browser.do(log_in("alice", **said))
+        await browser.do(lambda session: found.append(tokens.access_token(session)))
 
     claims = [tokens.verify(token).extra for token in found]
-    assert claims[0] == {"amr": ["pwd", "otp"], "acr": "2"}
-    assert claims[1] == {}
+    assert claims == [{"amr": ["pwd", "otp"], "acr": "2"}, {"acr": "3"}, {"amr": ["pwd"], "acr": "0"}, {}]
 
 
 @pytest.mark.parametrize("claim", ["amr", "acr"])
