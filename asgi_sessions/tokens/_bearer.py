@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from asgi_sessions._asgi.exchange import stems_from
@@ -14,12 +15,15 @@ from asgi_sessions._asgi.http import warn_of_late_read
 from asgi_sessions._asgi.responses import WS_INTERNAL_ERROR, WS_POLICY_VIOLATION, answer, close, unavailable
 from asgi_sessions._core.arguments import expect, expect_app
 from asgi_sessions._core.cookie import vary_on
+from asgi_sessions._core.facts import unpack_facts
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.payload import MessagePackCodec
+from asgi_sessions._core.proofs import Proofs, level_in, methods_in, pack_proofs
 from asgi_sessions._core.session import OURS, Session
-from asgi_sessions._core.types import Message, Scope, Send
+from asgi_sessions._core.types import Message, Scope, Send, instant
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions.errors import (
+    SessionDataError,
     SessionReadOnly,
     SessionWarning,
     StoreError,
@@ -58,11 +62,12 @@ class BearerSession(Session):
     :class:`BearerMiddleware` answers 403.
     """
 
-    __slots__ = ("_claims", "refusal")
+    __slots__ = ("_claims", "_ends_at", "refusal")
 
     is_bearer = True
     scheme = "Bearer"
     _claims: Claims
+    _ends_at: float
     refusal: SessionReadOnly | None
     """The last refused call."""
 
@@ -119,6 +124,18 @@ class BearerSession(Session):
     def is_fresh(self, within: timedelta, *, methods: Iterable[str] = (), level: int = 0) -> bool:
         """Like :meth:`Session.is_fresh`. Always ``False`` if another user acts as this one."""
         return super().is_fresh(within, methods=methods, level=level) and self._claims.actor_id is None
+
+    @property
+    def expires_at(self) -> datetime:
+        """When the session ends without a refresh. Without ``strict`` this is the expiry of the access token."""
+        self._accessed = True
+        return instant(self._claims.expires_at if self._record is None else self._record.expires_at)
+
+    @property
+    def ends_at(self) -> datetime:
+        """When the session ends at the latest. Without ``strict`` this is the expiry of the access token."""
+        self._accessed = True
+        return instant(self._ends_at)
 
     @property
     def is_new(self) -> bool:
@@ -216,15 +233,27 @@ class BearerMiddleware:
         session._claims, session.refusal = claims, None
         session._id, session._user_id = claims.session_id, claims.user_id
         session._authenticated_at, session._created_at = claims.authenticated_at, claims.authenticated_at
+        session._proof, session._ends_at = _proof_in(claims), claims.expires_at
         session._started = True
         if self._strict:
             record, body = await self._tokens.living(claims)
             if body.user_id != claims.user_id:
                 raise TokenExpired("the session of the token has ended")
             session._created_at, session._authenticated_at = body.created_at, body.authenticated_at
-            session._record, session._loaded = record, body.payload
+            session._proof, session._ends_at = body.proof, unpack_facts(body.about).ends_at
+            session._provider, session._record, session._loaded = body.provider, record, body.payload
             dict.update(session, _codec.decode(body.payload))
         return session
+
+
+def _proof_in(claims: Claims) -> bytes:
+    """The methods and the level in a token. It has no times of the methods, so none counts as recent."""
+    try:
+        methods = methods_in("amr", claims.extra.get("amr", ()))
+        level = level_in("acr", int(str(claims.extra.get("acr", 0))))
+    except (SessionDataError, ValueError):
+        return b""
+    return pack_proofs(Proofs(tuple((method, -math.inf) for method in methods), level or 0))
 
 
 def _presented(scope: Scope) -> tuple[Hidden[bytes] | None, bytes | None]:

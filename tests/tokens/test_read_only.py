@@ -29,6 +29,7 @@ from asgi_sessions.page import SessionsPage
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import BearerMiddleware, BearerSession, SessionReadOnly, Tokens
+from tests.support import Browser, inner_app, log_in
 from tests.tokens.conftest import SECRET, some_tokens
 
 DATA = {"plan": "large", "basket": ["tea"]}
@@ -252,6 +253,86 @@ async def test_a_stateless_token_reads_and_writes_alike(
 
     async with a_client(BearerMiddleware(make(memory, write), tokens), tokens) as client:
         assert (await client.post("/")).status_code == 403
+
+
+async def seen_with(token: str, tokens: Tokens, *, strict: bool) -> Session:
+    """The session of a request with this token."""
+    seen: list[Session] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["session"])
+
+    scope = {"type": "http", "method": "GET", "headers": [(b"authorization", f"Bearer {token}".encode())]}
+    await BearerMiddleware(app, tokens, strict=strict)(scope, None, None)
+    return seen[0]
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "stateless"])
+@pytest.mark.parametrize(
+    ("said", "least", "others"),
+    [
+        ({"methods": ["pwd", "otp"], "provider": ("https://id.example.org", "a1")}, 2, ["hwk"]),
+        ({"level": 3}, 3, ["pwd"]),
+        ({}, 0, ["pwd"]),
+    ],
+    ids=["methods", "level", "nothing"],
+)
+async def test_a_token_proves_what_its_user_proved(
+    memory: Store, clock: FakeClock, strict: bool, said: dict[str, Any], least: int, others: list[str]
+) -> None:
+    """Otherwise `require_fresh(level=2)` would ask the user again and again (RFC 9470, section 3)."""
+    tokens, found = some_tokens(memory, clock), list[str]()
+    browser = Browser(SessionMiddleware(inner_app, tokens.sessions))
+    await browser.do(log_in("alice", **said))
+    await browser.do(lambda session: found.append(tokens.access_token(session)))
+    clock.advance(timedelta(minutes=4))
+
+    session = await seen_with(found[0], tokens, strict=strict)
+    within, methods = timedelta(minutes=5), said.get("methods", [])
+
+    assert (session.methods, session.level) == (tuple(methods), least)
+    assert session.is_fresh(within, level=least)
+    assert not session.is_fresh(within, level=least + 1)
+    assert not session.is_fresh(timedelta(minutes=3), level=least)
+    # A token does not say when each method was used.
+    assert session.is_fresh(within, methods=methods) is (strict or not methods)
+    assert not session.is_fresh(within, methods=others)
+    assert session.identity_provider == ((*said["provider"], None) if strict and "provider" in said else None)
+
+
+@pytest.mark.parametrize("extra", [{"acr": "high"}, {"acr": 2.5}, {"acr": "-1"}, {"amr": "pwd"}, {"amr": [5]}], ids=str)
+async def test_proofs_of_another_form_are_none(memory: Store, clock: FakeClock, extra: dict[str, Any]) -> None:
+    tokens = some_tokens(memory, clock)
+
+    session = await seen_with(tokens._mint("alice", "A" * 16, clock(), extra), tokens, strict=False)
+
+    assert (session.methods, session.level, session.is_fresh(timedelta(minutes=5))) == ((), 0, True)
+
+
+@pytest.mark.parametrize("kind", ["token", "cookie"])
+async def test_it_ends_when_its_session_or_its_token_does(memory: Store, clock: FakeClock, kind: str) -> None:
+    """Not by the idle timeout of cookies: a token session of three days would seem to have ended."""
+    tokens, found = some_tokens(memory, clock), list[str]()
+    if kind == "token":
+        pair = await tokens.log_in("alice")
+        for _ in range(3):
+            clock.advance(timedelta(days=1))
+            pair = await tokens.refresh(pair.refresh_token)
+        found.append(pair.access_token)
+        ends_at = clock() + 27 * 86400
+    else:
+        browser = Browser(SessionMiddleware(inner_app, tokens.sessions))
+        await browser.do(log_in("alice", remember=True))
+        await browser.do(lambda session: found.append(tokens.access_token(session)))
+        ends_at = clock() + 30 * 86400
+
+    alive = await seen_with(found[0], tokens, strict=True)
+    stateless = await seen_with(found[0], tokens, strict=False)
+
+    [listed] = await tokens.sessions.list("alice")
+    assert (alive.expires_at, alive.ends_at.timestamp()) == (listed.expires_at, ends_at)
+    assert stateless.expires_at == stateless.ends_at
+    assert stateless.expires_at.timestamp() == clock() + 900
 
 
 @each_write
