@@ -316,6 +316,10 @@ class Tokens:
             for attempt in range(MAX_ATTEMPTS):
                 record, body, grant = await self._found(key, generation, presented)
                 now = manager.clock()
+                if now >= self._ends(body.created_at, record.seen_at):  # the limits are lower than at the log-in
+                    is_old = now >= body.created_at + self._absolute
+                    await self._end(body.user_id, record.id, "absolute" if is_old else "idle")
+                    raise TokenInvalid("the session of the refresh token has ended")
                 if generation == grant.generation:
                     was_current = True
                     grant = _Grant(grant.seed, grant.generation + 1, now, 0)

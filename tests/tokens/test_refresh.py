@@ -191,6 +191,29 @@ async def test_the_limits_of_time(tokens: Tokens, clock: FakeClock) -> None:
     assert last is TokenInvalid  # thirty days
 
 
+@pytest.mark.parametrize(
+    ("lower", "reason"),
+    [({"refresh_idle": timedelta(hours=12)}, "idle"), ({"refresh_absolute": timedelta(days=7)}, "absolute")],
+    ids=["idle", "absolute"],
+)
+async def test_lower_limits_hold_for_sessions_that_began_before(
+    store: Store, clock: FakeClock, lower: dict[str, Any], reason: str
+) -> None:
+    """As for cookies: an operator who shortens them after a theft need not wait for thirty days."""
+    tokens = some_tokens(store, clock)
+    pair = await tokens.log_in("alice")
+    for _ in range(7):
+        clock.advance(timedelta(days=1))
+        pair = await tokens.refresh(pair.refresh_token)
+    clock.advance(timedelta(days=0.5))
+    changed = some_tokens(store, clock, **lower)
+
+    assert await outcome(changed, pair.refresh_token) is TokenInvalid
+
+    assert await tokens.sessions.list("alice") == []
+    assert [each.reason for each in await tokens.sessions.history("alice") if each.event == "ended"] == [reason]
+
+
 async def test_its_session_is_listed_and_ended_like_all_others(tokens: Tokens, store: Store, clock: FakeClock) -> None:
     sessions = tokens.sessions
     browser = Browser(app_with(sessions))
