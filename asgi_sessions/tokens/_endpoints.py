@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
 from asgi_sessions._asgi.responses import unavailable
+from asgi_sessions._core.arguments import expect
 from asgi_sessions._core.cookie import CookieConfig, keep_out_of_caches
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.json import json_in
@@ -49,6 +50,12 @@ class TokenEndpoints:
     ) -> None:
         if not isinstance(tokens, Tokens):
             raise ConfigurationError(f"TokenEndpoints({type(tokens).__name__}): give a Tokens")
+        if cookie is not None:
+            expect("TokenEndpoints(cookie)", cookie, CookieConfig)
+            if cookie.name == CookieConfig().name:
+                raise ConfigurationError(
+                    f"TokenEndpoints(cookie): {cookie.name} is the cookie of the sessions; use another name"
+                )
         self._tokens = tokens
         self._cookie = cookie
         router = Router(

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from asgi_sessions import ConfigurationError, Session, SessionError, SessionMiddleware, StoreError
+from asgi_sessions import ConfigurationError, CookieConfig, Session, SessionError, SessionMiddleware, StoreError
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import BearerMiddleware, TokenEndpoints, TokenError, Tokens
@@ -354,7 +354,9 @@ async def test_a_dead_store_is_a_503_and_the_token_still_counts(store: Store, cl
 
 def test_what_does_not_fit_is_refused_when_it_is_built(tokens: Tokens, memory: Any) -> None:
     nothing: Any = None
+    name: Any = "__Host-Http-refresh"
     builds: list[Any] = [lambda: TokenEndpoints(memory), lambda: BearerMiddleware(nothing, tokens)]
+    builds += [lambda: TokenEndpoints(tokens, cookie=name), lambda: TokenEndpoints(tokens, cookie=CookieConfig())]
     for build in (*builds, lambda: BearerMiddleware(Starlette(), nothing)):
         with pytest.raises(ConfigurationError):
             build()
