@@ -93,22 +93,27 @@ class DatabaseServer(ABC):
         make, serve = self._programs
         if not self._is_made:
             self._run(self._to_make(make))
-        with self._log.open("ab") as out:
-            self._process = subprocess.Popen(
-                self._to_serve(serve), cwd=self.directory, stdout=out, stderr=out, **self._user
-            )
         give_up = time.monotonic() + PATIENCE
-        while time.monotonic() < give_up and self._process.poll() is None:
-            try:
-                asyncio.run(self.say("SELECT 1"))
-                break
-            except Exception:  # it is on its way, and each driver says so in its own words
-                time.sleep(0.05)
-        else:
-            raise RuntimeError(f"{self.kind} did not start: {self._said()}")
+        while not self._answers():
+            if time.monotonic() > give_up:
+                raise RuntimeError(f"{self.kind} did not start: {self._said()}")
+            time.sleep(0.05)
+            if not self._all():  # not begun, or PostgreSQL has ended: a process of a killed one still had its memory
+                with self._log.open("ab") as out:
+                    command = self._to_serve(serve)
+                    self._process = subprocess.Popen(command, cwd=self.directory, stdout=out, stderr=out, **self._user)
         if not self._is_made:
             asyncio.run(self.say(*self._users))
             self._is_made = True
+
+    def _answers(self) -> bool:
+        if self._process is None:
+            return False
+        try:
+            asyncio.run(self.say("SELECT 1"))
+        except Exception:  # it is on its way, and each driver says so in its own words
+            return False
+        return True
 
     def _run(self, command: list[str]) -> None:
         with self._log.open("ab") as out:
@@ -129,7 +134,7 @@ class DatabaseServer(ABC):
 
     def _all(self) -> list[int]:
         """The server and its children, for it may have one for each connection."""
-        if self._process is None:
+        if self._process is None or self._process.poll() is not None:
             return []
         pid = self._process.pid
         return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
