@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from asgi_sessions import Devices, RedisStore, SessionMiddleware, Sessions, Timeouts
+from asgi_sessions import Devices, RedisStore, Session, SessionMiddleware, Sessions, Timeouts
 from asgi_sessions._engine import watch as _watch
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
@@ -247,10 +247,18 @@ async def test_the_app_hears_a_disconnect(connect: Any, store: Store, clock: Fak
     assert line.received[-1] == {"type": "websocket.disconnect", "code": 4401, "reason": "session ended"}
 
 
+async def works_once(session: Session) -> None:
+    """Twice: the second one removes the lock of the first one."""
+    for _ in range(2):
+        async with session.once("refresh"):
+            pass
+
+
 KEEPS = {
     "a regeneration": regenerate,
     "a proof of who it is": lambda session: session.confirm(),
     "new data": put(a=1),
+    "work that is done once": works_once,
 }
 
 

@@ -13,7 +13,7 @@ import anyio
 from asgi_sessions._core.planner import RecordRules
 from asgi_sessions._core.record import LOCK, Body, Record
 from asgi_sessions._core.session import Session
-from asgi_sessions._core.token import KEY_SUFFIX_CHARS, base64url, shard_of
+from asgi_sessions._core.token import KEY_SUFFIX_CHARS, base64url, new_id, shard_of
 from asgi_sessions._core.types import Clock, Event
 from asgi_sessions._engine.contract import Store
 from asgi_sessions._engine.events import Events
@@ -75,7 +75,7 @@ class _Lock:
         digest = base64url(sha256(f"asgi-sessions once\0{of.id}\0{name}".encode()).digest())
         self._key = shard_of(of.key) + digest[:KEY_SUFFIX_CHARS]
         self._manager = manager
-        self._id = of.id
+        self._id = new_id()  # stores report the end of a lock, too, and sockets of the session must not hear its id
         self._seconds = seconds
         self._rev = 1 + secrets.randbelow(10**8 - 2)  # random, to tell this lock from those of other requests
 
