@@ -129,21 +129,21 @@ NO_INTENT: Final = Intent()
 # ── A bound session beside an anonymous one ──
 
 # A request without proof of its device has an empty session. If the app writes to it, its token replaces that of the bound
-# session in the browser. The new record names the bound session, so that a later log-in or log-out ends it.
+# session in the browser. The new record names the bound session and those beside it, so that a later log-in or log-out ends them.
 
 _DISPLACING: Final = b"\x01"
 
 
-def displacing(leaving: Leaving) -> bytes:
-    """Encode the bound session that an anonymous one replaces in the browser."""
-    return _DISPLACING + place_of(leaving.record).encode("ascii")
+def displacing(leaving: Iterable[Leaving]) -> bytes:
+    """Encode the sessions that an anonymous one replaces in the browser."""
+    return _DISPLACING + "".join(place_of(each.record) for each in leaving).encode("ascii")
 
 
-def displaced_by(device: bytes) -> Leaving | None:
-    """Decode the bound session of :func:`displacing`."""
-    if device[:1] != _DISPLACING or len(device) != 1 + OWNER_CHARS + ID_CHARS:
-        return None
-    return leaving_at(device[1:].decode("ascii", "replace"))
+def displaced_by(device: bytes) -> tuple[Leaving, ...]:
+    """Decode the sessions of :func:`displacing`."""
+    places, size = device[1:].decode("ascii", "replace"), OWNER_CHARS + ID_CHARS
+    is_whole = device[:1] == _DISPLACING and len(places) % size == 0
+    return tuple(leaving_at(places[at : at + size]) for at in range(0, len(places), size)) if is_whole else ()
 
 
 # ── A session of a user, by its place in the index ──

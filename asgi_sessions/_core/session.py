@@ -144,7 +144,7 @@ class Session(TrackedDict):
     _started: bool  # is it too late for a cookie?
     _stored: Body | None
     _touch_due: bool  # must this activity be recorded?
-    _unproven: Leaving | None  # the session of the browser's token, if the request did not prove its device
+    _unproven: tuple[Leaving, ...]  # the bound session of the browser's token and those beside it, without a proof
     _user_id: str | None
 
     @classmethod
@@ -162,9 +162,9 @@ class Session(TrackedDict):
         self._epoch = 0
         self._id = ""
         self._loaded = self._proof = self._provider = b""
-        self._parked = ()
+        self._parked = self._unproven = ()
         self._record = self._stored = self._user_id = self._authenticated_at = self._plan = self._next_turn = None
-        self._origin = self._missing = self._unproven = self._actor = None
+        self._origin = self._missing = self._actor = None
         return self
 
     # ── For the engine ──
@@ -326,7 +326,7 @@ class Session(TrackedDict):
         This session is empty then. ``log_in()`` and ``destroy()`` end the bound session.
         """
         self._accessed = True
-        return self._unproven is not None
+        return bool(self._unproven)
 
     @property
     def accessed(self) -> bool:
@@ -756,15 +756,13 @@ class Session(TrackedDict):
         """The stored session that the next verb ends. Without proof of its device, the session of the browser's token."""
         if self._record is not None:
             return Leaving(self._record, self._user_id, self._loaded)
-        leaving, self._unproven = self._unproven, None
-        return leaving
+        first, self._unproven = self._unproven[:1], self._unproven[1:]
+        return first[0] if first else None
 
     def _displaced(self, stay: Container[str] = ()) -> list[Leaving]:
         """The other sessions of this browser that a log-in or a log-out ends. ``stay``: those that it does not end."""
-        found = [leaving_at(place) for place in self._parked if place not in stay]
-        if self._unproven is not None:
-            found.append(self._unproven)
-            self._unproven = None
+        found = [*(leaving_at(place) for place in self._parked if place not in stay), *self._unproven]
+        self._unproven = ()
         return found
 
     def __repr__(self) -> str:

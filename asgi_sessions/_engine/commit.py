@@ -332,10 +332,8 @@ class Committer:
         if current is not None and current.id != known.id:
             raise StoreUnreachable("the store answered with something other than the record that was asked for")
         found = await self._resolver.locate(known, current, events)
-        if session._epoch != epoch:
-            return True
-        if found is None:
-            return False
+        if found is None or session._epoch != epoch:
+            return session._epoch != epoch
         codec = self._planner.codec
         try:
             theirs = codec.decode(found.body.payload)
@@ -356,9 +354,8 @@ class Committer:
     def mark_ended(self, session: Session, events: list[Event]) -> None:
         """Mark a session as ended by another request. The response is a normal one without a cookie."""
         events.append(self._events.event("session.lost", **session._named()))
-        is_other = session._record is None  # after destroy(), this is already a new session
         session._end()
-        session._over = not is_other
+        session._over = session._record is not None  # after destroy(), this is already a new session
 
     def _warn_of_lost_changes(self, session: Session) -> None:
         """Warn once of each change that is lost because another request logged in or out with this anonymous session.
@@ -570,30 +567,33 @@ class Calls:
             session._intent = session._intent.without_displaced(leaving)
         elif session._intent.leaving is leaving:
             session._intent = session._intent.settled()
-        if gone is None and not again:
-            if plan.row.store is Step.DELETE and not is_displaced:
-                raise RecordGone("another request has ended the session")
-            return
-        self._left(session, plan, call, gone, events)
+        if gone is not None or again:
+            self._left(session, plan, call, gone, events)
+        elif plan.row.store is Step.DELETE and not is_displaced:
+            raise RecordGone("another request has ended the session")
 
     def _left(self, session: Session, plan: Plan, call: End, gone: Record | None, events: list[Event]) -> None:
         """Report the end of the session that the request came with. ``gone``: its last record, if known."""
-        leaving = call.leaving
-        if call.reason == "logged_out":
-            reason = "destroyed" if leaving.record.owner is None else "logged_out"
-            events += self._events.ended([leaving.record.id], leaving.user_id or self._user_of(gone), reason)
-        elif leaving.actor_id is not None:
+        leaving = self._with_user(call.leaving, gone)
+        if leaving.actor_id is not None:
             what = {"session_id": leaving.record.id, "user_id": leaving.user_id, "actor_id": leaving.actor_id}
             events.append(self._events.event("session.impersonation_ended", reason="stopped", **what))
+        elif call.reason == "logged_out":
+            reason = "destroyed" if leaving.record.owner is None else "logged_out"
+            events += self._events.ended([leaving.record.id], leaving.user_id, reason)
         is_changed = gone is not None and gone.rev != leaving.record.rev
         if gone is not None and is_changed and leaving.payload is not None and session._epoch == plan.epoch:
             self._bring_along(session, plan, gone, leaving.payload, events)
 
-    def _user_of(self, gone: Record | None) -> str | None:
+    def _with_user(self, leaving: Leaving, gone: Record | None) -> Leaving:
+        """Add the user and the actor of a session that was known by its place only."""
+        if leaving.user_id is not None or gone is None or gone.owner is None:
+            return leaving
         try:
-            return None if gone is None or gone.owner is None else self._planner.rules.open(gone).user_id
+            body = self._planner.rules.open(gone)
         except RecordDamaged:
-            return None
+            return leaving
+        return replace(leaving, user_id=body.user_id, **acting(body))
 
     def _bring_along(self, session: Session, plan: Plan, gone: Record, loaded: bytes, events: list[Event]) -> None:
         """Copy keys that another request wrote to the old session while this one was logging in."""

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from asgi_sessions._asgi.responses import answer, unavailable
 from asgi_sessions._core.cookie import CookieConfig, values_called
-from asgi_sessions._core.intent import Leaving, displaced_by
+from asgi_sessions._core.intent import Leaving, displaced_by, leaving_at
 from asgi_sessions._core.origin import path_below_root, values_of
 from asgi_sessions._core.session import Session
 from asgi_sessions._core.types import Headers, Scope, Send
@@ -123,7 +123,10 @@ class Binder:
             await reload_page(scope, send, self._below_root(scope, self._script))
         else:
             empty = self._manager.begin()
-            empty._unproven = Leaving(record, stored.user_id, None)
+            left = [Leaving(record, stored.user_id, None), *map(leaving_at, stored.parked)]
+            if bound is not session and session._record is not None:
+                left.append(Leaving(session._record, session._user_id, None, stored.user_id))
+            empty._unproven = tuple(left)
             empty._is_withheld = verdict is Verdict.ELSEWHERE
             return empty
         return None

@@ -9,8 +9,8 @@ import pytest
 from asgi_sessions import DeviceBound, Session
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
-from tests.dbsc.world import Person, Site, Thief
-from tests.support import put
+from tests.dbsc.world import Handler, Person, Site, Thief
+from tests.support import destroy, log_in, put
 
 PAST_GRACE = 60
 
@@ -64,14 +64,23 @@ async def test_stolen_cookies_are_worthless(site: Site, alice: Person, clock: Fa
     assert (await alice.do())["user"] == "bob"
 
 
-async def test_a_log_out_without_the_device_ends_both(site: Site, alice: Person) -> None:
+@pytest.mark.parametrize("is_written", [False, True])
+@pytest.mark.parametrize("verb", [destroy, log_in("carol")], ids=["log out", "log in"])
+async def test_a_log_out_without_the_device_ends_both(
+    site: Site, alice: Person, verb: Handler, is_written: bool
+) -> None:
     """As of every unproven session: the user may have lost the key."""
-    thief = Thief(site, alice, bound=False)
+    lost = Person(site, device=False)
+    lost.http.cookies.update(alice.http.cookies)
+    if is_written:
+        await lost.do(put(csrf="x"))
 
-    await thief.do(lambda session: session.destroy(), method="POST")
+    await lost.do(verb, method="POST")
 
+    assert await site.sessions.list("alice") == await site.sessions.list("bob") == []
     assert (await alice.do())["user"] is None
-    assert await site.sessions.list("alice") == []
+    ends = [event for event in site.events if event.name == "session.impersonation_ended"]
+    assert [(event.user_id, event.details["actor_id"]) for event in ends] == [("bob", "alice")]
 
 
 async def test_what_the_thief_writes_is_not_in_the_session(site: Site, alice: Person) -> None:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from asgi_sessions import DeviceBound, Devices, Sessions, Timeouts
+from asgi_sessions.accounts import Accounts
 from asgi_sessions.dbsc._binding import LEEWAY, REPEAT_SECONDS, shown_before
 from asgi_sessions.dbsc.testing import SoftwareKey
 from asgi_sessions.rekey import rekey
@@ -249,6 +250,28 @@ async def test_unproven_a_log_out_ends_the_real_session(site: Site, alice: Perso
     await Thief(site, alice, bound=False).do(lambda session: session.destroy(), method="POST")
 
     assert await site.sessions.list("alice") == []
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+async def test_unproven_a_log_out_ends_accounts_that_were_parked_before_the_option(
+    store: Store, clock: FakeClock, is_written: bool
+) -> None:
+    before, site = Site(store, clock, None), Site(store, clock)
+    early, alice, lost = Person(before, device=False), Person(site), Person(site, device=False)
+    await early.log_in("bob")
+    await early.do(Accounts(before.sessions).park, method="POST")
+    await early.log_in("alice")
+    alice.http.cookies.update(early.http.cookies)
+    await alice.do(lambda session: session.confirm(), method="POST")
+    await alice.do()
+    clock.advance(31)
+    lost.http.cookies.update(alice.http.cookies)
+    if is_written:
+        await lost.do(put(csrf="x"))
+
+    await lost.do(lambda session: session.destroy(), method="POST")
+
+    assert await site.sessions.list("alice") == await site.sessions.list("bob") == []
 
 
 async def test_unproven_a_log_in_takes_the_place_of_the_real_session(site: Site, alice: Person) -> None:
