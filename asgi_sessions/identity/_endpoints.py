@@ -14,8 +14,10 @@ from starlette.responses import JSONResponse, Response
 from asgi_sessions._asgi.responses import answer
 from asgi_sessions._core.arguments import expect, several
 from asgi_sessions._core.hidden import Hidden, forgets_arguments
+from asgi_sessions._core.provider import MATCH_LEEWAY
 from asgi_sessions._core.types import Event, Receive, Scope, Send, instant
 from asgi_sessions._engine.manager import Manager
+from asgi_sessions._engine.providers import REASON
 from asgi_sessions._forms import FORM, NeverArrived, TooLong, body_of, form_in, kind_of
 from asgi_sessions.errors import ConfigurationError, StoreError
 from asgi_sessions.identity._messages import (
@@ -182,7 +184,8 @@ class SecurityEvents(_Endpoint):
         transmitters: the providers that may send events. Their ``audience`` is the ``aud`` of the stream.
         issuers: further issuers. The transmitters may name subjects (``iss_sub``) of these and of their own issuers.
         find_user: returns the user id for a subject of another format (RFC 9493), such as ``{"format": "email", …}``, or
-            ``None`` if there is no such user. All sessions of that user end. Without this function such a token is refused.
+            ``None`` if there is no such user. All sessions of that user from before the event end. Without this function such a
+            token is refused.
         authorization: the required value of the ``Authorization`` header, if you agreed on one.
     """
 
@@ -236,7 +239,14 @@ class SecurityEvents(_Endpoint):
         found = self._find_user(subject)
         user_id = await found if inspect.isawaitable(found) else found
         if user_id is not None:
-            await self._sessions.revoke_all(user_id)
+            await self._end_user(user_id, message)
+
+    async def _end_user(self, user_id: str, message: Message) -> None:
+        users, until = self._manager.users, message.issued_at + MATCH_LEEWAY
+        async with self._manager.asking("provider log-out"):
+            for record, body in await users.records(user_id):
+                if body.created_at <= until:
+                    await users.end(user_id, REASON, id=record.id)
 
     def _refusal(self, refused: Refused) -> Response:
         headers = {**_NO_STORE, "content-language": "en"}  # RFC 8935, section 2.3

@@ -141,15 +141,25 @@ async def test_a_repeated_delivery_is_acknowledged_and_ends_nothing_more(world: 
     assert await world.out() == []
 
 
-async def test_a_late_event_ends_no_log_in_that_came_after_it(world: World) -> None:
+@pytest.mark.parametrize(("form", "ends"), [("iss_sub", ["phone"]), ("email", ["phone", "password"])])
+async def test_a_late_event_ends_no_log_in_that_came_after_it(
+    sessions: Sessions, provider: Provider, clock: FakeClock, form: str, ends: list[str]
+) -> None:
+    world = World(sessions, provider, clock, find_user=lambda subject: "alice")
+    await world.begin()
     told_at = int(world.clock())
     world.clock.advance(600)
     await world.browsers["work"].do(log_in("alice", provider=(world.provider.url, "a1", "s3")))
-    await world.browsers["phone"].do()
+    for name in ("phone", "password"):
+        await world.browsers[name].do()
+    subject = world.iss_sub() if form == "iss_sub" else {"format": "email", "email": "alice@example.org"}
 
-    assert (await world.push(REVOKED, world.iss_sub(), iat=told_at)).status_code == 202
+    async with world.http:
+        assert (await world.push(REVOKED, subject, iat=told_at)).status_code == 202
 
-    assert await world.out() == ["phone"]
+    assert await world.out() == ends
+    reasons = [entry.reason for entry in await sessions.history("alice") if entry.event == "ended"]
+    assert reasons == ["provider"] * len(ends) + ["replaced"]
 
 
 async def test_subjects_of_another_issuer_are_spoken_of_only_where_the_app_says_so(
