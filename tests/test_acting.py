@@ -543,10 +543,12 @@ async def test_a_refused_log_in_acts_as_nobody(store: Store, clock: FakeClock) -
     ]
 
 
-async def test_end_all_ends_it(support: Support, clock: FakeClock) -> None:
+async def test_end_all_ends_it_and_names_the_actor(support: Support) -> None:
     assert await support.sessions.end_all() == 3
 
     assert (await read(support.browser))["user_id"] is None
+    ends = [each for each in support.told("session.ended") if "actor_id" in each]
+    assert ends == [{"reason": "revoked_all", "actor_id": "alice", "user": "bob"}]
 
 
 # ── Events ──

@@ -63,9 +63,9 @@ class Events:
         host = getattr(failure, "host", None) or self._host
         return self.event("store.failed", session_id=session_id, step=step, host=host, reason=reason_of(failure))
 
-    def ended(self, ids: Iterable[str], user_id: str | None, reason: str) -> list[Event]:
+    def ended(self, ids: Iterable[str], user_id: str | None, reason: str, **actor: str) -> list[Event]:
         """Create an event for each ended session."""
-        return [self.event("session.ended", session_id=id, user_id=user_id, reason=reason) for id in ids]
+        return [self.event("session.ended", session_id=id, user_id=user_id, reason=reason, **actor) for id in ids]
 
     async def emit(self, *events: Event) -> None:
         """Log events and hand them to the app's hook. Never raises."""

@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import anyio
 
-from asgi_sessions._core.record import NO_SESSION, Body, Record
+from asgi_sessions._core.record import NO_SESSION, Body, Record, acting
 from asgi_sessions._core.types import Event
 from asgi_sessions._engine.loops import together
 from asgi_sessions._engine.manager import Manager
@@ -98,7 +98,7 @@ async def _end_one(manager: Manager, key: str, wanted: Wanted, tried: list[tuple
             return False
         tried.append((record, body))
         if body.user_id is not None and manager.knows_users:
-            return bool(await manager.users.end(body.user_id, "revoked_all", id=record.id))
+            return bool(await manager.users.end(body.user_id, "revoked_all", id=record.id, **acting(body)))
         gone = await manager.resolver.end(record, "revoked_all", events)
         if gone is not None:
             events += manager.events.ended([record.id], body.user_id, "revoked_all")
@@ -111,5 +111,5 @@ async def _has_ended(manager: Manager, record: Record, body: Body) -> bool:
     if await manager.resolver.locate(record, None, []) is not None:
         return False  # another request has moved it, and the next scan finds it
     await manager.guard.ask(manager.store.delete, record.key)  # a store that confirms ends confirms it here
-    await manager.events.emit(*manager.events.ended([record.id], body.user_id, "revoked_all"))
+    await manager.events.emit(*manager.events.ended([record.id], body.user_id, "revoked_all", **acting(body)))
     return True

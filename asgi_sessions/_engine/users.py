@@ -53,12 +53,12 @@ class Users:
         return living
 
     async def end(
-        self, user_id: str, reason: Reason, *, id: str | None = None, keep: str | None = None
+        self, user_id: str, reason: Reason, *, id: str | None = None, keep: str | None = None, **actor: str
     ) -> Sequence[str]:
-        """End the session ``id`` of a user, or all but ``keep``. Return the ids of the ended sessions."""
+        """End the session ``id`` of a user, or all but ``keep``. Return the ids of those. ``actor``: for the events."""
         note = Note(ended(reason), self._records.clock(), "", self._rules)
         ids = checked_ids(await self._guard.ask(self._store.end, owner_of(user_id), note=note, id=id, keep=keep))
-        await self._events.emit(*self._events.ended(ids, user_id, reason))
+        await self._events.emit(*self._events.ended(ids, user_id, reason, **actor))
         return ids
 
     async def history(self, user_id: str) -> list[tuple[Entry, Facts | None]]:

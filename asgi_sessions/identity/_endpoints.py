@@ -15,6 +15,7 @@ from asgi_sessions._asgi.responses import answer
 from asgi_sessions._core.arguments import expect, several
 from asgi_sessions._core.hidden import Hidden, forgets_arguments
 from asgi_sessions._core.provider import MATCH_LEEWAY
+from asgi_sessions._core.record import acting
 from asgi_sessions._core.types import Event, Receive, Scope, Send, instant
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.providers import REASON
@@ -246,7 +247,7 @@ class SecurityEvents(_Endpoint):
         async with self._manager.asking("provider log-out"):
             for record, body in await users.records(user_id):
                 if body.created_at <= until:
-                    await users.end(user_id, REASON, id=record.id)
+                    await users.end(user_id, REASON, id=record.id, **acting(body))
 
     def _refusal(self, refused: Refused) -> Response:
         headers = {**_NO_STORE, "content-language": "en"}  # RFC 8935, section 2.3
