@@ -379,6 +379,25 @@ async def test_a_log_out_after_a_refused_log_in_ends_the_parked_ones(
     assert (await read(shared.browser))["user_id"] is None
 
 
+async def test_a_log_in_that_is_tried_again_keeps_the_parked_ones(store: Store, clock: FakeClock) -> None:
+    """The first try was refused by the limit, and the app made room."""
+    shared = await Shared(store, clock, devices=Devices(max_sessions=1, at_limit="refuse")).begin("alice")
+    await Browser(shared.app).do(log_in("bob"))
+    await shared.browser.do(shared.park)
+
+    async def handler(session: Session) -> None:
+        session.log_in("bob")
+        with pytest.raises(SessionLimitReached):
+            await session.save()
+        await shared.sessions.revoke_all("bob")
+        session.log_in("bob")
+
+    await shared.browser.do(handler)
+
+    assert (await read(shared.browser))["user_id"] == "bob"
+    assert await shared.parked() == ["alice"]
+
+
 async def test_switches_do_not_fill_the_history(memory: MemoryStore, clock: FakeClock) -> None:
     shared = await Shared(memory, clock).begin()
     for user_id in ("bob", "alice", "bob"):

@@ -255,11 +255,11 @@ class Session(TrackedDict):
 
     def _refused(self) -> None:
         """Be over after a refused log-in. Later verbs of this request still end what it would have ended."""
-        leaving, ends = self._intent.leaving, (*self._intent.displaced, *self._displaced())
+        leaving, ends = self._intent.leaving, self._intent.displaced
         if leaving is not None and leaving.user_id is not None:
             self._refill({})  # the data of a user is not for the next one
         self._intent = Intent(leaving=leaving, displaced=ends) if leaving is not None or ends else NO_INTENT
-        self._over, self._parked = True, ()
+        self._over = True
 
     def _drop_verb(self) -> None:
         """Keep the current token, with its stored time and proof of the log-in."""
