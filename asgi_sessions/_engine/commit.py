@@ -156,9 +156,7 @@ class Committer:
             raise
         finally:
             if session._committing is True:
-                session._committing = False
-                if session._next_turn is not None:
-                    _give_turn(session)
+                _give_turn(session)
             if events:
                 await self._events.emit(*events)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -74,14 +74,10 @@ class Events:
             return
         for event in events:
             self._log(event)
-            if self._hook is None:
-                continue
-            try:
-                result = self._hook(event)
-                if inspect.isawaitable(result):
-                    await self._wait_for_hook(result, event.name)
-            except Exception:
-                logger.exception("the on_event hook failed on %s", event.name)
+        if events and self._hook is not None:
+            calls = self._call_each(self._hook, events)
+            # In a task of its own, so that the hook gets all events even if the request is cancelled.
+            await (calls if running_loop() is None else self._wait(calls))
 
     @contextmanager
     def held_back(self) -> Iterator[list[Event]]:
@@ -117,22 +113,31 @@ class Events:
         words = " ".join(["%s", *(f"{name}=%s" for name in said), "reason=%s"])
         logger.log(level, words, event.name, *said.values(), event.details["reason"])
 
-    async def _wait_for_hook(self, result: Awaitable[Any], name: str) -> None:
-        """Wait for the hook for ``HOOK_GRACE``. A slower hook continues in the background (under trio it is cancelled)."""
+    async def _call_each(self, hook: EventHook, events: Iterable[Event]) -> None:
+        for event in events:
+            await self._wait(_call(hook, event))
+
+    async def _wait(self, calls: Coroutine[Any, Any, None]) -> None:
+        """Wait for ``HOOK_GRACE``. What takes longer continues in the background (under trio it is cancelled)."""
         if running_loop() is None:
-            with anyio.move_on_after(HOOK_GRACE):
-                await result
+            with anyio.move_on_after(HOOK_GRACE, shield=True):
+                await calls
             return
-        task = asyncio.ensure_future(result)
+        task = asyncio.ensure_future(calls)
         self._running.add(task)
-
-        def done(task: asyncio.Future[Any]) -> None:
-            self._running.discard(task)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                logger.error("the on_event hook failed on %s", name, exc_info=error)
-
-        task.add_done_callback(done)
+        task.add_done_callback(self._running.discard)
         await asyncio.wait({task}, timeout=HOOK_GRACE)
+
+
+async def _call(hook: EventHook, event: Event) -> None:
+    """Call the app's hook. Its errors are logged, and the end of the event loop before its own."""
+    try:
+        if inspect.isawaitable(result := hook(event)):
+            await result
+    except BaseException as error:
+        logger.error("the on_event hook failed on %s", event.name, exc_info=error)
+        if not isinstance(error, Exception):
+            raise
 
 
 class _Held:

@@ -110,8 +110,7 @@ class Loader:
         except TimeoutError as error:
             raise self._guard.too_slow() from error
         finally:
-            if events:
-                await self._events.emit(*events)
+            await self._events.emit(*events)
 
     def _is_filled(self, session: Session, found: Found, events: list[Event]) -> bool:
         """Fill the session, and that of its actor if it is impersonated. Return whether this succeeded."""

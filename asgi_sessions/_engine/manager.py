@@ -225,10 +225,6 @@ class Manager:
         """Return the index of a user: id → key."""
         return await self.resolver.index_of(owner)
 
-    async def emit(self, event: Event) -> None:
-        """Log an event of another package and hand it to the app's hook."""
-        await self.events.emit(event)
-
     async def lives(self, record: Record) -> Record | None:
         """Return the current record of a session under any key, or ``None`` if it has ended. Changes nothing."""
         now, events = self.clock(), list[Event]()

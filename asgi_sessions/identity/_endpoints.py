@@ -121,7 +121,7 @@ class _Endpoint:
         """Emit the event of a refused message. It is logged at most once a minute for each reason, since anyone may send one."""
         manager = self._manager
         details = {"host": type(self).__name__, "reason": reason}
-        await manager.emit(Event("provider.refused", instant(manager.clock()), None, None, details))
+        await manager.events.emit(Event("provider.refused", instant(manager.clock()), None, None, details))
 
     async def _token(self, request: Request) -> bytes:
         raise NotImplementedError

@@ -370,7 +370,9 @@ class Tokens:
         presenter = manager.devices.describe(scope)
         await self._end(user_id, record.id, "refresh_reused")
         details = {"device": str(presenter.device), "location": str(presenter.location)}
-        await manager.emit(Event("session.refresh_reused", instant(manager.clock()), record.id, user_id, details))
+        await manager.events.emit(
+            Event("session.refresh_reused", instant(manager.clock()), record.id, user_id, details)
+        )
 
     async def revoke(self, token: str) -> bool:
         """End the session of a refresh token, which may be spent. Returns whether there was such a session.

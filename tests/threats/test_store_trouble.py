@@ -15,7 +15,7 @@ import pytest
 import redis
 from msgspec.structs import replace
 
-from asgi_sessions import MemoryStore, RedisStore, Session, StoreError
+from asgi_sessions import MemoryStore, RedisStore, Session, Sessions, StoreError
 from asgi_sessions._core.record import Record
 from asgi_sessions._engine import guard as guard_module
 from asgi_sessions._engine.breaker import FAILURES_TO_OPEN, FIRST_PAUSE, Breaker
@@ -524,6 +524,83 @@ async def test_a_hook_that_hangs_does_not_hold_up_the_site(memory: Store, clock:
         response = await waiting.do(regenerate)
 
     assert response.status == (503 if trouble else 200)
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["answered", "cancelled"])
+async def test_a_slow_hook_gets_every_event_of_a_request_and_the_response_waits_only_once(
+    store: Store, clock: FakeClock, is_cancelled: bool
+) -> None:
+    """One log-out of many sessions is many events. The client may hang up while the hook has only had the first."""
+    heard: list[str] = []
+    begun = asyncio.Event()
+
+    async def hook(event: Any) -> None:
+        begun.set()
+        await anyio.sleep(0.06)
+        heard.append(event.name)
+
+    sessions = Sessions(store, clock=clock, on_event=hook)
+    app = app_with(sessions)
+    for _ in range(10):
+        alice = Browser(app)
+        await alice.do(log_in("alice"))
+    heard.clear()
+    begun.clear()
+
+    began = time.monotonic()
+    request = asyncio.ensure_future(alice.do(lambda session: session.end_others()))
+    if is_cancelled:
+        await begun.wait()
+        request.cancel()
+    await asyncio.wait({request})
+    took = time.monotonic() - began
+    async with within():
+        while running := sessions._manager.events._running:
+            await asyncio.wait(running)
+
+    assert request.cancelled() == is_cancelled
+    assert heard == ["session.regenerated", *["session.ended"] * 9]
+    assert took < 0.5
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_a_cancelled_request_tells_the_hook_of_every_event_under_trio(
+    clock: FakeClock, anyio_backend: str
+) -> None:
+    heard: list[str] = []
+
+    async def hook(event: Any) -> None:
+        await anyio.sleep(0.01)
+        heard.append(event.name)
+        scope.cancel()
+
+    scope = anyio.CancelScope()
+    app = app_with(MemoryStore(), clock=clock, on_event=hook)
+    plain = app_with(app.sessions.store, clock=clock)
+    for _ in range(3):
+        alice = Browser(plain)
+        await alice.do(log_in("alice"))
+
+    with scope:
+        await Browser(app, alice.token).do(lambda session: session.end_others())
+
+    assert heard == ["session.regenerated", "session.ended", "session.ended"]
+
+
+async def test_a_hook_that_the_end_of_the_event_loop_stops_is_logged(
+    memory: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def hook(event: Any) -> None:
+        await anyio.sleep_forever()
+
+    alice = Browser(app_with(memory, on_event=hook))
+    await alice.do(log_in("alice"))
+
+    for task in tuple(alice.app._manager.events._running):
+        task.cancel()
+        await asyncio.wait({task})
+
+    assert "the on_event hook failed on session.logged_in" in caplog.text
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])
