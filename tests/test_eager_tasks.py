@@ -11,12 +11,13 @@ import pytest
 from redis import RedisError
 from redis.asyncio import ConnectionPool
 
-from asgi_sessions import MemoryStore, RedisStore
+from asgi_sessions import MemoryStore, RedisStore, Session
 from asgi_sessions.stores.redis._client import ReconnectingConnection, pool_from_url
 from asgi_sessions.stores.redis._cluster import Address, Map
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import TokenInvalid
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
+from tests.threats.hostile import Between, within
 from tests.tokens.conftest import some_tokens
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
@@ -115,5 +116,36 @@ def test_requests_hooks_and_sockets_work(kind: str, valkey_url: str) -> None:
         assert names == ["session.logged_in", "session.regenerated", "session.ended"]
         assert browser.app._manager.events._running == set()
         await store.aclose()
+
+    eagerly(test)
+
+
+def test_after_a_commit_that_was_finished_at_once_the_next_one_begins() -> None:
+    """A caller is cancelled in the middle of its commit, and the store answers the repeated call without a pause."""
+
+    async def test() -> None:
+        store, reached = Between(MemoryStore()), asyncio.Event()
+        browser = Browser(app_with(store))
+        await browser.do(put(a=1))
+
+        async def hanging_once(real: Any, *args: Any, **kwargs: Any) -> None:
+            store.instead.clear()
+            reached.set()
+            await asyncio.sleep(3600)
+
+        async def handler(session: Session) -> None:
+            session["b"] = 2
+            saving = asyncio.ensure_future(session.save())
+            await reached.wait()
+            await asyncio.sleep(0)
+            saving.cancel()
+            await asyncio.wait({saving})
+            session["c"] = 3
+
+        store.instead["update"] = hanging_once
+        async with within():
+            await browser.do(handler)
+
+        assert (await read(browser))["data"] == {"a": 1, "b": 2, "c": 3}
 
     eagerly(test)

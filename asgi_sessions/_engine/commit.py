@@ -199,7 +199,8 @@ class Committer:
             if running_loop() is None:
                 await finish()
                 return
-            session._committing = task = asyncio.ensure_future(finish())
+            session._committing = finish  # before it begins, since an eager task may be done at once (Python 3.12)
+            task = asyncio.ensure_future(finish())
             self._finishing.add(task)
             task.add_done_callback(self._finishing.discard)
             await asyncio.shield(task)
