@@ -198,15 +198,16 @@ class Exchange:
             await self.live.closed()
             await self._commit_late()
             return stems_from(error, self.live.ended)
+        # No cookie leaves with the server's error page, so no task may change the token any more.
+        has_started, self.session._started = self.session._started, True
         with suppress(StoreError):
             await manager.commit(self.session, failed=True)
-        if self.session._started:
+        if has_started:
             return False
         if await self._answer_for(error):  # for example out of the app's own session.save()
             return True
         if isinstance(self.session._cookie, tuple) and self._scope["type"] == "http":
             # A session was saved under a new token before the crash. The server's error page would not carry its cookie.
-            self.session._started = True
             await answer(self._scope, self._send, 500, b"", *self._owed_cookie())
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import anyio
 import pytest
 import redis.asyncio
 
-from asgi_sessions import RedisStore, Session, SessionMiddleware, SessionWarning, StoreError
+from asgi_sessions import RedisStore, ResponseStarted, Session, SessionMiddleware, SessionWarning, StoreError
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
@@ -70,6 +71,29 @@ async def test_a_crash_saves_nothing_and_logs_nobody_in(store: Store, browser: B
 
     assert await store.index(owner_of("alice")) == {}
     assert await state(browser) == (None, {"paid": False})
+
+
+@pytest.mark.parametrize("crash", [ZeroDivisionError(), asyncio.CancelledError()], ids=["crash", "cancelled"])
+async def test_a_task_that_outlives_a_crashed_request_changes_no_token(
+    store: Store, browser: Browser, crash: BaseException
+) -> None:
+    """No answer can carry the new cookie: a new token would log the user out, and a new session would be nobody's."""
+    left: list[Session] = []
+    await browser.do(log_in("alice"))
+
+    for handler in (left.append, lambda session: (left.append(session), session.log_in("bob"))):
+        with pytest.raises(type(crash)):
+            await browser.do(handler, crash=crash)
+    for verb in (regenerate, log_in("bob"), lambda session: session.confirm()):
+        with pytest.raises(ResponseStarted):
+            verb(left[0])
+    left[0]["late"] = True
+    await left[0].save()
+    with pytest.warns(SessionWarning, match="can no longer reach the browser"):
+        await left[1].save()
+
+    assert await store.index(owner_of("bob")) == {}
+    assert await state(browser) == ("alice", {"late": True})
 
 
 @pytest.mark.parametrize("how", [{"status": 500}, {"crash": ZeroDivisionError()}], ids=["5xx", "crash"])
