@@ -81,6 +81,16 @@ async def streams_with_trailers(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.sleep(0.01)
 
 
+async def streams_and_pushes(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"data", "more_body": True})
+    await send({"type": "http.response.push", "path": "/style.css", "headers": []})
+    scope["line"].pushed.set()
+    while True:
+        await send({"type": "http.response.body", "body": b"data", "more_body": True})
+        await asyncio.sleep(0.01)
+
+
 async def sends_its_trailers_late(scope: Any, receive: Any, send: Any) -> None:
     """The body is complete, and the app still computes what its trailers say."""
     await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": True})
@@ -113,6 +123,22 @@ async def test_a_stream_that_announced_trailers_is_ended_with_them(
         {"type": "http.response.body", "body": b"", "more_body": False},
         {"type": "http.response.trailers", "headers": [], "more_trailers": False},
     ]
+    assert line.error is None
+
+
+async def test_a_push_of_the_server_is_not_the_last_part_of_a_stream(
+    alice: Browser, store: Store, clock: FakeClock
+) -> None:
+    """HTTP/2 allows one between two parts. The stream must still end with its session."""
+    line = Line(alice, "http", streams_and_pushes)
+    line.pushed = asyncio.Event()  # type: ignore[attr-defined]  # for this app
+    await line.pushed.wait()  # type: ignore[attr-defined]
+
+    await Sessions(store, clock=clock).revoke_all("alice")
+    async with asyncio.timeout(5):
+        await line.task
+
+    assert line.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
     assert line.error is None
 
 

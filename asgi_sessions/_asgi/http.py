@@ -28,7 +28,7 @@ class HttpExchange(Exchange):
                 self._may_last = False
                 self._watch_stream()
             if self.live is not None:
-                if self.live.ended is not None or message.get("more_body"):
+                if self.live.ended is not None or message.get("more_body") or message["type"] == "http.response.push":
                     return self.live.send(message)
                 self.stop_watching()  # this is the last part
         elif message["type"] == "http.response.start":
