@@ -37,6 +37,7 @@ from asgi_sessions.page._openapi import openapi
 from asgi_sessions.stores import Note, Record, Rules, Store
 from asgi_sessions.testing import FakeClock, session_cookie
 from tests.test_devices import LAPTOP, PHONE, SECRET
+from tests.wrapped import Wrapped
 
 HOME = "/account/sessions/"
 Visit = Callable[..., httpx.AsyncClient]
@@ -57,7 +58,7 @@ def an_app(store: Store, clock: FakeClock, **options: Any) -> Starlette:
     page = SessionsPage(sessions, **options)
     return Starlette(
         routes=[Route("/login", log_in), Route("/act-as", act_as), Mount("/account/sessions", page)],
-        middleware=[Middleware(SessionMiddleware, sessions)],
+        middleware=[Middleware(SessionMiddleware, sessions, on_store_failure="anonymous")],
     )
 
 
@@ -644,6 +645,22 @@ async def test_visitors_are_sent_to_log_in(store: Store, clock: FakeClock, visit
     assert (page.status_code, page.headers["location"]) == (303, "/login?next=sessions")
     assert (api.status_code, api.headers["www-authenticate"]) == (401, "Cookie")
     assert (await browser.get(f"{HOME}style.css")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["", "api/sessions"], ids=["page", "api"])
+async def test_nobody_is_sent_to_log_in_during_an_outage(
+    store: Store, clock: FakeClock, visit: Visit, path: str
+) -> None:
+    """The app gets an empty session then. The user may be logged in all the same."""
+    wrapped: Any = Wrapped(store)
+    laptop = visit(app=an_app(wrapped, clock, log_in_url="/login"))
+    await laptop.get("/login")
+    wrapped.fail["load"] = StoreError("down")
+
+    answer = await laptop.get(HOME + path)
+
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) >= 1
 
 
 async def test_ending_may_need_a_fresh_session(store: Store, clock: FakeClock, visit: Visit) -> None:

@@ -58,6 +58,9 @@ class ActivityEndpoints:
         session: Session | None = scope.get(OURS)
         if session is None:
             raise ConfigurationError("ActivityEndpoints: there is no session; mount it inside of SessionMiddleware")
+        if session.is_degraded:
+            await answer(scope, send, 503)  # the session may be alive: the script asks again
+            return
         if scope["method"] == "POST":
             await session.touch()
         else:

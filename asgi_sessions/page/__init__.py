@@ -331,6 +331,8 @@ class SessionsPage:
         session: Session | None = request.scope.get(OURS)
         if session is None:
             raise ConfigurationError("SessionsPage: this request has no session; put SessionMiddleware around the app")
+        if session.is_degraded:
+            raise StoreError("the store could not be asked who is logged in")
         user_id = session.user_id
         if user_id is not None:
             return session, user_id

@@ -194,7 +194,7 @@ class Front:
             await send({"type": "http.response.body", "body": b""})
 
         self.handler: Any = log_in("alice")
-        app = SessionMiddleware(app, self.sessions)
+        app = SessionMiddleware(app, self.sessions, on_store_failure="anonymous")
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://testserver")
 
     async def ask(self, method: str = "GET", **options: Any) -> Any:
@@ -253,6 +253,23 @@ async def test_a_visitor_is_told_that_nobody_is_logged_in(store: Store, clock: F
     front.handler = destroy
     await front.http.post("/log-out")
     assert await front.ask() == nobody
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_during_an_outage_nobody_is_told_that_the_session_has_ended(
+    store: Store, clock: FakeClock, method: str
+) -> None:
+    """The script would leave the page in every tab, and what the user has typed there would be lost."""
+    wrapped: Any = Wrapped(store)
+    front = Front(wrapped, clock)
+    await front.http.post("/log-in")
+
+    wrapped.fail["load"] = StoreUnreachable("down")
+    answer = await front.http.request(method, "/session/")
+    del wrapped.fail["load"]
+
+    assert (answer.status_code, answer.headers["cache-control"]) == (503, "no-store")
+    assert (await front.ask())["logged_in"]
 
 
 async def test_the_answer_is_for_this_browser_alone(front: Front) -> None:
