@@ -350,10 +350,9 @@ BAD = {
     ),
     "no number": (["history", "alice", "--limit", "many"], "number"),
     "a sample of nothing": (["count", "--sample", "0"], "number"),
-    "another scheme": (
-        ["list", "alice", "--url", f"http://alice:{PASSWORD}@localhost"],
-        "this database is not supported",
-    ),
+    "another scheme": (["list", "alice", "--url", f"http://alice:{PASSWORD}@localhost"], "use redis://"),
+    "the scheme of another client": (["doctor", f"valkey://:{PASSWORD}@localhost"], "use redis://"),
+    "a scheme with one slash": (["sweep", f"redis:/:{PASSWORD}@localhost"], "use redis://"),
     "a prefix that is none": (["list", "alice", "--url", "redis://127.0.0.1:9/0", "--name", "{a}"], "prefix"),
     "a file that does not exist": (["count", "--url", "sqlite+aiosqlite:////no/such/file.db"], "no file"),
     "a short secret": (["doctor", "redis://127.0.0.1:9/0"], "secret"),

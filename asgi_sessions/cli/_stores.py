@@ -17,8 +17,9 @@ T = TypeVar("T")
 TIME_FOR_THREADS: Final = 2.0
 """Seconds to wait for the threads of SQLite's driver. They end within milliseconds after their connection is closed."""
 
-DATABASE_HELP = "as for SQLStore.from_url()"
-URL_HELP = f"redis://, rediss:// (TLS), unix://, redis+cluster:// or rediss+cluster:// (any node), or {DATABASE_HELP}"
+DATABASES: Final = ("postgresql", "postgres", "mysql", "mariadb", "sqlite")
+DATABASE_HELP = "postgresql+asyncpg://, mysql+asyncmy:// or sqlite+aiosqlite:///"
+URL_HELP = f"redis://, rediss:// (TLS), unix://, redis+cluster:// or rediss+cluster:// (any node), {DATABASE_HELP}"
 
 
 def store_of(url: str, name: str | None) -> Store:
@@ -34,6 +35,8 @@ def store_of(url: str, name: str | None) -> Store:
         return asgi_sessions.RedisStore.from_cluster(node, prefix=name or "asgi-sessions")
     if url.startswith(("redis://", "rediss://", "unix://")):
         return asgi_sessions.RedisStore.from_url(url, prefix=name or "asgi-sessions")
+    if url.partition(":")[0].partition("+")[0] not in DATABASES:
+        raise ConfigurationError(f"the URL of the store is not understood; use {URL_HELP}")
     _refuse_missing_file(url)
     return asgi_sessions.SQLStore.from_url(url, table=name or "asgi_sessions")
 
