@@ -571,6 +571,33 @@ async def test_a_database_without_tables_or_with_half_of_them(tmp_path: Path, ty
     }
 
 
+@pytest.mark.parametrize("kind", SQL)
+async def test_the_doctor_names_the_command_for_the_missing_tables(
+    request: pytest.FixtureRequest, kind: str, tmp_path: Path, typed: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.db").touch()
+    url = f"sqlite+aiosqlite:///{tmp_path}/a.db" if kind == "sqlite" else sql_url(request, kind)
+    monkeypatch.setenv(URL, url)
+    monkeypatch.setenv(NAME, f"{TABLE}_d")
+    store = SQLStore.from_url(url, table=f"{TABLE}_d")
+
+    bare = await asyncio.to_thread(typed, "doctor", "--json")
+    (advice,) = {each["advice"] for each in bare.json["findings"] if each["check"] == "tables"}
+    words = advice.split("`")[1].split()
+    printed = typed(*words[1:])
+    async with store._connections().transaction() as connection:
+        for statement in filter(str.strip, printed.out.split(";")):
+            await connection.execute(text(statement))
+    made = await asyncio.to_thread(typed, "doctor", "--json")
+    async with store._connections().transaction() as connection:
+        await connection.run_sync(store.metadata.drop_all)
+    await store.aclose()
+
+    assert words[:2] == ["asgi-sessions", "schema"]
+    assert made.finding("tables")["level"] == "ok"
+    assert typed(*words[1:4]).out == printed.out  # the variable names the table, too
+
+
 async def test_a_database_that_no_process_sweeps(place: Place, typed: Command) -> None:
     if not isinstance(place.store, SQLStore):
         return

@@ -85,9 +85,11 @@ def _make_key(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
+    from asgi_sessions.cli._settings import NAME
     from asgi_sessions.cli._sql import print_schema
 
-    return print_schema(options.dialect, options.table)
+    table = os.environ.get(NAME) or "asgi_sessions" if options.table is None else options.table
+    return print_schema(options.dialect, table)
 
 
 def _imported(module: str, function: str) -> Callable[[argparse.Namespace], int]:
@@ -162,7 +164,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Print the statements that make the tables of SQLStore, for a migration of your own.",
     )
     schema.add_argument("--dialect", choices=["postgresql", "mysql", "mariadb", "sqlite"], default="postgresql")
-    schema.add_argument("--table", default="asgi_sessions", help="name of the table of records (default: %(default)s)")
+    schema.add_argument(
+        "--table", "--name", help="name of the table of records (default: ASGI_SESSIONS_NAME, or asgi_sessions)"
+    )
     _add_operators(commands)
     return parser
 

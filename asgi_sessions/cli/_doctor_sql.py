@@ -34,7 +34,8 @@ async def look(store: SQLStore) -> list[Finding]:
                 lambda sync: [line for table in tables for line in missing(sync, table)]
             )
             if lacking:
-                advice = "run the statements of `asgi-sessions schema`, or give your table with --name"
+                command = f"asgi-sessions schema --dialect {connection.dialect.name} --table {tables[0].name}"
+                advice = f"run the statements of `{command}`, or give your table with --name"
                 return [*found, *(problem("tables", line, advice) for line in lacking)]
             found.append(ok("tables", " and ".join(table.name for table in tables)))
             return [*found, sweeper(*await _swept(connection, tables), now=time.time())]
