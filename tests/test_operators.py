@@ -174,6 +174,23 @@ async def test_the_acl_keeps_to_the_prefix(operator: Operator, clock: FakeClock)
     assert await operator.play(store, clock) != []
 
 
+async def test_the_right_to_end_all_sessions_is_on_the_page(operator: Operator, clock: FakeClock) -> None:
+    (item,) = (
+        each for each in PAGE.read_text(encoding="utf-8").split("\n- ") if each.startswith("**[`Sessions.end_all()")
+    )
+    (right,) = re.findall(r"add `(\S+)`", item)
+    lacking, enough = operator.let_in(rights()), operator.let_in([*rights(), right])
+    await Browser(app_with(enough, clock=clock)).do(log_in("alice"))
+
+    assert await Sessions(enough, clock=clock).end_all() == 1
+    operator.let_in(rights())
+    with pytest.raises(StoreError, match="scan"):
+        await Sessions(lacking, clock=clock).end_all()
+
+    await enough.aclose()
+    await lacking.aclose()
+
+
 async def test_the_page_names_every_command_that_is_sent(alone: Operator, clock: FakeClock) -> None:
     """The server counts them: whatever the page does not name was not sent."""
     store = alone.let_in(rights())
