@@ -70,8 +70,8 @@ class Step(enum.Enum):
     DELETE = "delete"
     DELETE_UNCHANGED = "delete if the revision still matches; else merge and retry"
     DELETE_CREATE = "create, then delete the old"
-    DELETE_ONLY = "delete; event and warning for what was written after it"
-    NOT_SAVED = "nothing; event and warning"
+    DELETE_ONLY = "delete; session.not_saved for what was written after it"
+    NOT_SAVED = "nothing; session.not_saved"
     REFUSE = "nothing; StoreError"
 
 
