@@ -74,7 +74,7 @@ WITHHELD = "the request came from another site, so the browser may have withheld
 
 _WHY_NOT_SAVED = {
     Phase.DEGRADED: "the store could not be asked",
-    Phase.STARTED: "its cookie can no longer reach the browser",
+    Phase.STARTED: "its cookie can no longer reach the browser; write to the session before the response starts",
     Phase.WITHHELD: WITHHELD,
 }
 
@@ -375,11 +375,7 @@ class Committer:
         events.append(self._events.event("session.not_saved", reason=why, **named))
         session._cookie, session._over = False, True
         if phase is not Phase.WITHHELD:
-            warnings.warn(
-                f"a new session was written to and cannot be saved: {why}. Write to it before the response starts.",
-                SessionWarning,
-                stacklevel=2,
-            )
+            warnings.warn(f"a new session was written to and cannot be saved: {why}", SessionWarning, stacklevel=2)
 
 
 async def _turn_of(session: Session) -> None:

@@ -224,7 +224,9 @@ async def test_a_log_in_that_was_answered_with_503_is_not_saved_later(store: Sto
         with pytest.raises(StoreError):
             await send({"type": "http.response.start", "status": 200, "headers": []})
         watched.instead.clear()
-        with pytest.warns(SessionWarning, match="can no longer reach the browser"):
+        with pytest.warns(
+            SessionWarning, match="can no longer reach the browser; write to the session before the response starts$"
+        ):
             await scope["session"].save()
 
     start, _ = await exchange(SessionMiddleware(app, watched, **options), http_scope())
