@@ -92,6 +92,11 @@ def with_few_rights(server: Server) -> str:
     return f"redis://app:{PASSWORD}@127.0.0.1:{server.port}/0"
 
 
+def with_few_rights_for_scripts(server: Server) -> str:
+    say(server, "ACL", "SETUSER", "app", "on", f">{PASSWORD}", "~*", "&*", "+@all", "-set", "-hset")
+    return f"redis://app:{PASSWORD}@127.0.0.1:{server.port}/0"
+
+
 def with_other_keys(server: Server) -> str:
     say(server, "ACL", "SETUSER", "app", "on", f">{PASSWORD}", "~elsewhere:*", "&*", "+@all")
     return f"redis://app:{PASSWORD}@127.0.0.1:{server.port}/0"
@@ -121,6 +126,7 @@ REDIS: dict[str, tuple[Callable[[Server], str], str, type[StoreError]]] = {
     "no password": (with_password, "Authentication required or already authenticated", StoreUnreachable),
     "a wrong password": (with_another_password, "invalid username-password", StoreUnreachable),
     "a command that is not allowed": (with_few_rights, "NOPERM", StoreRefused),
+    "a command that scripts may not call": (with_few_rights_for_scripts, "ACL failure in script", StoreRefused),
     "keys that are not allowed": (with_other_keys, "NOPERM", StoreRefused),
     "no memory": (full, "OOM", StoreRefused),
     "a replica": (a_replica, "READONLY", StoreRefused),
