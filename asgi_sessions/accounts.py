@@ -82,7 +82,7 @@ class Accounts:
         An anonymous session ends instead. Lists and dicts that the app took from the session before are detached.
 
         Returns:
-            ``False`` if this browser has no active session of this user. Then the session stays as it is.
+            ``False`` if this browser has no parked session of this user, or it has ended. Then the session stays as it is.
         Raises:
             SessionError: another user acts as this one. SessionDataError: ``user_id`` is no ``str``.
             SessionDataError, StoreError: as for :meth:`Session.save`. ResponseStarted: the cookie can no longer be sent.
