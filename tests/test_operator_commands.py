@@ -17,7 +17,7 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from asgi_sessions import RedisStore, Session, Sessions, SQLStore
+from asgi_sessions import RedisStore, Session, Sessions, SessionWarning, SQLStore
 from asgi_sessions._core.record import Record
 from asgi_sessions._core.token import key_of, new_id
 from asgi_sessions.cli import _doctor_redis as redis_doctor
@@ -479,6 +479,25 @@ def test_the_settings_of_a_server_that_lose_sessions_are_found(own_server: Serve
     assert full.finding("memory")["level"] == "warning"
     assert "OOM" in full.finding("writes")["message"]
     assert "maxmemory" in full.finding("writes")["advice"]
+
+
+@pytest.mark.parametrize("command", ["list alice --url", "count --url", "revoke-all alice --url", "rekey"])
+async def test_the_settings_of_a_server_are_the_business_of_the_doctor(
+    command: str, own_server: Server, typed: Command, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other commands print their own report: no line of the log, and no Python warning with a path."""
+    own_server.options = ("--maxmemory-policy", "allkeys-lru", "--save", "3600", "1")
+    own_server.start()
+    monkeypatch.setenv(SECRET_KEYS, SECRET)
+    store = RedisStore.from_url(own_server.url)
+    with pytest.warns(SessionWarning):
+        await store.create(a_record(owner="alice"))
+    await store.aclose()
+    caplog.clear()
+
+    ended = await asyncio.to_thread(typed, *command.split(), own_server.url)
+
+    assert [line for line in ended.err.splitlines() if not line.startswith("asgi-sessions: ")] == caplog.messages == []
 
 
 def test_a_replica_and_a_password_are_found(own_server: Server, valkey_url: str, typed: Command) -> None:

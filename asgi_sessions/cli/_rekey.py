@@ -8,8 +8,7 @@ import sys
 
 from asgi_sessions import ConfigurationError, StoreError
 from asgi_sessions.cli._output import Bar, print_json
-from asgi_sessions.cli._settings import SECRET_KEYS, name_in, secrets_in_environment, url_in
-from asgi_sessions.cli._stores import run as run_it
+from asgi_sessions.cli._settings import SECRET_KEYS, name_in, quietly, secrets_in_environment, url_in
 from asgi_sessions.cli._stores import store_of
 from asgi_sessions.rekey import Progress, rekey
 
@@ -31,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
             await store.aclose()
 
     try:
-        run_it(work())
+        quietly(work())
     except (StoreError, KeyboardInterrupt) as error:
         bar.leave()
         why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)

@@ -9,8 +9,8 @@ from datetime import timedelta
 from asgi_sessions import ConfigurationError, Devices
 from asgi_sessions._core.extras import needs
 from asgi_sessions.cli._output import print_json
-from asgi_sessions.cli._settings import name_in, url_in
-from asgi_sessions.cli._stores import run, store_of
+from asgi_sessions.cli._settings import name_in, quietly, url_in
+from asgi_sessions.cli._stores import store_of
 from asgi_sessions.stores import SweepingStore
 
 with needs("sql", "this command"):
@@ -53,7 +53,7 @@ def sweep(options: argparse.Namespace) -> int:
         finally:
             await store.aclose()
 
-    removed = run(work())
+    removed = quietly(work())
     if options.json:
         print_json({"removed": removed})
     elif removed is None:
