@@ -272,6 +272,16 @@ def test_a_demo_in_a_folder_that_cannot_be_written() -> None:
     assert ended.stderr.endswith("Start the demo in a folder where you may write, or set REDIS_URL.\n")
 
 
+def test_a_demo_on_a_redis_that_is_not_there(tmp_path: Path) -> None:
+    ended = command("demo", "--port", "0", folder=tmp_path, REDIS_URL="redis://127.0.0.1:9/0")
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        "asgi-sessions: sessions cannot be kept in Redis at 127.0.0.1:9: Redis is unreachable"
+    )
+    assert ended.stderr.endswith("\nStart that server, correct REDIS_URL, or leave it out.\n")
+
+
 @pytest.mark.parametrize(
     ("secret", "words", "why"),
     [

@@ -528,7 +528,7 @@ def test_the_address_shown_is_one_to_go_to(host: str) -> None:
 def test_the_store_is_named_without_its_password(url: str, where: str) -> None:
     _, said = _serve.open_store({"REDIS_URL": url})
 
-    assert said == f"in Redis at {where}, every key beginning with asgi-sessions-demo"
+    assert said == f"in Redis at {where} and all keys begin with asgi-sessions-demo"
 
 
 @pytest.mark.parametrize("port", ["65536", "-1", "http", "¹", ""])

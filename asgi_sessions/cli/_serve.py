@@ -81,7 +81,9 @@ def run_shop(*, host: str, port: int, https: bool, bound: bool = False) -> int:
         run(_prepare(store))
     except StoreError as error:
         print(f"asgi-sessions: sessions cannot be kept {where.partition(' and ')[0]}: {error}", file=sys.stderr)
-        print("Start the demo in a folder where you may write, or set REDIS_URL.", file=sys.stderr)
+        in_redis = "Start that server, correct REDIS_URL, or leave it out."
+        in_a_file = "Start the demo in a folder where you may write, or set REDIS_URL."
+        print(in_redis if environ.get("REDIS_URL") else in_a_file, file=sys.stderr)
         return 1
     try:
         listener = listen(host, port)
@@ -182,7 +184,7 @@ def open_store(environment: Mapping[str, str], *, prefix: str = NAME, file: str 
     in_redis = RedisStore.from_url(url, prefix=prefix)
     parts = urlsplit(url)
     where = parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
-    return in_redis, f"in Redis at {where}, every key beginning with {prefix}"
+    return in_redis, f"in Redis at {where} and all keys begin with {prefix}"
 
 
 def listen(host: str, port: int) -> socket.socket:
