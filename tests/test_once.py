@@ -154,6 +154,21 @@ async def test_a_session_that_moves_meanwhile_is_followed(browser: Browser) -> N
     assert (await browser.do(lambda session: session["upstream"])).body == b"1"
 
 
+async def test_a_confirmation_before_it_counts_though_the_session_moves(store: Store, clock: FakeClock) -> None:
+    browser = Browser(app_with(store, clock=clock))
+    await browser.do(log_in("alice"))
+
+    async def confirm_and_look(session: Session) -> None:
+        session.confirm(methods=["otp"])
+        async with session.once("refresh"):
+            pass
+
+    async with browser.another().paused(confirm_and_look):
+        await browser.do(regenerate)
+
+    assert (await browser.do(lambda session: session.methods)).body == b"('otp',)"
+
+
 async def test_a_session_that_ended_meanwhile_stays_ended(browser: Browser, store: Store, clock: FakeClock) -> None:
     await browser.do(log_in("alice"))
     work = Work(seconds=0.2)

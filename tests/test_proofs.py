@@ -160,6 +160,16 @@ async def test_the_second_factor_completes_it(browser: Browser) -> None:
     assert await of(stale, lambda s: (s.user_id, s.pending_user_id)) == (None, None)
 
 
+async def test_a_first_factor_beside_a_new_token_of_another_request(browser: Browser) -> None:
+    """That response has the cookie. This one has none, and keeps what it noted."""
+    await browser.do(put(a=1))
+
+    async with browser.another().paused(begin()):
+        await browser.do(regenerate)
+
+    assert await of(browser, lambda session: session.pending_user_id) == "alice"
+
+
 async def test_it_waits_for_minutes_only(browser: Browser, clock: FakeClock) -> None:
     await browser.do(begin(within=timedelta(minutes=2)))
     clock.advance(120)

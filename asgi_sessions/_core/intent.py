@@ -100,9 +100,7 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
 
     def settled(self) -> Intent:
         """Remove the verb for the current session."""
-        if not (self.others or self.displaced):
-            return NO_INTENT
-        return Intent(others=self.others, displaced=self.displaced)
+        return Intent(others=self.others, displaced=self.displaced) if self.others or self.displaced else NO_INTENT
 
     def without_displaced(self, ended: Leaving) -> Intent:
         """Remove a displaced session that has ended."""

@@ -156,7 +156,7 @@ class Planner:
         if session._actor is not None and not self.is_settled(session._actor, failed):
             return False
         if session._record is None:
-            return failed or (intent is NO_INTENT and dict.__len__(session) == 0 and session._user_id is None)
+            return failed or (intent is NO_INTENT and not (dict.__len__(session) or session._user_id or session._proof))
         if failed:
             return not session._touch_due
         if intent is not NO_INTENT:
@@ -219,7 +219,7 @@ class Planner:
                     phase = Phase.WITHHELD
             return ROWS[was, data, asked, phase], phase, payload
         data, payload = self._compare(session)
-        if data is _SAME and phase is _OPEN and (_is_confirmed(session) or _is_switched(session)):
+        if data is _SAME and phase is _OPEN and is_ahead(session):
             data = _CHANGED  # record it even if another request has just replaced the token
         if asked is _NOTHING:
             if session._renewal_due and not is_save and phase is _OPEN:
@@ -399,14 +399,15 @@ class Planner:
         return max(1, math.ceil(ends_at - self.rules.clock()))
 
 
+def is_ahead(session: Session) -> bool:
+    """Whether verbs of this request have set a proof of identity, or parked sessions, that are not stored yet."""
+    stored, own = session._stored, (session._authenticated_at, session._proof, session._parked)
+    return stored is not None and (stored.authenticated_at, stored.proof, stored.parked) != own
+
+
 def _is_confirmed(session: Session) -> bool:
     """Whether the user has proved their identity again in this request."""
     return session._stored is not None and session._stored.authenticated_at != session._authenticated_at
-
-
-def _is_switched(session: Session) -> bool:
-    """Whether this request came to the session from another one of its browser."""
-    return session._stored is not None and session._stored.parked != session._parked
 
 
 def _end(leaving: Leaving, intent: Intent) -> End:

@@ -117,7 +117,7 @@ class Session(TrackedDict):
     _cookie: tuple[Hidden[str], int | None] | bool  # for the response: (token, max_age). True: delete. False: no cookie
     _created_at: float
     _degraded: bool
-    _epoch: int  # changes whenever a verb begins another session
+    _epoch: int  # changes whenever a verb begins another session. That of its actor is always another one
     _had_user: bool  # was a user logged in until a verb of this request?
     _id: str  # empty until first read
     _intent: Intent
@@ -189,9 +189,9 @@ class Session(TrackedDict):
         dict.clear(self)
         dict.update(self, data)
 
-    def _adopt_later(self, record: Record, body: Body) -> None:
-        """Become the session of a later record of the same session. What the verbs of this request have set stays."""
-        before, at, proof, parked = self._stored, self._authenticated_at, self._proof, self._parked
+    def _adopt_later(self, record: Record, body: Body, before: Body | None) -> None:
+        """Become the session of a later record of the same session. What verbs have set since the body ``before`` stays."""
+        at, proof, parked = self._authenticated_at, self._proof, self._parked
         self._adopt(record, body)
         if before is not None and (before.authenticated_at, before.proof) != (at, proof):
             self._authenticated_at, self._proof = at, proof

@@ -40,7 +40,7 @@ from asgi_sessions._core.plan import (
     Touch,
     Update,
 )
-from asgi_sessions._core.planner import Planner
+from asgi_sessions._core.planner import Planner, is_ahead
 from asgi_sessions._core.record import ALIAS_REV, Body, Record, acting, pack
 from asgi_sessions._core.session import ATTRIBUTES, Session
 from asgi_sessions._core.token import owner_of_known
@@ -343,11 +343,11 @@ class Committer:
             loaded = codec.decode(session._loaded) if session._loaded else {}
             theirs = merge(loaded, dict.copy(session), theirs, codec)
         session._refill(theirs)
-        session._adopt_later(found.record, found.body)
+        session._adopt_later(found.record, found.body, session._stored)
         is_moved = found.record.key != known.key and not found.is_renewed
         if is_moved and session._intent.asked is Asked.REGENERATE and not session._intent.displaced:
             # Two cookies could reach the browser in the wrong order. After an impersonated session it has no other cookie.
-            session._intent = session._intent.settled()
+            session._intent, session._written = session._intent.settled(), session._written or is_ahead(session)
         return True
 
     def mark_ended(self, session: Session, events: list[Event]) -> None:
@@ -418,9 +418,7 @@ class Calls:
 
     async def create(self, session: Session, plan: Plan, call: Create, events: list[Event], again: bool) -> None:
         admitted, replaced = await self.admit(call.record, call.body, call.note)
-        if session._epoch != plan.epoch:
-            session = _holder(session, plan)
-        if session._epoch != plan.epoch:
+        if session._epoch != plan.epoch and (session := _holder(session, plan))._epoch != plan.epoch:
             # During this call, another task of the request destroyed the session or logged a user in.
             plan.token = None
             if call.end is None:
@@ -428,9 +426,7 @@ class Calls:
             else:
                 session._intent = session._intent.moved(call.end.leaving.record, call.record)
             return
-        session._adopt(call.record, call.body)
-        session._note_saved()
-        session._intent = session._intent.settled()
+        _adopt_stored(session, call.record, call.body)
         events.extend(admitted)
         if call.end is not None and (replaced is not None or again):
             self._left(session, plan, call.end, replaced, events)
@@ -504,10 +500,8 @@ class Calls:
                 raise
             if len(value) < guard.at_once:
                 self._opened.put(record.key, value, record, call.body)
-        if session._epoch != plan.epoch:
-            session = _holder(session, plan)
-        if session._epoch == plan.epoch:
-            session._adopt(call.record, call.body)
+        if session._epoch == plan.epoch or (session := _holder(session, plan))._epoch == plan.epoch:
+            session._adopt_later(call.record, call.body, call.body)
             session._note_saved()
 
     async def rename(self, session: Session, plan: Plan, call: Rename, events: list[Event], again: bool) -> None:
@@ -519,21 +513,16 @@ class Calls:
             there = await self._resolver.load(record.key, events) if again else None
             if there is None or there.id != record.id:
                 raise
-        if session._epoch != plan.epoch:
-            session = _holder(session, plan)
-        if session._epoch != plan.epoch:
+        if session._epoch != plan.epoch and (session := _holder(session, plan))._epoch != plan.epoch:
             session._intent = session._intent.moved(old, record)
             plan.token = None
             return
-        session._adopt(record, body)
-        session._note_saved()
-        session._intent = session._intent.settled()
+        _adopt_stored(session, record, body)
         what = {"session_id": record.id, "user_id": body.user_id, **acting(body)}
         events.append(self._events.event(call.event, **what))
 
     async def save_actor(self, session: Session, plan: Plan, call: SaveActor, events: list[Event], again: bool) -> None:
-        actor = session._actor
-        if actor is None:
+        if (actor := session._actor) is None:
             return  # another task of the request has returned to the actor's session, and commits it
         # The browser needs the token of the actor's session only if the impersonated session could not be stored.
         actor._origin, actor._started = session._origin, session._started and session._record is None
@@ -619,8 +608,9 @@ class Calls:
         if gone is None and not again:
             raise RecordGone("another request has ended the session")
         if session._record is record:
-            session._intent = session._intent.settled()
+            session._intent, proof = session._intent.settled(), session._proof  # of another task, since
             session._begin(session._now)
+            session._proof = proof
         events += self._events.ended([record.id], None, "emptied")
 
     async def end_others(self, session: Session, plan: Plan, call: EndOthers, events: list[Event], again: bool) -> None:
@@ -681,6 +671,14 @@ class Calls:
             await ask(store.rename, there.key, back, rev=there.rev, **noting(note))
         except (RecordChanged, RecordGone):
             await self._rename_back(record, old, stored, has_alias=has_alias, note=note)
+
+
+def _adopt_stored(session: Session, record: Record, body: Body) -> None:
+    """Become the session of a new record, or of one with a new token. What other tasks have set since the plan is next."""
+    is_next = (session._authenticated_at, session._proof) != (body.authenticated_at, body.proof)
+    session._adopt_later(record, body, body)
+    session._note_saved()
+    session._intent = session._intent.settled().regenerate() if is_next else session._intent.settled()
 
 
 def _holder(session: Session, plan: Plan) -> Session:

@@ -119,10 +119,10 @@ class Loader:
             actor._active, actor._renews = session._active, False
             if not self._fill(actor, *found.actor, events=events):
                 return False
-            session._actor = actor
+            session._actor, session._epoch = actor, -1  # not that of the actor: see Session._epoch
         if self._fill(session, found.record, found.body, events=events):
             return True
-        session._actor = None
+        session._actor, session._epoch = None, 0
         return False
 
     def _fill(

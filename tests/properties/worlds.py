@@ -30,7 +30,8 @@ VERBS: dict[str, Callable[[Accounts, Session], Any]] = {
     "log in": lambda _, session: session.log_in("alice"),
     "log in as bob": lambda _, session: session.log_in("bob"),
     "regenerate": lambda _, session: session.regenerate(),
-    "confirm": lambda _, session: session.confirm(),
+    "begin log in": lambda _, session: session.begin_log_in("alice", methods=["pwd"]),
+    "confirm": lambda _, session: session.confirm(methods=["otp"]),
     "destroy": lambda _, session: session.destroy(),
     "end others": lambda _, session: session.end_others(),
     "act as bob": lambda _, session: session.impersonate("bob"),
@@ -65,6 +66,8 @@ class Seen:
     """Who acts in the browser, and whose session with what data it has when that is stopped."""
     parked: list[tuple[str | None, dict[str, Any]]]
     """The parked sessions of the browser then, by switching to each of them."""
+    proofs: tuple[tuple[str, ...], int, str | None]
+    """How the user of the browser proved their identity, its level, and who is to give a second factor."""
 
 
 class World:
@@ -130,8 +133,16 @@ class World:
         was_replaced = self.first.token not in (None, self.browser.token)
         old, _ = await look(self.first) if was_replaced else (None, {})
         lost = set(await self.keys()) - indexed - set(led_to)
-        browser = self.browser.another()
-        return Seen(browsers, sessions, len(lost), old, await self.acting(browser), await self.parked(browser))
+        browser, proofs = self.browser.another(), await self.proofs()
+        acting, parked = await self.acting(browser), await self.parked(browser)
+        return Seen(browsers, sessions, len(lost), old, acting, parked, proofs)
+
+    async def proofs(self) -> tuple[tuple[str, ...], int, str | None]:
+        found: list[tuple[tuple[str, ...], int, str | None]] = []
+        await self.browser.another().do(
+            lambda session: found.append((session.methods, session.level, session.pending_user_id))
+        )
+        return found[0]
 
     async def acting(self, browser: Browser) -> tuple[str | None, str | None, dict[str, Any]]:
         found: list[str | None] = []
