@@ -204,6 +204,7 @@ class Exchange:
             await manager.commit(self.session, failed=True)
         if has_started:
             return False
+        self.session._started = True  # a task that outlives the request has no response for a cookie
         if await self._answer_for(error):  # for example out of the app's own session.save()
             return True
         if isinstance(self.session._cookie, tuple) and self._scope["type"] == "http":
