@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +14,7 @@ from asgi_sessions import Event, MemoryStore, Session, SessionError, Sessions
 from asgi_sessions.errors import RecordDamaged, RecordExists, StoreUnreachable
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
+from tests.properties.faults import Faulty, Mode
 from tests.support import Browser, app_with, destroy, log_in, put, regenerate
 from tests.wrapped import METHODS, Wrapped
 
@@ -121,6 +124,27 @@ async def test_a_cancelled_request_lets_another_one_do_it(browser: Browser) -> N
 
     assert (work.begun, work.most) == (2, 1)
     assert work.seen == [(True, 2)]
+
+
+@pytest.mark.parametrize("mode", ["after", "cancel after", "hang after"])
+async def test_a_lock_whose_reply_was_lost_holds_nobody_up(memory: MemoryStore, clock: FakeClock, mode: Mode) -> None:
+    """The store has the lock, and the request does not know: it failed, or its client is gone."""
+    faulty = Faulty(memory)
+    browser = Browser(app_with(faulty, clock=clock, store_deadline=timedelta(milliseconds=50)))
+    await browser.do(put(upstream=0))
+
+    async def interrupted(session: Session) -> None:
+        faulty.arm(0, mode)
+        await Work()(session)
+
+    with suppress(asyncio.CancelledError):
+        await browser.another().do(interrupted)
+    assert faulty.fired == "create"
+
+    work = Work()
+    with anyio.fail_after(2):
+        await browser.do(work)
+    assert work.seen == [(True, 1)]
 
 
 async def test_a_server_that_died_holds_nobody_up_for_longer(store: Store, clock: FakeClock) -> None:

@@ -53,13 +53,12 @@ async def once(manager: Engine, session: Session, name: str, seconds: float) -> 
         yield True  # the session is not stored, so no other request has it
         return
     lock = _Lock(manager, record, name, seconds)
-    if not await lock.acquire():
-        await manager.reload(session)
-        yield False
-        return
     try:
+        is_mine = await lock.acquire()
         await manager.reload(session)  # another request may have done the job since this one began
-        yield True
+        yield is_mine
+        if not is_mine:
+            return
         await manager.save(session)
     except BaseException:
         with anyio.CancelScope(shield=True):
