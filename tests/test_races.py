@@ -7,6 +7,7 @@ question to the store.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from datetime import timedelta
 from typing import Any
 
@@ -114,6 +115,23 @@ async def test_a_log_out_means_the_session_wherever_its_token_has_gone(
 
     assert "Max-Age=0" in (request.response.set_cookie or "")
     assert await gone(store, browser)
+
+
+async def test_a_log_out_ends_a_session_that_another_server_has_saved_with_a_newer_secret(
+    store: Store, clock: FakeClock
+) -> None:
+    """Of a deployment that skipped the first step. This server cannot read what the other one wrote."""
+    old, new = secrets.token_bytes(32), secrets.token_bytes(32)
+    behind = Browser(app_with(store, clock=clock, secret_keys=[old]))
+    await behind.do(log_in("alice"))
+    ahead = Browser(app_with(store, clock=clock, secret_keys=[new, old]), behind.token)
+
+    async with behind.paused(destroy):
+        await ahead.do(put(a=1))
+
+    assert behind.token is None
+    assert (await read(ahead))["user_id"] is None
+    assert await store.index(owner_of("alice")) == {}
 
 
 async def test_a_log_in_as_somebody_else_and_a_log_out_both_count(browser: Browser, store: Store) -> None:

@@ -164,8 +164,7 @@ class Resolver:
             return False
         if body.kind != "token" and not self._rules.judges:
             return True  # the app with the timeouts ends it
-        at = min(record.expires_at, now)
-        note = self._rules.note(ended(reason), record.id, record.owner, body.about, at=at)
+        note = self._rules.note(ended(reason), record.id, record.owner, body.about, at=min(record.expires_at, now))
         await self._guard.ask(self._store.delete, record.key, **noting(note or self.in_passing(record.id)))
         what = {"session_id": record.id, "user_id": body.user_id, **acting(body)}
         events.append(self._events.event("session.ended", reason=reason, **what))
@@ -211,7 +210,6 @@ class Resolver:
 
         Another request may renew or regenerate the token while this one logs out. The log-out still ends the session.
         """
-        note = None
         if known.owner is None:
             # An anonymous session that a log-in replaced: its token opens nothing of a user.
             note = self.in_passing(known.id) if reason == "replaced" else None
@@ -223,8 +221,11 @@ class Resolver:
             try:
                 gone: Record | None = await self._guard.ask(self._store.delete, key, rev=rev, **noting(note))
             except RecordChanged as conflict:
-                # Another request has saved to it, or this is an alias. An alias stays: an interrupted end needs it again.
                 lies_there = checked(conflict.current, key)
+                if lies_there.rev != ALIAS_REV and (lies_there.id, lies_there.owner) == (known.id, known.owner):
+                    rev = lies_there.rev  # another request has saved to it, perhaps with a secret that is unknown here
+                    continue
+                # An alias stays: an interrupted end needs it again.
             except RecordDamaged as damage:
                 events.append(self._damaged(damage, known.id))
             else:
