@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, cast
 
@@ -266,6 +267,20 @@ async def test_policy_raise_hands_the_error_to_the_app_and_its_server(store: Sto
     wrapped.fail["load"] = ConnectionError("refused")
     with pytest.raises(StoreError):
         await browser.do()
+
+
+@pytest.mark.parametrize("policy", ["unavailable", "raise"])
+async def test_an_error_page_of_the_app_after_a_failed_log_out_deletes_the_cookie(store: Store, policy: Any) -> None:
+    """The handler called ``save()``, and the framework made a page of its ``StoreError``."""
+    wrapped = Wrapped(store)
+    browser = Browser(app_with(wrapped, on_store_failure=policy))
+    await browser.do(log_in("alice"))
+    wrapped.fail["delete"] = ConnectionError("refused")
+
+    with suppress(StoreError):  # the server logs it
+        browser.last = await browser.do(destroy, status=503)
+
+    assert (browser.last.status, browser.token) == (503, None)
 
 
 async def test_policy_anonymous_gives_an_empty_session_of_which_nothing_is_written(store: Store) -> None:

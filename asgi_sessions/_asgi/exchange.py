@@ -84,8 +84,9 @@ class Exchange:
         try:
             await self._middleware._manager.commit(self.session, failed=self._failed)
         except (StoreError, SessionLimitReached) as failure:
-            await self._answer_for(failure)
-            raise
+            if await self._answer_for(failure) or not self._failed:
+                raise
+            self.session._cookie = self._middleware._manager.owed_cookie(self.session)  # for the app's own error page
         await self._send(self._with_headers(message, cacheable=cacheable))
 
     def _with_headers(self, message: Message, *, cacheable: bool = True) -> Message:
