@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 from contextlib import suppress
@@ -26,11 +25,10 @@ from asgi_sessions import (
     StoreError,
     Timeouts,
 )
-from asgi_sessions.errors import ResponseStarted
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock, log_in_sync, session_cookie
 from asgi_sessions.testing import log_in as log_in_client
-from tests.support import PLAIN, Browser, Handler, app_with, destroy, inner_app, log_in, put, read, regenerate
+from tests.support import PLAIN, Browser, app_with, destroy, inner_app, log_in, put, read, regenerate
 from tests.websockets import Socket
 from tests.wrapped import Wrapped
 
@@ -371,31 +369,6 @@ async def test_a_cancelled_request_still_finishes_its_commit(store: Store) -> No
 
 
 # ── Events ──
-
-
-@pytest.mark.parametrize("verb", [regenerate, log_in("bob")], ids=["regenerate", "log in"])
-async def test_a_task_that_outlives_a_crash_changes_no_token(store: Store, clock: FakeClock, verb: Handler) -> None:
-    """The error page of the server has no cookie, so the browser would be logged out."""
-    browser, tasks = Browser(app_with(store, clock=clock)), list[asyncio.Task[None]]()
-    await browser.do(log_in("alice"))
-    goes_on = asyncio.Event()
-
-    async def begin_and_crash(session: Session) -> None:
-        async def later() -> None:
-            await goes_on.wait()
-            verb(session)
-            await session.save()
-
-        tasks.append(asyncio.create_task(later()))
-        raise RuntimeError("the handler has a bug")
-
-    with pytest.raises(RuntimeError, match="a bug"):
-        await browser.do(begin_and_crash)
-    goes_on.set()
-    with pytest.raises(ResponseStarted):
-        await tasks[0]
-
-    assert (await read(browser))["user_id"] == "alice"
 
 
 async def test_the_events_of_a_life(memory: MemoryStore, clock: FakeClock) -> None:
