@@ -788,18 +788,22 @@ async def test_as_many_go_on_at_once_as_the_pool_has_connections(options: dict[s
 
 
 async def test_stores_that_come_and_go_leave_nothing_on_an_engine_of_the_apps() -> None:
-    engine = create_async_engine("sqlite+aiosqlite:///unused.db")
-    managers = weakref.WeakSet[ConnectionManager]()
+    """One that stays would ask the server for its time once more with each connection that the app opens."""
+    engine = create_async_engine("postgresql+asyncpg://127.0.0.1/nothing")
+    left = weakref.WeakSet[object]()
+    listeners = set()
 
     for _ in range(10):
         store = SQLStore(engine)
-        managers.add(store._connections())
+        left.update((store, store._connections()))
         await store.aclose()
+        listeners.add(len(list(engine.sync_engine.pool.dispatch.connect)))
     del store
     gc.collect()
 
-    assert not managers
+    assert not left
     assert len(list(engine.sync_engine.dispatch.after_execute)) == 0
+    assert len(listeners) == 1
 
 
 # ── What a developer may get wrong ──

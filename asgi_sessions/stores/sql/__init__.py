@@ -198,8 +198,9 @@ class SQLStore:
             engine = self._make()
         return ConnectionManager(engine, is_own=self._is_own, no_table=NO_TABLES, note_time=self._note_time)
 
-    def _note_time(self, now: float) -> None:
-        self.server_time = (now, time.monotonic())
+    def _note_time(self, server_time: tuple[float, float]) -> None:
+        if self.server_time is None or server_time[1] > self.server_time[1]:
+            self.server_time = server_time
 
     async def create_tables(self) -> None:
         """Create missing tables. In production, use your migrations instead."""

@@ -99,6 +99,9 @@ SQLITE_READONLY: Final = 8
 _MADE_AT: Final = "asgi_sessions made at"
 """Key in the ``info`` of a connection: the time of its opening, by the monotonic clock."""
 
+_SERVER_TIME: Final = "asgi_sessions server time"
+"""Key in the ``info`` of a connection: the server's time at its opening, and the time by the monotonic clock."""
+
 # READ COMMITTED: we lock the rows that we decide by, so each statement should see what others have committed.
 _BEGIN: Final = {
     "postgresql": ("BEGIN ISOLATION LEVEL READ COMMITTED",),
@@ -110,11 +113,6 @@ DURABLY: Final = "SET LOCAL synchronous_commit = remote_apply"
 """PostgreSQL: COMMIT returns when the synchronous standbys have applied it; without any, when it is on this server's disk."""
 
 _MYSQL = ("mysql", "mariadb")
-_TIME: Final = {
-    "postgresql": "SELECT EXTRACT(EPOCH FROM clock_timestamp())",
-    **dict.fromkeys(_MYSQL, "SELECT UNIX_TIMESTAMP(SYSDATE(6))"),
-}
-"""The statement that returns the server's time. SQLite has none."""
 _MAY_SKIP_ROLLBACK: Final = "skip_autocommit_rollback" in signature(DefaultDialect).parameters  # SQLAlchemy 2.0.43
 
 _EXAMPLE = (
@@ -249,7 +247,7 @@ class ConnectionManager:
     Args:
         is_own: whether the engine is ours, so that its connections are closed with it.
         no_table: what to do if the table is missing, for the error message.
-        note_time: receives the server's time with each new connection.
+        note_time: receives the server's time at the opening of each connection that is used, and our monotonic time then.
         longest: seconds that an operation may take, if that is more than LONGEST.
     """
 
@@ -259,7 +257,7 @@ class ConnectionManager:
         *,
         is_own: bool,
         no_table: str,
-        note_time: Callable[[float], None] | None = None,
+        note_time: Callable[[tuple[float, float]], None] | None = None,
         longest: float | None = None,
     ) -> None:
         self._no_table = no_table
@@ -274,9 +272,11 @@ class ConnectionManager:
         )  # a copy, so that the listener sees only our statements
         self._is_own = is_own
         event.listen(self._single.sync_engine, "after_execute", _check_in_step)
+        # SQLAlchemy adds each of these functions once to an engine, however many managers it has had.
         event.listen(engine.sync_engine, "connect", _note_when)
-        if note_time is not None and (statement := _TIME.get(engine.dialect.name)) is not None:
-            event.listen(engine.sync_engine, "connect", partial(_ask_time, statement, note_time))
+        self._note_time = note_time
+        if note_time is not None and (ask_time := _ASK_TIME.get(engine.dialect.name)) is not None:
+            event.listen(engine.sync_engine, "connect", ask_time)
         self._distrusted_at = -math.inf
         """Connections opened before this time lead to a server that is not a primary now."""
         # As many as the pool has connections. A task that waits here can be cancelled without a trace.
@@ -391,7 +391,11 @@ class ConnectionManager:
         while True:
             connection = await self._single.connect()
             ours = connection.sync_connection
-            if ours is None or ours.info.get(_MADE_AT, 0.0) > self._distrusted_at:
+            if ours is None:
+                return connection
+            if self._note_time is not None and (server_time := ours.info.get(_SERVER_TIME)) is not None:
+                self._note_time(server_time)
+            if ours.info.get(_MADE_AT, 0.0) > self._distrusted_at:
                 return connection
             await connection.invalidate()
             await self._give_back(connection)
@@ -496,14 +500,21 @@ def _note_when(_connection: object, record: Any) -> None:
     record.info[_MADE_AT] = time.monotonic()
 
 
-def _ask_time(statement: str, note_time: Callable[[float], None], connection: Any, _record: object) -> None:
+def _ask_time(statement: str, connection: Any, record: Any) -> None:
     cursor = connection.cursor()
     cursor.execute(statement)
     row = cursor.fetchone()
     cursor.close()
     connection.rollback()
     if row is not None:
-        note_time(float(row[0]))
+        record.info[_SERVER_TIME] = (float(row[0]), time.monotonic())
+
+
+_ASK_TIME: Final = {
+    "postgresql": partial(_ask_time, "SELECT EXTRACT(EPOCH FROM clock_timestamp())"),
+    **dict.fromkeys(_MYSQL, partial(_ask_time, "SELECT UNIX_TIMESTAMP(SYSDATE(6))")),
+}
+"""Asks for the server's time. SQLite has none."""
 
 
 def address_of(engine: AsyncEngine) -> str:
