@@ -26,10 +26,12 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, StaticPool
 
 from asgi_sessions import ConfigurationError, Devices, Sessions, SQLStore, StoreError
+from asgi_sessions._core.adoption import OldCookie
 from asgi_sessions._core.history import Rules
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.cli import main
 from asgi_sessions.errors import RecordDamaged
+from asgi_sessions.migrate import FromDjango
 from asgi_sessions.stores import SweepingStore
 from asgi_sessions.stores.sql import session_tables
 from asgi_sessions.stores.sql._connections import _MAY_SKIP_ROLLBACK, ConnectionManager
@@ -755,17 +757,32 @@ def test_loops_that_begin_at_once_share_no_engine(tmp_path: Path) -> None:
 
 
 async def test_who_has_one_connection_for_everything_has_whole_transactions() -> None:
-    """SQLite in memory, as in the tests of apps. A load would end the transaction that is under way on the same connection."""
+    """SQLite in memory, as in the tests of apps. A load would end the transaction that is under way on the same connection,
+    and so would that of another store or of a reader of old sessions."""
     engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
-    store = SQLStore(engine)
-    await store.create_tables()
+    stores = [SQLStore(engine), SQLStore(engine, table="other")]
+    for store in stores:
+        await store.create_tables()
+    async with engine.begin() as connection:
+        await connection.execute(
+            text("CREATE TABLE django_session (session_key TEXT, session_data TEXT, expire_date TEXT)")
+        )
+    reader = FromDjango(engine, secret_key="old", deadline=timedelta(seconds=20))
+    old = OldCookie(b"a" * 32, 0.0)
     records = [a_record(owner=f"user {number}", number=number) for number in range(20)]
 
     await asyncio.gather(
-        *(ask for each in records for ask in (store.create(each, note=a_note(each)), store.load(each.key)))
+        *(
+            ask
+            for each in records
+            for store in stores
+            for ask in (store.create(each, note=a_note(each)), store.load(each.key), reader.read(old, 0.0))
+        ),
+        reader.forget(old),
     )
 
-    assert [await store.load(each.key) for each in records] == records
+    for store in stores:
+        assert [await store.load(each.key) for each in records] == records
     await engine.dispose()
 
 

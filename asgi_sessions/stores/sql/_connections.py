@@ -23,7 +23,7 @@ from functools import partial
 from inspect import signature
 from traceback import clear_frames
 from typing import Any, Final, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from sqlalchemy import CursorResult, Executable, Select, UpdateBase, event
 from sqlalchemy.engine import URL, make_url
@@ -31,12 +31,12 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, StaticPool
 
 from asgi_sessions._core.token import shard_of
 from asgi_sessions._engine.deadline import Deadlines, Limit, limit_alone
 from asgi_sessions._engine.failures import reason_of
-from asgi_sessions._engine.loops import at_the_end, retrieve
+from asgi_sessions._engine.loops import PerLoop, at_the_end, retrieve
 from asgi_sessions.errors import (
     ConfigurationError,
     MissingExtra,
@@ -241,6 +241,22 @@ def _check_in_step(
         raise OutOfStep
 
 
+class _Turns:
+    """What operations wait for, before they take a connection. All managers of a pool have the same in an event loop.
+
+    An app may give the engine to SQLStore and to a reader of old sessions. Two operations at a time on the one connection of a
+    StaticPool would be one transaction.
+    """
+
+    def __init__(self, limit: int) -> None:
+        # As many as the pool has connections. A task that waits here can be cancelled without a trace.
+        self.connections = asyncio.Semaphore(limit)
+        self.writes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+
+_SHARED: Final[WeakKeyDictionary[Pool, PerLoop[_Turns]]] = WeakKeyDictionary()
+
+
 class ConnectionManager:
     """The connections of one event loop to the database.
 
@@ -279,9 +295,8 @@ class ConnectionManager:
             event.listen(engine.sync_engine, "connect", ask_time)
         self._distrusted_at = -math.inf
         """Connections opened before this time lead to a server that is not a primary now."""
-        # As many as the pool has connections. A task that waits here can be cancelled without a trace.
-        self._semaphore = asyncio.Semaphore(_pool_limit(engine.pool))
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        shared = _SHARED.setdefault(engine.pool, PerLoop(partial(_Turns, _pool_limit(engine.pool)))).here()
+        self._semaphore, self._turns = shared.connections, shared.writes
         self._patience = Deadlines(self._longest)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._at_loop_end: AsyncGenerator[None, None] | None = None
