@@ -572,6 +572,23 @@ async def test_writes_that_wait_for_a_locked_file_leave_nothing_behind_and_keep_
             await asyncio.sleep(0.05)
 
 
+async def test_who_makes_tables_in_a_locked_file_waits_no_longer_than_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tables of another process are waited for in several tries, and each would wait for the lock once more."""
+    monkeypatch.setattr("asgi_sessions.stores.sql._connections.LONGEST", 0.1)
+    file = tmp_path / "sessions.db"
+    engine = create_async_engine(f"sqlite+aiosqlite:///{file}", connect_args={"timeout": 0.2})
+    tries: list[str] = []
+    event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: tries.append(args[2]))
+
+    with locked(file), pytest.raises(StoreError, match="did not answer"):
+        await SQLStore(engine).create_tables()
+
+    assert tries == ["BEGIN IMMEDIATE"]
+    await engine.dispose()
+
+
 STOPS = """
 import asyncio, sys
 from datetime import timedelta

@@ -55,7 +55,14 @@ with needs("sql", "SQLStore"):
     from sqlalchemy.exc import DBAPIError, IntegrityError
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-    from asgi_sessions.stores.sql._connections import ConnectionManager, OutOfStep, address_of, build, check
+    from asgi_sessions.stores.sql._connections import (
+        ConnectionManager,
+        OutOfStep,
+        address_of,
+        build,
+        check,
+        is_conflict,
+    )
     from asgi_sessions.stores.sql._tables import BATCH, SWEEPER, Statements, session_tables
 
 __all__ = ["SQLStore", "owner_of", "session_tables"]
@@ -212,7 +219,7 @@ class SQLStore:
                         await connection.run_sync(self.metadata.create_all)
                     return
                 except DBAPIError as error:
-                    if error.connection_invalidated or attempt == CREATE_ATTEMPTS - 1:
+                    if error.connection_invalidated or is_conflict(error) or attempt == CREATE_ATTEMPTS - 1:
                         raise
                     await asyncio.sleep(0.05)  # another process creates them at the same time
 

@@ -360,7 +360,7 @@ class ConnectionManager:
                     except Exception as error:
                         broken = _is_broken(error)
                         breaks += broken
-                        again = breaks == 1 if broken else _is_conflict(error)
+                        again = breaks == 1 if broken else is_conflict(error)
                         if not again or attempt == MAX_ATTEMPTS:
                             # The cause is the driver's error: SQLAlchemy's quotes the statement and its values.
                             cause = error.orig if isinstance(error, DBAPIError) else error
@@ -590,7 +590,7 @@ def _is_broken(error: Exception) -> bool:
     return error.connection_invalidated or (isinstance(error, InternalError) and _codes_of(error) == (None, None))
 
 
-def _is_conflict(error: Exception) -> bool:
+def is_conflict(error: Exception) -> bool:
     """Whether to repeat: a deadlock, a conflict, a row that appeared between two statements, a locked SQLite file."""
     if isinstance(error, IntegrityError):
         return True
