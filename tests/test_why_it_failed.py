@@ -401,6 +401,7 @@ async def test_sqlite_without_tables_says_so(tmp_path: Path, lines: Lines) -> No
         await fails_by(store, StoreRefused)
 
     holds(lines, f"sqlite:{tmp_path}/sessions.db", "there are no tables")
+    assert any("run the statements of asgi-sessions schema" in line for line in lines())
 
 
 async def test_sqlite_that_is_full_says_so(tmp_path: Path, lines: Lines) -> None:

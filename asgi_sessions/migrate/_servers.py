@@ -132,7 +132,7 @@ class SQLServer(_Server):
             sqlalchemy.column("session_data", sqlalchemy.Text()),
             sqlalchemy.column("expire_date", sqlalchemy.DateTime(timezone=True)),
         )
-        no_table = f"is table={table!r} the right one?"
+        no_table = f"{called}(table=…): there is no such table"
         self._managers = PerLoop(
             lambda: ConnectionManager(database, is_own=False, no_table=no_table, longest=self._seconds)
         )
@@ -161,7 +161,7 @@ class SQLServer(_Server):
         """``session_data`` and ``expire_date``.
 
         Raises:
-            StoreUnreachable: the database failed, or took too long.
+            StoreError: the database failed, refused the query, or took too long.
         """
         found = await self._in_time(self._find(key))
         return None if found is None else (str(found[0]), found[1])
@@ -170,7 +170,7 @@ class SQLServer(_Server):
         """Delete a session.
 
         Raises:
-            StoreUnreachable: the database failed, or took too long.
+            StoreError: the database failed, refused the query, or took too long.
         """
         if self._delete is not None:
             await self._in_time(self._delete(key))

@@ -75,7 +75,7 @@ SWEEP_MARGIN: Final = 60.0
 TURN: Final = 30.0
 """Seconds for which each batch of a sweeper keeps the others away. If it dies, another one takes over after that."""
 
-NO_TABLES: Final = "there are no tables: await store.create_tables(), or run what `asgi-sessions schema` prints"
+NO_TABLES: Final = "there are no tables: await store.create_tables(), or run the statements of asgi-sessions schema"
 
 CREATE_ATTEMPTS: Final = 8
 """Tries of ``create_tables()``. It fails when another process creates the tables at the same time."""
