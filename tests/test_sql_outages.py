@@ -624,3 +624,38 @@ def test_a_process_can_stop_while_a_file_is_locked(tmp_path: Path, what: str) ->
     """Nobody waits for the write any more, and no lifespan closes the store."""
     with locked(file := tmp_path / "sessions.db"):
         subprocess.run([sys.executable, "-c", STOPS, file, what], check=True, timeout=20)
+
+
+CLOSES = """
+import asyncio, sqlite3, sys, time
+from asgi_sessions import SQLStore
+from asgi_sessions.stores.sql import _connections
+from asgi_sessions.testing import a_record
+
+_connections.TIME_TO_CLOSE = _connections.TIME_TO_CLEAN_UP = 0.1
+file, cancellations = sys.argv[1:]
+
+class Slow(sqlite3.Connection):
+    def close(self):
+        time.sleep(0.5)
+        super().close()
+
+async def main():
+    store = SQLStore.from_url(f"sqlite+aiosqlite:///{file}", connect_args={"factory": Slow})
+    await store.create_tables()
+    await asyncio.gather(*(store.load(a_record(number=number).key) for number in range(3)))
+    closing = asyncio.ensure_future(store.aclose())
+    for _ in range(int(cancellations)):
+        await asyncio.sleep(0.1)
+        closing.cancel()
+    await asyncio.wait({closing})
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("cancellations", [0, 1, 3])
+def test_a_process_can_stop_although_a_file_takes_long_to_close(tmp_path: Path, cancellations: int) -> None:
+    """On a slow disk, as the last connection moves what was written from the log into the file."""
+    command = [sys.executable, "-c", CLOSES, str(tmp_path / "sessions.db"), str(cancellations)]
+    subprocess.run(command, check=True, timeout=20)

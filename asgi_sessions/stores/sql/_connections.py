@@ -5,7 +5,7 @@ a closed browser tab should not cost a connection. It gets two seconds, since an
 occupies a connection. A caller that is cancelled in the queue has begun no operation.
 
 On SQLite an operation is never cancelled, since it cannot be: its thread goes on, and waits as long as the ``busy_timeout``. If
-SQLAlchemy is cancelled a second time while it closes the connection, a task remains that keeps the event loop from ending.
+SQLAlchemy is cancelled while it closes a connection, a task remains that keeps the event loop from ending.
 
 The writes of one user queue here, before they take a connection. In the database each would hold a connection while it waits for
 the user's lock, and a user who logs in ten times at once would block all others.
@@ -497,10 +497,22 @@ class ConnectionManager:
             await asyncio.sleep(0)
         if not self._is_own:
             return
+        closing = asyncio.ensure_future(self._close_connections())
+        cancelled: asyncio.CancelledError | None = None
+        while not closing.done():
+            try:
+                await asyncio.wait({closing})
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+        closing.result()
+
+    async def _close_connections(self) -> None:
         # dispose() closes one after the other and waits for a silent server.
         idle = getattr(self._engine.pool, "checkedin", int)()
         try:
-            with limit_alone(TIME_TO_CLOSE, again=TIME_TO_CLEAN_UP):
+            with nullcontext() if self._is_sqlite else limit_alone(TIME_TO_CLOSE, again=TIME_TO_CLEAN_UP):
                 await asyncio.gather(*(self._close_one() for _ in range(idle)), return_exceptions=True)
                 await self._engine.dispose()
         except TimeoutError:
