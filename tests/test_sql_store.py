@@ -289,7 +289,7 @@ async def test_an_app_sweeps_by_itself(store: SQLStore, clock: FakeClock, monkey
 
 async def test_a_sweep_that_takes_long_keeps_its_turn(store: SQLStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asgi_sessions.stores.sql.BATCH", 1)
-    monkeypatch.setattr("asgi_sessions.stores.sql.TURN", 1.0)
+    monkeypatch.setattr("asgi_sessions.stores.sql.TURN", 2.0)
     for number in range(3):
         await store.create(a_record(number=number))
     now, began, said = a_record().expires_at + 100, time.monotonic(), []
