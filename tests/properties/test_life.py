@@ -1043,6 +1043,7 @@ async def test_a_session_that_a_request_has_outlived_is_lost_once(store: Store, 
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked here is what is true, not how fast: a busy machine may take its time."""
     monkeypatch.setattr("asgi_sessions._engine.guard.DEADLINE", 30.0)
+    monkeypatch.setattr("asgi_sessions.stores.sql._connections.LONGEST", 30.0)
     for name in ("TICKS_TO_ANSWER", "TICKS_TO_STALL"):
         monkeypatch.setattr(f"asgi_sessions.stores.redis._connection.{name}", 300, raising=False)
 
