@@ -125,7 +125,7 @@ class SQLServer(_Server):
                 f"{called}({type(database).__name__}): give an AsyncEngine of SQLAlchemy, or a coroutine function of the "
                 "session key and, as delete=…, a second one"
             )
-        check(database, called)
+        check(database, called, ", or a coroutine function of the session key")
         there = sqlalchemy.table(
             table,
             sqlalchemy.column("session_key", sqlalchemy.String()),

@@ -195,14 +195,16 @@ def _parsed(url: str) -> tuple[URL, str]:
     return parsed, dialect
 
 
-def check(engine: AsyncEngine, called: str = "SQLStore") -> None:
+def check(engine: AsyncEngine, called: str = "SQLStore", or_else: str = "") -> None:
     """Check that we support the database of an engine.
 
     Raises:
         ConfigurationError: it does not.
     """
     if engine.dialect.name not in _BEGIN:
-        raise ConfigurationError(f"{called}: {engine.dialect.name} is not supported; use one of {', '.join(_BEGIN)}")
+        raise ConfigurationError(
+            f"{called}: {engine.dialect.name} is not supported; use one of {', '.join(_BEGIN)}{or_else}"
+        )
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
