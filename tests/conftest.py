@@ -360,8 +360,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked is what is true, not how fast: a database on a busy machine and its disk may take their time."""
-    monkeypatch.setattr("asgi_sessions._engine.guard.DEADLINE", 20.0)
+    """What is asked is what is true, not how fast: a server on a busy machine and its disk may take their time."""
+    monkeypatch.setattr("asgi_sessions._engine.guard.DEADLINE", 30.0)
+    monkeypatch.setattr("asgi_sessions.stores.sql._connections.LONGEST", 30.0)
+    for name in ("TICKS_TO_ANSWER", "TICKS_TO_STALL"):
+        monkeypatch.setattr(f"asgi_sessions.stores.redis._connection.{name}", 300)
 
 
 @pytest.fixture(params=[*STORES, *SQL])

@@ -418,7 +418,7 @@ def test_the_help_of_sweep_names_databases_only(capsys: pytest.CaptureFixture[st
         main(["sweep", "--help"])
 
     said = capsys.readouterr().out
-    assert "SQLStore.from_url()" in said
+    assert "postgresql+asyncpg://" in said
     assert "redis" not in said
 
 

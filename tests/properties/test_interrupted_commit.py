@@ -50,7 +50,7 @@ _DONE = (
     "impersonated",
     "impersonation_ended",
 )
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("patience")]
 
 HAPPENED = frozenset(f"session.{what}" for what in _DONE)
 """Events that say that something was done to a session."""

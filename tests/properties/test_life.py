@@ -246,13 +246,13 @@ class OpenSocket(Socket):
 
 @contextmanager
 def empty_store(kind: str, url: str | None) -> Iterator[Store]:
-    """A store with a namespace of its own, which is emptied afterwards."""
+    """A store with a namespace of its own."""
     if url is None:
         yield MemoryStore()
         return
     if kind in SQL:
         yield SQLStore.from_url(url, table=TABLE, **OPTIONS.get(kind, {}))
-        return  # the machine empties it: its connections belong to its event loop
+        return  # the machine empties it first, as all tests do: its connections belong to its event loop
     prefix = f"test-{secrets.token_hex(6)}"
     yield RedisStore.from_url(url, prefix=prefix)
     with redis.Redis.from_url(url) as client:
@@ -273,6 +273,8 @@ class Lives(RuleBasedStateMachine):
         self.loop = self.runner.get_loop()
         self.opened = empty_store(self.kind, self.url)
         self.store = self.opened.__enter__()
+        if isinstance(self.store, SQLStore):
+            self.loop.run_until_complete(empty(self.store))
         self.watch = Watch(self.store)
         self.clock = FakeClock()
         self.secret_keys = [secrets.token_bytes(32)] if self.sealed else []
@@ -317,18 +319,13 @@ class Lives(RuleBasedStateMachine):
                 self.the_index_of_a_user_is_their_living_sessions()
                 self.loop.run_until_complete(self.stop())
         finally:
-            self.loop.run_until_complete(self.clean_up())
+            self.loop.run_until_complete(self.store.aclose())
             self.runner.close()
             self.opened.__exit__(None, None, None)
 
     async def stop(self) -> None:
         if self.app._watch is not None:
             await self.app._watch.aclose()
-        await self.store.aclose()
-
-    async def clean_up(self) -> None:
-        if isinstance(self.store, SQLStore):
-            await empty(self.store)
         await self.store.aclose()
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -1037,15 +1034,6 @@ async def test_a_session_that_a_request_has_outlived_is_lost_once(store: Store, 
 
 
 # ── On every store ──
-
-
-@pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked here is what is true, not how fast: a busy machine may take its time."""
-    monkeypatch.setattr("asgi_sessions._engine.guard.DEADLINE", 30.0)
-    monkeypatch.setattr("asgi_sessions.stores.sql._connections.LONGEST", 30.0)
-    for name in ("TICKS_TO_ANSWER", "TICKS_TO_STALL"):
-        monkeypatch.setattr(f"asgi_sessions.stores.redis._connection.{name}", 300, raising=False)
 
 
 def live(kind: str, url: str | None, *, sealed: bool, examples: int) -> None:

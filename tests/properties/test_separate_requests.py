@@ -18,6 +18,8 @@ from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.properties.worlds import STARTS, VERBS, World
 
+pytestmark = pytest.mark.usefixtures("patience")
+
 SHARE = 1 if os.environ.get("EVERY_TRIPLE") else 64
 """One of so many triples is played on a store that is not memory."""
 
