@@ -16,6 +16,7 @@ import pytest
 
 from asgi_sessions import (
     Devices,
+    Event,
     MemoryStore,
     RedisStore,
     Session,
@@ -706,6 +707,55 @@ async def test_a_commit_that_has_begun_is_finished_however_often_its_caller_is_c
 
     assert await memory.load(old) is None
     assert len(await memory.index(owner_of("alice"))) == 1
+
+
+async def test_a_cancelled_save_gives_no_turn_away_that_another_task_has(memory: MemoryStore, clock: FakeClock) -> None:
+    """A task has finished the save, and the next one began before its caller returned. A third one must wait for that."""
+    store, heard = Between(memory), list[str]()
+    renaming, saved, creating, goes_on = (asyncio.Event() for _ in range(4))
+
+    async def stuck(real: Any, *args: Any, **kwargs: Any) -> None:
+        renaming.set()
+        await anyio.sleep_forever()
+
+    async def slow(real: Any, *args: Any, **kwargs: Any) -> Any:
+        creating.set()
+        await goes_on.wait()
+        return await real(*args, **kwargs)
+
+    async def hook(event: Event) -> None:
+        heard.append(event.name)
+        if event.name == "session.regenerated":
+            saved.set()
+            await creating.wait()
+
+    async def log_in_then(session: Session) -> None:
+        await saved.wait()
+        session.log_in("bob")
+        await session.save()
+
+    async def handler(session: Session) -> None:
+        session.regenerate()
+        store.instead["rename"] = stuck
+        first = asyncio.ensure_future(session.save())
+        await renaming.wait()
+        store.instead = {"create": slow}
+        first.cancel()
+        second = asyncio.ensure_future(log_in_then(session))
+        await asyncio.wait({first})
+        third = asyncio.ensure_future(session.save())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        goes_on.set()
+        await asyncio.gather(second, third)
+
+    browser = Browser(app_with(store, clock=clock, on_event=hook))
+    await browser.do(log_in("alice"))
+    store.calls.clear()
+    heard.clear()
+    await browser.do(handler)
+
+    assert store.calls.count("create") == heard.count("session.logged_in") == 1
 
 
 @pytest.mark.parametrize(

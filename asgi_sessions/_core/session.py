@@ -113,7 +113,7 @@ class Session(TrackedDict):
     _active: bool  # does this request count as activity?
     _actor: Session | None  # the session of the user who acts as the user of this one
     _authenticated_at: float | None
-    _committing: Any  # True: one task commits, and others wait. A function: it outlives its caller. False: no commit
+    _committing: Any  # stands for the running commit, for which other tasks wait. False: no commit
     _cookie: tuple[Hidden[str], int | None] | bool  # for the response: (token, max_age). True: delete. False: no cookie
     _created_at: float
     _degraded: bool

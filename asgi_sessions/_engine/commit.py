@@ -126,7 +126,8 @@ class Committer:
         while session._committing:
             await _turn_of(session)
         events: list[Event] = []
-        session._committing, is_done, spent = True, False, 0.0
+        turn = session._committing = object()
+        is_done, spent = False, 0.0
         try:
             try:
                 if self._is_one_call(session):
@@ -155,7 +156,7 @@ class Committer:
                 events.append(self._events.failure(step, failure, session._id or None))
             raise
         finally:
-            if session._committing is True:
+            if session._committing is turn:  # otherwise _finish() has given it away
                 _give_turn(session)
             if events:
                 await self._events.emit(*events)
@@ -195,11 +196,11 @@ class Committer:
                 _give_turn(session)
             await self._events.emit(*events)
 
+        session._committing = finish  # before it begins, since an eager task may be done at once (Python 3.12)
         with anyio.CancelScope(shield=True):
             if running_loop() is None:
                 await finish()
                 return
-            session._committing = finish  # before it begins, since an eager task may be done at once (Python 3.12)
             task = asyncio.ensure_future(finish())
             self._finishing.add(task)
             task.add_done_callback(self._finishing.discard)
