@@ -7,7 +7,7 @@ import inspect
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from copy import copy
 from typing import Any, TypeVar
@@ -202,28 +202,12 @@ class Manager:
         events, _ = await self._committer.calls.admit(record, body, note)
         await self.events.emit(*events)
 
-    def sealed(self, record: Record, body: Body) -> Record:
-        """Return the record with this body, sealed."""
-        return self.records.sealed(record, body)
-
     async def opened(self, key: str) -> tuple[Record, Body] | None:
         """Return the active session of any kind under a key. An expired one is ended."""
         events: list[Event] = []
         found = await self.resolver.by_token(key, events, kinds=("session", "token"))
         await self.events.emit(*events)
         return None if found is None else (found.record, found.body)
-
-    async def replaced(self, record: Record, *, rev: int) -> None:
-        """Replace the revision ``rev`` of a record.
-
-        Raises:
-            RecordChanged, RecordGone: as in :meth:`Store.update`.
-        """
-        await self.guard.ask(self.store.update, record, rev=rev)
-
-    async def index_of(self, owner: str) -> Mapping[str, str]:
-        """Return the index of a user: id → key."""
-        return await self.resolver.index_of(owner)
 
     async def lives(self, record: Record) -> Record | None:
         """Return the current record of a session under any key, or ``None`` if it has ended. Changes nothing."""

@@ -258,7 +258,7 @@ async def count(opened: Opened, sample: int, bar: Bar) -> Count:
         parts, each = 0.0, list(users.items())
         for begin in range(0, len(each), AT_ONCE):
             some = each[begin : begin + AT_ONCE]
-            indexes = await together(opened.sessions._manager.index_of(owner) for owner, _ in some)
+            indexes = await together(opened.sessions._manager.resolver.index_of(owner) for owner, _ in some)
             parts += sum(met / max(len(index), met) for (_, met), index in zip(some, indexes, strict=True))
         counted.users = round(parts / step.share)
         counted.of_users = round(counted.of_users / step.share)

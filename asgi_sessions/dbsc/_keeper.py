@@ -106,9 +106,9 @@ class Keeper:
             record, body = found.record, change(found.body)
             if body is None:
                 return found
-            current, changed = None, manager.sealed(replace(record, rev=record.rev + 1), body)
+            current, changed = None, manager.records.sealed(replace(record, rev=record.rev + 1), body)
             try:
-                await manager.replaced(changed, rev=record.rev)
+                await manager.guard.ask(manager.store.update, changed, rev=record.rev)
             except RecordChanged as conflict:
                 current = checked(conflict.current)
             except RecordGone:

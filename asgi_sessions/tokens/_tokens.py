@@ -210,7 +210,9 @@ class Tokens:
             raise SessionDataError(f"log_in(data={type(data).__name__}): give a dict")
         payload = self._codec.encode(dict(data or {}))
         body = Body("token", user_id, now, now, now, False, payload, about, _encode_grant(grant), provider=came_from)
-        record = manager.sealed(Record(_key(shard_of(owner), id), 1, now, self._ends(now, now), id, owner, b""), body)
+        record = manager.records.sealed(
+            Record(_key(shard_of(owner), id), 1, now, self._ends(now, now), id, owner, b""), body
+        )
         pair = self._pair(record, body, grant)  # before the write: the user id may be too long
         async with manager.asking("token log-in"):
             await manager.admit(record, body)
@@ -339,7 +341,8 @@ class Tokens:
                     record, rev=record.rev + 1, seen_at=now, expires_at=self._ends(body.created_at, now), body=b""
                 )
                 try:
-                    await manager.replaced(manager.sealed(record, newer), rev=record.rev - 1)
+                    sealed = manager.records.sealed(record, newer)
+                    await manager.guard.ask(manager.store.update, sealed, rev=record.rev - 1)
                 except RecordChanged:
                     await anyio.sleep(random.uniform(0, 0.002 * attempt))  # noqa: S311 - spreads load, guards nothing
                     continue
@@ -420,7 +423,7 @@ class Tokens:
             for _ in range(3):
                 if found is not None:
                     break
-                key = (await self._manager.index_of(owner)).get(claims.session_id)
+                key = (await self._manager.resolver.index_of(owner)).get(claims.session_id)
                 if key is None:
                     break
                 found = await self._manager.opened(key)

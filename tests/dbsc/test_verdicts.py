@@ -144,7 +144,7 @@ async def test_a_damaged_binding_proves_nothing_and_crashes_nothing(site: Site, 
     (info,) = await site.sessions.list("alice")
     manager = site.app._manager
     record, body = (await manager.users.records("alice"))[0]
-    damaged = manager.sealed(replace(record, rev=record.rev + 1), replace(body, device=b"\xc1"))
+    damaged = manager.records.sealed(replace(record, rev=record.rev + 1), replace(body, device=b"\xc1"))
     await manager.store.update(damaged, rev=record.rev)
 
     assert (await alice.do())["unproven"]

@@ -390,7 +390,7 @@ async def test_the_record_of_a_refresh_token_is_no_session_of_a_cookie(
     assert there is not None
     manager = tokens._manager
     body = replace(manager.records.open(there), kind="token")
-    await store.update(manager.sealed(replace(there, rev=there.rev + 1), body), rev=there.rev)
+    await store.update(manager.records.sealed(replace(there, rev=there.rev + 1), body), rev=there.rev)
 
     assert (await read(browser))["user_id"] is None
 
