@@ -814,6 +814,22 @@ async def test_a_parked_session_that_does_not_open_counts_as_ended(memory: Memor
     assert (await read(shared.browser))["user_id"] == "alice"
 
 
+@pytest.mark.parametrize("verb", [destroy, log_in("bob")], ids=["log-out", "log-in"])
+async def test_a_parked_session_that_does_not_open_ends_with_the_others(
+    memory: MemoryStore, clock: FakeClock, verb: Handler
+) -> None:
+    """Another server may have sealed it with a secret that this one does not know. Its id and owner are readable."""
+    shared = await Shared(memory, clock).begin()
+    ((id, key),) = (await memory.index(owner_of("bob"))).items()
+    record = await memory.load(key)
+    assert record is not None
+    await memory.update(replace(record, body=b"?", rev=record.rev + 1), rev=record.rev)
+
+    await shared.browser.do(verb)
+
+    assert id not in await memory.index(owner_of("bob"))
+
+
 async def test_so_does_one_whose_data_does_not_decode(memory: MemoryStore, clock: FakeClock) -> None:
     shared = await Shared(memory, clock).begin()
     ((_, key),) = (await memory.index(owner_of("bob"))).items()

@@ -118,17 +118,23 @@ async def test_a_log_out_means_the_session_wherever_its_token_has_gone(
     assert await gone(store, browser)
 
 
+@pytest.mark.parametrize(
+    ("first", "minutes"),
+    [(put(a=1), 0), (regenerate, 0), (lambda session: None, 11)],
+    ids=["update", "regenerate", "renewal"],
+)
 async def test_a_log_out_ends_a_session_that_another_server_has_saved_with_a_newer_secret(
-    store: Store, clock: FakeClock
+    store: Store, clock: FakeClock, first: Handler, minutes: int
 ) -> None:
     """Of a deployment that skipped the first step. This server cannot read what the other one wrote."""
     old, new = secrets.token_bytes(32), secrets.token_bytes(32)
-    behind = Browser(app_with(store, clock=clock, secret_keys=[old]))
+    behind = Browser(app_with(store, clock=clock, timeouts=RENEWING, secret_keys=[old]))
     await behind.do(log_in("alice"))
-    ahead = Browser(app_with(store, clock=clock, secret_keys=[new, old]), behind.token)
+    clock.advance(timedelta(minutes=minutes))
+    ahead = Browser(app_with(store, clock=clock, timeouts=RENEWING, secret_keys=[new, old]), behind.token)
 
     async with behind.paused(destroy):
-        await ahead.do(put(a=1))
+        await ahead.do(first)
 
     assert behind.token is None
     assert (await read(ahead))["user_id"] is None

@@ -256,7 +256,7 @@ class Committer:
         for each in session._intent.displaced:
             # A parked session of the user who logs in: whether it is alive decides about the limit.
             is_own = not (failed or each.record.body) and each.record.owner == owner_of_known(session._user_id or "")
-            if is_own and await self._resolver.locate(each.record, None, events) is None:
+            if is_own and await self._resolver.follow(each.record, None, events) is None:
                 session._intent = session._intent.without_displaced(each)
         try:
             plan = self._plan(session, events, failed=failed, is_save=is_save)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from asgi_sessions._core.history import EXPIRED, Note, Reason, ended
 from asgi_sessions._core.planner import RecordRules
-from asgi_sessions._core.record import ALIAS_REV, ALIASES, Actor, Body, Record, acting
+from asgi_sessions._core.record import ALIAS_REV, Actor, Body, Record, acting
 from asgi_sessions._core.token import owner_of_known
 from asgi_sessions._core.types import Event
 from asgi_sessions._engine.contract import Store
@@ -184,6 +184,18 @@ class Resolver:
             known: the session as the request knows it.
             found: the record under its key now.
         """
+        there = await self.follow(known, found, events)
+        try:
+            return None if there is None else Found(there[0], self._rules.open(there[0]), there[1])
+        except RecordDamaged as damage:
+            events.append(self._damaged(damage, known.id))
+            return None
+
+    async def follow(self, known: Record, found: Record | None, events: list[Event]) -> tuple[Record, bool] | None:
+        """As :meth:`locate`, but return the record unopened, and whether only aliases of renewals led to it.
+
+        Another server may have saved it with a secret that is unknown here. Its id and owner suffice for an end.
+        """
         key, is_renewed = known.key, True
         for _ in range(MAX_MOVES):
             if found is None or found.id != known.id or (found.rev != ALIAS_REV and found.owner != known.owner):
@@ -193,16 +205,15 @@ class Resolver:
                     return None
                 key, found, is_renewed = moved_to, await self.load(moved_to, events), False
                 continue
+            if found.rev != ALIAS_REV:
+                return found, is_renewed
             try:
                 body = self._rules.open(found)
-                if body.kind not in ALIASES:
-                    return Found(found, body, is_renewed)
-                is_renewed = is_renewed and body.kind == "alias"
-                key = _successor(body)
+                key, is_renewed = _successor(body), is_renewed and body.kind == "alias"
+                found = await self.load(key, events)
             except RecordDamaged as damage:
                 events.append(self._damaged(damage, known.id))
-                return None
-            found = await self.load(key, events)
+                found = None  # the index of the user leads on
         raise StoreError("other requests moved the session each time it was looked for")
 
     async def end(self, known: Record, reason: Reason, events: list[Event]) -> Record | None:
@@ -221,11 +232,8 @@ class Resolver:
             try:
                 gone: Record | None = await self._guard.ask(self._store.delete, key, rev=rev, **noting(note))
             except RecordChanged as conflict:
+                # Another request has saved to it, or this is an alias. An alias stays: an interrupted end needs it again.
                 lies_there = checked(conflict.current, key)
-                if lies_there.rev != ALIAS_REV and (lies_there.id, lies_there.owner) == (known.id, known.owner):
-                    rev = lies_there.rev  # another request has saved to it, perhaps with a secret that is unknown here
-                    continue
-                # An alias stays: an interrupted end needs it again.
             except RecordDamaged as damage:
                 events.append(self._damaged(damage, known.id))
             else:
@@ -233,10 +241,10 @@ class Resolver:
                     raise StoreUnreachable("the store deleted another record than the requested one")
                 if gone is not None:
                     return gone
-            found = await self.locate(known, lies_there, events)
-            if found is None:
+            there = await self.follow(known, lies_there, events)
+            if there is None:
                 return None
-            key, rev = found.record.key, found.record.rev
+            key, rev = there[0].key, there[0].rev
         raise StoreError("other requests moved the session each time it was to be ended")
 
 
