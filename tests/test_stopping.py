@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from asgi_sessions import MemoryStore, RedisStore, Session, SessionMiddleware, SQLStore
+from asgi_sessions import Event, MemoryStore, RedisStore, Session, SessionMiddleware, SQLStore
 from asgi_sessions._engine.deadline import Deadlines, Limit
 from asgi_sessions._engine.loops import heed_cancellation, stop
 from asgi_sessions.stores import Store
@@ -319,6 +319,53 @@ async def test_a_shutdown_that_is_cancelled_closes_the_store_all_the_same() -> N
     assert store.closed >= 1
     assert store.work.left < 0
     await stop(shutting_down)
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["slow", "hanging"])
+async def test_a_shutdown_waits_for_the_hook_of_the_last_events(hangs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes an audit log. The server shuts down right after a request with many events."""
+    monkeypatch.setattr("asgi_sessions._engine.events.LAST_GRACE", SOON / 5 if hangs else 60)
+    heard: list[str] = []
+
+    async def hook(event: Event) -> None:
+        await asyncio.sleep(60 if hangs else 0.06)
+        heard.append(event.name)
+
+    store = MemoryStore()
+    for _ in range(5):
+        await session_cookie(store, "alice")
+    up = Up(store, on_event=hook)
+    await up.start()
+    await up.middleware.sessions.revoke_all("alice")
+    assert len(heard) < 5
+
+    assert await done_soon(up.shut_down())
+
+    assert heard == ([] if hangs else ["session.ended"] * 5)
+    await stop(*up.middleware.sessions._manager.events._running)
+
+
+def test_a_plain_hook_gets_all_events_before_the_event_loop_ends() -> None:
+    """It never waits, so no cancellation comes between two events."""
+    heard: list[str] = []
+    store = MemoryStore()
+
+    async def leave_early() -> None:
+        begun = asyncio.Event()
+
+        def hook(event: Event) -> None:
+            begun.set()
+            heard.append(event.name)
+
+        for _ in range(5):
+            await session_cookie(store, "alice")
+        ending = asyncio.ensure_future(app_with(store, on_event=hook).sessions.revoke_all("alice"))
+        await begun.wait()
+        ending.cancel()
+
+    asyncio.run(leave_early())
+
+    assert heard == ["session.ended"] * 5
 
 
 @pytest.mark.parametrize("ends", ["is cancelled", "crashes"])

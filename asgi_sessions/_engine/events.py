@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -18,8 +18,8 @@ from asgi_sessions._engine.loops import running_loop
 
 logger = logging.getLogger("asgi_sessions")
 
-HOOK_GRACE = 0.1
-"""Seconds for which a request waits for the app's ``on_event`` coroutine."""
+HOOK_GRACE, LAST_GRACE = 0.1, 5.0
+"""Seconds for which a request waits for the app's ``on_event`` coroutine, and for which the shutdown waits for all of them."""
 
 _STEPS_THAT_READ = frozenset({"load", "list", "history", "start-up", "token check", "watch"})
 
@@ -113,9 +113,20 @@ class Events:
         words = " ".join(["%s", *(f"{name}=%s" for name in said), "reason=%s"])
         logger.log(level, words, event.name, *said.values(), event.details["reason"])
 
+    async def aclose(self) -> None:
+        """Wait for the hooks that still run in this event loop, since its end would cancel them."""
+        loop = running_loop()
+        with anyio.move_on_after(LAST_GRACE):
+            while running := [task for task in tuple(self._running) if task.get_loop() is loop]:
+                await asyncio.wait(running)
+
     async def _call_each(self, hook: EventHook, events: Iterable[Event]) -> None:
         for event in events:
-            await self._wait(_call(hook, event))
+            try:
+                if inspect.isawaitable(result := hook(event)):
+                    await self._wait(_finished(result, event.name))
+            except Exception:
+                logger.exception("the on_event hook failed on %s", event.name)
 
     async def _wait(self, calls: Coroutine[Any, Any, None]) -> None:
         """Wait for ``HOOK_GRACE``. What takes longer continues in the background (under trio it is cancelled)."""
@@ -129,13 +140,12 @@ class Events:
         await asyncio.wait({task}, timeout=HOOK_GRACE)
 
 
-async def _call(hook: EventHook, event: Event) -> None:
-    """Call the app's hook. Its errors are logged, and the end of the event loop before its own."""
+async def _finished(result: Awaitable[Any], name: str) -> None:
+    """Await the rest of the app's hook. Its errors are logged, and the end of the event loop before its own."""
     try:
-        if inspect.isawaitable(result := hook(event)):
-            await result
+        await result
     except BaseException as error:
-        logger.error("the on_event hook failed on %s", event.name, exc_info=error)
+        logger.error("the on_event hook failed on %s", name, exc_info=error)
         if not isinstance(error, Exception):
             raise
 

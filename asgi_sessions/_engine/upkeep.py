@@ -75,6 +75,7 @@ class Upkeep:
             steps.push_async_callback(self._close, self.watch.aclose)
             if running is not None and running.sweeper is not None:
                 steps.push_async_callback(stop, running.sweeper)
+            steps.push_async_callback(self._close, self._manager.events.aclose)  # hooks may still use the store
 
     async def _close(self, part: Callable[[], Awaitable[None]]) -> None:
         try:
