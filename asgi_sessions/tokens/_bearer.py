@@ -18,7 +18,9 @@ from asgi_sessions._core.cookie import vary_on
 from asgi_sessions._core.facts import unpack_facts
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.payload import MessagePackCodec
+from asgi_sessions._core.planner import RecordRules
 from asgi_sessions._core.proofs import Proofs, level_in, methods_in, pack_proofs
+from asgi_sessions._core.record import Body, Record
 from asgi_sessions._core.session import OURS, Session
 from asgi_sessions._core.types import Message, Scope, Send, instant
 from asgi_sessions._engine.manager import Manager
@@ -62,12 +64,13 @@ class BearerSession(Session):
     :class:`BearerMiddleware` answers 403.
     """
 
-    __slots__ = ("_claims", "_ends_at", "refusal")
+    __slots__ = ("_claims", "_ends_at", "_expires_at", "refusal")
 
     is_bearer = True
     scheme = "Bearer"
     _claims: Claims
     _ends_at: float
+    _expires_at: float
     refusal: SessionReadOnly | None
     """The last refused call."""
 
@@ -129,7 +132,7 @@ class BearerSession(Session):
     def expires_at(self) -> datetime:
         """When the session ends without a refresh. Without ``strict`` this is the expiry of the access token."""
         self._accessed = True
-        return instant(self._claims.expires_at if self._record is None else self._record.expires_at)
+        return instant(self._expires_at)
 
     @property
     def ends_at(self) -> datetime:
@@ -233,17 +236,27 @@ class BearerMiddleware:
         session._claims, session.refusal = claims, None
         session._id, session._user_id = claims.session_id, claims.user_id
         session._authenticated_at, session._created_at = claims.authenticated_at, claims.authenticated_at
-        session._proof, session._ends_at = _proof_in(claims), claims.expires_at
+        session._proof, session._expires_at, session._ends_at = _proof_in(claims), claims.expires_at, claims.expires_at
         session._started = True
         if self._strict:
             record, body = await self._tokens.living(claims)
             if body.user_id != claims.user_id:
                 raise TokenExpired("the session of the token has ended")
             session._created_at, session._authenticated_at = body.created_at, body.authenticated_at
-            session._proof, session._ends_at = body.proof, unpack_facts(body.about).ends_at
+            session._proof = body.proof
+            session._expires_at, session._ends_at = _ends_of(record, body, manager.records)
             session._provider, session._record, session._loaded = body.provider, record, body.payload
             dict.update(session, _codec.decode(body.payload))
         return session
+
+
+def _ends_of(record: Record, body: Body, rules: RecordRules) -> tuple[float, float]:
+    """When a session ends without activity and at the latest: by the times that :meth:`RecordRules.over` applies to it."""
+    if body.kind == "token" or not rules.judges:
+        return record.expires_at, unpack_facts(body.about).ends_at or record.expires_at
+    timeouts, remembered = rules.timeouts, body.remembered
+    idle_at = timeouts.expires_at(body.created_at, record.seen_at, remembered)
+    return min(record.expires_at, idle_at), timeouts.ends_at(created_at=body.created_at, remembered=remembered)
 
 
 def _proof_in(claims: Claims) -> bytes:

@@ -18,7 +18,11 @@ URL = "https://api.example.org"
 
 def some_tokens(store: Store, clock: FakeClock, **options: Any) -> Tokens:
     rules: dict[str, Any] = {"secret_keys": [SECRET], "clock": clock}
-    rules |= {name: options.pop(name) for name in ("secret_keys", "devices", "on_event", "clock") if name in options}
+    rules |= {
+        name: options.pop(name)
+        for name in ("secret_keys", "devices", "on_event", "clock", "timeouts")
+        if name in options
+    }
     defaults: dict[str, Any] = {"keys": [KEY], "issuer": URL, "audience": URL}
     return Tokens(Sessions(store, **rules), **{**defaults, **options})
 

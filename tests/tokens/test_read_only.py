@@ -21,7 +21,17 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from asgi_sessions import Event, Session, SessionError, SessionMiddleware, Sessions, SessionWarning
+from asgi_sessions import (
+    Event,
+    MemoryStore,
+    Session,
+    SessionError,
+    SessionMiddleware,
+    Sessions,
+    SessionWarning,
+    Timeouts,
+)
+from asgi_sessions._core.record import Record
 from asgi_sessions.frameworks import fastapi as for_fastapi
 from asgi_sessions.frameworks import litestar as for_litestar
 from asgi_sessions.frameworks import quart as for_quart
@@ -333,6 +343,33 @@ async def test_it_ends_when_its_session_or_its_token_does(memory: Store, clock: 
     assert (alive.expires_at, alive.ends_at.timestamp()) == (listed.expires_at, ends_at)
     assert stateless.expires_at == stateless.ends_at
     assert stateless.expires_at.timestamp() == clock() + 900
+
+
+class WithoutHistory(MemoryStore):
+    """A store of somebody else that takes no notes. So its records have no facts of the log-in."""
+
+    async def create(self, record: Record) -> None:  # type: ignore[override]
+        await super().create(record)
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, WithoutHistory])
+@pytest.mark.parametrize("hours", [24, 2], ids=["shorter idle", "shorter"])
+async def test_it_ends_when_the_cookie_session_does(kind: type[MemoryStore], hours: int, clock: FakeClock) -> None:
+    """Also by timeouts that were lowered after the log-in."""
+    store, found = kind(), list[str]()
+    before = some_tokens(store, clock)
+    browser = Browser(SessionMiddleware(inner_app, before.sessions))
+    await browser.do(log_in("alice"))
+    await browser.do(lambda session: found.append(before.access_token(session)))
+    lower = Timeouts(idle=timedelta(minutes=hours), absolute=timedelta(hours=hours))
+    tokens = some_tokens(store, clock, timeouts=lower)
+    times: list[Any] = []
+    app = SessionMiddleware(inner_app, tokens.sessions)
+    await Browser(app, browser.token).do(lambda session: times.extend((session.expires_at, session.ends_at)))
+
+    session = await seen_with(found[0], tokens, strict=True)
+
+    assert [session.expires_at, session.ends_at] == times
 
 
 @each_write
