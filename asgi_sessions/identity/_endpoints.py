@@ -16,6 +16,7 @@ from asgi_sessions._core.arguments import expect, several
 from asgi_sessions._core.hidden import Hidden, forgets_arguments
 from asgi_sessions._core.provider import MATCH_LEEWAY
 from asgi_sessions._core.record import acting
+from asgi_sessions._core.token import owner_of
 from asgi_sessions._core.types import Event, Receive, Scope, Send, instant
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.providers import REASON
@@ -185,8 +186,8 @@ class SecurityEvents(_Endpoint):
         transmitters: the providers that may send events. Their ``audience`` is the ``aud`` of the stream.
         issuers: further issuers. The transmitters may name subjects (``iss_sub``) of these and of their own issuers.
         find_user: returns the user id for a subject of another format (RFC 9493), such as ``{"format": "email", …}``, or
-            ``None`` if there is no such user. All sessions of that user from before the event end. Without this function such a
-            token is refused.
+            ``None`` if there is no such user. All sessions of that user from before the event end, and those that this server
+            cannot read. Without this function such a token is refused.
         authorization: the required value of the ``Authorization`` header, if you agreed on one.
     """
 
@@ -245,9 +246,14 @@ class SecurityEvents(_Endpoint):
     async def _end_user(self, user_id: str, message: Message) -> None:
         users, until = self._manager.users, message.issued_at + MATCH_LEEWAY
         async with self._manager.asking("provider log-out"):
-            for record, body in await users.records(user_id):
-                if body.created_at <= until:
-                    await users.end(user_id, REASON, id=record.id, **acting(body))
+            index = await self._manager.resolver.index_of(owner_of(user_id))
+            known = {record.id: body for record, body in await users.records(user_id)}
+            for id in {**index, **known}:
+                body = known.get(id)
+                if body is None:  # it does not open on this server, so it may be from before the event
+                    await users.end(user_id, REASON, id=id)
+                elif body.created_at <= until:
+                    await users.end(user_id, REASON, id=id, **acting(body))
 
     def _refusal(self, refused: Refused) -> Response:
         headers = {**_NO_STORE, "content-language": "en"}  # RFC 8935, section 2.3

@@ -7,8 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from asgi_sessions import ConfigurationError, Event, MemoryStore, Sessions
+from asgi_sessions._core.token import owner_of
 from asgi_sessions.identity import IdentityProvider, SecurityEvents
 from asgi_sessions.identity._messages import CREDENTIAL_CHANGE, OLDEST_EVENT, SESSION_REVOKED
 from asgi_sessions.testing import FakeClock
@@ -160,6 +162,22 @@ async def test_a_late_event_ends_no_log_in_that_came_after_it(
     assert await world.out() == ends
     reasons = [entry.reason for entry in await sessions.history("alice") if entry.event == "ended"]
     assert reasons == ["provider"] * len(ends) + ["replaced"]
+
+
+async def test_an_event_for_a_user_of_the_app_ends_sessions_that_this_server_cannot_read(
+    sessions: Sessions, provider: Provider, clock: FakeClock
+) -> None:
+    """Another server has sealed them with a secret that is unknown here. They must not outlive a stolen password."""
+    world, store = World(sessions, provider, clock, find_user=lambda subject: "alice"), sessions.store
+    await world.begin()
+    record = await store.load(world.browsers["work"].key)
+    assert record is not None
+    await store.update(replace(record, body=b"?", rev=record.rev + 1), rev=record.rev)
+
+    async with world.http:
+        assert (await world.push(REVOKED, {"format": "email", "email": "alice@example.org"})).status_code == 202
+
+    assert await store.index(owner_of("alice")) == {}
 
 
 async def test_subjects_of_another_issuer_are_spoken_of_only_where_the_app_says_so(
