@@ -203,12 +203,13 @@ class Exchange:
         has_started, self.session._started = self.session._started, True
         with suppress(StoreError):
             await manager.commit(self.session, failed=True)
-        if has_started or await self._answer_for(error):  # for example out of the app's own session.save()
-            return not has_started
-        if isinstance(self.session._cookie, tuple) and self._scope["type"] == "http":
+        if has_started:
+            return False
+        is_answered = await self._answer_for(error)  # for example out of the app's own session.save()
+        if not is_answered and isinstance(self.session._cookie, tuple) and self._scope["type"] == "http":
             # A session was saved under a new token before the crash. The server's error page would not carry its cookie.
             await answer(self._scope, self._send, 500, b"", *self._owed_cookie())
-        return False
+        return is_answered
 
     async def _commit_late(self) -> None:
         """Save changes after the answer has left. A failure cannot reach the client any more: it is logged."""

@@ -100,7 +100,9 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
 
     def settled(self) -> Intent:
         """Remove the verb for the current session."""
-        return Intent(others=self.others, displaced=self.displaced) if self.others or self.displaced else NO_INTENT
+        if self.others or self.displaced:
+            return Intent(others=self.others, displaced=self.displaced)
+        return NO_INTENT
 
     def without_displaced(self, ended: Leaving) -> Intent:
         """Remove a displaced session that has ended."""
@@ -140,8 +142,9 @@ def displacing(leaving: Iterable[Leaving]) -> bytes:
 def displaced_by(device: bytes) -> tuple[Leaving, ...]:
     """Decode the sessions of :func:`displacing`."""
     places, size = device[1:].decode("ascii", "replace"), OWNER_CHARS + ID_CHARS
-    is_whole = device[:1] == _DISPLACING and len(places) % size == 0
-    return tuple(leaving_at(places[at : at + size]) for at in range(0, len(places), size)) if is_whole else ()
+    if device[:1] != _DISPLACING or len(places) % size:
+        return ()
+    return tuple(leaving_at(places[at : at + size]) for at in range(0, len(places), size))
 
 
 # ── A session of a user, by its place in the index ──

@@ -332,8 +332,10 @@ class Committer:
         if current is not None and current.id != known.id:
             raise StoreUnreachable("the store answered with something other than the record that was asked for")
         found = await self._resolver.locate(known, current, events)
-        if found is None or session._epoch != epoch:
-            return session._epoch != epoch
+        if session._epoch != epoch:
+            return True  # another task of the request has left it
+        if found is None:
+            return False
         codec = self._planner.codec
         try:
             theirs = codec.decode(found.body.payload)
@@ -348,7 +350,8 @@ class Committer:
         is_moved = found.record.key != known.key and not found.is_renewed
         if is_moved and session._intent.asked is Asked.REGENERATE and not session._intent.displaced:
             # Two cookies could reach the browser in the wrong order. After an impersonated session it has no other cookie.
-            session._intent, session._written = session._intent.settled(), session._written or is_ahead(session)
+            session._intent = session._intent.settled()
+            session._written = session._written or is_ahead(session)  # what confirm() has set is still to be stored
         return True
 
     def mark_ended(self, session: Session, events: list[Event]) -> None:
@@ -419,7 +422,8 @@ class Calls:
 
     async def create(self, session: Session, plan: Plan, call: Create, events: list[Event], again: bool) -> None:
         admitted, replaced = await self.admit(call.record, call.body, call.note)
-        if session._epoch != plan.epoch and (session := _holder(session, plan))._epoch != plan.epoch:
+        holder = session if session._epoch == plan.epoch else _actor_of(session, plan)
+        if holder is None:
             # During this call, another task of the request destroyed the session or logged a user in.
             plan.token = None
             if call.end is None:
@@ -427,10 +431,10 @@ class Calls:
             else:
                 session._intent = session._intent.moved(call.end.leaving.record, call.record)
             return
-        _adopt_stored(session, call.record, call.body)
+        _adopt_stored(holder, call.record, call.body)
         events.extend(admitted)
         if call.end is not None and (replaced is not None or again):
-            self._left(session, plan, call.end, replaced, events)
+            self._left(holder, plan, call.end, replaced, events)
 
     async def admit(self, record: Record, body: Body, note: Note | None) -> tuple[list[Event], Record | None]:
         """Store a new record, for a log-in with its history entry. Return the events to emit and the replaced session."""
@@ -501,9 +505,10 @@ class Calls:
                 raise
             if len(value) < guard.at_once:
                 self._opened.put(record.key, value, record, call.body)
-        if session._epoch == plan.epoch or (session := _holder(session, plan))._epoch == plan.epoch:
-            session._adopt_later(call.record, call.body, call.body)
-            session._note_saved()
+        holder = session if session._epoch == plan.epoch else _actor_of(session, plan)
+        if holder is not None:
+            holder._adopt_later(call.record, call.body, call.body)
+            holder._note_saved()
 
     async def rename(self, session: Session, plan: Plan, call: Rename, events: list[Event], again: bool) -> None:
         old, record, body = call.old, call.record, call.body
@@ -514,11 +519,12 @@ class Calls:
             there = await self._resolver.load(record.key, events) if again else None
             if there is None or there.id != record.id:
                 raise
-        if session._epoch != plan.epoch and (session := _holder(session, plan))._epoch != plan.epoch:
+        holder = session if session._epoch == plan.epoch else _actor_of(session, plan)
+        if holder is None:
             session._intent = session._intent.moved(old, record)
             plan.token = None
             return
-        _adopt_stored(session, record, body)
+        _adopt_stored(holder, record, body)
         what = {"session_id": record.id, "user_id": body.user_id, **acting(body)}
         events.append(self._events.event(call.event, **what))
 
@@ -609,7 +615,8 @@ class Calls:
         if gone is None and not again:
             raise RecordGone("another request has ended the session")
         if session._record is record:
-            session._intent, proof = session._intent.settled(), session._proof  # of another task, since
+            session._intent = session._intent.settled()
+            proof = session._proof  # another task of the request may have called begin_log_in() since
             session._begin(session._now)
             session._proof = proof
         events += self._events.ended([record.id], None, "emptied")
@@ -682,10 +689,10 @@ def _adopt_stored(session: Session, record: Record, body: Body) -> None:
     session._intent = session._intent.settled().regenerate() if is_next else session._intent.settled()
 
 
-def _holder(session: Session, plan: Plan) -> Session:
-    """The session of a plan. Another task of the request may have called ``impersonate()`` since the plan was made."""
+def _actor_of(session: Session, plan: Plan) -> Session | None:
+    """The session of a plan, if it became that of an actor: another task of the request has called ``impersonate()`` since."""
     actor = session._actor
-    return actor if actor is not None and actor._epoch == plan.epoch else session
+    return actor if actor is not None and actor._epoch == plan.epoch else None
 
 
 CALLERS: Mapping[type[Call], Callable[..., Awaitable[None]]] = {

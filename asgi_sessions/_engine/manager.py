@@ -40,10 +40,8 @@ from asgi_sessions.errors import RecordDamaged, StoreError
 
 logger = logging.getLogger("asgi_sessions")
 
-
 MAX_CANDIDATES = 4
 """How many tokens of one request are tried. Each may cost a command to the store."""
-
 
 T = TypeVar("T")
 

@@ -192,10 +192,7 @@ class Resolver:
             return None
 
     async def follow(self, known: Record, found: Record | None, events: list[Event]) -> tuple[Record, bool] | None:
-        """As :meth:`locate`, but return the record unopened, and whether only aliases of renewals led to it.
-
-        Another server may have saved it with a secret that is unknown here. Its id and owner suffice for an end.
-        """
+        """As :meth:`locate`, but return the record unopened, and whether only aliases of renewals led to it."""
         key, is_renewed = known.key, True
         for _ in range(MAX_MOVES):
             if found is None or found.id != known.id or (found.rev != ALIAS_REV and found.owner != known.owner):
@@ -206,7 +203,7 @@ class Resolver:
                 key, found, is_renewed = moved_to, await self.load(moved_to, events), False
                 continue
             if found.rev != ALIAS_REV:
-                return found, is_renewed
+                return found, is_renewed  # its secret may be unknown here, but an end needs only the id and the owner
             try:
                 body = self._rules.open(found)
                 key, is_renewed = _successor(body), is_renewed and body.kind == "alias"
