@@ -75,7 +75,7 @@ async def test_a_row_of_the_table(row: Row, was: Was, data: Data, asked: Asked, 
     store.calls.clear()
 
     if phase is Phase.ENDED:
-        session._end()
+        session._over = True
     if phase is Phase.WITHHELD:
         session._origin = CROSS_SITE
     verb_of(asked)(session)

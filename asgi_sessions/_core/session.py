@@ -245,12 +245,6 @@ class Session(TrackedDict):
         self._take(actor)
         self._actor, self._intent = None, self._intent if left is None else self._intent.also(left)
 
-    def _end(self) -> None:
-        """Stop saving this session, and drop its verbs and its cookie."""
-        self._over = True
-        self._intent = NO_INTENT
-        self._cookie = False
-
     def _refused(self) -> None:
         """Be over after a refused log-in. Later verbs of this request still end what it would have ended."""
         leaving, ends = self._intent.leaving, self._intent.displaced

@@ -357,7 +357,7 @@ class Committer:
     def mark_ended(self, session: Session, events: list[Event]) -> None:
         """Mark a session as ended by another request. The response is a normal one without a cookie."""
         events.append(self._events.event("session.lost", **session._named()))
-        session._end()
+        session._intent, session._cookie = NO_INTENT, False
         session._over = session._record is not None  # after destroy(), this is already a new session
 
     def _warn_of_lost_changes(self, session: Session) -> None:
