@@ -128,6 +128,43 @@ async def test_a_confirmation_beside_a_write_of_another_request(browser: Browser
     assert (await read(browser))["data"] == {"a": 1}
 
 
+@pytest.mark.parametrize(
+    ("before", "first", "later", "together"),
+    [
+        pytest.param(
+            ["pwd"], {"methods": ["otp"]}, {"methods": ["pin"]}, (("pwd", "otp", "pin"), 2), id="another method"
+        ),
+        pytest.param([], {"methods": ["pwd"]}, {"methods": ["otp"]}, (("pwd", "otp"), 2), id="two kinds, one in each"),
+        pytest.param(["pwd"], {"methods": ["otp"]}, {}, (("pwd", "otp"), 2), id="no method"),
+        pytest.param(["pwd"], {}, {"methods": ["otp"]}, (("pwd", "otp"), 2), id="a method beside none"),
+        pytest.param(["pwd"], {"level": 3}, {"methods": ["otp"]}, (("pwd", "otp"), 3), id="a method beside a level"),
+        pytest.param(["pwd"], {"methods": ["otp"]}, {"level": 3}, (("pwd", "otp"), 3), id="a level beside a method"),
+        pytest.param(["mfa"], {"methods": ["otp"]}, {"level": 1}, (("mfa", "otp"), 1), id="a level that falls"),
+    ],
+)
+async def test_two_confirmations_beside_each_other_both_count(
+    browser: Browser, clock: FakeClock, before: list[str], first: Any, later: Any, together: Any
+) -> None:
+    await browser.do(log_in("alice", methods=before))
+    clock.advance(60)
+
+    async with browser.another().paused(lambda session: session.confirm(**later)):
+        await browser.do(lambda session: session.confirm(**first))
+        clock.advance(1)
+
+    assert await of(browser, how) == together
+    assert await of(browser, lambda session: session.is_fresh(timedelta(seconds=1)))
+
+
+async def test_the_first_factors_of_two_users_beside_each_other_stay_apart(browser: Browser) -> None:
+    await browser.do(put(a=1))
+
+    async with browser.another().paused(lambda session: session.begin_log_in("alice", methods=["otp"])):
+        await browser.do(begin("mallory"))
+
+    assert await of(browser, lambda session: (session.pending_user_id, session.methods)) == ("alice", ("otp",))
+
+
 # ── The second factor ──
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -36,9 +36,9 @@ class Proofs(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The user who passed the first factor and is not logged in yet."""
     pending_until: float = 0.0
 
-    def after(self, methods: Iterable[str], level: int | None, now: float) -> Proofs:
-        """Return the proofs with another one added. By default, the level follows from the methods and never falls."""
-        known = {**dict(self.methods), **dict.fromkeys(methods, now)}
+    def after(self, used: Mapping[str, float], level: int | None) -> Proofs:
+        """Return the proofs with other methods added. By default, the level follows from the methods and never falls."""
+        known = {**dict(self.methods), **used}
         latest = tuple(sorted(known.items(), key=lambda each: each[1])[-MOST_METHODS:])
         return Proofs(latest, max(self.level, level_of(known)) if level is None else level)
 
@@ -61,6 +61,14 @@ def unpack_proofs(data: bytes) -> Proofs:
         return _decode(data)
     except (msgspec.MsgspecError, ValueError):
         return NO_PROOFS
+
+
+def merge_proofs(before: bytes, mine: bytes, current: bytes) -> bytes:
+    """Add to the proofs ``current`` of another request what this one has added since ``before``. A pending log-in stays alone."""
+    loaded, own = unpack_proofs(before), unpack_proofs(mine)
+    used = dict(each for each in own.methods if each not in loaded.methods)
+    level = None if own.level == loaded.after(used, None).level else own.level  # None: the app gave none
+    return mine if own.pending_user is not None else pack_proofs(unpack_proofs(current).after(used, level))
 
 
 def level_of(methods: Iterable[str]) -> int:

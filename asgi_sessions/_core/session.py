@@ -17,7 +17,7 @@ from asgi_sessions._core.elsewhere import NAMES, Elsewhere
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.intent import NO_INTENT, Intent, Leaving, leaving_at, owner_and_id, place_of
 from asgi_sessions._core.plan import Create
-from asgi_sessions._core.proofs import NO_PROOFS, Proofs, level_in, methods_in, pack_proofs, unpack_proofs
+from asgi_sessions._core.proofs import NO_PROOFS, Proofs, level_in, merge_proofs, methods_in, pack_proofs, unpack_proofs
 from asgi_sessions._core.provider import pack, provider_in, unpack_log_in
 from asgi_sessions._core.record import Body, Record
 from asgi_sessions._core.timeouts import Timeouts, duration
@@ -193,8 +193,10 @@ class Session(TrackedDict):
         """Become the session of a later record of the same session. What verbs have set since the body ``before`` stays."""
         at, proof, parked = self._authenticated_at, self._proof, self._parked
         self._adopt(record, body)
-        if before is not None and (before.authenticated_at, before.proof) != (at, proof):
-            self._authenticated_at, self._proof = at, proof
+        if before is not None and before.authenticated_at != at:
+            self._authenticated_at = at
+        if before is not None and before.proof != proof:
+            self._proof = merge_proofs(before.proof, proof, body.proof)
         if before is not None and before.parked != parked:
             self._parked = parked
 
@@ -453,7 +455,7 @@ class Session(TrackedDict):
             ResponseStarted: the cookie can no longer be sent.
         """
         user_id = user_id_in("log_in()", user_id)
-        came_from = b"" if provider is None else self._provider_in(provider)
+        source = b"" if provider is None else self._provider_in(provider)
         if methods != () or level is not None:
             methods, level = methods_in("log_in()", methods), level_in("log_in()", level)
         before = unpack_proofs(self._proof) if self._proof and self.pending_user_id == user_id else NO_PROOFS
@@ -466,9 +468,9 @@ class Session(TrackedDict):
         stored, displaced = self._as_stored(), self._displaced(stay) if self._parked or self._unproven else ()
         self._intent = self._intent.log_in(stored, keep_data=kept, displaced=displaced)
         self._begin(now := self._keeper.clock(), stay)
-        self._user_id, self._authenticated_at = user_id, now
-        self._proof = pack_proofs(before.after(methods, level, now)) if methods or level or before.methods else b""
-        self._provider, self._remembered = came_from, bool(remember)
+        self._user_id, self._authenticated_at, self._provider, self._remembered = user_id, now, source, bool(remember)
+        if methods or level or before.methods:
+            self._proof = pack_proofs(before.after(dict.fromkeys(methods, now), level))
 
     def _provider_in(self, provider: object) -> bytes:
         found = provider_in("log_in()", provider)
@@ -499,7 +501,7 @@ class Session(TrackedDict):
             raise SessionError("begin_log_in(): a user is logged in; call confirm() after the second factor")
         self.regenerate()
         now = self._keeper.clock()
-        first = NO_PROOFS.after(methods, None, now)
+        first = NO_PROOFS.after(dict.fromkeys(methods, now), None)
         self._proof = pack_proofs(Proofs(first.methods, first.level, user_id, now + seconds))
 
     def regenerate(self) -> None:
@@ -528,7 +530,7 @@ class Session(TrackedDict):
         self.regenerate()
         self._authenticated_at = now = self._keeper.clock()
         if methods or level is not None:
-            self._proof = pack_proofs(unpack_proofs(self._proof).after(methods, level, now))
+            self._proof = pack_proofs(unpack_proofs(self._proof).after(dict.fromkeys(methods, now), level))
 
     def end_others(self) -> None:
         """End all other sessions of this user, and replace the token of this one. Call it after a change of the password.
