@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_sessions import Session, SessionDataError, SessionError, Sessions
+from asgi_sessions import Devices, Session, SessionDataError, SessionError, SessionLimitReached, Sessions
 from asgi_sessions._core.proofs import Proofs, level_of, pack_proofs, unpack_proofs
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
@@ -222,6 +222,35 @@ async def test_the_first_factor_of_somebody_else_counts_for_nothing(browser: Bro
     await browser.do(log_in("alice", methods=["otp"]))
 
     assert await of(browser, how) == (("otp",), 1)
+
+
+@pytest.mark.parametrize("before", ["nothing", "a log-out", "a log-in", "a log-in that was saved"])
+async def test_the_first_factor_counts_for_a_log_in_that_is_tried_again(
+    store: Store, clock: FakeClock, before: str
+) -> None:
+    """The first try was refused by the limit, and the app made room. A log-out or another user's log-in leaves no factor."""
+    app = app_with(store, clock=clock, devices=Devices(max_sessions=1, at_limit="refuse"))
+    browser, again = Browser(app), log_in("alice", methods=["otp"])
+    await Browser(app).do(log_in("alice"))
+    await browser.do(begin())
+
+    async def handler(session: Session) -> None:
+        if before == "a log-out":
+            session.destroy()
+        if before.startswith("a log-in"):
+            session.log_in("bob")
+        if before == "a log-in that was saved":
+            await session.save()
+        again(session)
+        with pytest.raises(SessionLimitReached):
+            await session.save()
+        assert (session.user_id, session.pending_user_id) == (None, "alice" if before == "nothing" else None)
+        await app.sessions.revoke_all("alice")
+        again(session)
+
+    await browser.do(handler)
+
+    assert await of(browser, how) == ((("pwd", "otp"), 2) if before == "nothing" else (("otp",), 1))
 
 
 async def test_it_can_be_called_off(browser: Browser) -> None:

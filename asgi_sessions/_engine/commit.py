@@ -311,6 +311,9 @@ class Committer:
             if session._intent.asked is Asked.DESTROY:  # a destroy() before the log-in still counts
                 await self._attempt(session, events, failed=True, is_save=True)
             session._refused()
+            left = session._intent.leaving
+            if left is not None and left.payload is not None and left.user_id is None:
+                session._proof = self._planner.rules.open(left.record).proof  # the first factor of a pending log-in
             raise
         except (RecordExists, SessionDataError):
             session._plan = None
