@@ -38,6 +38,9 @@ from asgi_sessions.sessions import Sessions, refuse_actors
 DEVICE_COOKIE: Final = CookieConfig("__Host-Http-device")
 """The cookie that identifies a trusted browser."""
 
+LONGEST_KEEP: Final = 366 * 86400.0
+"""Seconds for which a device can be trusted at most. No trust that :meth:`TrustedDevices.forget` has ended lasts longer."""
+
 MOST_USERS: Final = 8
 """Users for whom one browser is trusted. Above that the oldest is dropped."""
 
@@ -68,7 +71,7 @@ class TrustedDevices:
         expect("TrustedDevices(sessions)", sessions, Sessions)
         expect("TrustedDevices(cookie)", cookie, CookieConfig)
         self._keep = duration("TrustedDevices(keep)", keep).total_seconds()
-        if not 60 <= self._keep <= 366 * 86400:
+        if not 60 <= self._keep <= LONGEST_KEEP:
             raise ConfigurationError(f"TrustedDevices(keep={keep!r}): must lie between a minute and a year")
         if cookie.name == CookieConfig().name:
             raise ConfigurationError(
@@ -130,7 +133,7 @@ class TrustedDevices:
         now, key = self._manager.clock(), _key_of_user(owner_of(user_id))
         async with self._manager.asking("trusted device"):
             await self._manager.links.change(
-                key, now + self._keep, lambda known: msgspec.msgpack.encode(max(now, _time(known)))
+                key, now + LONGEST_KEEP, lambda known: msgspec.msgpack.encode(max(now, _time(known)))
             )
 
     async def forget_device(self, scope: Scope) -> tuple[bytes, bytes]:

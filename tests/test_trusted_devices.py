@@ -134,6 +134,21 @@ async def test_what_was_forgotten_does_not_come_back_before_it_has_expired(
         clock.advance(86400)
 
 
+async def test_what_was_forgotten_does_not_come_back_where_devices_are_trusted_for_longer(
+    sessions: Sessions, trusted: TrustedDevices, jar: Jar, clock: FakeClock
+) -> None:
+    longer = TrustedDevices(sessions, keep=timedelta(days=366))
+    clock.advance(60)
+    await trusted.forget("alice")
+    jar.hear(await longer.remember(jar.scope, "bob"))
+
+    for _ in range(12):
+        assert not await longer.knows(jar.scope, "alice")
+        clock.advance(MONTH)
+
+    assert await longer.knows(jar.scope, "bob")
+
+
 async def test_a_device_can_be_forgotten_alone(trusted: TrustedDevices, jar: Jar) -> None:
     copy = Jar(jar.value)
 
