@@ -409,6 +409,21 @@ async def test_switches_do_not_fill_the_history(memory: MemoryStore, clock: Fake
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("seconds", [0, 60], ids=["in the same clock tick", "later"])
+async def test_a_switch_and_a_proof_of_identity_are_two_events(
+    memory: MemoryStore, clock: FakeClock, seconds: int
+) -> None:
+    shared = await Shared(memory, clock).begin()
+    clock.advance(seconds)
+
+    await shared.browser.do(then(shared.switch("bob"), lambda session: session.confirm(methods=["otp"])))
+
+    assert [(event.name, event.user_id) for event in shared.events] == [
+        ("session.switched", "bob"), ("session.confirmed", "bob"),
+    ]  # fmt: skip
+    assert [entry.event for entry in await shared.sessions.history("bob")] == ["stepped_up", "logged_in"]
+
+
 async def test_a_failed_switch_is_no_activity_of_the_other_user(memory: MemoryStore, clock: FakeClock) -> None:
     shared = await Shared(memory, clock).begin()
     for _ in range(3):

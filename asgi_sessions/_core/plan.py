@@ -183,7 +183,7 @@ class Rename(msgspec.Struct, frozen=True, gc=False):
     body: Body
     alias: Record | None
     note: Note | None
-    event: str
+    events: tuple[str, ...]
 
 
 class Touch(msgspec.Struct, frozen=True, gc=False):

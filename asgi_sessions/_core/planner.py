@@ -314,18 +314,18 @@ class Planner:
         plan.calls.append(Create(record, body, self.rules.note_of_log_in(record, body, rules, replaces), end))
 
     def _rename(self, session: Session, payload: bytes, plan: Plan, *, is_renewal: bool) -> None:
-        old, is_confirmed = _known(session), _is_confirmed(session)
+        old, confirmed, is_switch = _known(session), is_confirmed(session), session._intent.is_switch
         plan.token, record, body = self._next(session, payload, fresh_token=True)
         plan.max_age = self.max_age(session)
         alias = None
         if is_renewal or old.owner is None:  # an anonymous session has no index for parallel requests
             alias = self._alias("alias" if is_renewal else "forward", old, record.key, body)
         note = None  # a renewal is of no interest to the user, and switches would displace the log-ins
-        if is_confirmed or not (is_renewal or session._intent.is_switch):
-            note = self.rules.note(STEPPED_UP if is_confirmed else REGENERATED, old.id, old.owner, body.about)
-        asked = "session.switched" if session._intent.is_switch else "session.regenerated"
-        name = "session.confirmed" if is_confirmed else "session.renewed" if is_renewal else asked
-        plan.calls.append(Rename(old, record, body, alias, note, name))
+        if confirmed or not (is_renewal or is_switch):
+            note = self.rules.note(STEPPED_UP if confirmed else REGENERATED, old.id, old.owner, body.about)
+        events = ("session.switched",) * is_switch + ("session.confirmed",) * confirmed
+        events = events or ("session.renewed" if is_renewal else "session.regenerated",)
+        plan.calls.append(Rename(old, record, body, alias, note, events))
 
     def _next(self, session: Session, payload: bytes, *, fresh_token: bool = False) -> tuple[Hidden[str], Record, Body]:
         """Return the next record of the session, under a fresh token or its present key."""
@@ -405,9 +405,10 @@ def is_ahead(session: Session) -> bool:
     return stored is not None and (stored.authenticated_at, stored.proof, stored.parked) != own
 
 
-def _is_confirmed(session: Session) -> bool:
-    """Whether the user has proved their identity again in this request."""
-    return session._stored is not None and session._stored.authenticated_at != session._authenticated_at
+def is_confirmed(session: Session) -> bool:
+    """Whether a user who is logged in has proved their identity again in this request, and that is not stored yet."""
+    stored, own = session._stored, (session._authenticated_at, session._proof)
+    return stored is not None and stored.user_id is not None and (stored.authenticated_at, stored.proof) != own
 
 
 def _end(leaving: Leaving, intent: Intent) -> End:

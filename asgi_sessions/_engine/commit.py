@@ -529,7 +529,7 @@ class Calls:
             return
         _adopt_stored(holder, record, body)
         what = {"session_id": record.id, "user_id": body.user_id, **acting(body)}
-        events.append(self._events.event(call.event, **what))
+        events += [self._events.event(name, **what) for name in call.events]
 
     async def save_actor(self, session: Session, plan: Plan, call: SaveActor, events: list[Event], again: bool) -> None:
         if (actor := session._actor) is None:
