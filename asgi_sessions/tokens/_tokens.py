@@ -32,6 +32,7 @@ from asgi_sessions._core.facts import pack_facts
 from asgi_sessions._core.hidden import Hidden, forgets_arguments
 from asgi_sessions._core.history import Reason
 from asgi_sessions._core.payload import MessagePackCodec
+from asgi_sessions._core.planner import is_confirmed
 from asgi_sessions._core.provider import pack, provider_in
 from asgi_sessions._core.record import Body, Record
 from asgi_sessions._core.session import Session
@@ -241,8 +242,7 @@ class Tokens:
             raise SessionError("access_token(): nobody is logged in")
         if session._over:
             raise SessionError("access_token(): the session has ended")
-        saved = session._stored
-        if session._record is None or saved is None or saved.authenticated_at != session._authenticated_at:
+        if session._record is None or is_confirmed(session):
             raise SessionError(
                 "access_token(): the log-in is not saved yet, and a failed request would undo it: await session.save() first"
             )

@@ -89,6 +89,24 @@ async def test_no_token_before_the_session_is_saved(
     assert ("await session.save() first" in refusals[0]) == (verb is not logged_out)
 
 
+async def test_a_method_that_is_not_saved_is_in_no_token(browser: Browser, tokens: Tokens) -> None:
+    """Also in the clock tick of the log-in, and for a level that only this request gave."""
+    await browser.do(log_in("alice", methods=["pwd"]))
+    minted: list[str] = []
+
+    async def handler(session: Session) -> None:
+        for methods, level in ((["otp"], None), ([], 3)):
+            session.confirm(methods=methods, level=level)
+            with pytest.raises(SessionError, match=r"await session\.save\(\) first"):
+                tokens.access_token(session)
+            await session.save()
+            minted.append(tokens.access_token(session))
+
+    await browser.do(handler)
+
+    assert [tokens.verify(each).extra["acr"] for each in minted] == ["2", "3"]
+
+
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb is not logged_out])
 async def test_after_a_save_the_token_and_its_session_both_count(
