@@ -56,7 +56,7 @@ class SessionMiddleware:
             Retry-After. ``"raise"``: the ``StoreError`` goes to your error handlers. ``"anonymous"``: an empty session, marked
             ``is_degraded``, which is never saved.
         no_store_when_logged_in: add ``Cache-Control: no-store`` to each response after the session of a user was read, so that
-            "Back" does not show the page after the log-out.
+            "Back" does not show the page after the log-out. It does not cover sessions of access tokens.
         options: the options of :class:`Sessions`, such as ``timeouts``. Allowed only with a store.
 
     Raises:
