@@ -16,7 +16,7 @@ from jwt.exceptions import PyJWTError
 from asgi_sessions._core.json import is_time, json_in
 from asgi_sessions._core.provider import name_in
 from asgi_sessions.errors import SessionDataError
-from asgi_sessions.identity._provider import IdentityProvider, metadata_of
+from asgi_sessions.identity._provider import IdentityProvider
 
 LEEWAY: Final = 60.0
 """Seconds by which the clock of a provider may differ from ours."""
@@ -99,7 +99,7 @@ async def message_in(token: bytes, providers: Sequence[IdentityProvider], now: f
     alg, kid = header.get("alg"), header.get("kid")
     if not isinstance(alg, str) or alg not in provider.algorithms or not _REFUSED_IN_HEADER.isdisjoint(header):
         raise Refused("the header asks for something that is not supported", "invalid_key")
-    key = await provider.keys.find(kid, alg, now, metadata=metadata_of(provider.issuer, is_event=is_event))
+    key = await provider.keys[is_event].find(kid, alg, now)
     if key is None:
         raise Refused("the provider has no such key", "invalid_key")
     try:

@@ -76,7 +76,8 @@ class IdentityProvider:
     are still refused, since they have no ``events``, or a ``nonce``."""
     http: Callable[[], httpx.AsyncClient] | None = field(default=None, repr=False)
     """Makes the client for the fetch of keys, for example with a proxy or your own certificate authority."""
-    keys: Keys = field(init=False, repr=False, compare=False)
+    keys: tuple[Keys, Keys] = field(init=False, repr=False, compare=False)
+    """For logout tokens, and for security events: each has metadata of its own, which may name other keys."""
 
     def __post_init__(self) -> None:
         for name in ("issuer", "audience"):
@@ -97,7 +98,9 @@ class IdentityProvider:
         if self.http is not None and not callable(self.http):
             raise ConfigurationError("IdentityProvider(http=…): give a function that makes an httpx.AsyncClient")
         object.__setattr__(self, "algorithms", algorithms)
-        object.__setattr__(self, "keys", Keys(self))
+        of_logouts = Keys(self, metadata_of(self.issuer, is_event=False))
+        of_events = Keys(self, metadata_of(self.issuer, is_event=True)) if self.jwks_uri is None else of_logouts
+        object.__setattr__(self, "keys", (of_logouts, of_events))
 
 
 def is_safe(url: object) -> bool:
@@ -126,28 +129,31 @@ def metadata_of(issuer: str, *, is_event: bool) -> str:
 
 
 class Keys:
-    """The public keys of a provider. They are fetched if they are old, or if a token names an unknown key."""
+    """The public keys of a provider. They are fetched if they are old, or if a token names an unknown key.
 
-    def __init__(self, provider: IdentityProvider) -> None:
+    ``metadata``: the URL of the provider's metadata.
+    """
+
+    def __init__(self, provider: IdentityProvider, metadata: str) -> None:
         self._provider = provider
+        self._metadata = metadata
         self._known: list[PyJWK] = []
         self._fetched_at = self._tried_at = float("-inf")
         self._failure: str | None = None  # of the last fetch
         self._turn: RunVar[anyio.Lock] = RunVar(f"Keys {id(self)}")  # of the running event loop
 
-    async def find(self, kid: str | None, alg: str, now: float, *, metadata: str) -> PyJWK | None:
+    async def find(self, kid: str | None, alg: str, now: float) -> PyJWK | None:
         """The provider's key with this id for this algorithm, or ``None``.
 
         Args:
             kid: the key id from the token, or ``None``. Then the provider must have just one key for the algorithm.
             now: seconds since the epoch.
-            metadata: the URL of the provider's metadata.
         Raises:
             KeysUnavailable: the key is unknown, and the keys could not be fetched.
         """
         if now - self._fetched_at < FRESH_FOR and (key := self._only(kid, alg)) is not None:
             return key
-        failure = await self._refresh(now, metadata)
+        failure = await self._refresh(now)
         if now - self._fetched_at < KEPT_FOR and (key := self._only(kid, alg)) is not None:
             return key
         if failure is not None:
@@ -158,7 +164,7 @@ class Keys:
         found = [key for key in self._known if kid in (None, key.key_id) and _fits(key, alg)]
         return found[0] if len(found) == 1 else None
 
-    async def _refresh(self, now: float, metadata: str) -> str | None:
+    async def _refresh(self, now: float) -> str | None:
         """Fetch the keys, at most once in ``FETCH_EVERY``. Returns why the last fetch failed, or ``None``."""
         tried_at, turn = self._tried_at, self._turn.get(None) or anyio.Lock()
         self._turn.set(turn)
@@ -168,19 +174,19 @@ class Keys:
                 self._tried_at, self._failure = now, "the last fetch was interrupted"
                 try:
                     with anyio.fail_after(2 * TIMEOUT):
-                        self._known = await self._fetched(metadata)
+                        self._known = await self._fetched()
                     self._fetched_at, self._failure = now, None
                 except (KeysUnavailable, TimeoutError) as failure:
                     self._failure = str(failure) or "no answer in time"
                     _logger.warning("provider.no_keys issuer=%s reason=%s", self._provider.issuer, self._failure)
         return self._failure
 
-    async def _fetched(self, metadata: str) -> list[PyJWK]:
+    async def _fetched(self) -> list[PyJWK]:
         provider = self._provider
         async with (provider.http or _client)() as client:
             uri = provider.jwks_uri
             if uri is None:
-                found = await _json(client, metadata)
+                found = await _json(client, self._metadata)
                 if found.get("issuer") != provider.issuer:  # OpenID Connect Discovery 1.0, section 4.3
                     raise KeysUnavailable("its metadata names another issuer")
                 uri = found.get("jwks_uri")

@@ -32,14 +32,16 @@ class Provider:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.keys: list[Any] = [key.as_dict(private=False) for key in KEYS.values()]
+        self.keys_of_events: list[Any] = []
         self.metadata: dict[str, Any] = {"issuer": self.url, "jwks_uri": f"{self.url}/jwks"}
         self.fetched: list[str] = []
         self.status = 200
         self.body: bytes | None = None
         routes = [
             Route("/{tenant:path}.well-known/openid-configuration", self._metadata),
-            Route("/.well-known/ssf-configuration{tenant:path}", self._metadata),
+            Route("/.well-known/ssf-configuration{tenant:path}", self._metadata_of_events),
             Route("/jwks", self._keys),
+            Route("/jwks-of-events", self._keys_of_events),
             Route("/elsewhere", self._keys),
         ]
         self.app = Starlette(routes=routes)
@@ -47,6 +49,15 @@ class Provider:
     async def _metadata(self, request: Request) -> Response:
         self.fetched.append(request.url.path)
         return JSONResponse(self.metadata, self.status)
+
+    async def _metadata_of_events(self, request: Request) -> Response:
+        self.fetched.append(request.url.path)
+        uri = f"http://127.0.0.1:{self.port}/jwks-of-events"
+        return JSONResponse({**self.metadata, "jwks_uri": uri} if self.keys_of_events else self.metadata, self.status)
+
+    async def _keys_of_events(self, request: Request) -> Response:
+        self.fetched.append(request.url.path)
+        return JSONResponse({"keys": self.keys_of_events}, self.status)
 
     async def _keys(self, request: Request) -> Response:
         self.fetched.append(request.url.path)

@@ -7,11 +7,12 @@ from typing import Any
 
 import httpx
 import pytest
+from joserfc import jwk
 from msgspec.structs import replace
 
 from asgi_sessions import ConfigurationError, Event, MemoryStore, Sessions
 from asgi_sessions._core.token import owner_of
-from asgi_sessions.identity import IdentityProvider, SecurityEvents
+from asgi_sessions.identity import BackChannelLogout, IdentityProvider, SecurityEvents
 from asgi_sessions.identity._messages import CREDENTIAL_CHANGE, OLDEST_EVENT, SESSION_REVOKED
 from asgi_sessions.testing import FakeClock
 from tests.identity.provider import Provider, signed
@@ -133,6 +134,38 @@ async def test_keys_are_found_by_the_metadata_of_shared_signals(
     assert (await world.push(REVOKED, world.iss_sub())).status_code == 202
 
     assert provider.fetched == [f"/.well-known/ssf-configuration{path.rstrip('/')}", "/jwks"]
+
+
+@pytest.mark.parametrize("first", ["a logout token", "an event"])
+async def test_one_provider_may_have_other_keys_for_events(
+    sessions: Sessions, provider: Provider, clock: FakeClock, first: str
+) -> None:
+    """Each of its two metadata documents names its own keys. A key of the other document counts for nothing."""
+    key: Any = jwk.RSAKey.generate_key(2048, {"kid": "events"})
+    provider.keys_of_events = [key.as_dict(private=False)]
+    shared = IdentityProvider(provider.url, "shop")
+    subject = {"format": "iss_sub", "iss": provider.url, "sub": "a1"}
+
+    async def send(kind: str, **header: Any) -> str:
+        if kind == "a logout token":
+            endpoint: Any = BackChannelLogout(sessions, shared)
+            body: Any = {"data": {"logout_token": signed(provider.claims(clock(), jti=kind), **header)}}
+        else:
+            endpoint = SecurityEvents(sessions, shared)
+            token = signed(provider.event(clock(), REVOKED, subject, jti=kind), typ="secevent+jwt", **header)
+            body = {"content": token, "headers": SECEVENT}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(endpoint), base_url="https://shop.test") as http:
+            response = await http.post("/", **body)
+        return response.json()[error_of[kind]] if response.content else str(response.status_code)
+
+    error_of = {"a logout token": "error_description", "an event": "description"}
+    own = {"a logout token": {}, "an event": {"key": key}}
+    others = {"a logout token": {"key": key}, "an event": {}}
+    for kind in (first, *(own.keys() - {first})):
+        assert "no such key" in await send(kind, **others[kind])
+        assert await send(kind, **own[kind]) in ("200", "202")
+    for kind in own:
+        assert "no such key" in await send(kind, **others[kind])
 
 
 async def test_a_repeated_delivery_is_acknowledged_and_ends_nothing_more(world: World) -> None:

@@ -26,7 +26,7 @@ from asgi_sessions import ConfigurationError, Event, MemoryStore, SessionMiddlew
 from asgi_sessions.errors import StoreUnreachable
 from asgi_sessions.identity import BackChannelLogout, IdentityProvider
 from asgi_sessions.identity._messages import LOGOUT, MOST_AHEAD, Refused, message_in
-from asgi_sessions.identity._provider import FETCH_EVERY, FRESH_FOR, KEPT_FOR, Keys
+from asgi_sessions.identity._provider import FETCH_EVERY, FRESH_FOR, KEPT_FOR
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.identity.provider import KEYS, Provider, signed
@@ -436,7 +436,7 @@ async def test_a_key_set_with_private_parts_verifies_and_keeps_the_public_ones(w
     world.provider.keys = [KEYS["RS256"].as_dict(private=True)]
 
     assert (await world.tell(signed(world.claims()))).status_code == 200
-    assert not any("d" in key._jwk_data for key in world.known.keys._known)
+    assert not any("d" in key._jwk_data for key in world.known.keys[0]._known)
 
 
 # ── The store ──
@@ -516,9 +516,8 @@ def test_what_does_not_fit_together_fails_when_the_app_is_built(
 async def test_no_bytes_crash_it(clock: FakeClock, data: st.DataObject) -> None:
     """A good token with bytes changed, or any bytes."""
     provider = IdentityProvider("https://id.example.org", "shop")
-    keys = Keys(provider)
+    keys = provider.keys[0]
     keys._known, keys._fetched_at, keys._tried_at = [_public("RS256")], clock(), clock()  # so none is fetched
-    object.__setattr__(provider, "keys", keys)
     claims = {
         "iss": provider.issuer,
         "aud": "shop",
