@@ -119,12 +119,10 @@ class _Adoption:
             if found is not None:
                 return found
             old = await self._reader.read(self._cookie, self._manager.clock())
-            if old is None:
-                # Another request may have adopted and deleted it a moment ago.
-                return await self._in_time(self._adopted_before())
             made = await self._in_time(self._begun(old))
-            if made is not None:
+            if made is not None and old is not None:
                 await self._forget()
+            if made is not None or old is None:
                 return made
         raise StoreError("other requests adopted and ended the session each time it was looked for")
 
@@ -165,8 +163,12 @@ class _Adoption:
         self.is_known = False  # made with a secret that is no longer in secret_keys
         return self._manager.begin()
 
-    async def _begun(self, old: OldSession) -> Session | None:
-        """Begin the session that replaces an old one. ``None``: another request was faster."""
+    async def _begun(self, old: OldSession | None) -> Session | None:
+        """Begin the session that replaces an old one. ``None``: another request was faster, or there is no old one."""
+        # Another request may have adopted and deleted it during the read. Its user may even have logged out.
+        found = await self._adopted_before()
+        if found is not None or old is None:
+            return found
         data, dropped = converted(old.data)
         user_id = None if old.user_id is None else user_id_in("adopt", old.user_id)
         if user_id is None and not self._reader.is_stored:

@@ -142,7 +142,7 @@ class Interrupted(Wrapped):
         return call
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 @pytest.mark.parametrize("way", ["before", "after", "cancelled"])
 async def test_an_interrupted_adoption_is_repeated(
     store: Store, clock: FakeClock, old: Old, number: int, way: str
@@ -157,7 +157,7 @@ async def test_an_interrupted_adoption_is_repeated(
         await alice.do()
     broken.scope = None
 
-    assert broken.was_hit  # at the marker, the session, the marker that is written, or the look at what is there now
+    assert broken.was_hit  # at one of two looks for a marker, the session, its marker, or the look at what is there now
     seen = await alice.sees()
     assert seen["user"] == "alice"
     assert seen["data"] == {**DATA, "number": 1}
@@ -194,6 +194,26 @@ async def test_who_comes_too_late_and_is_cut_off_brings_nothing_back(store: Stor
 
     assert (await site.visitor(cookie).sees())["user"] is None
     assert await site.sessions.count("alice") == 0
+
+
+async def test_who_is_held_up_by_the_old_store_brings_nothing_back(store: Store, clock: FakeClock) -> None:
+    """Another request adopts the session and the user logs out, while the first one reads it. A copied token stays dead."""
+    old, late = OldStore(keep_old=True), Wrapped(store)
+    old.there[b"id-1"] = dict(DATA)
+    late_site, site = Site(late, clock, old, cache_bytes=0), Site(store, clock, old, cache_bytes=0)
+    alice, thief = site.visitor("id-1"), site.visitor()
+
+    async def meanwhile() -> None:
+        old.before = None
+        await alice.do()
+        thief.jar[site.name] = alice.token or b""
+        await alice.do(lambda session: session.destroy())
+
+    old.before = meanwhile
+
+    assert (await late_site.visitor("id-1").sees())["user"] is None
+    assert "create" not in late.calls
+    assert (await thief.sees())["user"] is None
 
 
 async def test_who_comes_too_late_takes_its_own_session_back(store: Store, clock: FakeClock, old: Old) -> None:
