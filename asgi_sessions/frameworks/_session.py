@@ -14,6 +14,8 @@ from asgi_sessions._core.timeouts import duration
 
 NOT_BOUND: Final = "This needs a session that is bound to its device"
 """The text of a 403."""
+UNKNOWN: Final = "The store could not be asked who is logged in"
+"""The text of a 503."""
 
 
 def session_in(scope: Mapping[str, Any], advice: str) -> Session:
@@ -27,6 +29,12 @@ def session_in(scope: Mapping[str, Any], advice: str) -> Session:
         raise ConfigurationError(f"this request has no session: {advice}; does skip= leave its path out?")
     session.mark_accessed()  # C code reads a dict without calling its methods
     return session
+
+
+def outage(session: Session) -> int | None:
+    """The ``Retry-After`` of a 503 if the store could not be asked for the session, so that a user may be logged in."""
+    manager: Any = session._keeper
+    return manager.guard.retry_after if session.is_degraded else None
 
 
 @dataclass(frozen=True, slots=True)

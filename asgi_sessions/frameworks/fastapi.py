@@ -33,7 +33,7 @@ from typing import Annotated, Any, Final, TypeVar, cast
 from asgi_sessions import ConfigurationError, CookieConfig, Session
 from asgi_sessions._core.extras import needs
 from asgi_sessions._core.timeouts import duration
-from asgi_sessions.frameworks._session import NOT_BOUND, Freshness
+from asgi_sessions.frameworks._session import NOT_BOUND, UNKNOWN, Freshness, outage
 from asgi_sessions.frameworks.starlette import current_session
 
 with needs("fastapi", "asgi_sessions.frameworks.fastapi"):
@@ -101,6 +101,8 @@ class RequireUser(_Scheme):
 
     async def __call__(self, connection: HTTPConnection) -> str:
         session = current_session(connection)
+        if (seconds := outage(session)) is not None:
+            raise HTTPException(503, UNKNOWN, {"Retry-After": str(seconds)})
         if session.user_id is None:
             raise HTTPException(401, "Not logged in", {"WWW-Authenticate": LOG_IN})
         if self._asked is not None and not self._asked.is_met(session):

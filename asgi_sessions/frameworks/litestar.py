@@ -20,7 +20,7 @@ from asgi_sessions._asgi.foreign import foreign_class
 from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.extras import needs
 from asgi_sessions._engine.upkeep import require_event_loop
-from asgi_sessions.frameworks._session import NOT_BOUND, Freshness, opened, saved, session_in
+from asgi_sessions.frameworks._session import NOT_BOUND, UNKNOWN, Freshness, opened, outage, saved, session_in
 from asgi_sessions.stores import Store
 
 with needs("litestar", "asgi_sessions.frameworks.litestar"):
@@ -28,7 +28,12 @@ with needs("litestar", "asgi_sessions.frameworks.litestar"):
     from litestar.config.app import AppConfig
     from litestar.connection import ASGIConnection
     from litestar.datastructures.headers import MutableScopeHeaders
-    from litestar.exceptions import NotAuthorizedException, NotFoundException, PermissionDeniedException
+    from litestar.exceptions import (
+        NotAuthorizedException,
+        NotFoundException,
+        PermissionDeniedException,
+        ServiceUnavailableException,
+    )
     from litestar.handlers import ASGIRouteHandler, BaseRouteHandler
     from litestar.middleware import DefineMiddleware
     from litestar.middleware.session import SessionMiddleware as LitestarsMiddleware
@@ -163,7 +168,10 @@ def _endpoints(path: str, base: str) -> ASGIRouteHandler:
 
 async def require_user(connection: Connection, handler: BaseRouteHandler) -> None:
     """A guard: answers 401 without a logged-in user."""
-    if _find(connection.scope).user_id is None:
+    session = _find(connection.scope)
+    if (seconds := outage(session)) is not None:
+        raise ServiceUnavailableException(UNKNOWN, headers={"Retry-After": str(seconds)})
+    if session.user_id is None:
         raise NotAuthorizedException("Not logged in", headers={"WWW-Authenticate": "Cookie"})
 
 

@@ -19,7 +19,7 @@ from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.extras import needs
 from asgi_sessions._core.origin import path_below_root
 from asgi_sessions._core.session import OURS
-from asgi_sessions.frameworks._session import NOT_BOUND, Freshness, opened, saved, session_in
+from asgi_sessions.frameworks._session import NOT_BOUND, UNKNOWN, Freshness, opened, outage, saved, session_in
 from asgi_sessions.stores import Store
 
 with needs("quart", "asgi_sessions.frameworks.quart"):
@@ -27,7 +27,7 @@ with needs("quart", "asgi_sessions.frameworks.quart"):
     from quart import Quart, current_app, has_request_context, request, websocket
     from quart.sessions import SessionInterface, SessionMixin
     from werkzeug.datastructures import WWWAuthenticate
-    from werkzeug.exceptions import Forbidden, Unauthorized
+    from werkzeug.exceptions import Forbidden, ServiceUnavailable, Unauthorized
 
 _logger = logging.getLogger("asgi_sessions")
 
@@ -100,6 +100,8 @@ def _require(view: Callable[..., Any], *, asked: Freshness | None) -> Callable[.
     @wraps(view)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
         session = current_session()
+        if (seconds := outage(session)) is not None:
+            raise ServiceUnavailable(UNKNOWN, retry_after=seconds)
         if session.user_id is None:
             raise Unauthorized("Not logged in", www_authenticate=WWWAuthenticate("cookie"))
         if asked is not None and not asked.is_met(session):

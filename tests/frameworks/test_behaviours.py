@@ -11,10 +11,12 @@ import pytest
 
 from asgi_sessions import DeviceBound, MemoryStore, Sessions
 from asgi_sessions.dbsc.testing import SoftwareDevice
+from asgi_sessions.errors import StoreUnreachable
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.frameworks.apps import BUILDERS, App
 from tests.frameworks.client import Client
+from tests.wrapped import Wrapped
 
 Build = Callable[..., App]
 
@@ -146,6 +148,28 @@ async def test_without_a_user_an_account_is_401_with_a_challenge(build: Build, m
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Cookie"
     assert set_cookies(response) == []
+
+
+@pytest.mark.parametrize("path", ["/account", "/grave", "/bound", "/ws/account"])
+@pytest.mark.parametrize("framework", ["fastapi", "litestar", "quart"])  # those with guards of ours
+async def test_during_an_outage_nobody_is_told_to_log_in(build: Build, memory: MemoryStore, path: str) -> None:
+    """With ``on_store_failure="anonymous"`` the user may be logged in. A front end that gets 401 leaves the page."""
+    store = Wrapped(memory)
+    client = Client(build(store, on_store_failure="anonymous").asgi)
+    await client.post("/login/alice")
+    store.fail["load"] = StoreUnreachable("no")
+
+    if path.startswith("/ws"):
+        async with client.websocket(path) as socket:
+            assert not socket.accepted
+        assert socket.answer.get("status", socket.answer.get("code")) in (503, 4500)
+        return
+    response = await client.get(path)
+
+    assert (response.status_code, set_cookies(response)) == (503, [])
+    assert int(response.headers["retry-after"]) > 0
+    assert "www-authenticate" not in response.headers
+    assert "no-store" in response.headers["cache-control"]
 
 
 async def test_what_needs_a_fresh_log_in_is_401_after_a_while_until_the_user_confirms(
