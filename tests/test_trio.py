@@ -24,11 +24,13 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from asgi_sessions import ConfigurationError, MemoryStore, RedisStore, SessionMiddleware, Sessions, SQLStore
 from asgi_sessions.frameworks.litestar import SessionPlugin
 from asgi_sessions.identity import BackChannelLogout, IdentityProvider
+from asgi_sessions.migrate import FromDjango, FromStarlette, FromStarsessions
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock, session_cookie
 from tests.identity.provider import Provider, signed
+from tests.migrate.world import OLD_KEY, user_of
 from tests.ports import free_port
-from tests.support import Browser, app_with, destroy, log_in, put, read
+from tests.support import Browser, app_with, destroy, inner_app, log_in, put, read
 from tests.tokens.conftest import some_tokens
 from tests.wrapped import Wrapped
 
@@ -83,6 +85,39 @@ async def test_a_store_that_needs_asyncio_says_so_when_the_app_starts(make: Any)
     assert "needs asyncio" in said[0]["message"]
     assert "asyncio worker" in said[0]["message"]
     assert isinstance(error, ConfigurationError)
+
+
+READERS_FOR_ASYNCIO: dict[str, Any] = {
+    "FromStarsessions": lambda: FromStarsessions("redis://localhost:1", user=user_of),
+    "FromStarsessions of a client": lambda: FromStarsessions(Redis(port=1), user=user_of),
+    "FromDjango": lambda: FromDjango(create_async_engine("sqlite+aiosqlite:///nowhere.db"), secret_key=OLD_KEY),
+}
+
+
+@pytest.mark.parametrize("make", READERS_FOR_ASYNCIO.values(), ids=READERS_FOR_ASYNCIO.keys())
+async def test_a_reader_of_old_sessions_that_needs_asyncio_says_so_too(make: Any) -> None:
+    app = SessionMiddleware(plain_app, MemoryStore(), adopt=[FromStarlette(secret_key=OLD_KEY, user=user_of), make()])
+
+    said, error = await lifespan_of(app)
+
+    assert [message["type"] for message in said] == ["lifespan.startup.failed"]
+    assert f"{type(app.sessions.adopt[1]).__name__} needs asyncio" in said[0]["message"]
+    assert isinstance(error, ConfigurationError)
+
+
+async def test_old_sessions_in_a_cookie_or_behind_a_function_of_the_app_are_adopted() -> None:
+    asked: list[str] = []
+
+    async def find(key: str) -> None:
+        asked.append(key)
+
+    readers: list[Any] = [FromStarlette(secret_key=OLD_KEY, user=user_of), FromDjango(find, secret_key=OLD_KEY)]
+    app = SessionMiddleware(inner_app, MemoryStore(), adopt=readers)
+    assert len((await lifespan_of(SessionMiddleware(plain_app, MemoryStore(), adopt=readers)))[0]) == 2
+
+    response = await Browser(app).raw([(b"cookie", b"sessionid=0123456789abcdef")])
+
+    assert (response.status, asked) == (200, ["0123456789abcdef"])
 
 
 async def test_a_store_that_needs_asyncio_can_be_closed_all_the_same() -> None:

@@ -8,7 +8,7 @@ from asgi_sessions._asgi.foreign import refuse_foreign_outside
 from asgi_sessions._asgi.responses import fail_to_start
 from asgi_sessions._core.types import Message, Receive, Scope, Send
 from asgi_sessions._engine.manager import Manager
-from asgi_sessions._engine.upkeep import Upkeep, require_event_loop
+from asgi_sessions._engine.upkeep import Upkeep
 from asgi_sessions.errors import ConfigurationError
 
 
@@ -32,7 +32,7 @@ async def lifespan(
 
     try:
         refuse_foreign_outside(scope.get("app"))
-        require_event_loop(manager.store)
+        upkeep.require_event_loop()
     except ConfigurationError as error:
         await fail_to_start(error, receive, send)
         raise

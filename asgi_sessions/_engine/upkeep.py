@@ -11,7 +11,6 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
 
 from asgi_sessions._core.adoption import Reader
 from asgi_sessions._engine.contract import SweepingStore, trait
@@ -39,6 +38,19 @@ class Upkeep:
         self._readers = readers
         self._manager = manager
         self._running = PerLoop(_Running)
+
+    def require_event_loop(self) -> None:
+        """Check that the store and the readers can work in the running event loop.
+
+        Raises:
+            ConfigurationError: one of them needs asyncio, and this is trio.
+        """
+        for part, advice in ((self._manager.store, ", or use MemoryStore()"), *((each, "") for each in self._readers)):
+            if trait(part, "needs_asyncio") is True and running_loop() is None:
+                raise ConfigurationError(
+                    f"{type(part).__name__} needs asyncio, but this server runs another event loop (trio): start the server "
+                    f"with its asyncio worker{advice}"
+                )
 
     def begin(self, app: Hashable) -> None:
         """Note that an app is running. The first app of an event loop starts the sweeper.
@@ -82,16 +94,3 @@ class Upkeep:
             await part()
         except Exception as error:
             await self._manager.failed("close", error)
-
-
-def require_event_loop(store: Any) -> None:
-    """Check that the store can work in the running event loop.
-
-    Raises:
-        ConfigurationError: the store needs asyncio, and this is trio.
-    """
-    if trait(store, "needs_asyncio") is True and running_loop() is None:
-        raise ConfigurationError(
-            f"{type(store).__name__} needs asyncio, but this server runs another event loop (trio): start the server with its "
-            "asyncio worker, or use MemoryStore()"
-        )

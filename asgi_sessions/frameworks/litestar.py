@@ -19,7 +19,6 @@ from asgi_sessions import ConfigurationError, CookieConfig, Session, SessionData
 from asgi_sessions._asgi.foreign import foreign_class
 from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.extras import needs
-from asgi_sessions._engine.upkeep import require_event_loop
 from asgi_sessions.frameworks._session import NOT_BOUND, UNKNOWN, Freshness, opened, outage, saved, session_in
 from asgi_sessions.stores import Store
 
@@ -99,7 +98,7 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
                     setattr(handler, name, _with_verbs(own))
 
     def _begin(self, app: Litestar) -> None:
-        require_event_loop(self._middleware._manager.store)
+        self._middleware._upkeep.require_event_loop()
         self._middleware._upkeep.begin(app)
 
     async def _end(self, app: Litestar) -> None:

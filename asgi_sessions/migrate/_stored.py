@@ -38,6 +38,8 @@ class _StoredReader(ReaderBase):
     """A reader of sessions in a store."""
 
     is_stored = True
+    needs_asyncio: bool = True
+    """As for a store: see :class:`Traits`."""
     _form: re.Pattern[bytes] = re.compile(rb"[A-Za-z0-9_-]{16,128}")
     """The format of an id. Other values never reach a server."""
 
@@ -310,6 +312,7 @@ class FromDjango(_StoredReader):
         super().__init__(user=user or user_of, **options)
         keys = keys_in(self._called, secret_key)
         self._server = SQLServer(self._called, database, delete, table, deadline)
+        self.needs_asyncio = not callable(database)
         self._signing = Signing(keys, "django.contrib.sessions.SessionStore")
         self._passwords = Passwords(self._called, keys, password)
 
