@@ -440,9 +440,7 @@ def _readers(name: str, given: object) -> tuple[Reader, ...]:
     readers = several(name, given, "adopt=[FromStarlette(…)]")
     for reader in readers:
         if isinstance(reader, type) or not isinstance(reader, Reader):
-            raise ConfigurationError(
-                f"{name}: give readers of asgi_sessions.migrate, and not a {type(reader).__name__}"
-            )
+            raise ConfigurationError(f"{name}: give readers of asgi_sessions.migrate, not {type(reader).__name__}")
     return readers
 
 

@@ -760,7 +760,7 @@ def test_device_bound_sessions_and_stores_without_users_are_refused_when_the_app
     for given, why in ((bound, "device-bound"), (Sessions(_NoUsers(MemoryStore())), "which sessions belong to a user")):
         with pytest.raises(ConfigurationError, match=why):
             Accounts(given)
-    with pytest.raises(ConfigurationError, match="give a Sessions"):
+    with pytest.raises(ConfigurationError, match="give one of type Sessions"):
         Accounts(MemoryStore())  # type: ignore[arg-type]
 
 
@@ -777,7 +777,7 @@ async def test_a_dict_is_no_session(memory: MemoryStore, call: str) -> None:
         "switch": partial(accounts.switch, user_id="bob"),
     }
 
-    with pytest.raises(ConfigurationError, match="give a Session"):
+    with pytest.raises(ConfigurationError, match="give one of type Session"):
         await calls[call]({})
 
 

@@ -477,7 +477,7 @@ async def test_an_app_can_say_itself_that_a_log_in_was_refused(store: Store, opt
 
     response = await second.do(handler)
 
-    assert said == ["the user has 1 sessions already"]
+    assert said == ["the user has reached the limit of sessions (active: 1)"]
     assert (response.status, response.set_cookie) == (200, None)
     assert await second.is_out()
 
@@ -860,7 +860,7 @@ def test_what_does_not_fit_is_refused_when_the_app_is_built(wrong: Any) -> None:
 
 
 def test_devices_are_given_as_devices(memory: MemoryStore) -> None:
-    with pytest.raises(ConfigurationError, match="give a Devices"):
+    with pytest.raises(ConfigurationError, match="give one of type Devices"):
         app_with(memory, devices={"max_sessions": 3})
 
 

@@ -208,6 +208,7 @@ async def test_one_session_is_kept(place: Place, typed: Command) -> None:
 
     assert ended.out == "2 sessions ended\n"
     assert await ids_of(place.store, "alice") == [keep]
+    assert (await place.type(typed, "revoke-all", "alice")).out == "1 session ended\n"
 
 
 async def test_no_command_prints_a_token_a_key_or_data(place: Place, typed: Command) -> None:
@@ -456,7 +457,7 @@ def test_a_store_that_cannot_be_reached_is_a_problem(url: str, typed: Command) -
 
     assert ended.status == 2
     assert re.search(r"^problem  reachable ", ended.out, re.MULTILINE)
-    assert ended.out.endswith("\n1 problems, 0 warnings\n")
+    assert ended.out.endswith("\n1 problem, 0 warnings\n")
     assert PASSWORD not in ended.out + ended.err
 
 

@@ -94,7 +94,7 @@ async def test_the_sessions_of_a_user_are_listed_and_ended_in_all_realms(store: 
 async def test_a_realm_that_is_no_text_is_an_error_of_the_app(store: Store, clock: FakeClock) -> None:
     browser = Browser(app_with(store, clock=clock, realm=lambda scope: b"a.example"))
 
-    with pytest.raises(SessionError, match=r"SessionMiddleware\(realm=…\) returned a bytes"):
+    with pytest.raises(SessionError, match=r"SessionMiddleware\(realm=…\) returned the type bytes"):
         await browser.do(put(a=1))
 
 

@@ -389,7 +389,7 @@ def test_sweep_from_cron(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "create_tables" in capsys.readouterr().err
     asyncio.run(fill())
     assert main(["sweep", url]) == 0
-    assert capsys.readouterr().out == "1 expired sessions removed\n"
+    assert capsys.readouterr().out == "1 expired session removed\n"
 
 
 def test_who_comes_right_after_a_sweep_is_not_told_that_it_goes_on(

@@ -20,7 +20,7 @@ def several(name: str, value: Any, advice: str) -> tuple[Any, ...]:
         ConfigurationError: it is not a list. The message ends with ``advice``.
     """
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        what = "a single string" if isinstance(value, str | bytes) else f"a {type(value).__name__}"
+        what = "a single string" if isinstance(value, str | bytes) else f"of type {type(value).__name__}"
         raise ConfigurationError(f"{name} is {what}: give a list, {advice}")
     return tuple(value)
 
@@ -33,7 +33,7 @@ def expect(name: str, value: object, *kinds: type) -> None:
     """
     if not isinstance(value, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise ConfigurationError(f"{name} is a {type(value).__name__}: give a {wanted}")
+        raise ConfigurationError(f"{name} is of type {type(value).__name__}: give one of type {wanted}")
 
 
 def expect_app(called: str, app: object, **predicates: object) -> None:

@@ -153,7 +153,7 @@ def _checked(secret: object, number: int) -> bytes:
     elif isinstance(secret, bytes):
         raw = secret
     else:
-        raise ConfigurationError(f"secret_keys: number {number} is a {type(secret).__name__}; give str or bytes")
+        raise ConfigurationError(f"secret_keys: number {number} is of type {type(secret).__name__}; give str or bytes")
     if len(raw) < MIN_SECRET_BYTES:
         raise ConfigurationError(
             f"secret_keys: number {number} has {len(raw)} bytes, at least {MIN_SECRET_BYTES} are needed; {advice}"

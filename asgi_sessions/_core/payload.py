@@ -53,7 +53,7 @@ class MessagePackCodec:
         if payload is None or not self._is_faithful(data, payload, changed):
             for key in data:
                 if type(key) is not str:
-                    raise SessionDataError(f"session key {key!r} is a {type(key).__name__}; session keys are str")
+                    raise SessionDataError(f"session key {key!r} is of type {type(key).__name__}; session keys are str")
             plain = {key: self._faithful(value, key, 0) for key, value in data.items()}
             try:
                 payload = self._encode(plain)
@@ -127,7 +127,7 @@ class MessagePackCodec:
             for inner in value:
                 if type(inner) is not str:
                     raise SessionDataError(
-                        f"session[{key!r}] holds a dict with the key {inner!r}, a {type(inner).__name__}; use str keys"
+                        f"session[{key!r}] holds a dict with the key {inner!r} of type {type(inner).__name__}; use str keys"
                     )
             return {inner: self._faithful(item, key, depth + 1) for inner, item in value.items()}
         if kind is datetime:

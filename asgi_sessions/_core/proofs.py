@@ -86,7 +86,7 @@ def methods_in(called: str, methods: object) -> tuple[str, ...]:
     """
     if isinstance(methods, str) or not isinstance(methods, Iterable):
         raise SessionDataError(
-            f'{called}: methods is a {type(methods).__name__}; give a list, such as methods=["pwd", "otp"]'
+            f'{called}: methods is of type {type(methods).__name__}; give a list, such as methods=["pwd", "otp"]'
         )
     given: tuple[Any, ...] = tuple(methods)
     if len(given) > MOST_METHODS or not all(isinstance(each, str) and _METHOD.fullmatch(each) for each in given):

@@ -124,7 +124,7 @@ def provider_in(called: str, value: object) -> ProviderLogIn:
     """
     if not isinstance(value, tuple) or len(value) not in (2, 3):
         raise SessionDataError(
-            f"{called}: provider is a {type(value).__name__}; give (issuer, subject, sid) of the ID token, "
+            f"{called}: provider is of type {type(value).__name__}; give (issuer, subject, sid) of the ID token, "
             'such as provider=(claims["iss"], claims["sub"], claims.get("sid"))'
         )
     issuer, subject, sid = (*value, None)[:3]

@@ -692,7 +692,7 @@ class Session(TrackedDict):
         """
         plain = to_plain(value)
         if not isinstance(plain, dict):
-            raise SessionDataError(f"write_model(): a {type(value).__name__} has no fields")
+            raise SessionDataError(f"write_model(): a value of type {type(value).__name__} has no fields")
         self.update(plain)
 
     def _read_as(self, value: Any, kind: type[T], default: Any, named: str) -> Any:

@@ -114,7 +114,7 @@ def realm_of(name: object) -> bytes:
     """
     if not isinstance(name, str):
         raise SessionError(
-            f"SessionMiddleware(realm=…) returned a {type(name).__name__}: return a str, such as the host"
+            f"SessionMiddleware(realm=…) returned the type {type(name).__name__}: return a str, such as the host"
         )
     return b"\0" + name.encode("utf-8", "surrogatepass")
 

@@ -26,7 +26,7 @@ def to_plain(value: object) -> Any:
     try:
         return _listed(msgspec.to_builtins(value, builtin_types=_KEPT, str_keys=True, enc_hook=_of_pydantic))
     except (TypeError, ValueError, RecursionError, NotImplementedError) as error:
-        raise SessionDataError(f"a {type(value).__name__} cannot be kept in a session: {error}") from None
+        raise SessionDataError(f"a value of type {type(value).__name__} cannot be kept in a session: {error}") from None
 
 
 def from_plain(value: object, kind: type[T]) -> T:

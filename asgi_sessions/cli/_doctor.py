@@ -22,7 +22,7 @@ from asgi_sessions._engine.clock import AGREES, FOLLOWED
 from asgi_sessions._engine.contract import NotifyingStore
 from asgi_sessions._engine.guard import DEADLINE, NO_KEY
 from asgi_sessions.cli._findings import Finding, Level, note, ok, problem, warning
-from asgi_sessions.cli._output import Bar, print_json, shown
+from asgi_sessions.cli._output import Bar, counted, print_json, shown
 from asgi_sessions.cli._settings import SECRET_KEYS, Opened, url_in, work_on
 from asgi_sessions.cli._walk import walk
 from asgi_sessions.errors import StoreError, StoreRefused, StoreUnreachable
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         if each.advice:
             print(f"{'':21} → {shown(each.advice)}")
     many = Counter(each.level for each in found)
-    print(f"\n{many['problem']} problems, {many['warning']} warnings")
+    print(f"\n{counted(many['problem'], 'problem')}, {counted(many['warning'], 'warning')}")
     return status
 
 

@@ -35,6 +35,11 @@ def shown(value: object) -> str:
     return "".join(char if char.isprintable() else "�" for char in str(value))
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things: ``1 session``, ``1,200 sessions``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print columns, each as wide as its longest cell."""
     cells = [list(heads), *([shown(value) for value in row] for row in rows)]

@@ -11,7 +11,7 @@ from asgi_sessions import ConfigurationError
 from asgi_sessions._core.record import Body, Record
 from asgi_sessions._core.token import is_id
 from asgi_sessions._engine.loops import together
-from asgi_sessions.cli._output import Bar, plain, print_fields, print_json, print_table
+from asgi_sessions.cli._output import Bar, counted, plain, print_fields, print_json, print_table
 from asgi_sessions.cli._settings import SECRET_KEYS, Opened, work_on
 from asgi_sessions.cli._walk import AT_ONCE, walk
 from asgi_sessions.rekey import Progress
@@ -117,7 +117,7 @@ def run_revoke_all(options: argparse.Namespace) -> int:
         if options.json:
             print_json({"ended": many})
         else:
-            print(f"{many:,} sessions ended")
+            print(f"{counted(many, 'session')} ended")
         return 0
 
     return int(work_on(options, work))

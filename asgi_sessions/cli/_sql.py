@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from asgi_sessions import ConfigurationError, Devices
 from asgi_sessions._core.extras import needs
-from asgi_sessions.cli._output import print_json
+from asgi_sessions.cli._output import counted, print_json
 from asgi_sessions.cli._settings import name_in, quietly, url_in
 from asgi_sessions.cli._stores import store_of
 from asgi_sessions.stores import SweepingStore
@@ -59,5 +59,5 @@ def sweep(options: argparse.Namespace) -> int:
     elif removed is None:
         print(f"another process is sweeping, or has swept within the last {TURN:.0f} seconds")
     else:
-        print(f"{removed} expired sessions removed")
+        print(f"{counted(removed, 'expired session')} removed")
     return 0

@@ -239,7 +239,7 @@ class _Verbs:
             session.clear()
             session.update(data)
         else:
-            raise SessionDataError(f"set_session(): give a dict, not a {type(value).__name__}")
+            raise SessionDataError(f"set_session(): give a dict, not {type(value).__name__}")
 
     def clear_session(self) -> None:
         session = self.scope.get("session")

@@ -196,7 +196,7 @@ class MemoryStore:
         replaced = sessions.pop(note.replaces.record.id, None) if note.replaces is not None else None
         surplus = len(sessions) - note.rules.limit + 1 if note.rules.limit else 0
         if surplus > 0 and note.rules.refuses:
-            raise SessionLimitReached(f"the user has {len(sessions)} sessions already")
+            raise SessionLimitReached(f"the user has reached the limit of sessions (active: {len(sessions)})")
         idle_first = sorted(sessions, key=lambda each: self._records[sessions[each]].seen_at)
         out = tuple(idle_first[: max(surplus, 0)])
         for id in out:

@@ -67,7 +67,7 @@ class SigningKey:
             members = {"crv": "P-256", "kty": "EC", "x": x, "y": y}
         else:
             raise ConfigurationError(
-                f"SigningKey: a {type(key).__name__} cannot be used. Use Ed25519, P-256, or a secret of 32 bytes. "
+                f"SigningKey: a key of type {type(key).__name__} cannot be used. Use Ed25519, P-256, or a secret of 32 bytes. "
                 "Make one with: asgi-sessions keygen"
             )
         # RFC 7638, section 3.3: the required members, sorted, without white space.

@@ -259,7 +259,9 @@ def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
 def test_what_sessions_need_for_it() -> None:
     with pytest.raises(ConfigurationError, match="secret_keys"):
         Sessions(MemoryStore(), device_bound=DeviceBound())
-    with pytest.raises(ConfigurationError, match=r"Sessions\(device_bound\) is a bool: give a DeviceBound"):
+    with pytest.raises(
+        ConfigurationError, match=r"Sessions\(device_bound\) is of type bool: give one of type DeviceBound"
+    ):
         Sessions(MemoryStore(), secret_keys=KEYS, device_bound=True)  # type: ignore[arg-type]
 
 

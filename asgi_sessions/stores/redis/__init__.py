@@ -405,7 +405,7 @@ class RedisStore:
             raise RecordExists("there is a record under this key already")
         if not isinstance(done, list):
             if done < 0:
-                raise SessionLimitReached(f"the user has {-done} sessions already")
+                raise SessionLimitReached(f"the user has reached the limit of sessions (active: {-done})")
             return None
         replaced = _gone(note.replaces, done[2]) if note is not None and note.replaces is not None else None
         return Admission(bool(done[0]), bool(done[1]), tuple(_texts(done[3:])), replaced)
@@ -548,7 +548,7 @@ class RedisStore:
         pattern = f"{self._prefix}:{{*}}:s:*"
         answer = await self._bulk.call(("SCAN", number, "MATCH", pattern, "COUNT", some))
         if not isinstance(answer, list | tuple) or len(answer) != 2:
-            raise StoreUnreachable(f"Redis answered with a {type(answer).__name__} instead of a list")
+            raise StoreUnreachable(f"Redis answered with the type {type(answer).__name__} instead of a list")
         following = answer[0] if isinstance(answer[0], int) else _bytes(answer[0]).decode("ascii", "replace")
         return [_key_in(name) for name in _texts(list(answer[1]))], str(following)
 
@@ -728,13 +728,13 @@ def _gone(replaces: Replaced, answer: Any) -> Record | None:
 
 def _texts(answer: Any) -> list[str]:
     if not isinstance(answer, list):
-        raise StoreUnreachable(f"Redis answered with a {type(answer).__name__} instead of a list")
+        raise StoreUnreachable(f"Redis answered with the type {type(answer).__name__} instead of a list")
     return [_bytes(item).decode("ascii", "replace") for item in answer]
 
 
 def _bytes(answer: Any) -> bytes:
     if not isinstance(answer, bytes):
-        raise StoreUnreachable(f"Redis answered with a {type(answer).__name__} instead of a string")
+        raise StoreUnreachable(f"Redis answered with the type {type(answer).__name__} instead of a string")
     return answer
 
 

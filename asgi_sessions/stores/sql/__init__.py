@@ -564,7 +564,7 @@ class SQLStore:
                 alive = [one for one in alive if one.id != replaces]
                 surplus = len(alive) - rules.limit + 1 if rules.limit else 0
                 if surplus > 0 and rules.refuses:
-                    raise SessionLimitReached(f"the user has {len(alive)} sessions already")
+                    raise SessionLimitReached(f"the user has reached the limit of sessions (active: {len(alive)})")
                 out = sorted(alive, key=lambda one: one.seen_at)[: max(surplus, 0)]
                 gone = await self._readable(connection, replaced[0].key) if replaced else None
                 await self._remove(connection, [one.key for one in (*over, *out, *replaced)])
