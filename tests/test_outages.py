@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from asgi_sessions import RedisStore, Session
+from asgi_sessions.stores.redis import LARGE
 from tests.conftest import Server
 from tests.proxy import Proxy
 from tests.support import Browser, app_with, log_in, put, read, sessions_there
@@ -118,6 +119,30 @@ async def test_what_users_see(alice: Browser, proxy: Proxy, row: str, write: boo
     assert found["user_id"] == "alice"
     assert found["data"]["a"] == 1
     assert write is False or response.status != 200 or found["data"]["b"] == 2  # nothing is lost that was acknowledged
+
+
+@pytest.mark.parametrize("moment", ["first request", "large session", "no scripts", "large new session"])
+async def test_late_answers_do_not_add_up(alice: Browser, proxy: Proxy, own_server: Server, moment: str) -> None:
+    """Each answer takes 0.38 s, which is in time. With two or more of them, a load or a commit takes too long."""
+    store: Any = alice.app.sessions.store
+    handler = put()
+    if moment == "first request":
+        alice.app = app_with(store := RedisStore.from_url(proxy.url(own_server.url)))
+    elif moment == "large session":
+        await alice.do(put(a="x" * LARGE))
+    elif moment == "no scripts":
+        handler = put(b=1)
+        with redis.Redis.from_url(own_server.url) as client:
+            client.script_flush()
+    else:
+        handler = put(b="x" * LARGE)
+        alice.token = None
+    proxy.delay = 0.19
+
+    assert (await alice.do(handler)).status == 503
+
+    mend(proxy)
+    await store.aclose()
 
 
 async def test_a_store_that_comes_back_empty_has_logged_everybody_out(alice: Browser, own_server: Server) -> None:

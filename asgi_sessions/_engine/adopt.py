@@ -128,11 +128,8 @@ class _Adoption:
 
     async def _in_time(self, step: Awaitable[T]) -> T:
         """Run a step within the deadline of our store. The old store has its own time limit."""
-        try:
-            with self._manager.guard.limit():
-                return await step
-        except TimeoutError as error:
-            raise self._manager.guard.too_slow() from error
+        with self._manager.guard.in_time():
+            return await step
 
     async def _marker(self) -> _Marker | None:
         """Return the marker of this cookie. A marker that cannot be decrypted still means that the cookie was adopted."""

@@ -221,7 +221,8 @@ class Traits:
     """
 
     keeps_its_own_deadline: bool = False
-    """Every method answers or raises within half a second. Then the manager sets no timer of its own."""
+    """Every method answers or raises within half a second, or with :attr:`asks_at_once` each future. Then the manager sets no
+    timer of its own for them."""
 
     asks_at_once: int = 0
     """The store is a :class:`PromptStore`. An answer with fewer bytes than this is complete."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, ParamSpec, TypeVar
 
 import anyio
@@ -36,6 +37,9 @@ logger = logging.getLogger("asgi_sessions")
 
 DEADLINE = 0.45
 """Seconds for a load, and for a whole commit. A request has one of each, and stays under a second."""
+
+MOST_SPENT = 0.75
+"""The largest share of a deadline that counts as spent after the store has answered, regardless of the time."""
 
 TOUCH_SHARE = 0.6
 """The share of the deadline for a touch, so that the commit has time left for a response."""
@@ -82,6 +86,21 @@ class Guard:
         """Seconds until another call may succeed."""
         return self.breakers.retry_after(time.monotonic())
 
+    def spent_since(self, began: float) -> float:
+        """The time since ``began``, for ``in_time()`` after an answer. Some of the deadline always remains: a long wait may
+        only mean that the event loop was blocked.
+        """
+        return min(time.monotonic() - began, self.deadline * MOST_SPENT)
+
+    @contextmanager
+    def in_time(self, spent: float = 0.0) -> Iterator[None]:
+        """A limit for the following block, of which ``spent`` seconds have passed. Raises StoreUnreachable."""
+        try:
+            with self.limit(spent):
+                yield
+        except TimeoutError as error:
+            raise self.too_slow() from error
+
     async def ask(self, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call one method of the store.
 
@@ -123,11 +142,8 @@ class Guard:
             return  # another caller's probe was answered
         began = time.monotonic()
         try:
-            try:
-                with self.limit():
-                    await self.store.load(shard_of(name) + NO_KEY[SHARD_CHARS:])
-            except TimeoutError as error:
-                raise self.too_slow() from error
+            with self.in_time():
+                await self.store.load(shard_of(name) + NO_KEY[SHARD_CHARS:])
         except _ANSWERS:
             pass
         except BaseException as error:

@@ -229,10 +229,8 @@ class Manager:
         try:
             with self.events.held_back() as held:
                 try:
-                    with self.guard.limit():
+                    with self.guard.in_time():
                         yield
-                except TimeoutError as error:
-                    raise self.guard.too_slow() from error
                 finally:
                     events = held
         except StoreError as failure:
@@ -254,11 +252,8 @@ class Manager:
                 number,
             )
         try:
-            try:
-                with self.guard.limit():
-                    await self.guard.ask(self.store.load, NO_KEY)
-            except TimeoutError as error:
-                raise self.guard.too_slow() from error
+            with self.guard.in_time():
+                await self.guard.ask(self.store.load, NO_KEY)
         except RecordDamaged:
             pass  # it answered
         except StoreError as failure:
