@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from asgi_sessions import Devices, RedisStore, Session, SessionMiddleware, Sessions, Timeouts
+from asgi_sessions._core.token import shard_of
 from asgi_sessions._engine import watch as _watch
 from asgi_sessions.stores import Store
-from asgi_sessions.testing import FakeClock
+from asgi_sessions.testing import FakeClock, a_record
 from tests.conftest import Server
 from tests.proxy import Proxy
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
@@ -477,6 +478,30 @@ async def test_a_server_without_sharded_channels_tells_all_the_same(own_server: 
     await hush(browser.app)
     for store in (here, there):
         await store.aclose()
+
+
+async def test_a_server_that_gets_sharded_channels_is_heard(own_server: Server) -> None:
+    """An upgrade from Redis 6.2, or a failover to a newer server. Ends are published on sharded channels from then on."""
+    for command in ("SSUBSCRIBE", "SUNSUBSCRIBE", "SPUBLISH"):
+        own_server.options = (*own_server.options, "--rename-command", command, "")
+    own_server.start()
+    store = RedisStore.from_url(own_server.url)
+    ended: list[str] = []
+    gaps: list[str] = []
+    made = store.listen(ended.append, gaps.append)
+    record = a_record()
+    made.add(shard_of(record.key))
+    assert await until(lambda: len(gaps) == 1)
+
+    own_server.options = ()
+    own_server.restart()
+    assert await until(lambda: len(gaps) == 2)
+    await store.create(record)
+    await store.delete(record.key)
+
+    assert await until(lambda: ended == [record.id])
+    await made.aclose()
+    await store.aclose()
 
 
 @pytest.mark.parametrize("shards", [1, 2, 20])

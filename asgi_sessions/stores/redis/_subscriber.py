@@ -126,7 +126,7 @@ class Subscriber:
             reader, writer = connection._reader, connection._writer
             if reader is None or writer is None:
                 raise RedisError("the connection was closed while it was being opened")
-            self._writer = writer
+            self._writer, self._sharded = writer, True  # the server may be a newer one now
             self._waiting = set(self._shards)
             self._asked.clear()
             self._leaving.clear()
