@@ -16,6 +16,7 @@ import redis
 from redis.asyncio import Redis
 
 from asgi_sessions import ConfigurationError, Event, RedisStore, Sessions, SessionWarning, StoreError
+from asgi_sessions._core.history import Rules
 from asgi_sessions._core.record import pack
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.errors import RecordDamaged
@@ -23,7 +24,7 @@ from asgi_sessions.stores.redis import LARGE
 from asgi_sessions.stores.redis._client import OwnClient
 from asgi_sessions.stores.redis._connection import Connection
 from asgi_sessions.stores.redis._scripts import CREATE, DELETE, INDEX, RENAME, TOUCH, UPDATE
-from asgi_sessions.testing import FakeClock, a_record, moved
+from asgi_sessions.testing import FakeClock, a_note, a_record, moved
 from tests.conftest import Server, a_store
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
 
@@ -433,3 +434,16 @@ async def test_the_history_knows_when_a_session_ended_whose_record_the_server_ha
 
     assert (end.event, end.reason) == ("ended", "idle")
     assert -60 < end.at.timestamp() - ends_at <= 0
+
+
+async def test_a_new_limit_ends_more_sessions_than_lua_returns_at_once(own_store: RedisStore) -> None:
+    """A user with thousands of sessions, from before there was a limit. Lua unpacks 8,000 values at most."""
+    for _ in range(17):
+        await asyncio.gather(*(own_store.create(a_record(owner="alice")) for _ in range(500)))
+    record = a_record(owner="alice")
+
+    admission = await own_store.create(record, note=a_note(record, rules=Rules(limit=3)))
+
+    assert admission is not None
+    assert len(admission.ended) == 8_498
+    assert record.id in await own_store.index(owner_of("alice"))

@@ -256,7 +256,7 @@ if ARGV[10] ~= '' and not replaced then
   local found = redis.call('HGET', index, ARGV[10])
   replaced = found and lies_at(string.sub(found, 1, 22))
 end
-local alive, out, value = {}, {}, ''
+local alive, out, value = {}, {0, 0, ''}, ''
 for _, one in ipairs(prune(index, ARGV[3], rules, limit == 0)) do
   if one[2] ~= ARGV[10] then alive[#alive + 1] = one end
 end
@@ -265,7 +265,7 @@ if limit > 0 and #alive >= limit then
   table.sort(alive, function(one, other) return one[1] < other[1] end)
   for i = 1, #alive - limit + 1 do
     finish(index, ARGV[3], alive[i], 'l', rules)
-    out[i] = alive[i][2]
+    out[#out + 1] = alive[i][2]
   end
 end
 if replaced then
@@ -282,7 +282,8 @@ keep(index, math.max(tonumber(ARGV[2]), rules.entries > 0 and tonumber(rules.kee
 local new = rules.entries > 0 and not known and string.sub(ARGV[6], 14, 14) == 'i'
 note(index, new and string.sub(ARGV[6], 1, 13) .. 'n' .. string.sub(ARGV[6], 15) or ARGV[6], rules)
 if value ~= '' then note(index, ARGV[13], rules) end
-return {new and 1 or 0, log_ins == 0 and not (new and evicts()) and 1 or 0, value, unpack(out)}
+out[1], out[2], out[3] = new and 1 or 0, log_ins == 0 and not (new and evicts()) and 1 or 0, value
+return out
 """
 )
 
