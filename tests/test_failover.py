@@ -71,6 +71,10 @@ WRONG = {
     "READONLY": "READONLY You can't write against a read only replica.",
     "LOADING": "LOADING Redis is loading the dataset in memory",
     "MASTERDOWN": "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+    "-READONLY": (  # Redis 6.2, in a script
+        "ERR Error running script (call to f_1a2b): @user_script:9: @user_script: 9: "
+        "-READONLY You can't write against a read only replica."
+    ),
     "UNBLOCKED": "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
 }
 RIGHT = {

@@ -109,6 +109,9 @@ TRUST_AGAIN = 1.0
 _NO_CONNECTION_LEFT = ("Too many connections", "No connection available", "max number of clients")
 """In errors of redis-py's pools and of the server."""
 
+_IN_SCRIPT = re.compile(r"@user_script: ?\d+: -([A-Z]+) ")
+"""The code of a command's error within the error of its script, on Redis 6.2. Newer servers put it first."""
+
 _CODES = {
     NoScriptError: "NOSCRIPT",
     ReadOnlyError: "READONLY",
@@ -132,6 +135,8 @@ class Refused(Exception):
         text = str(self)
         if MOVING in text:
             return TRY_AGAIN
+        if found := _IN_SCRIPT.search(text):
+            return found[1]
         words = text.split(None, 1)
         return words[0] if words and words[0].isupper() else "ERR"
 
