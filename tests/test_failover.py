@@ -35,13 +35,14 @@ def new_server() -> Any:
     server.remove()
 
 
-@pytest.mark.parametrize("is_given", [False, True], ids=["own connections", "a client of the app"])
+@pytest.mark.parametrize("kind", ["own connections", "a client of the app", "its only connection"])
 async def test_writes_go_to_the_new_primary_after_one_503_at_most(
-    own_server: Server, proxy: Proxy, new_server: Server, is_given: bool
+    own_server: Server, proxy: Proxy, new_server: Server, kind: str
 ) -> None:
     """The old one lives on as a replica. The name leads to the new one, as DNS or a proxy in front has it."""
-    url = proxy.url(own_server.url)
-    client = redis.asyncio.Redis.from_url(url) if is_given else None
+    url, is_single = proxy.url(own_server.url), kind == "its only connection"
+    is_own = kind == "own connections"
+    client = None if is_own else redis.asyncio.Redis.from_url(url, single_connection_client=is_single)
     store = RedisStore.from_url(url) if client is None else RedisStore(client)
     alice = Browser(app_with(store))
     await alice.do(log_in("alice"))

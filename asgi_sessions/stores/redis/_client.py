@@ -620,10 +620,10 @@ class GivenClient:
         raise NotImplementedError
 
     async def distrust(self) -> None:
-        """Close the idle connections, so that the client opens new ones."""
-        pool = getattr(self._client, "connection_pool", None)
+        """Close the idle connections, or the only one (``single_connection_client``), so that the client opens new ones."""
+        pool, only = (getattr(self._client, name, None) for name in ("connection_pool", "connection"))
         if pool is not None and self._distrusts.may():
-            await pool.disconnect(inuse_connections=False)
+            await (pool.disconnect(inuse_connections=False) if only is None else only.disconnect())
 
     def listen(
         self, stem: Callable[[str], str], on_end: Callable[[str], None], on_gap: Callable[[str], None]
