@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis.asyncio
@@ -26,6 +27,8 @@ from asgi_sessions._core.token import owner_of
 from asgi_sessions.errors import EndUnconfirmed
 from asgi_sessions.stores.redis import LARGE
 from asgi_sessions.stores.redis._client import sentinels_of
+from asgi_sessions.stores.redis._connection import ConnectionLost
+from asgi_sessions.stores.redis._sentinel import Sentinels
 from asgi_sessions.testing import FakeClock, UserStoreContract, a_record, moved
 from tests.clusters import AT_ONCE, Apart, Cluster, Nodes, Watched, may_make_namespaces, until
 from tests.conftest import Server, require
@@ -268,7 +271,7 @@ async def test_a_process_that_was_idle_is_not_answered_by_a_primary_that_is_cut_
 # ── Sentinel ──
 
 
-@pytest.mark.parametrize("connection", ["requests", "large", "ends"])
+@pytest.mark.parametrize("connection", ["requests", "large", "ends", "subscriber"])
 async def test_a_process_that_was_idle_does_not_go_on_with_an_old_primary(watched: Watched, connection: str) -> None:
     """An old primary that returns takes commands for 10 seconds, until a sentinel demotes it. Nothing may be read there."""
     here, there = (
@@ -280,6 +283,11 @@ async def test_a_process_that_was_idle_does_not_go_on_with_an_old_primary(watche
     assert await there.load(large.key) == large
     if connection == "ends":
         await there.delete(a_record(number=1).key)  # opens the third connection
+    heard, gaps = list[str](), list[str]()
+    listening = there.listen(heard.append, gaps.append)
+    if connection == "subscriber":
+        listening.add(large.key[:3])
+        await asyncio.to_thread(until, lambda: gaps, "a subscription")
     victim = watched.primary
 
     victim.signal(signal.SIGSTOP)
@@ -295,8 +303,12 @@ async def test_a_process_that_was_idle_does_not_go_on_with_an_old_primary(watche
     while await there.load(large.key) is not None:
         assert time.monotonic() < give_up
         await asyncio.sleep(0.05)
+    while connection == "subscriber" and large.id not in heard and len(gaps) < 2:
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.05)
     assert victim.ask("ROLE")[0] == b"master", "it was demoted before anything was shown"
     await ended(there, large)
+    await listening.aclose()
     for store in (here, there):
         await store.aclose()
 
@@ -344,6 +356,32 @@ async def test_the_sentinel_with_the_newest_configuration_is_believed(monkeypatc
     )
 
     assert await sentinels.discover_master(Watched.SERVICE) == ("10.0.0.2", 6379)
+
+
+async def test_a_sentinel_may_name_the_primary_by_its_host(monkeypatch: pytest.MonkeyPatch, valkey_url: str) -> None:
+    """``announce-hostnames yes``. A connection has an address, and that of the same server is no reason to drop it."""
+    named = ("localhost", urlsplit(valkey_url).port)
+
+    async def named_by_host(*_: Any) -> Any:
+        return named
+
+    monkeypatch.setattr(Sentinels, "discover_master", named_by_host)
+    store: Any = RedisStore.from_sentinel([("127.0.0.1", 1)], "sessions")
+    gaps: list[str] = []
+    listening = store.listen(lambda _: None, gaps.append)
+    listening.add("Zk3")
+    await store.load(a_record().key)
+    await asyncio.to_thread(until, lambda: gaps, "a subscription")
+    connection = store._client._here().current
+
+    store._lead_to(named)
+    assert (connection.lost, listening.is_live) == (None, True)
+
+    store._lead_to(("localhost", 1))
+    assert isinstance(connection.lost, ConnectionLost)
+    await asyncio.to_thread(until, lambda: len(gaps) == 2, "another subscription")
+    await listening.aclose()
+    await store.aclose()
 
 
 async def test_sentinels_that_are_gone_are_passed_over(watched: Watched) -> None:

@@ -288,12 +288,12 @@ class RedisStore:
         _when_answered(connection.ask(ASK), partial(self._note_run, node, connection.peer, self._runs.last(node)))
         if self._watches is not None:
             self._watches.here()
-            self._lead_to(connection.peer)
+            self._lead_to(*connection.names)
 
-    def _lead_to(self, address: Address | None) -> None:
+    def _lead_to(self, *names: Address) -> None:
         for client in (self._client, self._bulk, self._ender):
-            if isinstance(client, OwnClient) and address is not None:
-                client.lead_to(address)
+            if isinstance(client, OwnClient):
+                client.lead_to(names)
 
     def _note_time(self, answer: Any) -> None:
         try:

@@ -11,7 +11,7 @@ import os
 import random
 import re
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from threading import get_ident
 from time import monotonic
@@ -249,7 +249,10 @@ class OwnClient:
     def listen(
         self, stem: Callable[[str], str], on_end: Callable[[str], None], on_gap: Callable[[str], None]
     ) -> Subscriber:
-        return Subscriber(self._here().new_connection, stem, on_end, on_gap)
+        here = self._here()
+        subscriber = Subscriber(here.new_connection, stem, on_end, on_gap)
+        here.subscribers.add(subscriber)
+        return subscriber
 
     async def call_durably(self, command: tuple[Any, ...], mark: str, replicas: Replicas) -> Any:
         """As :meth:`call`, but return when enough replicas have the write.
@@ -267,12 +270,16 @@ class OwnClient:
         except UNANSWERED as error:
             raise unanswered(error, self.purpose) from error
 
-    def lead_to(self, address: Address) -> None:
-        """Drop the connection of this loop unless it leads to this address, which is the primary's."""
+    def lead_to(self, names: Collection[Address]) -> None:
+        """Drop the connections of this loop unless they lead to one of these addresses, which are the primary's."""
         reconnecting = self._connections.found()
-        current = None if reconnecting is None else reconnecting.current
-        if current is not None and current.lost is None and current.peer != address:
+        if reconnecting is None:
+            return
+        current = reconnecting.current
+        if current is not None and current.lost is None and current.names.isdisjoint(names):
             current.abort(ConnectionLost("another server is the primary now"))
+        for subscriber in reconnecting.subscribers:
+            subscriber.lead_to(names)
 
     async def distrust(self) -> None:
         """Drop the connection, since its server is not a primary now. The next one looks the address up again."""
@@ -485,6 +492,7 @@ class ReconnectingConnection:
         "_retry_at",
         "current",
         "distrusts",
+        "subscribers",
     )
 
     def __init__(self, pool: ConnectionPool, on_open: OnOpen = nothing) -> None:
@@ -498,6 +506,7 @@ class ReconnectingConnection:
         self._pause = 0.0
         self._retry_at = 0.0
         self.current: Connection | None = None
+        self.subscribers: weakref.WeakSet[Subscriber] = weakref.WeakSet()
 
     def new_connection(self) -> AbstractConnection:
         return new_connection(self._pool)

@@ -79,6 +79,7 @@ class Connection(asyncio.Protocol):
         "_writer",
         "has_room",
         "lost",
+        "names",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, writer: asyncio.StreamWriter) -> None:
@@ -101,6 +102,8 @@ class Connection(asyncio.Protocol):
         self._sharers: list[asyncio.Future[Any]] = []
         self._at_loop_end: AsyncGenerator[None, None] | None = None
         self.lost: Exception | None = None
+        self.names: frozenset[tuple[str, int]] = frozenset()
+        """The addresses of the server: see :func:`names_of`."""
         self.has_room = True
         """Whether a command may be sent now. Otherwise wait for :meth:`room`, unless the connection is ``lost``."""
         self._transport.set_protocol(self)
@@ -286,6 +289,13 @@ class Connection(asyncio.Protocol):
         self._at_loop_end = await at_the_end(close)
 
 
+def names_of(opened: AbstractConnection, writer: asyncio.StreamWriter) -> frozenset[tuple[str, int]]:
+    """The address of the server, and the one by which redis-py knows it. Sentinels may tell host names instead of addresses."""
+    peer = writer.get_extra_info("peername")
+    found = [peer, (getattr(opened, "host", ""), getattr(opened, "port", 0))]
+    return frozenset((str(name[0]), int(name[1])) for name in found if isinstance(name, tuple))
+
+
 async def open_connection(opened: AbstractConnection) -> Connection:
     """Let redis-py open and authenticate a connection, then take over its streams.
 
@@ -299,5 +309,6 @@ async def open_connection(opened: AbstractConnection) -> Connection:
     if writer is None:
         raise RedisError("the connection was closed while it was being opened")
     connection = Connection(asyncio.get_running_loop(), writer)
+    connection.names = names_of(opened, writer)
     await connection.close_with_the_loop()
     return connection

@@ -11,7 +11,7 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import hiredis
@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from asgi_sessions._engine.failures import reason_of
 from asgi_sessions._engine.loops import cancel, heed_cancellation, stop
+from asgi_sessions.stores.redis._connection import names_of
 
 logger = logging.getLogger("asgi_sessions")
 
@@ -62,6 +63,7 @@ class Subscriber:
         self._sharded = True
         self._pause = 0.0  # before the next try; 0 while all subscriptions are confirmed
         self._writer: asyncio.StreamWriter | None = None
+        self._names: frozenset[tuple[str, int]] = frozenset()  # as those of a Connection
         self._task = asyncio.ensure_future(self._run())
 
     @property
@@ -81,6 +83,11 @@ class Subscriber:
             self._waiting.discard(shard)
             self._asked.pop(self._channel(shard), None)
             self._send("UNSUBSCRIBE", shard)
+
+    def lead_to(self, names: Collection[tuple[str, int]]) -> None:
+        """Connect again unless the connection leads to one of these addresses, which are the primary's."""
+        if self._writer is not None and self._names.isdisjoint(names):
+            self._writer.transport.abort()
 
     def leave(self) -> asyncio.Task[None]:
         """Begin to close. The task is done when the connection is closed."""
@@ -126,6 +133,7 @@ class Subscriber:
             reader, writer = connection._reader, connection._writer
             if reader is None or writer is None:
                 raise RedisError("the connection was closed while it was being opened")
+            self._names = names_of(connection, writer)
             self._writer, self._sharded = writer, True  # the server may be a newer one now
             self._waiting = set(self._shards)
             self._asked.clear()
