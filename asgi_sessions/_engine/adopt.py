@@ -7,9 +7,9 @@ So the old cookie cannot restore the session after a log-out.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 import anyio
 from msgspec.structs import replace
@@ -33,8 +33,6 @@ TIME_TO_FORGET = 1.0
 MOST_NAMES = 20
 LONGEST_NAME = 60
 """How many dropped keys an event names, and how many characters of each."""
-
-T = TypeVar("T")
 
 
 class Adopted(NamedTuple):
@@ -110,26 +108,23 @@ class _Adoption:
         try:
             return await self._adopted()
         finally:
-            if self._events:
-                await self._manager.events.emit(*self._events)
+            await self._manager.events.emit(*self._events)
 
     async def _adopted(self) -> Session | None:
+        in_time = self._manager.guard.in_time  # the old store has a time limit of its own
         for _ in range(ATTEMPTS):
-            found = await self._in_time(self._adopted_before())
+            with in_time():
+                found = await self._adopted_before()
             if found is not None:
                 return found
             old = await self._reader.read(self._cookie, self._manager.clock())
-            made = await self._in_time(self._begun(old))
+            with in_time():
+                made = await self._begun(old)
             if made is not None and old is not None:
                 await self._forget()
             if made is not None or old is None:
                 return made
         raise StoreError("other requests adopted and ended the session each time it was looked for")
-
-    async def _in_time(self, step: Awaitable[T]) -> T:
-        """Run a step within the deadline of our store. The old store has its own time limit."""
-        with self._manager.guard.in_time():
-            return await step
 
     async def _marker(self) -> _Marker | None:
         """Return the marker of this cookie. A marker that cannot be decrypted still means that the cookie was adopted."""

@@ -87,9 +87,7 @@ class Guard:
         return self.breakers.retry_after(time.monotonic())
 
     def spent_since(self, began: float) -> float:
-        """The time since ``began``, for ``in_time()`` after an answer. Some of the deadline always remains: a long wait may
-        only mean that the event loop was blocked.
-        """
+        """The time since ``began``, for ``in_time()``. Some always remains: perhaps only the event loop was blocked."""
         return min(time.monotonic() - began, self.deadline * MOST_SPENT)
 
     @contextmanager
