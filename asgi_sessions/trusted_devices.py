@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from hashlib import sha256
+from math import nextafter
 from typing import Final, TypeVar
 
 import msgspec
@@ -38,13 +39,11 @@ from asgi_sessions.sessions import Sessions, refuse_actors
 DEVICE_COOKIE: Final = CookieConfig("__Host-Http-device")
 """The cookie that identifies a trusted browser."""
 
-LONGEST_KEEP: Final = 366 * 86400.0
-"""Seconds for which a device can be trusted at most. No trust that :meth:`TrustedDevices.forget` has ended lasts longer."""
-
 MOST_USERS: Final = 8
 """Users for whom one browser is trusted. Above that the oldest is dropped."""
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 _Trusted = dict[str, float]
 """The owner of each trusted user, and the time since which the browser is trusted, in seconds since the epoch."""
@@ -71,7 +70,7 @@ class TrustedDevices:
         expect("TrustedDevices(sessions)", sessions, Sessions)
         expect("TrustedDevices(cookie)", cookie, CookieConfig)
         self._keep = duration("TrustedDevices(keep)", keep).total_seconds()
-        if not 60 <= self._keep <= LONGEST_KEEP:
+        if not 60 <= self._keep <= 366 * 86400:
             raise ConfigurationError(f"TrustedDevices(keep={keep!r}): must lie between a minute and a year")
         if cookie.name == CookieConfig().name:
             raise ConfigurationError(
@@ -96,7 +95,9 @@ class TrustedDevices:
             for key in keys:
                 since = _unpack(await links.read(key)).get(owner)
                 if since is not None and self._manager.clock() < since + self._keep:
-                    return since > _time(await links.read(_key_of_user(owner)))
+                    # Without the time of the user, a forget() may have been lost: the server evicted it, or no secret opens it.
+                    valid_from = _time(await links.read(_key_of_user(owner)))
+                    return valid_from is not None and since > valid_from
         return False
 
     async def remember(self, scope: Scope, user_id: str) -> tuple[bytes, bytes]:
@@ -119,6 +120,7 @@ class TrustedDevices:
                 trusted |= _unpack(await links.read(key))
             trusted = {each: since for each, since in trusted.items() if now < since + self._keep} | {owner: now}
             latest = sorted(trusted.items(), key=lambda each: each[1])[-MOST_USERS:]
+            await self._set_time(owner, now, lambda known: nextafter(now, 0.0) if known is None else known)
             await links.change(key_of(token), now + self._keep, _put(dict(latest)))
             for key in keys:
                 await links.delete(key)
@@ -130,11 +132,9 @@ class TrustedDevices:
         Raises:
             SessionDataError: ``user_id`` is no user's id. StoreError: the store failed; call it again.
         """
-        now, key = self._manager.clock(), _key_of_user(owner_of(user_id))
+        owner, now = owner_of(user_id), self._manager.clock()
         async with self._manager.asking("trusted device"):
-            await self._manager.links.change(
-                key, now + LONGEST_KEEP, lambda known: msgspec.msgpack.encode(max(now, _time(known)))
-            )
+            await self._set_time(owner, now, lambda known: now if known is None else max(now, known))
 
     async def forget_device(self, scope: Scope) -> tuple[bytes, bytes]:
         """End the trust of the browser of this request, for all users.
@@ -148,6 +148,13 @@ class TrustedDevices:
             for key in self._keys(scope):
                 await self._manager.links.delete(key)
         return self._cookie.delete()
+
+    async def _set_time(self, owner: str, now: float, change: Callable[[float | None], float]) -> None:
+        """Change the time since which the devices of a user count. It is kept for as long as a device trusted now."""
+        key = _key_of_user(owner)
+        await self._manager.links.change(
+            key, now + self._keep, lambda known: msgspec.msgpack.encode(change(_time(known)))
+        )
 
     def _keys(self, scope: Scope) -> list[str]:
         values = self._cookie.read(scope.get("headers", ()))
@@ -168,11 +175,11 @@ def _unpack(data: bytes) -> _Trusted:
     return _decoded(data, _Trusted, {})
 
 
-def _time(data: bytes) -> float:
-    return _decoded(data, float, 0.0)
+def _time(data: bytes) -> float | None:
+    return _decoded(data, float, None)
 
 
-def _decoded(data: bytes, kind: type[T], default: T) -> T:
+def _decoded(data: bytes, kind: type[T], default: D) -> T | D:
     try:
         return msgspec.msgpack.decode(data, type=kind) if data else default
     except (msgspec.MsgspecError, ValueError):

@@ -19,10 +19,11 @@ from asgi_sessions import (
     Sessions,
     StoreError,
 )
+from asgi_sessions._core.token import owner_of
 from asgi_sessions.errors import StoreUnreachable
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
-from asgi_sessions.trusted_devices import MOST_USERS, TrustedDevices, _time, _unpack
+from asgi_sessions.trusted_devices import MOST_USERS, TrustedDevices, _key_of_user, _time, _unpack
 from tests.support import Browser, app_with, inner_app, log_in
 from tests.wrapped import Wrapped
 
@@ -149,6 +150,47 @@ async def test_what_was_forgotten_does_not_come_back_where_devices_are_trusted_f
     assert await longer.knows(jar.scope, "bob")
 
 
+async def test_a_forget_that_the_store_has_lost_revives_no_trust(
+    sessions: Sessions, trusted: TrustedDevices, jar: Jar, clock: FakeClock
+) -> None:
+    """A server that evicts may drop the record of forget() and keep that of the device."""
+    clock.advance(1)
+    await trusted.forget("alice")
+    await sessions.store.delete(_key_of_user(owner_of("alice")))
+
+    assert not await trusted.knows(jar.scope, "alice")
+    other = Jar()
+    other.hear(await trusted.remember(other.scope, "alice"))
+    assert [await trusted.knows(each.scope, "alice") for each in (jar, other)] == [False, True]
+
+
+async def test_a_forget_sealed_with_a_secret_that_was_removed_revives_no_trust(store: Store, clock: FakeClock) -> None:
+    """A later remember() of another user sealed the record of the device anew, but not that of the forget()."""
+    newer, jar = "Aq3v8Jw0pXzLr5Yt2Nb7Mf9Gh4Dc6Sa1Ee9", Jar()
+    before = TrustedDevices(Sessions(store, secret_keys=[SECRET], clock=clock))
+    jar.hear(await before.remember(jar.scope, "alice"))
+    clock.advance(1)
+    await before.forget("alice")
+    jar.hear(await TrustedDevices(Sessions(store, secret_keys=[newer, SECRET], clock=clock)).remember(jar.scope, "bob"))
+
+    after = TrustedDevices(Sessions(store, secret_keys=[newer], clock=clock))
+
+    assert [await after.knows(jar.scope, user_id) for user_id in ("alice", "bob")] == [False, True]
+
+
+async def test_a_forget_by_a_script_with_a_shorter_keep_lasts_as_long_as_the_devices(
+    sessions: Sessions, clock: FakeClock
+) -> None:
+    app, jar = TrustedDevices(sessions, keep=timedelta(days=300)), Jar()
+    jar.hear(await app.remember(jar.scope, "alice"))
+    clock.advance(1)
+
+    await TrustedDevices(sessions, keep=timedelta(days=30)).forget("alice")
+
+    clock.advance(31 * 86400)
+    assert not await app.knows(jar.scope, "alice")
+
+
 async def test_a_device_can_be_forgotten_alone(trusted: TrustedDevices, jar: Jar) -> None:
     copy = Jar(jar.value)
 
@@ -230,7 +272,7 @@ def test_what_does_not_fit_together_fails_when_the_app_is_built(memory: MemorySt
 @given(st.binary())
 def test_bytes_of_others_trust_nobody(data: bytes) -> None:
     assert isinstance(_unpack(data), dict)
-    assert isinstance(_time(data), float | int)
+    assert isinstance(_time(data), float | int | None)
 
 
 async def test_the_browser_of_an_actor_is_not_trusted(trusted: TrustedDevices, sessions: Sessions) -> None:
