@@ -18,6 +18,7 @@ import math
 import random
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -30,7 +31,7 @@ from msgspec.structs import replace
 from asgi_sessions._core.arguments import expect
 from asgi_sessions._core.facts import pack_facts
 from asgi_sessions._core.hidden import Hidden, forgets_arguments
-from asgi_sessions._core.history import Reason
+from asgi_sessions._core.history import Reason, ended
 from asgi_sessions._core.payload import MessagePackCodec
 from asgi_sessions._core.planner import is_confirmed
 from asgi_sessions._core.provider import pack, provider_in
@@ -53,7 +54,7 @@ from asgi_sessions._core.token import (
 from asgi_sessions._core.types import Clock, Event, Scope, instant
 from asgi_sessions._engine.contract import Store
 from asgi_sessions._engine.loops import PerLoop, retrieve, running_loop
-from asgi_sessions._engine.resolve import MAX_ATTEMPTS
+from asgi_sessions._engine.resolve import MAX_ATTEMPTS, noting
 from asgi_sessions.errors import (
     ConfigurationError,
     RecordChanged,
@@ -197,7 +198,7 @@ class Tokens:
                 (6 kB).
             SessionLimitReached: the user has too many sessions.
             SessionError: the request acts as another user.
-            StoreError: the store failed.
+            StoreError: the store failed. The user is not logged in.
         """
         user_id = user_id_in("log_in()", user_id)
         refuse_actors("log_in()", scope, "refresh tokens would outlive that; use access_token(session)")
@@ -215,9 +216,20 @@ class Tokens:
             Record(_key(shard_of(owner), id), 1, now, self._ends(now, now), id, owner, b""), body
         )
         pair = self._pair(record, body, grant)  # before the write: the user id may be too long
-        async with manager.asking("token log-in"):
-            await manager.admit(record, body)
+        try:
+            async with manager.asking("token log-in"):
+                await manager.admit(record, body)
+        except (StoreError, anyio.get_cancelled_exc_class()):
+            await self._undo(record, body)
+            raise
         return pair
+
+    async def _undo(self, record: Record, body: Body) -> None:
+        """Delete the session of a failed log-in, if it was stored. No client has its tokens, but it would count for the limit."""
+        manager = self._manager
+        note = manager.records.note(ended("logged_out"), record.id, record.owner, body.about)
+        with anyio.CancelScope(shield=True), suppress(StoreError, TimeoutError), manager.guard.limit():
+            await manager.guard.ask(manager.store.delete, record.key, **noting(note))
 
     def access_token(self, session: Session, **claims: Any) -> str:
         """An access token for a session with a user, for example for the front end of a cookie session.

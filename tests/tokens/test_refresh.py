@@ -7,7 +7,7 @@ import json
 import random
 import sys
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from msgspec.structs import replace
@@ -25,6 +25,7 @@ from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import SigningKey, TokenError, TokenInvalid, TokenPair, TokenReused, Tokens
+from tests.properties.faults import Faulty, Mode
 from tests.support import Browser, app_with, log_in, read
 from tests.tokens.conftest import KEY, SECRET, URL, some_tokens
 from tests.wrapped import Wrapped
@@ -136,6 +137,27 @@ async def test_a_lost_answer_of_the_store_and_a_restart_change_nothing(
     second = await after.refresh(first.refresh_token)
 
     assert isinstance(await outcome(after, second.refresh_token), TokenPair)
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+async def test_a_log_in_that_failed_leaves_no_session(memory: Store, clock: FakeClock, mode: Mode) -> None:
+    """No client has its tokens, and at the limit it would refuse the next log-in for days."""
+    devices, provider, at, fired = Devices(max_sessions=1, at_limit="refuse"), (URL, "248289", "sid-1"), 0, "create"
+
+    while fired:
+        store = Faulty(memory)
+        tokens = some_tokens(store, clock, devices=devices)
+        store.arm(at, mode)
+        await asyncio.gather(tokens.log_in("alice", provider=provider), return_exceptions=True)
+        store.disarm()
+        at, fired = at + 1, store.fired
+        assert len(await tokens.sessions.list("alice")) == (not fired)
+
+        await tokens.sessions.revoke_all("alice")
+        await tokens.log_in("alice")
+        await tokens.sessions.revoke_all("alice")
+
+    assert at > 4  # the session and its two links to the provider
 
 
 async def test_a_change_of_secrets_loses_nobody(store: Store, clock: FakeClock) -> None:
