@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -300,7 +301,7 @@ async def outcome(world: World, public: Public, name: str, value: Any) -> None:
         if each.default is each.empty and each.name not in ("self", name) and each.kind not in VARIADIC
     }
     arguments |= {"extra": value} if parameters[name].kind in VARIADIC else {name: value}
-    call = public.call if public.owner is None else getattr(world.instance(public.owner), public.call.__name__)
+    call: Any = public.call if public.owner is None else getattr(world.instance(public.owner), public.call.__name__)
     try:
         if public.name == "log_in_sync":  # it brings an event loop of its own
             await anyio.to_thread.run_sync(lambda: call(**arguments))
@@ -308,6 +309,10 @@ async def outcome(world: World, public: Public, name: str, value: Any) -> None:
         answer = call(**arguments)
         if inspect.isawaitable(answer):
             await answer
+        elif isinstance(answer, AbstractAsyncContextManager):  # session.once()
+            await call.__self__.save()
+            async with answer:
+                pass
     except SessionError:
         pass
 

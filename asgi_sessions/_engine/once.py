@@ -71,8 +71,8 @@ class _Lock:
     """A lock, stored as a record in the shard of the session. It expires, so a server that dies blocks others only until then."""
 
     def __init__(self, manager: Engine, of: Record, name: str, seconds: float) -> None:
-        digest = base64url(sha256(f"asgi-sessions once\0{of.id}\0{name}".encode()).digest())
-        self._key = shard_of(of.key) + digest[:KEY_SUFFIX_CHARS]
+        of_name = f"asgi-sessions once\0{of.id}\0{name}".encode("utf-8", "surrogatepass")
+        self._key = shard_of(of.key) + base64url(sha256(of_name).digest())[:KEY_SUFFIX_CHARS]
         self._manager = manager
         self._id = new_id()  # stores report the end of a lock, too, and sockets of the session must not hear its id
         self._seconds = seconds
