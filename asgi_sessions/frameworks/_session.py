@@ -73,15 +73,19 @@ class Freshness:
         return f"{scheme} " + ", ".join(f"{name}={value}" for name, value in self.parameters.items())
 
 
-async def opened(middleware: SessionMiddleware, headers: list[tuple[bytes, bytes]]) -> Session:
-    """The session for a request with these headers. For test clients, which send no request."""
-    keys = middleware._manager.recognise(middleware.cookie.read(headers))
+async def opened(middleware: SessionMiddleware, scope: Mapping[str, Any]) -> Session:
+    """The session for a request with this scope. For test clients, which send no request."""
+    keys = middleware._manager.recognise(middleware.cookie.read(scope["headers"]), scope)
     return await middleware._manager.load(keys) if keys else middleware._manager.begin()
 
 
-async def saved(middleware: SessionMiddleware, session: Session) -> str | None:
-    """Save the session like a response. Returns the value of Set-Cookie, or None."""
-    await middleware._manager.commit(session)
+async def saved(middleware: SessionMiddleware, session: Session, scope: Mapping[str, Any]) -> str | None:
+    """Save the session like a response to a request with this scope. Returns the value of Set-Cookie, or None."""
+    session._origin = scope
+    try:
+        await middleware._manager.commit(session)
+    finally:
+        session._origin = None
     due, session._cookie = session._cookie, False
     if due is False:
         return None

@@ -130,14 +130,14 @@ class SessionBackend(BaseSessionBackend[SessionConfig]):
         session = await self._opened(connection)
         session.clear()
         session.update(scope_session)
-        cookie = await saved(self.config.sessions, session)
+        cookie = await saved(self.config.sessions, session, connection.scope)
         if cookie is not None:
             MutableScopeHeaders.from_message(message).add("set-cookie", cookie)
 
     async def _opened(self, connection: Connection) -> Session:
         value = self.get_session_id(connection)
         header = [] if value is None else [(b"cookie", f"{self.config.key}={value}".encode())]
-        return await opened(self.config.sessions, header)
+        return await opened(self.config.sessions, {**connection.scope, "headers": header})
 
 
 class _Middleware(LitestarsMiddleware[SessionBackend]):

@@ -140,14 +140,14 @@ class ScopeSessionInterface(SessionInterface):
         """The session of this request, from its scope. Quart calls it."""
         scope, skip = request.scope, self._middleware._skip
         if _MADE_FOR_TESTS in scope and OURS not in scope and not (skip is not None and skip(scope)):
-            scope[OURS] = scope["session"] = await opened(self._middleware, scope["headers"])
+            scope[OURS] = scope["session"] = await opened(self._middleware, scope)
             scope[_OPENED_BY_US] = True
         return ScopeSession(scope)
 
     async def save_session(self, app: Quart, session: SessionMixin, response: Any) -> None:
         """Save the session of a test. The middleware saves all others."""
         if isinstance(session, ScopeSession) and _OPENED_BY_US in session._scope:
-            cookie = await saved(self._middleware, session._scope[OURS])
+            cookie = await saved(self._middleware, session._scope[OURS], session._scope)
             if cookie is not None and response is not None:
                 response.headers.add("set-cookie", cookie)
 

@@ -347,7 +347,9 @@ def test_flash_wants_the_session_plugin_before_it(memory: MemoryStore, tmp_path:
 SECRETS = {"secret_keys": ["an excellent secret of at least 32 bytes"]}
 
 
-@pytest.mark.parametrize("options", [{}, SECRETS], ids=["plain", "with secrets"])
+@pytest.mark.parametrize(
+    "options", [{}, SECRETS, {"realm": lambda scope: "admin"}], ids=["plain", "with secrets", "with a realm"]
+)
 async def test_litestars_test_client_sets_and_gets_the_data_of_a_session(
     memory: MemoryStore, options: dict[str, Any]
 ) -> None:

@@ -479,6 +479,23 @@ async def test_session_transaction_works_with_secrets_and_another_cookie(memory:
         assert not other
 
 
+async def test_session_transaction_works_with_a_realm_for_each_host(memory: MemoryStore) -> None:
+    app = Quart(__name__)
+    init_app(app, memory, realm=lambda scope: dict(scope["headers"])[b"host"].decode())
+
+    @app.get("/session")
+    async def read() -> Any:
+        return jsonify(dict(session))
+
+    client = app.test_client()
+    async with client.session_transaction() as transaction:
+        transaction["a"] = 1
+
+    assert await (await client.get("/session", scheme="https")).get_json() == {"a": 1}
+    async with client.session_transaction() as transaction:
+        assert dict(transaction) == {"a": 1}
+
+
 async def test_a_transaction_that_fails_saves_nothing(app: Quart, memory: MemoryStore) -> None:
     async def fail() -> None:
         async with app.test_client().session_transaction() as transaction:
