@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from asgi_sessions._asgi.foreign import refuse_foreign_outside
 from asgi_sessions._asgi.responses import fail_to_start
 from asgi_sessions._core.types import Message, Receive, Scope, Send
-from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.upkeep import Upkeep
 from asgi_sessions.errors import ConfigurationError
 
 
 async def lifespan(
-    app: Callable[..., Awaitable[None]], scope: Scope, receive: Receive, send: Send, upkeep: Upkeep, manager: Manager
+    app: Callable[..., Awaitable[None]], scope: Scope, receive: Receive, send: Send, upkeep: Upkeep, outermost: Any
 ) -> None:
     """Run the lifespan of an app.
 
-    The store is closed before the server hears of the end, since the server then stops the loop.
+    The store is closed before the server hears of the end, since the server then stops the loop. ``outermost``: the app in
+    which no foreign middleware may stand outside of ours, if it is known.
     """
     this = object()  # this run of the app among others on the same store
 
@@ -25,13 +26,13 @@ async def lifespan(
         kind = message["type"]
         if kind == "lifespan.startup.complete":
             upkeep.begin(this)
-            await manager.start()
+            await upkeep.manager.start()
         elif kind in ("lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"):
             await upkeep.end(this)
         await send(message)
 
     try:
-        refuse_foreign_outside(scope.get("app"))
+        refuse_foreign_outside(outermost)
         upkeep.require_event_loop()
     except ConfigurationError as error:
         await fail_to_start(error, receive, send)

@@ -110,7 +110,7 @@ class SessionMiddleware:
             return
         if (kind != "http" and kind != "websocket") or (self._skip is not None and self._skip(scope)):
             if kind == "lifespan":
-                await lifespan(self.app, scope, receive, send, self._upkeep, self._manager)
+                await lifespan(self.app, scope, receive, send, self._upkeep, scope.get("app"))
             else:
                 await self.app(scope, receive, send)
             return

@@ -36,7 +36,7 @@ class Upkeep:
     def __init__(self, manager: Manager, readers: Sequence[Reader] = ()) -> None:
         self.watch: Watch = Watch()
         self._readers = readers
-        self._manager = manager
+        self.manager: Manager = manager
         self._running = PerLoop(_Running)
 
     def require_event_loop(self) -> None:
@@ -45,7 +45,7 @@ class Upkeep:
         Raises:
             ConfigurationError: one of them needs asyncio, and this is trio.
         """
-        for part, advice in ((self._manager.store, ", or use MemoryStore()"), *((each, "") for each in self._readers)):
+        for part, advice in ((self.manager.store, ", or use MemoryStore()"), *((each, "") for each in self._readers)):
             if trait(part, "needs_asyncio") is True and running_loop() is None:
                 raise ConfigurationError(
                     f"{type(part).__name__} needs asyncio, but this server runs another event loop (trio): start the server "
@@ -58,7 +58,7 @@ class Upkeep:
         Args:
             app: identifies the app among others on the same store.
         """
-        store = self._manager.store
+        store = self.manager.store
         if running_loop() is None:
             if isinstance(store, SweepingStore):
                 logger.warning("store.not_swept: sweeping needs asyncio; call sweep() of the store now and then")
@@ -66,7 +66,7 @@ class Upkeep:
         running = self._running.here()
         running.apps[app] += 1
         if running.sweeper is None and isinstance(store, SweepingStore):
-            running.sweeper = asyncio.ensure_future(self._manager.sweep_for_ever(store))
+            running.sweeper = asyncio.ensure_future(self.manager.sweep_for_ever(store))
 
     async def end(self, app: Hashable) -> None:
         """Note that an app has shut down, or has failed to start. The last app of an event loop closes everything.
@@ -83,14 +83,14 @@ class Upkeep:
         async with AsyncExitStack() as steps:  # the last one pushed runs first
             for reader in self._readers:
                 steps.push_async_callback(self._close, reader.aclose)
-            steps.push_async_callback(self._close, self._manager.store.aclose)
+            steps.push_async_callback(self._close, self.manager.store.aclose)
             steps.push_async_callback(self._close, self.watch.aclose)
             if running is not None and running.sweeper is not None:
                 steps.push_async_callback(stop, running.sweeper)
-            steps.push_async_callback(self._close, self._manager.events.aclose)  # hooks may still use the store
+            steps.push_async_callback(self._close, self.manager.events.aclose)  # hooks may still use the store
 
     async def _close(self, part: Callable[[], Awaitable[None]]) -> None:
         try:
             await part()
         except Exception as error:
-            await self._manager.failed("close", error)
+            await self.manager.failed("close", error)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from asgi_sessions._asgi.exchange import stems_from
 from asgi_sessions._asgi.foreign import refuse_foreign
 from asgi_sessions._asgi.http import warn_of_late_read
+from asgi_sessions._asgi.lifespan import lifespan
 from asgi_sessions._asgi.responses import WS_INTERNAL_ERROR, WS_POLICY_VIOLATION, answer, close, unavailable
 from asgi_sessions._core.arguments import expect, expect_app
 from asgi_sessions._core.cookie import vary_on
@@ -191,7 +192,10 @@ class BearerMiddleware:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)
+            if scope["type"] == "lifespan":  # an API may have no SessionMiddleware
+                await lifespan(self.app, scope, receive, send, self._tokens.sessions._upkeep, None)
+            else:
+                await self.app(scope, receive, send)
             return
         refuse_foreign(scope)
         token, problem = _presented(scope)

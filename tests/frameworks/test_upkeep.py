@@ -10,14 +10,18 @@ from typing import Any
 import litestar
 import pytest
 from litestar.testing import TestClient as LitestarClient
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
-from asgi_sessions import MemoryStore, Sessions
+from asgi_sessions import MemoryStore, SessionMiddleware, Sessions
 from asgi_sessions.frameworks.litestar import SessionPlugin
 from asgi_sessions.testing import session_cookie
+from asgi_sessions.tokens import BearerMiddleware, SigningKey, TokenEndpoints, Tokens
 from tests.frameworks.apps import BUILDERS, App
 from tests.frameworks.client import Client
 
 Build = Callable[..., App]
+SECRET = "kq3v8Jw0pXzLr5Yt2Nb7Mf9Gh4Dc6Sa1Ee0"
 
 
 class Kept(MemoryStore):
@@ -93,6 +97,22 @@ async def test_a_store_is_swept_from_start_to_shutdown(build: Build) -> None:
 
     assert sweepers() == 0
     assert store.closed == 1
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda app, sessions: app, SessionMiddleware], ids=["alone", "around cookie sessions"]
+)
+async def test_the_store_of_an_api_with_tokens_is_swept_and_closed(wrap: Callable[[Any, Any], Any]) -> None:
+    store = Kept()
+    sessions = Sessions(store, secret_keys=[SECRET])
+    tokens = Tokens(sessions, keys=[SigningKey.generate()], issuer="https://a.test", audience="https://a.test")
+    app = BearerMiddleware(wrap(Starlette(routes=[Mount("/", TokenEndpoints(tokens))]), sessions), tokens)
+
+    async with up(app):
+        await store.swept.wait()
+        assert (sweepers(), store.closed) == (1, 0)
+
+    assert (sweepers(), store.closed) == (0, 1)
 
 
 @pytest.mark.parametrize("second", BUILDERS.values(), ids=BUILDERS.keys())
