@@ -241,15 +241,15 @@ class Tokens:
         Args:
             claims: further claims, as JSON. The standard claims of each token, ``device_bound`` and ``act`` are refused.
         Raises:
-            SessionError: no user is logged in, the log-in or ``confirm()`` of this request is not saved yet, the session has
-                ended, or it came with an access token itself.
+            SessionError: no user is logged in, the log-in or ``confirm()`` of this request is not saved yet, or the session has
+                ended.
+            SessionReadOnly: the session came with an access token itself.
         """
         expect("access_token(session)", session, Session)
         user_id, authenticated_at = session.user_id, session.authenticated_at
-        if getattr(session, "is_bearer", False):
-            raise SessionError(
-                "access_token(): this session came with an access token; use the refresh token for a new one"
-            )
+        if session.is_bearer:
+            bearer: Any = session
+            raise bearer.refuse("access_token()", "use the refresh token for a new one")
         if user_id is None or authenticated_at is None:
             raise SessionError("access_token(): nobody is logged in")
         if session._over:

@@ -211,6 +211,17 @@ async def a_client(app: Any, tokens: Tokens, *, raises: bool = False) -> AsyncIt
         yield client
 
 
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "stateless"])
+async def test_a_request_with_an_access_token_gets_no_other_one(memory: Store, clock: FakeClock, strict: bool) -> None:
+    tokens = some_tokens(memory, clock)
+    app = BearerMiddleware(starlette_app(memory, tokens.access_token), tokens, strict=strict)
+
+    async with a_client(app, tokens) as client:
+        answer = await client.post("/")
+
+    assert (answer.status_code, "use the refresh token" in answer.text) == (403, True)
+
+
 @each_framework
 @each_write
 async def test_a_write_is_a_403_that_says_what_to_do_and_nothing_is_changed(
