@@ -454,6 +454,21 @@ async def test_a_socket_closed_by_the_app_saves_first(store: Store) -> None:
         assert (await read(browser))["data"] == {"a": 1}
 
 
+async def test_a_socket_closed_with_1011_has_failed(store: Store) -> None:
+    """Litestar and others close it so after an error of the handler."""
+    browser = Browser(app_with(store))
+    await browser.do(log_in("alice"))
+
+    async with Socket(browser) as socket:
+        await socket.accept()
+        socket.session["a"] = 1
+        await socket.session.save()
+        socket.session["a"] = 2
+        assert (await socket.close(1011))["code"] == 1011
+
+    assert (await read(browser))["data"] == {"a": 1}
+
+
 async def test_a_socket_whose_last_save_fails_closes_with_1011(store: Store) -> None:
     wrapped = Wrapped(store)
     browser = Browser(app_with(wrapped))

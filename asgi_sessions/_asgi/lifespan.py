@@ -17,8 +17,7 @@ async def lifespan(
 ) -> None:
     """Run the lifespan of an app.
 
-    The store is closed before the server hears of the end, since the server then stops the loop. ``outermost``: the app in
-    which no foreign middleware may stand outside of ours, if it is known.
+    The store is closed before the server hears of the end and stops the loop. ``outermost``: looked at for foreign ones.
     """
     this = object()  # this run of the app among others on the same store
 

@@ -11,8 +11,8 @@ from asgi_sessions._core.types import Message, Receive, Scope, Send
 WS_POLICY_VIOLATION: Final = 1008
 WS_INTERNAL_ERROR: Final = 1011
 WS_TRY_AGAIN_LATER: Final = 1013
-WS_SESSION_ENDED: Final = 4401
-"""From the range for private use (RFC 6455, section 7.4.2), after HTTP's 401."""
+WS_SESSION_ENDED: Final = 4401  # from the range for private use (RFC 6455, section 7.4.2), after HTTP's 401
+WS_CRASHES: Final = frozenset({WS_INTERNAL_ERROR, 4500})  # after an error of the handler; 4500 is Litestar's
 
 JAVASCRIPT: Final = b"text/javascript; charset=utf-8"
 

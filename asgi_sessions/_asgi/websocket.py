@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from asgi_sessions._asgi.exchange import Configured, Exchange, is_failure
-from asgi_sessions._asgi.responses import WS_INTERNAL_ERROR, WS_SESSION_ENDED, nothing
+from asgi_sessions._asgi.responses import WS_CRASHES, WS_INTERNAL_ERROR, WS_SESSION_ENDED, nothing
 from asgi_sessions._core.types import Message, Receive, Scope, Send
 from asgi_sessions.errors import StoreError
 
@@ -62,8 +62,9 @@ class WebSocketExchange(Exchange):
     async def _close(self, message: Message) -> None:
         # The server answers a refused handshake by itself, without our cookie.
         self.session._started = True
+        self._failed = self._failed or message.get("code") in WS_CRASHES
         try:
-            await self._middleware._manager.commit(self.session, step="commit at close")
+            await self._middleware._manager.commit(self.session, failed=self._failed, step="commit at close")
         except StoreError:
             message = {**message, "code": WS_INTERNAL_ERROR}
         await self._send(message)

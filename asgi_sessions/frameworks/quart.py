@@ -13,6 +13,7 @@ from functools import partial, wraps
 from typing import Any, Final, Self
 
 from asgi_sessions import ConfigurationError, Session, SessionMiddleware, Sessions
+from asgi_sessions._asgi.exchange import is_failure
 from asgi_sessions._asgi.foreign import refuse_foreign_outside
 from asgi_sessions._core.arguments import expect
 from asgi_sessions._core.elsewhere import explains_options
@@ -24,7 +25,7 @@ from asgi_sessions.stores import Store
 
 with needs("quart", "asgi_sessions.frameworks.quart"):
     from markupsafe import Markup
-    from quart import Quart, current_app, has_request_context, request, websocket
+    from quart import Quart, current_app, has_request_context, has_websocket_context, request, websocket
     from quart.sessions import SessionInterface, SessionMixin
     from werkzeug.datastructures import WWWAuthenticate
     from werkzeug.exceptions import Forbidden, ServiceUnavailable, Unauthorized
@@ -145,7 +146,13 @@ class ScopeSessionInterface(SessionInterface):
         return ScopeSession(scope)
 
     async def save_session(self, app: Quart, session: SessionMixin, response: Any) -> None:
-        """Save the session of a test. The middleware saves all others."""
+        """Save the session of a test. The middleware saves all others.
+
+        After an error of its handler, Quart closes a WebSocket as if nothing had happened. So this drops the unsaved changes.
+        """
+        ours: Session | None = session._scope.get(OURS) if isinstance(session, ScopeSession) else None
+        if ours is not None and has_websocket_context() and is_failure(getattr(response, "status_code", None)):
+            ours._refill(self._middleware._manager.planner.codec.decode(ours._loaded) if ours._loaded else {})
         if isinstance(session, ScopeSession) and _OPENED_BY_US in session._scope:
             cookie = await saved(self._middleware, session._scope[OURS], session._scope)
             if cookie is not None and response is not None:

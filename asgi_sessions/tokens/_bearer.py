@@ -7,13 +7,13 @@ import math
 import warnings
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from asgi_sessions._asgi.exchange import stems_from
 from asgi_sessions._asgi.foreign import refuse_foreign
 from asgi_sessions._asgi.http import warn_of_late_read
 from asgi_sessions._asgi.lifespan import lifespan
-from asgi_sessions._asgi.responses import WS_INTERNAL_ERROR, WS_POLICY_VIOLATION, answer, close, unavailable
+from asgi_sessions._asgi.responses import WS_CRASHES, WS_POLICY_VIOLATION, answer, close, unavailable
 from asgi_sessions._core.arguments import expect, expect_app
 from asgi_sessions._core.cookie import vary_on
 from asgi_sessions._core.facts import unpack_facts
@@ -39,9 +39,6 @@ from asgi_sessions.tokens._tokens import Tokens
 logger = logging.getLogger("asgi_sessions")
 
 _codec = MessagePackCodec()
-
-_CRASHES: Final = frozenset({WS_INTERNAL_ERROR, 4500})
-"""Close codes of frameworks after an error of the handler: RFC 6455's, and Litestar's."""
 
 _KEEP_ELSEWHERE = "keep this in a database, under session.user_id or session.id"
 _END = "end it with POST /token/revoke, Tokens.revoke() or Sessions.revoke(user_id, session.id)"
@@ -352,7 +349,7 @@ class _Exchange:
                 await self._forbid(refusal)
                 raise
             self._started = message["type"] != "websocket.close"
-        elif message["type"] == "websocket.close" and message.get("code") in _CRASHES and self._session.refusal:
+        elif message["type"] == "websocket.close" and message.get("code") in WS_CRASHES and self._session.refusal:
             await self._forbid(self._session.refusal)
             return
         await self._send(message)

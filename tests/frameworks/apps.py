@@ -108,6 +108,8 @@ async def talk(session: Session, socket: Any, texts: Callable[[], AsyncIterator[
 
 def hear(session: Session, text: str) -> None:
     session.setdefault("heard", []).append(text)
+    if text == "crash":
+        raise RuntimeError("meant to happen")
 
 
 async def greet(socket: Any, user: str | None) -> None:

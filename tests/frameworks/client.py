@@ -103,8 +103,11 @@ class Socket:
 
     async def say(self, text: str) -> Any:
         """Send a text and wait for the app's next message."""
-        await self._to_app.send({"type": "websocket.receive", "text": text, "bytes": None})
+        await self.send(text)
         return await self.next()
+
+    async def send(self, text: str) -> None:
+        await self._to_app.send({"type": "websocket.receive", "text": text, "bytes": None})
 
     async def next(self) -> Any:
         """The app's next message."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -395,6 +396,20 @@ async def test_changes_are_saved_before_the_app_closes_a_websocket(build: Build,
 
         assert closed["type"] == "websocket.close"
         assert await client.session() == {"sockets": 1, "heard": ["bye"]}
+
+
+async def test_a_websocket_whose_handler_raises_loses_its_unsaved_changes(build: Build, memory: MemoryStore) -> None:
+    client = Client(build(memory).asgi)
+
+    async def crash() -> None:
+        async with client.websocket("/ws") as socket:
+            await socket.say("hello")
+            await socket.send("crash")
+
+    with suppress(BaseExceptionGroup):  # Starlette and FastAPI hand the error to the server
+        await crash()
+
+    assert await client.session() == {"sockets": 1}
 
 
 async def test_a_websocket_that_needs_a_user_is_refused_without_one(
