@@ -198,9 +198,10 @@ class Sessions:
         Args:
             current: the session of this request, or its id. The result marks it as ``current``.
         Raises:
-            SessionDataError: ``user_id`` is not a valid user id. StoreError: the store failed.
+            SessionDataError: ``user_id`` is not a valid user id. SessionError: ``current`` is neither a session nor an id.
+            StoreError: the store failed.
         """
-        this = current.id if isinstance(current, Session) else current
+        this = _id_of("list(current", current)
         manager = self._of_users()
         async with manager.asking("list"):
             found = await manager.users.records(user_id)
@@ -234,9 +235,7 @@ class Sessions:
             SessionDataError: ``user_id`` is not a valid user id. SessionError: ``keep`` is neither a session nor an id.
             StoreError: the store failed. The sessions may or may not have ended.
         """
-        kept = keep.id if isinstance(keep, Session) else keep
-        if not isinstance(kept, str | None):
-            raise SessionError(f"revoke_all(keep={type(kept).__name__}): give a Session, or the id of one")
+        kept = _id_of("revoke_all(keep", keep)
         return len(await self._end(user_id, keep=kept if is_id(kept) else None))
 
     async def revoke_provider(
@@ -458,6 +457,15 @@ def _seconds(name: str, deadline: timedelta) -> float:
     if not 0.01 <= seconds <= 30:
         raise ConfigurationError(f"{name}={deadline!r}: must lie between 10 milliseconds and 30 seconds")
     return seconds
+
+
+def _id_of(name: str, given: object) -> str | None:
+    if isinstance(given, Session):
+        return given.id
+    if isinstance(given, str | None):
+        return given
+    # Quart's `session` is a proxy.
+    raise SessionError(f"{name}={type(given).__name__}): give a Session, such as current_session(), or the id of one")
 
 
 def _moment(name: str, time: object) -> float:

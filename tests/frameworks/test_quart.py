@@ -21,7 +21,15 @@ from quart import (
     websocket,
 )
 
-from asgi_sessions import ConfigurationError, CookieConfig, MemoryStore, Session, SessionMiddleware, Sessions
+from asgi_sessions import (
+    ConfigurationError,
+    CookieConfig,
+    MemoryStore,
+    Session,
+    SessionError,
+    SessionMiddleware,
+    Sessions,
+)
 from asgi_sessions.activity import ActivityEndpoints
 from asgi_sessions.frameworks.quart import (
     current_session,
@@ -477,6 +485,24 @@ async def test_session_transaction_works_with_secrets_and_another_cookie(memory:
     assert await (await client.get("/session")).get_json() == {"a": 1}
     async with app.test_client().session_transaction() as other:
         assert not other
+
+
+async def test_quarts_proxy_of_a_session_is_no_session_for_a_listing(memory: MemoryStore) -> None:
+    """It has no id that equals one of the list. So no session would be the current one, without an error."""
+    app, sessions = Quart(__name__), Sessions(memory)
+    init_app(app, sessions)
+    app.config["PROPAGATE_EXCEPTIONS"] = True
+
+    @app.get("/")
+    async def sessions_of_alice() -> Any:
+        current_session().log_in("alice")
+        with pytest.raises(SessionError, match=r"current_session\(\)"):
+            await sessions.list("alice", current=session)  # type: ignore[arg-type]
+        with pytest.raises(SessionError, match=r"current_session\(\)"):
+            await sessions.revoke_all("alice", keep=session)  # type: ignore[arg-type]
+        return "refused"
+
+    assert await (await app.test_client().get("/", scheme="https")).get_data(as_text=True) == "refused"
 
 
 async def test_session_transaction_works_with_a_realm_for_each_host(memory: MemoryStore) -> None:
