@@ -443,6 +443,20 @@ async def test_a_socket_that_crashes_loses_its_changes_but_not_its_destroy(store
     assert (await read(browser))["user_id"] is None
 
 
+async def test_an_error_after_the_client_has_gone_loses_no_changes(store: Store) -> None:
+    """Starlette's handlers leave so: the disconnect raises WebSocketDisconnect in ``receive_text()``."""
+    browser = Browser(app_with(store))
+    await browser.do(log_in("alice"))
+
+    with pytest.raises(BaseExceptionGroup):  # noqa: PT012 - the block is one socket's life
+        async with Socket(browser) as socket:
+            await socket.accept()
+            socket.session["a"] = 1
+            socket.crash = ZeroDivisionError()  # raised after the disconnect
+
+    assert (await read(browser))["data"] == {"a": 1}
+
+
 async def test_a_socket_closed_by_the_app_saves_first(store: Store) -> None:
     browser = Browser(app_with(store))
     await browser.do(log_in("alice"))

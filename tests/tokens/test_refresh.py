@@ -24,7 +24,7 @@ from asgi_sessions import (
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
-from asgi_sessions.tokens import SigningKey, TokenError, TokenInvalid, TokenPair, TokenReused, Tokens
+from asgi_sessions.tokens import SigningKey, TokenError, TokenExpired, TokenInvalid, TokenPair, TokenReused, Tokens
 from tests.properties.faults import Faulty, Mode
 from tests.support import Browser, app_with, log_in, read
 from tests.tokens.conftest import KEY, SECRET, URL, some_tokens
@@ -382,6 +382,25 @@ async def test_a_cookie_session_can_mint_access_tokens(tokens: Tokens, store: St
     assert (claims.user_id, claims.session_id) == ("alice", (await read(browser))["id"])
     assert claims.extra == {"scope": "read"}
     assert (await tokens.living(claims))[0].id == claims.session_id
+
+
+async def test_an_index_that_leads_to_another_session_keeps_no_access_token_alive(
+    memory: Store, clock: FakeClock
+) -> None:
+    """A store with a fault, or somebody who writes to it, gives the id of an ended session to one that lives."""
+    store = Wrapped(memory)
+    tokens = some_tokens(store, clock)
+    first, second = Browser(app_with(memory, clock=clock, secret_keys=[SECRET])), await tokens.log_in("alice")
+    await first.do(log_in("alice"))
+    minted: list[str] = []
+    await first.do(lambda session: minted.append(tokens.access_token(session)))
+    claims, index = tokens.verify(minted[0]), await memory.index(owner_of("alice"))
+    await tokens.end(claims)
+
+    store.answer["index"] = {claims.session_id: index[second.session_id]}
+
+    with pytest.raises(TokenExpired):
+        await tokens.living(claims)
 
 
 def test_the_names_of_things() -> None:
