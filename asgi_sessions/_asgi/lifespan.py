@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from asgi_sessions._asgi.foreign import refuse_foreign_outside
 from asgi_sessions._asgi.responses import fail_to_start
@@ -13,7 +12,7 @@ from asgi_sessions.errors import ConfigurationError
 
 
 async def lifespan(
-    app: Callable[..., Awaitable[None]], scope: Scope, receive: Receive, send: Send, upkeep: Upkeep, outermost: Any
+    app: Callable[..., Awaitable[None]], scope: Scope, receive: Receive, send: Send, upkeep: Upkeep, outermost: object
 ) -> None:
     """Run the lifespan of an app.
 

@@ -203,10 +203,9 @@ class Committer:
 
     def _is_one_call(self, session: Session) -> bool:
         """Whether an update or a touch is all, and the store is not in trouble."""
-        guard = self._guard
         return (
-            guard.keeps_time
-            and not (guard.breaker.failures or guard.failures.is_open)
+            self._guard.keeps_time
+            and not (self._guard.breaker.failures or self._guard.failures.is_open)
             and session._record is not None
             and dict.__len__(session) > 0
             and session._intent is NO_INTENT
@@ -217,8 +216,7 @@ class Committer:
         )
 
     async def _commit(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> None:
-        plan: Plan | None = session._plan
-        if plan is not None:
+        if (plan := session._plan) is not None:
             if plan.can_be_undone and (failed or (session._started and plan.token is not None)):
                 await self.calls.undo(session, plan)
             else:

@@ -170,15 +170,12 @@ class Guard:
             breaker.failed(now, reason_of(failure), is_sure=is_sure or not is_guess)
             if failure is not error:
                 raise failure from error
-        elif now - began - self._stood_since(began) > self.deadline / 2:
-            # Cancelled by our deadline, or by a client that disconnected.
-            breaker.failed(now, reason_of(self.too_slow()), is_sure=is_sure)
-        else:
-            breaker.abandoned()
-
-    def _stood_since(self, began: float) -> float:
-        """For how long the loop may have been blocked: the lower of both estimates."""
-        return min(limits.stood_since(began) for limits in (self.deadlines, self.touch_deadlines))
+        else:  # cancelled by our deadline, or by a client that disconnected
+            stood = min(limits.stood_since(began) for limits in (self.deadlines, self.touch_deadlines))
+            if now - began - stood > self.deadline / 2:
+                breaker.failed(now, reason_of(self.too_slow()), is_sure=is_sure)
+            else:
+                breaker.abandoned()
 
     def too_slow(self, share: float = 1.0) -> StoreUnreachable:
         """The error for a call that took longer than the deadline, or than this share of it."""
