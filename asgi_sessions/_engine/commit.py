@@ -686,7 +686,10 @@ class Calls:
 def _adopt_stored(session: Session, record: Record, body: Body) -> None:
     """Become the session of a new record, or of one with a new token. What other tasks have set since the plan is next."""
     is_next = (session._authenticated_at, session._proof) != (body.authenticated_at, body.proof)
-    session._adopt_later(record, body, body)
+    if is_next or session._parked != body.parked:
+        session._adopt_later(record, body, body)
+    else:
+        session._adopt(record, body)
     session._note_saved()
     session._intent = session._intent.settled().regenerate() if is_next else session._intent.settled()
 
