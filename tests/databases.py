@@ -141,8 +141,11 @@ class DatabaseServer(ABC):
 
     def freeze(self) -> None:
         """It stands still; the kernel goes on accepting connections for it."""
-        for pid in self._all():
+        everybody = self._all()
+        for pid in everybody:
             _signal(pid, signal.SIGSTOP)
+        while any(_is_running(pid) for pid in everybody):  # a thread on another core may go on for a moment
+            time.sleep(0.001)
 
     def thaw(self) -> None:
         for pid in reversed(self._all()):
@@ -236,6 +239,11 @@ def _both(make: str, serve: str, *folders: str) -> tuple[str, str] | None:
     path = os.pathsep.join((*reversed(folders), os.environ.get("PATH", "")))
     found = shutil.which(make, path=path), shutil.which(serve, path=path)
     return found if found[0] and found[1] else None  # type: ignore[return-value]  # it cannot see that both are there
+
+
+def _is_running(pid: int) -> bool:
+    states = [stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return any(state not in "TtZX" for state in states)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import anyio
@@ -75,9 +76,8 @@ class Events:
         for event in events:
             self._log(event)
         if events and self._hook is not None:
-            calls = self._call_each(self._hook, events)
-            # In a task of its own, so that the hook gets all events even if the request is cancelled.
-            await (calls if running_loop() is None else self._wait(calls))
+            called = [(event.name, _called(self._hook, event)) for event in events]
+            await self._wait([(name, result) for name, result in called if inspect.isawaitable(result)])
 
     @contextmanager
     def held_back(self) -> Iterator[list[Event]]:
@@ -115,39 +115,47 @@ class Events:
 
     async def aclose(self) -> None:
         """Wait for the hooks that still run in this event loop, since its end would cancel them."""
-        loop = running_loop()
-        with anyio.move_on_after(LAST_GRACE):
-            while running := [task for task in tuple(self._running) if task.get_loop() is loop]:
-                await asyncio.wait(running)
+        if running := [task for task in tuple(self._running) if task.get_loop() is running_loop()]:
+            await asyncio.wait(running, timeout=LAST_GRACE)
 
-    async def _call_each(self, hook: EventHook, events: Iterable[Event]) -> None:
-        for event in events:
-            try:
-                if inspect.isawaitable(result := hook(event)):
-                    await self._wait(_finished(result, event.name))
-            except Exception:
-                logger.exception("the on_event hook failed on %s", event.name)
-
-    async def _wait(self, calls: Coroutine[Any, Any, None]) -> None:
-        """Wait for ``HOOK_GRACE``. What takes longer continues in the background (under trio it is cancelled)."""
+    async def _wait(self, results: Sequence[tuple[str, Awaitable[Any]]]) -> None:
+        """Wait for hooks for ``HOOK_GRACE``. What takes longer continues in the background (under trio it is cancelled)."""
         if running_loop() is None:
             with anyio.move_on_after(HOOK_GRACE, shield=True):
-                await calls
+                for name, result in results:
+                    await _finished(name, result)
             return
-        task = asyncio.ensure_future(calls)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        await asyncio.wait({task}, timeout=HOOK_GRACE)
+        tasks: list[asyncio.Future[None]] = []
+        for name, result in results:  # one after the other, and in tasks of their own: the request may be cancelled
+            tasks.append(asyncio.ensure_future(_finished(name, result, *tasks[-1:])))
+            self._running.add(tasks[-1])
+            tasks[-1].add_done_callback(partial(self._done, name, result))
+        if tasks:
+            await asyncio.wait(tasks, timeout=HOOK_GRACE)
+
+    def _done(self, name: str, result: Awaitable[Any], task: asyncio.Future[None]) -> None:
+        self._running.discard(task)
+        if task.cancelled():
+            logger.error("the on_event hook failed on %s: the event loop has ended", name)
+            if inspect.iscoroutine(result):
+                result.close()  # it may not have begun
 
 
-async def _finished(result: Awaitable[Any], name: str) -> None:
-    """Await the rest of the app's hook. Its errors are logged, and the end of the event loop before its own."""
+def _called(hook: EventHook, event: Event) -> Any:
+    try:
+        return hook(event)
+    except Exception:
+        logger.exception("the on_event hook failed on %s", event.name)
+
+
+async def _finished(name: str, result: Awaitable[Any], *before: asyncio.Future[None]) -> None:
+    """Await the rest of the app's hook, after that for the event before, unless that takes long."""
+    if before:
+        await asyncio.wait(before, timeout=HOOK_GRACE)
     try:
         await result
-    except BaseException as error:
-        logger.error("the on_event hook failed on %s", name, exc_info=error)
-        if not isinstance(error, Exception):
-            raise
+    except Exception:
+        logger.exception("the on_event hook failed on %s", name)
 
 
 class _Held:

@@ -27,19 +27,15 @@ class OpenedRecords:
     to the new one. A hit in the new one is one look-up.
     """
 
-    __slots__ = ("_half", "_new", "_old", "_size")
+    __slots__ = ("_half", "_new", "_old", "_size", "is_on")
 
     def __init__(self, most: int = DEFAULT_BYTES) -> None:
         """``most``: the size in bytes. 0 turns the cache off."""
         self._half = most // 2
+        self.is_on: bool = self._half > 0
         self._new: dict[str, Entry] = {}
         self._old: dict[str, Entry] = {}
         self._size = 0
-
-    @property
-    def is_on(self) -> bool:
-        """Whether the cache is on."""
-        return self._half > 0
 
     def get(self, key: str, value: bytes) -> Entry | None:
         """The entry of this key, if it has these bytes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from itertools import chain
 from typing import Final, Protocol
@@ -92,7 +92,8 @@ class Watch:
 
     def open(self) -> int:
         """The number of watched sockets and streams. Any thread may call this."""
-        return sum(len(each.watchers) for state in tuple(self._states.values()) for each in state.all_now())
+        of_sessions = [each for state in tuple(self._states.values()) for each in tuple(state._watched.values())]
+        return sum(len(each.watchers) for of_session in of_sessions for each in tuple(of_session))
 
     async def aclose(self) -> None:
         """Stop listening in this event loop."""
@@ -165,10 +166,6 @@ class _LoopState:
 
     def _all(self) -> Iterator[_Watched]:
         return chain.from_iterable(self._watched.values())
-
-    def all_now(self) -> Sequence[_Watched]:
-        """The watched sessions at this moment. Any thread may call this."""
-        return [each for of_session in tuple(self._watched.values()) for each in tuple(of_session)]
 
     def _on_gap(self, shard: str | None = None) -> None:
         """Ends in this shard, or in all, may have been missed. From now on they are received."""
