@@ -742,7 +742,7 @@ async def a_shop(url: str) -> str:
 def unlike(said: str) -> str:
     """What differs from run to run, made alike."""
     said = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "2026-01-01 00:00:00 UTC", said)
-    said = re.sub(r"\b(?!NFaT2hPZSv5yYVTk)[\w-]{16}(?=  )", "i" * 16, said)
+    said = re.sub(r"(?<![\w-])(?!NFaT2hPZSv5yYVTk)[\w-]{16}(?=  )", "i" * 16, said)
     return re.sub(r"\d+\.\d ms", "0.1 ms", said)
 
 

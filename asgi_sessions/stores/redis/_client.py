@@ -566,6 +566,7 @@ class ReconnectingConnection:
             if self._opening is not None:
                 await stop(self._opening)
         finally:
+            await _leave_sentinels(self._pool)  # subscribers ask them, too
             if self.current is not None:
                 await self.current.aclose()
 
