@@ -312,7 +312,7 @@ class FromDjango(_StoredReader):
         super().__init__(user=user or user_of, **options)
         keys = keys_in(self._called, secret_key)
         self._server = SQLServer(self._called, database, delete, table, deadline)
-        self.needs_asyncio = not callable(database)
+        self.needs_asyncio: bool = not callable(database)
         self._signing = Signing(keys, "django.contrib.sessions.SessionStore")
         self._passwords = Passwords(self._called, keys, password)
 
