@@ -480,11 +480,16 @@ async def test_a_server_without_sharded_channels_tells_all_the_same(own_server: 
         await store.aclose()
 
 
+def start_without_sharded_channels(server: Server) -> None:
+    """As a Redis 6.2."""
+    for command in ("SSUBSCRIBE", "SUNSUBSCRIBE", "SPUBLISH"):
+        server.options = (*server.options, "--rename-command", command, "")
+    server.start()
+
+
 async def test_a_server_that_gets_sharded_channels_is_heard(own_server: Server) -> None:
     """An upgrade from Redis 6.2, or a failover to a newer server. Ends are published on sharded channels from then on."""
-    for command in ("SSUBSCRIBE", "SUNSUBSCRIBE", "SPUBLISH"):
-        own_server.options = (*own_server.options, "--rename-command", command, "")
-    own_server.start()
+    start_without_sharded_channels(own_server)
     store = RedisStore.from_url(own_server.url)
     ended: list[str] = []
     gaps: list[str] = []
@@ -510,9 +515,7 @@ async def test_many_subscriptions_at_the_same_moment_keep_the_connection_of_a_se
     own_server: Server, caplog: pytest.LogCaptureFixture, shards: int, leaves: bool
 ) -> None:
     """Redis 6.2 refuses each SSUBSCRIBE and SUNSUBSCRIBE that was sent before its first answer came."""
-    for command in ("SSUBSCRIBE", "SUNSUBSCRIBE", "SPUBLISH"):
-        own_server.options = (*own_server.options, "--rename-command", command, "")
-    own_server.start()
+    start_without_sharded_channels(own_server)
     store = RedisStore.from_url(own_server.url)
     ended: list[str] = []
     gaps: list[str] = []

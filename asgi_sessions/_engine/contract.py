@@ -221,8 +221,7 @@ class Traits:
     """
 
     keeps_its_own_deadline: bool = False
-    """Every method answers or raises within half a second, or with :attr:`asks_at_once` each future. Then the manager sets no
-    timer of its own for them."""
+    """Every method, or with :attr:`asks_at_once` each future, is done within half a second. The manager sets no timer for it."""
 
     asks_at_once: int = 0
     """The store is a :class:`PromptStore`. An answer with fewer bytes than this is complete."""

@@ -82,12 +82,14 @@ def cancel(task: asyncio.Future[Any]) -> None:
 
 
 async def stop(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel tasks as often as it takes, and return when all of them are done.
-
-    If the caller is cancelled meanwhile, its CancelledError is raised after the tasks are done. So none continues unobserved.
-    """
+    """Cancel tasks as often as it takes, and return when all of them are done."""
     for task in tasks:
         cancel(task)
+    await done(*tasks)
+
+
+async def done(*tasks: asyncio.Future[Any]) -> None:
+    """Return when all tasks are done. If the caller is cancelled meanwhile, its CancelledError is raised after that."""
     cancelled: asyncio.CancelledError | None = None
     while running := [task for task in tasks if not task.done()]:
         try:

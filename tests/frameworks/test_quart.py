@@ -469,10 +469,23 @@ async def test_session_transaction_has_the_verbs(app: Quart, memory: MemoryStore
     assert len(memory) == 0
 
 
-async def test_session_transaction_works_with_secrets_and_another_cookie(memory: MemoryStore) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "options"),
+    [
+        (
+            "http",
+            {
+                "secret_keys": ["an excellent secret of at least 32 bytes"],
+                "cookie": CookieConfig.insecure_development(),
+            },
+        ),
+        ("https", {"realm": lambda scope: dict(scope["headers"])[b"host"].decode()}),
+    ],
+    ids=["secrets and another cookie", "a realm for each host"],
+)
+async def test_session_transaction_works_with(memory: MemoryStore, scheme: str, options: dict[str, Any]) -> None:
     app = Quart(__name__)
-    cookie = CookieConfig.insecure_development()
-    init_app(app, memory, secret_keys=["an excellent secret of at least 32 bytes"], cookie=cookie)
+    init_app(app, memory, **options)
 
     @app.get("/session")
     async def read() -> Any:
@@ -482,7 +495,7 @@ async def test_session_transaction_works_with_secrets_and_another_cookie(memory:
     async with client.session_transaction() as transaction:
         transaction["a"] = 1
 
-    assert await (await client.get("/session")).get_json() == {"a": 1}
+    assert await (await client.get("/session", scheme=scheme)).get_json() == {"a": 1}
     async with app.test_client().session_transaction() as other:
         assert not other
 
@@ -503,23 +516,6 @@ async def test_quarts_proxy_of_a_session_is_no_session_for_a_listing(memory: Mem
         return "refused"
 
     assert await (await app.test_client().get("/", scheme="https")).get_data(as_text=True) == "refused"
-
-
-async def test_session_transaction_works_with_a_realm_for_each_host(memory: MemoryStore) -> None:
-    app = Quart(__name__)
-    init_app(app, memory, realm=lambda scope: dict(scope["headers"])[b"host"].decode())
-
-    @app.get("/session")
-    async def read() -> Any:
-        return jsonify(dict(session))
-
-    client = app.test_client()
-    async with client.session_transaction() as transaction:
-        transaction["a"] = 1
-
-    assert await (await client.get("/session", scheme="https")).get_json() == {"a": 1}
-    async with client.session_transaction() as transaction:
-        assert dict(transaction) == {"a": 1}
 
 
 async def test_a_transaction_that_fails_saves_nothing(app: Quart, memory: MemoryStore) -> None:

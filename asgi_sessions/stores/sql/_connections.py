@@ -36,7 +36,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, StaticPool
 from asgi_sessions._core.token import shard_of
 from asgi_sessions._engine.deadline import Deadlines, Limit, limit_alone
 from asgi_sessions._engine.failures import reason_of
-from asgi_sessions._engine.loops import PerLoop, at_the_end, retrieve
+from asgi_sessions._engine.loops import PerLoop, at_the_end, done, retrieve
 from asgi_sessions.errors import (
     ConfigurationError,
     MissingExtra,
@@ -500,14 +500,7 @@ class ConnectionManager:
         if not self._is_own:
             return
         closing = asyncio.ensure_future(self._close_connections())
-        cancelled: asyncio.CancelledError | None = None
-        while not closing.done():
-            try:
-                await asyncio.wait({closing})
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
+        await done(closing)
         closing.result()
 
     async def _close_connections(self) -> None:
