@@ -6,8 +6,9 @@ import secrets
 import socket
 from collections.abc import Callable
 
-FIRST, MANY = 10_000, 10_000
-"""Below what the kernel takes for connections (32768 and up), as is the bus of a cluster, on port + 10000."""
+FIRST, MANY = 10_100, 9_900
+"""Below what the kernel takes for connections (32768 and up), as is the bus of a cluster, on port + 10000. Above 10080, to which
+browsers and Node.js connect to no server (the "bad port" of the Fetch standard, 2.9)."""
 
 _claims: dict[int, socket.socket] = {}
 

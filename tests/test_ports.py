@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -47,3 +48,18 @@ def test_no_port_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     ports.give_back(port)
     assert ports.free_port() == port
     ports.give_back(port)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js")
+def test_every_port_is_one_that_fetch_connects_to() -> None:
+    """It refuses 10080 before it connects. No server has the address 255.255.255.255."""
+    script = f"""
+        for (let port = {ports.FIRST}; port < {ports.FIRST + ports.MANY}; port++)
+            await fetch(`http://255.255.255.255:${{port}}`).catch(({{cause}}) => {{
+                if (cause.message === "bad port") console.log(port)
+            }})
+    """
+    said = subprocess.run(
+        ["node", "--input-type=module", "-e", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert said.stdout == ""

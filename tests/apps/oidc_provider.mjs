@@ -40,5 +40,5 @@ provider.use(async (ctx, next) => {
   ctx.respond = false;
 });
 provider.on("backchannel.success", () => console.log(JSON.stringify({ told: 200 })));
-provider.on("backchannel.error", (_, error) => console.log(JSON.stringify({ told: error.response?.status ?? String(error) })));
+provider.on("backchannel.error", (_, error) => console.log(JSON.stringify({ told: error.response?.status ?? `${error}: ${error.cause}` })));
 createServer(provider.callback()).listen(port, "127.0.0.1", () => console.log(JSON.stringify({ ready: port })));
