@@ -69,10 +69,10 @@ class Reader(Protocol):
         ...
 
     async def forget(self, cookie: OldCookie) -> None:
-        """Delete the old session from its store, unless the app keeps old sessions for a rollback.
+        """Delete the old session from its store, unless the app keeps old sessions for a rollback. Has its own time limit.
 
         Raises:
-            StoreError: the old store failed.
+            StoreError: the old store failed, or was too slow. The session is adopted in spite of it.
         """
         ...
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
-import anyio
 from msgspec.structs import replace
 
 from asgi_sessions._core.adoption import OldCookie, OldSession, Reader, converted
@@ -26,9 +25,6 @@ from asgi_sessions._engine.resolve import noting
 from asgi_sessions.errors import RecordDamaged, RecordExists, StoreError
 
 ATTEMPTS = 3
-
-TIME_TO_FORGET = 1.0
-"""Seconds for the deletion of an old session. Most readers have a shorter limit of their own. After it, the marker is enough."""
 
 MOST_NAMES = 20
 LONGEST_NAME = 60
@@ -233,15 +229,10 @@ class _Adoption:
 
     async def _forget(self) -> None:
         """Delete the old session. If that fails, the marker still prevents a second adoption."""
-        failure = StoreError("the old store did not delete the session in time")
-        failure.host = self._reader.name
-        with anyio.move_on_after(TIME_TO_FORGET):
-            try:
-                await self._reader.forget(self._cookie)
-                return
-            except StoreError as error:
-                failure = error
-        self._events.append(self._manager.events.failure("forget", failure))
+        try:
+            await self._reader.forget(self._cookie)
+        except StoreError as failure:
+            self._events.append(self._manager.events.failure("forget", failure))
 
     def _report(self, id: str | None, user_id: str | None, dropped: list[str]) -> None:
         names = [ascii(name[:LONGEST_NAME])[1:-1] for name in dropped[:MOST_NAMES]]

@@ -264,21 +264,6 @@ async def test_a_marker_that_is_damaged_in_the_store_still_counts(clock: FakeClo
     assert site.said("session.damaged")
 
 
-async def test_an_old_store_that_hangs_on_the_deletion_costs_no_log_in(store: Store, clock: FakeClock) -> None:
-    class Hanging(OldStore):
-        async def forget(self, cookie: Any) -> None:
-            await anyio.sleep(60)
-
-    old = Hanging()
-    old.there[b"id-1"] = dict(DATA)
-    site = Site(store, clock, old)
-
-    assert (await site.visitor("id-1").sees())["user"] == "alice"
-    assert [(event.details["step"], event.details["host"]) for event in site.said("store.failed")] == [
-        ("forget", "old")
-    ]
-
-
 # ── The log-out is final ──
 
 

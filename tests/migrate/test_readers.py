@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import anyio
 import itsdangerous
 import msgspec
 import pytest
@@ -655,6 +656,31 @@ async def test_a_row_that_is_damaged_is_nothing(clock: FakeClock, raw: bytes) ->
 
     reader = FromDjango(find, secret_key=OLD_KEY, cookie="session")
     assert (await Site(MemoryStore(), clock, reader).visitor(ID).sees())["data"] == {}
+
+
+@pytest.mark.parametrize(
+    ("deadline", "failed"),
+    [(timedelta(seconds=0.1), [("forget", "the old database")]), (timedelta(seconds=20), [])],
+    ids=["impatient", "patient"],
+)
+async def test_a_slow_deletion_has_the_time_limit_of_the_reader_and_costs_no_log_in(
+    clock: FakeClock, deadline: timedelta, failed: list[Any]
+) -> None:
+    there = {ID: django_signed({"_auth_user_id": "7"}, "django.contrib.sessions.SessionStore").decode()}
+
+    async def find(key: str) -> Any:
+        return there[key], None
+
+    async def delete(key: str) -> None:
+        await anyio.sleep(1.2)
+        del there[key]
+
+    reader = FromDjango(find, secret_key=OLD_KEY, delete=delete, deadline=deadline, cookie="session")
+    site = Site(MemoryStore(), clock, reader)
+
+    assert (await site.visitor(ID).sees())["user"] == "7"
+    assert [(event.details["step"], event.details["host"]) for event in site.said("store.failed")] == failed
+    assert bool(there) is bool(failed)
 
 
 async def test_a_database_that_fails_is_503(clock: FakeClock) -> None:
