@@ -165,6 +165,7 @@ class World:
             "within": lambda: timedelta(minutes=5),
             "sessions": lambda: Sessions(MemoryStore()),
             "erase(sessions)": lambda: True,
+            "Tokens(store)": lambda: Sessions(self.store, secret_keys=[SECRET]),
             "tokens": lambda: self.tokens(),
             "inside": lambda: SessionsPage(Sessions(self.store)),
             "providers": lambda: IdentityProvider("https://id.test", "shop"),
@@ -292,11 +293,15 @@ OF_ANY = [
 ]
 
 
+OF_THEIR_OWN = (("erase", "sessions"), ("Tokens", "store"))
+"""Parameters whose good value is another one than their name says elsewhere."""
+
+
 async def outcome(world: World, public: Public, name: str, value: Any) -> None:
     """Call it with one wrong argument; what it raises, other than an error of the package, comes out."""
-    parameters = inspect.signature(public.call).parameters
+    parameters, called = inspect.signature(public.call).parameters, public.name.split(".")[-1]
     arguments = {
-        each.name: world.good("erase(sessions)" if public.name.endswith(".erase") else each.name)
+        each.name: world.good(f"{called}({each.name})" if (called, each.name) in OF_THEIR_OWN else each.name)
         for each in parameters.values()
         if each.default is each.empty and each.name not in ("self", name) and each.kind not in VARIADIC
     }

@@ -7,7 +7,8 @@ token. Lost responses, retries, several tabs at once and commands that a driver 
     16 characters          the family: the session's id
     6 characters           the generation
     43 characters          HMAC-SHA-256 of family and generation, under the seed in the session's record
-    22 characters          HMAC-SHA-256 of all that, cut to 128 bits, under the deployment's secret: a forged token costs no I/O
+    22 characters          HMAC-SHA-256 of the audience and all that, cut to 128 bits, under the deployment's secret. So forged
+                           and foreign tokens cost no I/O
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ class Tokens:
         store: the :class:`Sessions` of the app, with ``secret_keys``. With a store, the limits and timeouts of the app do not
             apply. Then give ``secret_keys`` and the same ``options`` as in the app.
         keys: the keys for access tokens. The first one signs and all verify, so a new key logs no user out.
-        issuer, audience: the claims ``iss`` and ``aud``, usually URLs. Compared exactly.
+        issuer, audience: the claims ``iss`` and ``aud``, usually URLs. Compared exactly. A refresh token works for its audience
+            only (RFC 9700, section 4.14.2). So a new audience logs its clients out.
         access: the life of an access token, at most an hour.
         refresh_idle: a refresh token ends if it is unused for this long.
         refresh_absolute: the session ends this long after the log-in.
@@ -147,8 +149,10 @@ class Tokens:
         **options: Unpack[SessionsOptions],
     ) -> None:
         for name, value in (("issuer", issuer), ("audience", audience)):
-            if not isinstance(value, str) or not value:
-                raise ConfigurationError(f"Tokens({name}={value!r}): give text, such as 'https://api.example.org'")
+            if not isinstance(value, str) or not value or not value.isprintable():
+                raise ConfigurationError(
+                    f"Tokens({name}={value!r}): give printable text, such as 'https://api.example.org'"
+                )
         self._ring = KeyRing(keys)
         self.issuer: str = issuer
         self.audience: str = audience
@@ -170,7 +174,8 @@ class Tokens:
             )
         self._codec = MessagePackCodec()
         keys_to_sign = self._manager.secrets.subkeys("refresh token signature")
-        self._signers = tuple(Signer(key, b"asgi-sessions refresh token\0") for key in keys_to_sign)
+        context = b"asgi-sessions refresh token\0" + audience.encode("utf-8") + b"\0"
+        self._signers = tuple(Signer(key, context) for key in keys_to_sign)
         self._refreshing: PerLoop[dict[bytes, asyncio.Task[TokenPair]]] = PerLoop(dict)
 
     @property

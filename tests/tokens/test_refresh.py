@@ -184,6 +184,21 @@ async def test_a_token_that_is_none_costs_no_question(store: Store, clock: FakeC
     assert asked.calls == []
 
 
+async def test_a_refresh_token_works_for_its_audience_only(store: Store, clock: FakeClock) -> None:
+    """RFC 9700, section 4.14.2. Both APIs have the same store and the same secrets. A new issuer logs nobody out."""
+    asked: Any = Wrapped(store)
+    shop = some_tokens(asked, clock)
+    admin = some_tokens(asked, clock, audience="https://admin.example.org")
+    pair = await shop.log_in("alice")
+    asked.calls.clear()
+
+    assert await outcome(admin, pair.refresh_token) is TokenInvalid
+    assert await admin.revoke(pair.refresh_token) is False
+    assert asked.calls == []
+    renamed = some_tokens(asked, clock, issuer="https://id.example.org")
+    assert renamed.verify((await renamed.refresh(pair.refresh_token)).access_token).user_id == "alice"
+
+
 async def test_every_character_of_a_token_counts(store: Store, clock: FakeClock) -> None:
     asked: Any = Wrapped(store)
     tokens = some_tokens(asked, clock)
@@ -353,6 +368,7 @@ WRONG: list[dict[str, Any]] = [
     {"secret_keys": ["changeme"]},
     {"issuer": ""},
     {"audience": None},
+    {"audience": "\ud800"},
     {"access": timedelta(hours=2)},
     {"access": 900},
     {"refresh_idle": timedelta(days=31)},
