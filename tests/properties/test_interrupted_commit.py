@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, get_args
 
 import pytest
 
-from asgi_sessions import Event, MemoryStore, Session, SQLStore, StoreError
+from asgi_sessions import Event, Session, SQLStore, StoreError
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.properties.faults import Faulty, Mode
@@ -80,12 +80,16 @@ async def one_play(
     inner: Any = None,
 ) -> Played:
     """One request, interrupted at store call number ``at``."""
-    store = Faulty(inner or MemoryStore())
     events: list[Event] = []
     # A database on a busy machine takes its time, and nothing hangs there: see `interruptions`.
     deadline = timedelta(milliseconds=20) if inner is None or EVERY else timedelta(seconds=20)
-    world = World(store, FakeClock(), store_deadline=deadline, on_event=events.append)
-    await world.begin(start)
+    options: dict[str, Any] = {"clock": FakeClock(), "store_deadline": deadline, "on_event": events.append}
+    if inner is None:
+        world = await World.in_memory(start, Faulty, **options)
+    else:
+        world = World(Faulty(inner), **options)
+        await world.begin(start)
+    store: Faulty = world.store
     events.clear()
 
     async def handler(session: Session) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from asgi_sessions import MemoryStore
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.properties.worlds import STARTS, VERBS, World
@@ -40,8 +41,11 @@ def shared(plays: list[Any], share: int) -> Iterator[Any]:
 async def differences(store: Any, start: str, verbs: tuple[str, ...]) -> str | None:
     seen = []
     for how in ("one_request", "separate_requests"):
-        world = World(store, FakeClock())
-        await world.begin(start)
+        if isinstance(store, MemoryStore):
+            world = await World.in_memory(start, clock=FakeClock())
+        else:
+            world = World(store, FakeClock())
+            await world.begin(start)
         await getattr(world, how)(verbs)
         seen.append(await world.seen())
         await world.clear()

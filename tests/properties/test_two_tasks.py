@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from asgi_sessions import MemoryStore, Session
+from asgi_sessions import Session
 from asgi_sessions.testing import FakeClock
 from tests.properties.worlds import SAVING, STARTS, VERBS, Seen, World
 
@@ -46,15 +46,15 @@ class Beside:
                 await asyncio.ensure_future(come_in())
             return answer
 
+        setattr(self, name, call)  # the next time, without asking here
         return call
 
 
 async def played(start: str, verbs: Sequence[str], second: str, at: int, *, is_after: bool = False) -> tuple[Seen, int]:
     """What is left after one request, and how many calls its save made. ``at`` -1: the second verb comes after the save."""
-    clock, store = FakeClock(), Beside(MemoryStore())
-    world = World(store, clock)
-    await world.begin(start)
-    calls = 0
+    clock, calls = FakeClock(), 0
+    world = await World.in_memory(start, Beside, clock=clock)
+    store: Beside = world.store
 
     async def verb(session: Session) -> None:
         clock.advance(1)

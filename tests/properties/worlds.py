@@ -7,12 +7,13 @@ an anonymous one, one of Alice's, one in which Alice acts as Bob, or one of Alic
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from asgi_sessions import Session, SessionError, SessionMiddleware
+from asgi_sessions import MemoryStore, Session, SessionError, SessionMiddleware
 from asgi_sessions._core.record import ALIAS_REV, Record
 from asgi_sessions._core.token import key_of, owner_of
 from asgi_sessions.accounts import Accounts
@@ -95,6 +96,24 @@ class World:
             await self.one_request(["act as bob"])
             await self.browser.do(lambda session: session.update(note="of bob"))
         self.first = self.browser.another()
+
+    @classmethod
+    async def in_memory(
+        cls, start: str, around: Callable[[MemoryStore], Any] = lambda store: store, **options: Any
+    ) -> World:
+        """A world that has begun, on a store of its own. Each start is played once, and its store and cookies are copied.
+
+        Args:
+            around: wraps the store.
+        """
+        if (begun := _BEGUN.get(start)) is None:
+            begun = cls(MemoryStore(), FakeClock())
+            await begun.begin(start)
+            _BEGUN[start] = begun
+        world = cls(around(copied(begun.store)), **options)
+        for name in ("browser", "laptop", "phone", "tablet", "first"):
+            setattr(world, name, Browser(world.app, getattr(begun, name).token))
+        return world
 
     async def one_request(self, verbs: Sequence[str], **plan: Any) -> Response:
         async def handler(session: Session) -> None:
@@ -186,6 +205,19 @@ class World:
             if cursor == "":
                 records = [await self.store.load(key) for key in keys]
                 return [record for record in records if record is not None]
+
+
+_BEGUN: dict[str, World] = {}
+
+
+def copied(store: MemoryStore) -> MemoryStore:
+    """A store with the same records, which are immutable."""
+    new = MemoryStore()
+    new._records = OrderedDict(store._records)
+    new._index = {owner: dict(index) for owner, index in store._index.items()}
+    new._histories = {owner: deque(history, history.maxlen) for owner, history in store._histories.items()}
+    new._rules, new._latest, new._swept_at = store._rules, store._latest, store._swept_at
+    return new
 
 
 async def look(browser: Browser) -> tuple[str | None, dict[str, Any]]:
