@@ -49,7 +49,12 @@ for line in sys.stdin:
         os.environ.clear()
         os.environ.update(asked["environment"])
         for number, name in enumerate((os.devnull, asked["out"], asked["err"])):
-            os.dup2(os.open(name, os.O_RDWR), number)
+            if name == "a pipe that nobody reads":
+                unread, pipe = os.pipe()
+                os.close(unread)
+            else:
+                pipe = os.open(name, os.O_RDWR)
+            os.dup2(pipe, number)
         sys.exit(main(asked["words"]))
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -67,8 +72,11 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
         assert forks.stdin is not None
         assert forks.stdout is not None
 
-        def run(*words: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        def run(
+            *words: str, folder: Path, output: str | None = None, **environment: str
+        ) -> subprocess.CompletedProcess[str]:
             asked = {"words": words, "folder": str(folder), "environment": environment_with(environment), **written}
+            asked["out"] = output or written["out"]
             for name in written.values():
                 Path(name).write_text("")
             print(json.dumps(asked), file=forks.stdin, flush=True)
@@ -220,12 +228,13 @@ async def a_database(folder: Path, secret: str = SECRET) -> None:
 
 
 @pytest.mark.parametrize("words", [pytest.param(words, id=what) for what, words in WORKING.items()])
-@pytest.mark.parametrize(
-    "shell", ["| (exec <&-)", ">&-", ">/dev/full"], ids=["a pipe that nobody reads", "closed", "full"]
-)
-async def test_a_closed_output(words: list[str], shell: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("output", ["a pipe that nobody reads", "closed", "/dev/full"])
+async def test_a_closed_output(words: list[str], output: str, forked: Command, tmp_path: Path) -> None:
     await a_database(tmp_path)
-    ended = command(*words, folder=tmp_path, shell=shell)
+    if output == "closed":  # before the interpreter begins
+        ended = command(*words, folder=tmp_path, shell=">&-")
+    else:
+        ended = forked(*words, folder=tmp_path, output=output)
 
     assert "Traceback" not in ended.stderr
     assert "Exception ignored" not in ended.stderr
