@@ -290,6 +290,26 @@ async def test_a_confirmation_survives_a_merge_with_a_request_that_knew_nothing_
     assert (await read(slow))["data"] == {"a": 1, "b": 2}
 
 
+@pytest.mark.parametrize("meanwhile", [regenerate, put(b=2)], ids=["regenerate", "write"])
+async def test_a_confirmation_beside_another_request_is_told_once(
+    store: Store, clock: FakeClock, meanwhile: Handler
+) -> None:
+    names: list[str] = []
+    browser = Browser(app_with(store, clock=clock, on_event=lambda event: names.append(event.name)))
+    await browser.do(log_in("alice"))
+    clock.advance(600)
+    slow = browser.another()
+
+    async with slow.paused(lambda session: session.confirm(methods=["otp"])):
+        await browser.do(meanwhile)
+
+    assert names.count("session.confirmed") == 1
+    now = browser if meanwhile is regenerate else slow
+    assert (
+        await now.do(lambda session: (session.methods, session.is_fresh(timedelta(minutes=1))))
+    ).body == b"(('otp',), True)"
+
+
 # ── In the middle of a commit ──
 
 

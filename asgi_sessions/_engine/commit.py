@@ -509,7 +509,13 @@ class Calls:
                 self._opened.put(record.key, value, record, call.body)
         holder = session if session._epoch == plan.epoch else _actor_of(session, plan)
         if holder is not None:
-            holder._adopt_later(call.record, call.body, call.body)
+            body, before = call.body, holder._stored
+            proof = body.authenticated_at, body.proof
+            is_proved = before is not None and (before.authenticated_at, before.proof) != proof
+            if is_proved and body.user_id is not None:  # by confirm(), after another request had replaced the token
+                what = {"session_id": record.id, "user_id": body.user_id, **acting(body)}
+                events.append(self._events.event("session.confirmed", **what))
+            holder._adopt_later(record, body, body)
             holder._note_saved()
 
     async def rename(self, session: Session, plan: Plan, call: Rename, events: list[Event], again: bool) -> None:
