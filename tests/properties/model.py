@@ -330,6 +330,9 @@ class Model:
         life.data = deepcopy(view.data)
         if moves:
             self.move(view, life)
+        elif confirmed:
+            self.note("an overtaken confirmation")
+            self.tell("session.confirmed", life.id)
         life.authenticated_at = view.authenticated_at
         self.stand_on(view, life)
         view.seen_at = seen_at
@@ -361,13 +364,13 @@ class Model:
             view.authenticated_at = confirmed_at
 
     def move(self, view: View, life: Life) -> None:
+        done = "session.regenerated"
         if view.asked == "regenerate":
-            confirmed = life.authenticated_at != view.authenticated_at
-            self.tell("session.confirmed" if confirmed else "session.regenerated", life.id)
             life.renewed.clear()
         else:
-            self.tell("session.renewed", life.id)
+            done = "session.renewed"
             life.renewed[life.move] = self.clock()
+        self.tell(done if life.authenticated_at == view.authenticated_at else "session.confirmed", life.id)
         self.aliases += view.asked != "regenerate" or life.user is None
         view.asked = None
         life.move += 1
