@@ -513,8 +513,7 @@ class Calls:
             proof = body.authenticated_at, body.proof
             is_proved = before is not None and (before.authenticated_at, before.proof) != proof
             if is_proved and body.user_id is not None:  # by confirm(), after another request had replaced the token
-                what = {"session_id": record.id, "user_id": body.user_id, **acting(body)}
-                events.append(self._events.event("session.confirmed", **what))
+                events += self._told(record, body, "session.confirmed")
             holder._adopt_later(record, body, body)
             holder._note_saved()
 
@@ -533,8 +532,11 @@ class Calls:
             plan.token = None
             return
         _adopt_stored(holder, record, body)
+        events += self._told(record, body, *call.events)
+
+    def _told(self, record: Record, body: Body, *names: str) -> list[Event]:
         what = {"session_id": record.id, "user_id": body.user_id, **acting(body)}
-        events += [self._events.event(name, **what) for name in call.events]
+        return [self._events.event(name, **what) for name in names]
 
     async def save_actor(self, session: Session, plan: Plan, call: SaveActor, events: list[Event], again: bool) -> None:
         if (actor := session._actor) is None:
