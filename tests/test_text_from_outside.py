@@ -141,8 +141,8 @@ class World:
             self.store, keys=[self.key], secret_keys=[SECRET], issuer="https://a.test", audience="https://a.test"
         )
 
-    def good(self, name: str) -> Any:
-        """A good value for a parameter that must be given, by its name."""
+    def good(self, name: str, called: str) -> Any:
+        """A good value for a parameter that must be given, by its name, or by that and the function's."""
         made = a_record(owner="alice")
         table: dict[str, Callable[[], Any]] = {
             "store": lambda: self.store,
@@ -198,7 +198,7 @@ class World:
             "secret_key": lambda: SECRET,
             "user": lambda: None,
         }
-        return table[name]()
+        return (table.get(f"{called}({name})") or table[name])()
 
     def claims(self) -> Claims:
         return Claims("alice", "A" * 16, 0.0, 60.0, 0.0, "jti", {})
@@ -293,15 +293,11 @@ OF_ANY = [
 ]
 
 
-OF_THEIR_OWN = (("erase", "sessions"), ("Tokens", "store"))
-"""Parameters whose good value is another one than their name says elsewhere."""
-
-
 async def outcome(world: World, public: Public, name: str, value: Any) -> None:
     """Call it with one wrong argument; what it raises, other than an error of the package, comes out."""
     parameters, called = inspect.signature(public.call).parameters, public.name.split(".")[-1]
     arguments = {
-        each.name: world.good(f"{called}({each.name})" if (called, each.name) in OF_THEIR_OWN else each.name)
+        each.name: world.good(each.name, called)
         for each in parameters.values()
         if each.default is each.empty and each.name not in ("self", name) and each.kind not in VARIADIC
     }

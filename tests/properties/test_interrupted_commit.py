@@ -83,12 +83,7 @@ async def one_play(
     events: list[Event] = []
     # A database on a busy machine takes its time, and nothing hangs there: see `interruptions`.
     deadline = timedelta(milliseconds=20) if inner is None or EVERY else timedelta(seconds=20)
-    options: dict[str, Any] = {"clock": FakeClock(), "store_deadline": deadline, "on_event": events.append}
-    if inner is None:
-        world = await World.in_memory(start, Faulty, **options)
-    else:
-        world = World(Faulty(inner), **options)
-        await world.begin(start)
+    world = await World.begun(start, inner, Faulty, clock=FakeClock(), store_deadline=deadline, on_event=events.append)
     store: Faulty = world.store
     events.clear()
 

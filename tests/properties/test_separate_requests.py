@@ -41,11 +41,7 @@ def shared(plays: list[Any], share: int) -> Iterator[Any]:
 async def differences(store: Any, start: str, verbs: tuple[str, ...]) -> str | None:
     seen = []
     for how in ("one_request", "separate_requests"):
-        if isinstance(store, MemoryStore):
-            world = await World.in_memory(start, clock=FakeClock())
-        else:
-            world = World(store, FakeClock())
-            await world.begin(start)
+        world = await World.begun(start, None if isinstance(store, MemoryStore) else store, clock=FakeClock())
         await getattr(world, how)(verbs)
         seen.append(await world.seen())
         await world.clear()

@@ -53,7 +53,7 @@ class Beside:
 async def played(start: str, verbs: Sequence[str], second: str, at: int, *, is_after: bool = False) -> tuple[Seen, int]:
     """What is left after one request, and how many calls its save made. ``at`` -1: the second verb comes after the save."""
     clock, calls = FakeClock(), 0
-    world = await World.in_memory(start, Beside, clock=clock)
+    world = await World.begun(start, around=Beside, clock=clock)
     store: Beside = world.store
 
     async def verb(session: Session) -> None:

@@ -98,14 +98,19 @@ class World:
         self.first = self.browser.another()
 
     @classmethod
-    async def in_memory(
-        cls, start: str, around: Callable[[MemoryStore], Any] = lambda store: store, **options: Any
+    async def begun(
+        cls, start: str, store: Any = None, around: Callable[[Any], Any] = lambda store: store, **options: Any
     ) -> World:
-        """A world that has begun, on a store of its own. Each start is played once, and its store and cookies are copied.
+        """A world that has begun. In memory each start is played once, and its records and cookies are copied.
 
         Args:
+            store: by default a MemoryStore of its own.
             around: wraps the store.
         """
+        if store is not None:
+            world = cls(around(store), **options)
+            await world.begin(start)
+            return world
         if (begun := _BEGUN.get(start)) is None:
             begun = cls(MemoryStore(), FakeClock())
             await begun.begin(start)
