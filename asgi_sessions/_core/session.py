@@ -169,9 +169,7 @@ class Session(TrackedDict):
 
     def _adopt(self, record: Record, body: Body) -> None:
         """Become the session of this stored record."""
-        self._record = record
-        self._stored = body
-        self._loaded = body.payload
+        self._record, self._stored, self._loaded = record, body, body.payload
         self._id = record.id
         self._user_id = body.user_id
         self._created_at = body.created_at
@@ -189,30 +187,34 @@ class Session(TrackedDict):
         dict.clear(self)
         dict.update(self, data)
 
-    def _adopt_later(self, record: Record, body: Body, before: Body | None) -> None:
-        """Become the session of a later record of the same session. What verbs have set since the body ``before`` stays."""
-        at, proof, parked = self._authenticated_at, self._proof, self._parked
+    def _adopt_later(self, record: Record, body: Body) -> None:
+        """Become the session of a later record of the same session. What verbs have set since the last one stays."""
+        before, at, proof, parked = self._stored, self._authenticated_at, self._proof, self._parked
         self._adopt(record, body)
-        if before is not None and before.authenticated_at != at:
-            self._authenticated_at = at
-        if before is not None and before.proof != proof:
-            self._proof = merge_proofs(before.proof, proof, body.proof)
-        if before is not None and before.parked != parked:
-            self._parked = parked
+        if before is not None:
+            self._authenticated_at = body.authenticated_at if at == before.authenticated_at else at
+            self._proof = body.proof if proof == before.proof else merge_proofs(before.proof, proof, body.proof)
+            self._parked = body.parked if parked == before.parked else parked
+
+    def _note_stored(self, record: Record, body: Body) -> None:
+        """Note that this record of the session is stored. What other tasks have set since it was made is still to be stored."""
+        self._record, self._stored, self._loaded = record, body, body.payload
+        if self._touch_due:
+            self._touch_due = self._keeper.timeouts.touch_due(record.seen_at, body.remembered, self._now)
+        if self._renewal_due:
+            self._renewal_due = not self._started and self._keeper.timeouts.renewal_due(body.minted_at, self._now)
+        self._note_saved()
 
     def _begin(self, now: float, parked: tuple[str, ...] = ()) -> None:
         """Become a new session without a stored record, with these other sessions in its browser."""
         self._epoch += 1
         self._had_user = self._had_user or self._user_id is not None
         self._over = False
-        self._record = None
-        self._stored = None
+        self._record = self._stored = self._user_id = self._authenticated_at = None
         self._loaded = self._proof = self._provider = b""
         self._parked = parked
         self._id = ""
-        self._user_id = None
         self._created_at = now
-        self._authenticated_at = None
         self._remembered = self._marked = self._is_device_bound = False
         self._renewal_due = self._touch_due = False
 
@@ -259,8 +261,7 @@ class Session(TrackedDict):
         """Keep the current token, with its stored time and proof of the log-in."""
         self._intent = self._intent.settled()
         if self._stored is not None:
-            self._authenticated_at = self._stored.authenticated_at
-            self._proof = self._stored.proof
+            self._authenticated_at, self._proof = self._stored.authenticated_at, self._stored.proof
 
     # ── Attributes ──
 

@@ -268,7 +268,8 @@ class Committer:
     def _plan(self, session: Session, events: list[Event], *, failed: bool, is_save: bool) -> Plan | None:
         """Make the plan of the session, or return ``None`` if it needs no call to the store."""
         plan = self._planner.plan(session, failed=failed, is_save=is_save)
-        for name in ATTRIBUTES & dict.keys(session):
+        keys = dict.keys(session)
+        for name in ATTRIBUTES.intersection(keys):  # `&` goes through all names: 0.3 µs more
             session._warn_of_taken_name(name)  # stored by an older version, or set by dict.__setitem__(session, …)
         step = plan.row.store
         if step is _REFUSE:
@@ -347,7 +348,7 @@ class Committer:
             loaded = codec.decode(session._loaded) if session._loaded else {}
             theirs = merge(loaded, dict.copy(session), theirs, codec)
         session._refill(theirs)
-        session._adopt_later(found.record, found.body, session._stored)
+        session._adopt_later(found.record, found.body)
         is_moved = found.record.key != known.key and not found.is_renewed
         if is_moved and session._intent.asked is Asked.REGENERATE and not session._intent.displaced:
             # Two cookies could reach the browser in the wrong order. After an impersonated session it has no other cookie.
@@ -432,7 +433,7 @@ class Calls:
             else:
                 session._intent = session._intent.moved(call.end.leaving.record, call.record)
             return
-        _adopt_stored(holder, call.record, call.body)
+        _note_stored(holder, call.record, call.body)
         events.extend(admitted)
         if call.end is not None and (replaced is not None or again):
             self._left(holder, plan, call.end, replaced, events)
@@ -514,8 +515,7 @@ class Calls:
             is_proved = before is not None and (before.authenticated_at, before.proof) != proof
             if is_proved and body.user_id is not None:  # by confirm(), after another request had replaced the token
                 events += self._told(record, body, "session.confirmed")
-            holder._adopt_later(record, body, body)
-            holder._note_saved()
+            holder._note_stored(record, body)
 
     async def rename(self, session: Session, plan: Plan, call: Rename, events: list[Event], again: bool) -> None:
         old, record, body = call.old, call.record, call.body
@@ -531,7 +531,7 @@ class Calls:
             session._intent = session._intent.moved(old, record)
             plan.token = None
             return
-        _adopt_stored(holder, record, body)
+        _note_stored(holder, record, body)
         events += self._told(record, body, *call.events)
 
     def _told(self, record: Record, body: Body, *names: str) -> list[Event]:
@@ -691,14 +691,10 @@ class Calls:
             await self._rename_back(record, old, stored, has_alias=has_alias, note=note)
 
 
-def _adopt_stored(session: Session, record: Record, body: Body) -> None:
-    """Become the session of a new record, or of one with a new token. What other tasks have set since the plan is next."""
+def _note_stored(session: Session, record: Record, body: Body) -> None:
+    """Note a new record, or one with a new token. What other tasks of the request have set since the plan is next."""
     is_next = (session._authenticated_at, session._proof) != (body.authenticated_at, body.proof)
-    if is_next or session._parked != body.parked:
-        session._adopt_later(record, body, body)
-    else:
-        session._adopt(record, body)
-    session._note_saved()
+    session._note_stored(record, body)
     session._intent = session._intent.settled().regenerate() if is_next else session._intent.settled()
 
 
