@@ -248,18 +248,20 @@ def keep_out_of_caches(headers: Headers, *, no_store: bool) -> None:
         directives = [b"no-store"]
     elif b"no-store" not in (d.lower() for d in directives):
         directives = [d for d in directives if _name(d) not in (b"public", b"s-maxage", b"no-store")]
-        directives = [d for d in directives if _name(d) not in (b"private", b"no-cache") or d.lower() in _WHOLE]
+        fields = {d.lower() for d in directives if _name(d) == b"no-cache"}
+        whole = {b"private", b"no-cache"} | (fields if fields == {_NO_CACHE.lower()} else set())
+        directives = [d for d in directives if _name(d) not in (b"private", b"no-cache") or d.lower() in whole]
         if no_store:
             directives.append(b"no-store")
         else:
             if b"private" not in (d.lower() for d in directives):
                 directives.append(b"private")
             if b"no-cache" not in map(_name, directives):
-                directives.append(b"no-cache" if b"no-cache" in names else b'no-cache="Set-Cookie"')
+                directives.append(b"no-cache" if fields else _NO_CACHE)
     headers.append((b"cache-control", b", ".join(directives)))
 
 
-_WHOLE = frozenset({b"private", b"no-cache", b'no-cache="set-cookie"'})
+_NO_CACHE = b'no-cache="Set-Cookie"'
 
 
 def is_not_shared(headers: Headers, name: bytes) -> bool:

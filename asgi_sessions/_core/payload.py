@@ -188,12 +188,15 @@ def _is_plain(data: dict[str, Any]) -> bool:
 
 def _refuse_too_many(data: dict[str, Any]) -> None:
     """Refuse data that is small in bytes but slow to decode: each list and dict costs as much as 50 bytes of text."""
-    containers = keys = 0
+    containers = keys = items = 0
     level: list[Any] = [data]
     for _ in range(MAX_DEPTH + 1):
         deeper: list[Any] = []
         for container in level:
             is_list = type(container) is list
+            items += len(container)
+            if items > MAX_PAYLOAD:  # each takes a byte at least
+                raise SessionDataError(f"the session has over {MAX_PAYLOAD:,} bytes. Keep large things in a database.")
             keys += 0 if is_list else len(container)
             deeper += [
                 each for each in (container if is_list else dict.values(container)) if type(each) in (list, dict)
