@@ -118,14 +118,17 @@ async def test_a_failure_is_waited_out_or_what_is_left_is_done_by_the_next_call(
 
 
 async def test_a_record_that_does_not_open_is_left_alone(memory: MemoryStore, clock: FakeClock) -> None:
-    theirs = Sessions(memory, clock=clock, secret_keys=[SECRET[::-1]])
+    events: list[Event] = []
+    theirs = Sessions(memory, clock=clock, secret_keys=[SECRET[::-1]], on_event=events.append)
     browser = Browser(app_with(theirs))
     await browser.do(log_in("bob"))
     record = await memory.load(browser.key)
     assert record is not None
     await memory.update(replace(record, rev=record.rev + 1, body=b"nonsense"), rev=record.rev)
+    events.clear()
 
     assert await theirs.end_all() == 0
+    assert {event.name for event in events} == {"session.damaged"}
     assert await memory.load(browser.key) is not None
 
 

@@ -10,6 +10,7 @@ import anyio
 
 from asgi_sessions._core.record import NO_SESSION, Body, Record, acting
 from asgi_sessions._core.types import Event
+from asgi_sessions._engine.failures import reason_of
 from asgi_sessions._engine.loops import together
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions.errors import RecordDamaged, StoreError, StoreRefused
@@ -87,13 +88,14 @@ async def _end_one(manager: Manager, key: str, wanted: Wanted, tried: list[tuple
     """End one session. Returns whether it did. ``tried``: the session of an earlier try without a known outcome."""
     events: list[Event] = []
     async with manager.asking(STEP):
-        record = await manager.resolver.load(key, events)
-        if record is None:
-            return bool(tried) and await _has_ended(manager, *tried[-1])
+        record, body = await manager.resolver.load(key, events), None
         try:
-            body = manager.records.open(record)
-        except RecordDamaged:
-            return False  # no session, or sealed with an unknown secret
+            body = None if record is None else manager.records.open(record)
+        except RecordDamaged as damage:  # no session, or sealed with an unknown secret
+            events.append(manager.events.event("session.damaged", reason=reason_of(damage)))
+        if record is None or body is None:
+            await manager.events.emit(*events)
+            return record is None and bool(tried) and await _has_ended(manager, *tried[-1])
         if body.kind in NO_SESSION or not wanted(record, body):
             return False
         tried.append((record, body))
