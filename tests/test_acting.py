@@ -856,6 +856,44 @@ async def test_a_session_whose_beginning_got_no_answer_ends_with_the_next_verb(
     assert not any(each.is_impersonated for each in await support.sessions.list("bob"))
 
 
+@pytest.mark.parametrize(("first", "call"), [(act_as("bob"), "create"), (regenerate, "rename")])
+async def test_a_token_that_got_no_answer_is_undone_though_the_actor_stops(
+    memory: MemoryStore, clock: FakeClock, first: Handler, call: str
+) -> None:
+    """The request crashes after that: the browser has the token that it had."""
+    wrapped = Wrapped(memory)
+    support = await Support(wrapped, clock).begin(acts=call == "rename")
+    before = await of(support.browser, who), await support.sessions.count("bob")
+
+    async def handler(session: Session) -> None:
+        first(session)
+        wrapped.fail_after[call] = StoreUnreachable("its answer was lost")
+        with pytest.raises(StoreUnreachable):
+            await session.save()
+        wrapped.fail_after.clear()
+        session.stop_impersonating()
+
+    with pytest.raises(ZeroDivisionError):
+        await support.browser.do(handler, crash=ZeroDivisionError())
+
+    assert (await of(support.browser, who), await support.sessions.count("bob")) == before
+
+
+async def test_ending_the_others_first_does_not_end_the_session_of_the_actor(store: Store, clock: FakeClock) -> None:
+    """The verbs have the effect that they would have had in separate requests."""
+    app = app_with(store, clock=clock)
+    browser, tablet = Browser(app), Browser(app)
+    for each in (browser, tablet):
+        await each.do(log_in("bob"))
+
+    await browser.do(then(lambda session: session.end_others(), log_in("alice"), act_as("bob")))
+
+    assert await of(browser, who) == ("bob", "alice")
+    assert await of(tablet, who) == (None, None)
+    await browser.do(stop)
+    assert await of(browser, who) == ("alice", None)
+
+
 async def test_a_touch_of_the_actor_that_fails_is_forgiven(memory: MemoryStore, clock: FakeClock) -> None:
     wrapped = Wrapped(memory)
     support = await Support(wrapped, clock).begin()

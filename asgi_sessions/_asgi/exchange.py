@@ -6,10 +6,10 @@ import logging
 from collections.abc import Awaitable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from asgi_sessions._asgi.live import Live
-from asgi_sessions._asgi.responses import answer, end, unavailable
+from asgi_sessions._asgi.responses import answer, can_answer, end, unavailable
 from asgi_sessions._core.cookie import CookieConfig, keep_out_of_caches, vary_on
 from asgi_sessions._core.origin import is_plain_http
 from asgi_sessions._core.session import Session
@@ -107,15 +107,22 @@ class Exchange:
             if private or (cacheable and due is not False):
                 keep_out_of_caches(headers, no_store=private)
             if due is not False:
-                cookie = self._middleware.cookie
-                headers.append(cookie.delete() if due is True else cookie.set(due[0].value, due[1]))
-                if due is not True and self._middleware._binder is not None:
-                    headers += self._middleware._binder.offer(self._scope, session)
-                if due is not True and cookie.secure and cookie.name not in dropped and is_plain_http(self._scope):
-                    _warn_of_plain_http(cookie.name)
+                headers += self._with_cookie(due)
         except (AttributeError, TypeError, ValueError):
             return message  # the app's headers are malformed: the server reports it
         return {**message, "headers": headers}
+
+    def _with_cookie(self, due: Any = None) -> Headers:
+        """The headers for a cookie in the form of ``session._cookie``. By default for the cookie of a failed request."""
+        cookie, binder = self._middleware.cookie, self._middleware._binder
+        if due is None:
+            due = self._middleware._manager.owed_cookie(self.session)
+        if isinstance(due, bool):
+            return [cookie.delete()] if due else []
+        if cookie.secure and cookie.name not in dropped and is_plain_http(self._scope):
+            _warn_of_plain_http(cookie.name)
+        offer = [] if binder is None else binder.offer(self._scope, self.session)
+        return [cookie.set(due[0].value, due[1]), *offer]
 
     def add_to_cookie(self, headers: Headers) -> None:
         """Add headers that remove the cookie of another library. They leave with our cookie, or if the session is empty."""
@@ -149,24 +156,20 @@ class Exchange:
         if isinstance(error, SessionLimitReached):
             self.session._started, self._failure = True, error
             text = b"Too many sessions: log out somewhere else first"
-            await answer(scope, send, 403, text, *self._owed_cookie(), reason="too many sessions")
+            await answer(scope, send, 403, text, *self._with_cookie(), reason="too many sessions")
         elif isinstance(error, StoreError) and self._middleware.on_store_failure != "raise":
             self.session._started, self._failure = True, error
-            await unavailable(scope, send, manager.guard.retry_after, *self._owed_cookie())
+            await unavailable(scope, send, manager.guard.retry_after, *self._with_cookie())
         else:
             return False
         return True
 
-    def _owed_cookie(self) -> Headers:
-        """The Set-Cookie header of a failed request, if the browser needs one."""
-        cookie, due = self._middleware.cookie, self._middleware._manager.owed_cookie(self.session)
-        if due is False:
-            return []
-        if due is True:
-            return [cookie.delete()]
-        binder = self._middleware._binder
-        offer = [] if binder is None else binder.offer(self._scope, self.session)
-        return [cookie.set(due[0].value, due[1]), *offer]
+    async def _answer_with_saved(self, status: int) -> bool:
+        """Answer if a save() has made a token: an answer of the server would not carry its cookie. Returns whether it did."""
+        is_due = isinstance(self.session._cookie, tuple) and can_answer(self._scope)
+        if is_due:
+            await answer(self._scope, self._send, status, b"", *self._with_cookie())
+        return is_due
 
     # ── The app has returned ──
 
@@ -185,9 +188,11 @@ class Exchange:
             await self._middleware._manager.settle(self.session)
             return
         # The app failed if it returned without an answer. No cookie leaves.
-        self._failed = self._failed or not self.session._started
-        self.session._started = True
+        is_answered, self.session._started = self.session._started, True
+        self._failed = self._failed or not is_answered
         await self._commit_late()
+        if not is_answered:
+            await self._answer_with_saved(500)
 
     async def crashed(self, error: BaseException) -> bool:
         """The app raised an error. Returns whether the client has its answer, so the error need not go on."""
@@ -206,9 +211,8 @@ class Exchange:
         if has_started:
             return False
         is_answered = await self._answer_for(error)  # for example out of the app's own session.save()
-        if not is_answered and isinstance(self.session._cookie, tuple) and self._scope["type"] == "http":
-            # A session was saved under a new token before the crash. The server's error page would not carry its cookie.
-            await answer(self._scope, self._send, 500, b"", *self._owed_cookie())
+        if not is_answered:
+            await self._answer_with_saved(500)
         return is_answered
 
     async def _commit_late(self) -> None:

@@ -17,6 +17,11 @@ WS_CRASHES: Final = frozenset({WS_INTERNAL_ERROR, 4500})  # after an error of th
 JAVASCRIPT: Final = b"text/javascript; charset=utf-8"
 
 
+def can_answer(scope: Scope) -> bool:
+    """Whether this is a request, or a handshake at a server with the extension "Websocket Denial Response"."""
+    return scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {})
+
+
 async def answer(
     scope: Scope,
     send: Send,
@@ -38,12 +43,10 @@ async def answer(
         code, reason: close a WebSocket with these if the server lacks the extension "Websocket Denial Response". The socket was
             not accepted yet, so the server answers 403.
     """
-    response = "http.response"
-    if scope["type"] == "websocket":
-        response = "websocket.http.response"
-        if response not in (scope.get("extensions") or {}):
-            await close(send, code, reason)
-            return
+    if not can_answer(scope):
+        await close(send, code, reason)
+        return
+    response = "http.response" if scope["type"] == "http" else "websocket.http.response"
     content = text or HTTPStatus(status).phrase.encode()
     own = ((b"content-type", kind), (b"content-length", b"%d" % len(content)), (b"cache-control", cache))
     await send({"type": f"{response}.start", "status": status, "headers": [*own, *headers]})

@@ -25,11 +25,8 @@ class WebSocketExchange(Exchange):
         if self.live is None:
             message = await self._receive()
         else:
-            message = await self.live.receive(self._receive) or {
-                "type": "websocket.disconnect",
-                "code": WS_SESSION_ENDED,
-                "reason": "session ended",
-            }
+            ended: Message = {"type": "websocket.disconnect", "code": WS_SESSION_ENDED, "reason": "session ended"}
+            message = await self.live.receive(self._receive) or ended
         if message["type"] == "websocket.disconnect" and self._accepted:
             # Many apps leave by an exception after this message. So their changes are saved now.
             await self._commit_late()
@@ -46,13 +43,8 @@ class WebSocketExchange(Exchange):
             return self.live.send(message)
         accepts = kind == "websocket.accept"
         if not self.session._started and (accepts or kind == "websocket.http.response.start"):
-            self._accepted = accepts
-            if accepts and (self._middleware._watch is not None or self._middleware._binder is not None):
-                return self._accept(message)
-            self._failed = is_failure(message.get("status"))
-            if not self._middleware._manager.is_settled(self.session, self._failed):
-                return self._commit_and_start(message, cacheable=not accepts)
-            message = self._with_headers(message, cacheable=not accepts)
+            self._accepted, self._failed = accepts, is_failure(message.get("status"))
+            return self._accept(message) if accepts else self._commit_and_start(message)
         return self._send(message)
 
     async def _accept(self, message: Message) -> None:
@@ -67,4 +59,5 @@ class WebSocketExchange(Exchange):
             await self._middleware._manager.commit(self.session, failed=self._failed, step="commit at close")
         except StoreError:
             message = {**message, "code": WS_INTERNAL_ERROR}
-        await self._send(message)
+        if self._accepted or not await self._answer_with_saved(403):
+            await self._send(message)

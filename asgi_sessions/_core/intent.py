@@ -82,10 +82,9 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
             return Intent(Asked.DESTROY, leaving, self.others, missing if leaving is None else None, also)
         return self.settled()
 
-    def end_others(self, user_id: str) -> Intent:
-        """Add ``end_others()``, with a new token for the current session."""
-        others = self.others if user_id in self.others else (*self.others, user_id)
-        return replace(self.regenerate(), others=others)
+    def end_others(self, *users: str) -> Intent:
+        """Add ``end_others()`` of these users, with a new token for the current session."""
+        return replace(self.regenerate(), others=tuple(dict.fromkeys((*self.others, *users))))
 
     def also(self, displaced: Leaving) -> Intent:
         """Add another session to end."""

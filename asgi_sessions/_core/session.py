@@ -246,8 +246,13 @@ class Session(TrackedDict):
         if record is None and self._plan is not None and isinstance(self._plan.calls[0], Create):
             record = self._plan.calls[0].record  # it may be stored
         left = None if record is None else Leaving(record, self._user_id, None, actor._user_id)
+        others, plan = self._intent.others, self._plan
         self._take(actor)
+        if plan is not None and plan.can_be_undone:
+            self._plan = plan  # its first call may have taken effect
         self._actor, self._intent = None, self._intent if left is None else self._intent.also(left)
+        if others:
+            self._intent = self._intent.end_others(*others)
 
     def _refused(self) -> None:
         """Be over after a refused log-in. Later verbs of this request still end what it would have ended."""
@@ -583,6 +588,8 @@ class Session(TrackedDict):
         self._make_way()
         self._plan = None
         self._epoch, self._intent = next(_epochs), NO_INTENT.log_in(None, keep_data=False)
+        if user_id in actor._intent.others:  # an end_others() before must not end the new session
+            actor._intent, self._intent = actor._intent.without_other(user_id), self._intent.end_others(user_id)
         self._user_id, self._authenticated_at, self._actor = user_id, actor._authenticated_at, actor
 
     def stop_impersonating(self) -> None:

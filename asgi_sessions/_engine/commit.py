@@ -23,7 +23,7 @@ from asgi_sessions._core.facts import Facts, unpack_facts
 from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.history import Admission, Note, Rules, ended
 from asgi_sessions._core.intent import NO_INTENT, Asked, Leaving
-from asgi_sessions._core.payload import merge
+from asgi_sessions._core.payload import MessagePackCodec, merge
 from asgi_sessions._core.plan import (
     Call,
     Confirm,
@@ -40,18 +40,15 @@ from asgi_sessions._core.plan import (
     Touch,
     Update,
 )
-from asgi_sessions._core.planner import Planner, is_ahead
+from asgi_sessions._core.planner import is_ahead
 from asgi_sessions._core.record import ALIAS_REV, Body, Record, acting, pack
 from asgi_sessions._core.session import ATTRIBUTES, Session
 from asgi_sessions._core.token import owner_of_known
 from asgi_sessions._core.types import Event
-from asgi_sessions._engine.contract import Store
-from asgi_sessions._engine.events import Events
-from asgi_sessions._engine.guard import TOUCH_SHARE, Guard, checked, checked_ids
+from asgi_sessions._engine.guard import TOUCH_SHARE, checked, checked_ids
 from asgi_sessions._engine.loops import running_loop
-from asgi_sessions._engine.opened import OpenedRecords
-from asgi_sessions._engine.providers import Providers
-from asgi_sessions._engine.resolve import MAX_ATTEMPTS, Resolver, noting
+from asgi_sessions._engine.parts import Parts
+from asgi_sessions._engine.resolve import MAX_ATTEMPTS, noting
 from asgi_sessions.errors import (
     RecordChanged,
     RecordDamaged,
@@ -84,27 +81,21 @@ Queues = WeakValueDictionary[tuple[str, int], anyio.Lock]
 class Committer:
     """Commits the sessions of one cookie."""
 
-    def __init__(
-        self,
-        store: Store,
-        guard: Guard,
-        planner: Planner,
-        resolver: Resolver,
-        events: Events,
-        queues: Queues,
-        opened: OpenedRecords,
-        providers: Providers,
-    ) -> None:
-        self.calls = Calls(store, guard, planner, resolver, events, opened, providers, self._commit)
-        self._guard = guard
-        self._planner = planner
-        self._resolver = resolver
-        self._events = events
+    def __init__(self, parts: Parts, queues: Queues) -> None:
+        self.calls = Calls(parts, self._commit)
+        self._guard, self._planner = parts.guard, parts.planner
+        self._resolver, self._events = parts.resolver, parts.events
         self._finishing: set[asyncio.Future[None]] = set()
         self._queues = queues
 
     async def commit(
-        self, session: Session, *, failed: bool = False, is_save: bool = False, step: str = "commit"
+        self,
+        session: Session,
+        *,
+        failed: bool = False,
+        is_save: bool = False,
+        step: str = "commit",
+        known: object = None,
     ) -> None:
         """Carry out the verbs of a session and save its changes, by the commit table.
 
@@ -114,6 +105,7 @@ class Committer:
             failed: the request crashed or was answered with 5xx. Only ``destroy()`` counts, and activity unless it logs in.
             is_save: the app saves in the middle of a request. The token is not renewed, since there may be no response for it.
             step: the name of the step in the report of a store failure. Empty: no report.
+            known: the verbs that an earlier call has seen. Others were called by another task meanwhile.
         Raises:
             SessionDataError: a value cannot be stored without loss. The store is unchanged.
             StoreError: the store failed, or was too slow. Some calls may have taken effect.
@@ -146,16 +138,23 @@ class Committer:
                     await self._finish(session, spent, failed=failed, is_save=is_save)
                 raise
             if session._over and not failed:
-                self._warn_of_lost_changes(session)
+                _warn_of_lost_changes(session, self._planner.codec)
         except StoreError as failure:
             if step:
                 events.append(self._events.failure(step, failure, session._id or None))
             raise
         finally:
-            if session._committing is turn:  # otherwise _finish() has given it away
-                _give_turn(session)
-            if events:
-                await self._events.emit(*events)
+            try:
+                if events:
+                    await self._events.emit(*events)
+            finally:
+                # Only now, since the response leaves next: a token that another task made meanwhile would not reach the browser.
+                if session._committing is turn:  # otherwise _finish() has given it away
+                    _give_turn(session)
+        if session._intent is not NO_INTENT or session._record is None:
+            seen = session._epoch, session._intent
+            if not (is_save or failed or session._started or session._over or seen == known):
+                await self.commit(session, step=step, known=seen)  # no later one could send the cookie
 
     async def settle(self, session: Session) -> None:
         """Undo a failed commit, or finish it if the browser received its token."""
@@ -293,26 +292,22 @@ class Committer:
                 plan.done, plan.is_unsure = plan.done + 1, False
                 if plan.token is not None:
                     session._cookie = plan.cookie or session._cookie
-        except (RecordChanged, RecordGone) as conflict:
+        except (RecordChanged, RecordGone, RecordDamaged) as conflict:
             session._plan = None
+            if isinstance(conflict, RecordDamaged):
+                if session._record is None:
+                    raise
+                events.append(self._events.event("session.damaged", session_id=session._id, reason=str(conflict)))
             current = checked(conflict.current) if isinstance(conflict, RecordChanged) else None
-            if session._record is not None and await self.rebase(session, current, events):
+            if await self.rebase(session, current, events):
                 return False
             self.mark_ended(session, events)
             return True
         except SessionLimitReached:
-            if session._over:
-                raise  # the log-in of an actor was refused, and Calls.save_actor has done the rest
-            # The log-in was refused. The session before it is unchanged, and the browser has its cookie, or gets it now.
-            session._plan = None
-            events.append(self._events.event("session.refused", user_id=session._user_id, reason="limit"))
-            session._user_id, session._authenticated_at, session._proof, session._provider = None, None, b"", b""
-            if session._intent.asked is Asked.DESTROY:  # a destroy() before the log-in still counts
-                await self._attempt(session, events, failed=True, is_save=True)
-            session._refused()
-            left = session._intent.leaving
-            if left is not None and left.payload is not None and left.user_id is None:
-                session._proof = self._planner.rules.open(left.record).proof  # the first factor of a pending log-in
+            if (
+                not session._over
+            ):  # otherwise the log-in of an actor was refused, and Calls.save_actor has done the rest
+                await self._refused(session, events)
             raise
         except (RecordExists, SessionDataError):
             session._plan = None
@@ -322,6 +317,18 @@ class Committer:
             # The browser knows no session that began in this request. It may have withheld the cookie of another one.
             session._cookie = session._cookie is False or not self._planner.is_cookie_withheld(session)
         return True
+
+    async def _refused(self, session: Session, events: list[Event]) -> None:
+        """Drop a refused log-in. The session before it is unchanged, and the browser has its cookie, or gets it now."""
+        session._plan = None
+        events.append(self._events.event("session.refused", user_id=session._user_id, reason="limit"))
+        session._user_id, session._authenticated_at, session._proof, session._provider = None, None, b"", b""
+        if session._intent.asked is Asked.DESTROY:  # a destroy() before the log-in still counts
+            await self._attempt(session, events, failed=True, is_save=True)
+        session._refused()
+        left = session._intent.leaving
+        if left is not None and left.payload is not None and left.user_id is None:
+            session._proof = self._planner.rules.open(left.record).proof  # the first factor of a pending log-in
 
     async def rebase(self, session: Session, current: Record | None, events: list[Event]) -> bool:
         """Load the changes of another request, and apply those of this request on top. ``False``: the session has ended.
@@ -362,26 +369,29 @@ class Committer:
         session._intent, session._cookie = NO_INTENT, False
         session._over = session._record is not None  # after destroy(), this is already a new session
 
-    def _warn_of_lost_changes(self, session: Session) -> None:
-        """Warn once of each change that is lost because another request logged in or out with this anonymous session.
-
-        The browser has another session by then. No warning for a user's session: the user knows that it was ended.
-        """
-        record, changed, before = session._record, session._maybe_changed, session._loaded
-        if record is None or record.owner is not None or not changed:
-            return
-        session._loaded, session._maybe_changed = self._planner.codec.encode(session, changed), False
-        if session._loaded != before:
-            why = "another request had logged in or out"
-            warnings.warn(f"an anonymous session was changed after {why}: not saved", SessionWarning, stacklevel=2)
-
     def _warn_not_saved(self, session: Session, phase: Phase, events: list[Event]) -> None:
         why = _WHY_NOT_SAVED[phase]
         named = session._named() | {"session_id": session._handle()}
         events.append(self._events.event("session.not_saved", reason=why, **named))
-        session._cookie, session._over = False, True
+        session._over = True
+        if phase is not Phase.STARTED:  # otherwise the cookie of an earlier save() may be due, after a crash
+            session._cookie = False
         if phase is not Phase.WITHHELD:
             warnings.warn(f"a new session was written to and cannot be saved: {why}", SessionWarning, stacklevel=2)
+
+
+def _warn_of_lost_changes(session: Session, codec: MessagePackCodec) -> None:
+    """Warn once of each change that is lost because another request logged in or out with this anonymous session.
+
+    The browser has another session by then. No warning for a user's session: the user knows that it was ended.
+    """
+    record, changed, before = session._record, session._maybe_changed, session._loaded
+    if record is None or record.owner is not None or not changed:
+        return
+    session._loaded, session._maybe_changed = codec.encode(session, changed), False
+    if session._loaded != before:
+        why = "another request had logged in or out"
+        warnings.warn(f"an anonymous session was changed after {why}: not saved", SessionWarning, stacklevel=2)
 
 
 async def _turn_of(session: Session) -> None:
@@ -402,36 +412,23 @@ def _give_turn(session: Session) -> None:
 class Calls:
     """The calls of a plan. Each may be repeated with the same records. ``again``: an earlier attempt may have taken effect."""
 
-    def __init__(
-        self,
-        store: Store,
-        guard: Guard,
-        planner: Planner,
-        resolver: Resolver,
-        events: Events,
-        opened: OpenedRecords,
-        providers: Providers,
-        commit: Callable[..., Awaitable[None]],
-    ) -> None:
-        self._store: Any = store
+    def __init__(self, parts: Parts, commit: Callable[..., Awaitable[None]]) -> None:
+        self._store: Any = parts.store
         self._commit = commit
-        self._opened = opened
-        self._providers = providers
-        self._guard = guard
-        self._planner = planner
-        self._resolver = resolver
-        self._events = events
+        self._opened, self._providers = parts.cache, parts.providers
+        self._guard, self._planner = parts.guard, parts.planner
+        self._resolver, self._events = parts.resolver, parts.events
 
     async def create(self, session: Session, plan: Plan, call: Create, events: list[Event], again: bool) -> None:
         admitted, replaced = await self.admit(call.record, call.body, call.note)
         holder = session if session._epoch == plan.epoch else _actor_of(session, plan)
         if holder is None:
             # During this call, another task of the request destroyed the session or logged a user in.
-            plan.token = None
             if call.end is None:
+                plan.token = None
                 await self._guard.ask(self._store.delete, call.record.key)
-            else:
-                session._intent = session._intent.moved(call.end.leaving.record, call.record)
+            else:  # the browser needs this token until the verb counts
+                _moved(session, call.end.leaving.record, call.record)
             return
         _note_stored(holder, call.record, call.body)
         events.extend(admitted)
@@ -528,8 +525,7 @@ class Calls:
                 raise
         holder = session if session._epoch == plan.epoch else _actor_of(session, plan)
         if holder is None:
-            session._intent = session._intent.moved(old, record)
-            plan.token = None
+            _moved(session, old, record)  # the browser needs this token until the verb counts
             return
         _note_stored(holder, record, body)
         events += self._told(record, body, *call.events)
@@ -566,7 +562,7 @@ class Calls:
         gone = await self._resolver.end(leaving.record, call.reason, events)
         if is_displaced:
             session._intent = session._intent.without_displaced(leaving)
-        elif session._intent.leaving is leaving:
+        elif session._intent.leaving is not None and session._intent.leaving.record is leaving.record:
             session._intent = session._intent.settled()
         if gone is not None or again:
             self._left(session, plan, call, gone, events)
@@ -696,6 +692,13 @@ def _note_stored(session: Session, record: Record, body: Body) -> None:
     is_next = (session._authenticated_at, session._proof) != (body.authenticated_at, body.proof)
     session._note_stored(record, body)
     session._intent = session._intent.settled().regenerate() if is_next else session._intent.settled()
+
+
+def _moved(session: Session, old: Record, new: Record) -> None:
+    """Note the new key of a session that another task of the request has left, for the verb that ends it."""
+    for each in (session, session._actor):
+        if each is not None:
+            each._intent = each._intent.moved(old, new)
 
 
 def _actor_of(session: Session, plan: Plan) -> Session | None:

@@ -6,42 +6,28 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from asgi_sessions._core.planner import Planner
 from asgi_sessions._core.record import Body, Record, unpack, unseal
 from asgi_sessions._core.session import Keeper, Session
 from asgi_sessions._core.types import Event
-from asgi_sessions._engine.contract import Store, trait
-from asgi_sessions._engine.events import Events
+from asgi_sessions._engine.contract import trait
 from asgi_sessions._engine.failures import reason_of
-from asgi_sessions._engine.guard import Guard, checked
-from asgi_sessions._engine.opened import OpenedRecords
-from asgi_sessions._engine.resolve import Found, Resolver
+from asgi_sessions._engine.guard import checked
+from asgi_sessions._engine.parts import Parts
+from asgi_sessions._engine.resolve import Found
 from asgi_sessions.errors import RecordDamaged
 
 
 class Loader:
     """Loads the sessions of one cookie."""
 
-    def __init__(
-        self,
-        keeper: Keeper,
-        store: Store,
-        guard: Guard,
-        planner: Planner,
-        resolver: Resolver,
-        events: Events,
-        cache: OpenedRecords,
-    ) -> None:
+    def __init__(self, keeper: Keeper, parts: Parts) -> None:
         self._keeper = keeper
-        self._store: Any = store
-        self._guard = guard
-        self._planner = planner
-        self._resolver = resolver
-        self._events = events
-        self._cache = cache
-        self._clock = planner.rules.clock
-        self._confirms_ends = trait(store, "confirms_ends") is True
-        self._may_renew = planner.rules.timeouts.renew is not None
+        self._store: Any = parts.store
+        self._guard, self._planner, self._cache = parts.guard, parts.planner, parts.cache
+        self._resolver, self._events = parts.resolver, parts.events
+        self._clock = parts.planner.rules.clock
+        self._confirms_ends = trait(parts.store, "confirms_ends") is True
+        self._may_renew = parts.planner.rules.timeouts.renew is not None
 
     async def load(self, keys: Sequence[str], *, active: bool = True, renews: bool = True) -> Session:
         """Return the session of the first key that has one, otherwise an empty session.

@@ -15,10 +15,8 @@ from asgi_sessions._core.record import LOCK, Body, Record
 from asgi_sessions._core.session import Session
 from asgi_sessions._core.token import KEY_SUFFIX_CHARS, base64url, new_id, shard_of
 from asgi_sessions._core.types import Clock, Event
-from asgi_sessions._engine.contract import Store
-from asgi_sessions._engine.events import Events
-from asgi_sessions._engine.guard import Guard
-from asgi_sessions._engine.resolve import Resolver, noting
+from asgi_sessions._engine.parts import Parts
+from asgi_sessions._engine.resolve import noting
 from asgi_sessions.errors import RecordChanged, RecordDamaged, RecordExists, RecordGone, StoreError
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.2
@@ -30,15 +28,11 @@ DONE_SECONDS = 5.0
 _BUSY, _DONE = b"busy", b"done"
 
 
-class Engine(Protocol):
+class Engine(Parts, Protocol):
     """The part of a manager that locks need."""
 
-    store: Store
-    guard: Guard
-    resolver: Resolver
     records: RecordRules
     clock: Clock
-    events: Events
 
     def asking(self, step: str) -> AbstractAsyncContextManager[None]: ...
     async def save(self, session: Session) -> None: ...

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import product
 from typing import Any
 
 import anyio
@@ -14,7 +16,7 @@ import redis.asyncio
 from asgi_sessions import RedisStore, ResponseStarted, Session, SessionMiddleware, SessionWarning, StoreError
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.stores import Store
-from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
+from tests.support import Browser, Response, app_with, destroy, log_in, put, read, regenerate
 from tests.threats.hostile import (
     CONNECT,
     URLS,
@@ -146,6 +148,37 @@ async def test_a_refused_websocket_does_not_cost_the_session(
         await exchange(refusing, websocket_scope(cookie_header(refusing, str(browser.token))[0][1]), [CONNECT])
 
     assert await state(browser) == (None, {"basket": 1})
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending"), [*product(["http", "websocket"], ["returns", "crashes"]), ("websocket", "closes")]
+)
+async def test_a_token_that_was_saved_reaches_the_browser_though_the_app_gives_no_answer(
+    store: Store, options: dict[str, Any], alice: Browser, kind: str, ending: str
+) -> None:
+    """The old one is worthless since the save. The server's own answer would not carry the new one."""
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["session"].regenerate()
+        await scope["session"].save()
+        if ending == "crashes":
+            raise ZeroDivisionError
+        if ending == "closes":
+            await send({"type": "websocket.close"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    silent = SessionMiddleware(app, store, **options)
+    scope = {**http_scope(cookie_header(silent, str(alice.token))), "type": kind}
+    scope["extensions"] = {"websocket.http.response": {}}
+    with nullcontext() if ending != "crashes" else pytest.raises(ZeroDivisionError):
+        await silent(scope, anyio.sleep_forever, send)
+
+    alice.hear(Response(sent[0]["status"], sent[0]["headers"], b"", sent))
+    assert sent[0]["status"] == (403 if ending == "closes" else 500)
+    assert (await state(alice))[0] == "alice"
 
 
 # ── A request that is cancelled while it is being saved ──
