@@ -796,7 +796,10 @@ async def test_an_actor_whose_record_does_not_open_here_is_not_ended(memory: Mem
     record = memory._records[support.before.key]
     memory._records[record.key] = msgspec.structs.replace(record, body=b"S" + bytes(64))
 
+    support.events.clear()
+
     assert (await read(support.browser))["user_id"] is None
+    assert [event.name for event in support.events] == ["session.damaged"]
     memory._records[record.key] = record
 
     assert await of(support.browser, who) == ("bob", "alice")
