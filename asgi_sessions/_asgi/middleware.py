@@ -26,7 +26,7 @@ from asgi_sessions._core.origin import is_activity
 from asgi_sessions._core.session import OURS, Session
 from asgi_sessions._core.timeouts import Timeouts
 from asgi_sessions._core.types import Scope
-from asgi_sessions._engine.adopt import Adopter
+from asgi_sessions._engine.adopt import adopt
 from asgi_sessions._engine.contract import Store
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.upkeep import Upkeep
@@ -99,7 +99,6 @@ class SessionMiddleware:
         self._manager: Manager = self.sessions._manager.for_cookie(cookie.name, cookie.may_be_withheld, realm)
         self._upkeep: Upkeep = self.sessions._upkeep
         self._watch: Watch | None = self._upkeep.watch if self._manager.devices.live else None
-        self._adopter: Adopter | None = Adopter(self.sessions.adopt, self._manager) if self.sessions.adopt else None
         self._binder: Binder | None = _binder(self.sessions, self._manager, cookie, app)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -137,7 +136,7 @@ class SessionMiddleware:
             values = []
         keys = self._manager.recognise(values, scope) if values else None
         del values  # error collectors record the local variables of each frame in a traceback
-        if not keys and self._adopter is None:
+        if not keys and not self.sessions.adopt:
             session = self._manager.begin()  # no cookie of ours: an empty session, and no I/O
         else:
             try:
@@ -195,9 +194,9 @@ class SessionMiddleware:
         """
         adopted = None
         # A cross-site form may carry the old cookie although SameSite withholds ours. It gets no session, as with our cookie.
-        if self._adopter is not None and not self.cookie.may_be_withheld(scope):
-            is_http = scope["type"] == "http"
-            adopted = await self._adopter.adopt(scope, active=is_activity(scope, self._passive), renews=is_http)
+        if not self.cookie.may_be_withheld(scope):
+            active, is_http = is_activity(scope, self._passive), scope["type"] == "http"
+            adopted = await adopt(self.sessions.adopt, self._manager, scope, active=active, renews=is_http)
         if adopted is None:
             return self._manager.begin()
         exchange.add_to_cookie(adopted.headers)

@@ -50,31 +50,27 @@ class _Marker(NamedTuple):
 _SPENT: Final = _Marker("", "")
 
 
-class Adopter:
-    """Adopts old sessions for one cookie of ours."""
+async def adopt(
+    readers: Sequence[Reader], manager: Manager, scope: Scope, *, active: bool = True, renews: bool = True
+) -> Adopted | None:
+    """Return the session for a request without our cookie, or ``None`` if it has no valid old cookie.
 
-    def __init__(self, readers: Sequence[Reader], manager: Manager) -> None:
-        self._readers = tuple(readers)
-        self._manager = manager
-
-    async def adopt(self, scope: Scope, *, active: bool = True, renews: bool = True) -> Adopted | None:
-        """Return the session for a request without our cookie, or ``None`` if it has no valid old cookie.
-
-        Args:
-            active, renews: as for ``Manager.load``.
-        Raises:
-            StoreError: our store or the old one failed. It is unknown whether a user is logged in.
-        """
-        headers = scope.get("headers", ())
-        for reader in self._readers:
-            for value in reader.values(headers):
-                cookie = reader.recognise(value, self._manager.clock())
-                if cookie is not None:
-                    adoption = _Adoption(self._manager, reader, cookie, scope, {"active": active, "renews": renews})
-                    found = await adoption.run()
-                    if found is not None:
-                        return Adopted(found, reader.delete_cookie(headers) if adoption.is_known else [])
-        return None
+    Args:
+        manager: that of our cookie.
+        active, renews: as for ``Manager.load``.
+    Raises:
+        StoreError: our store or the old one failed. It is unknown whether a user is logged in.
+    """
+    headers = scope.get("headers", ())
+    for reader in readers:
+        for value in reader.values(headers):
+            cookie = reader.recognise(value, manager.clock())
+            if cookie is not None:
+                adoption = _Adoption(manager, reader, cookie, scope, {"active": active, "renews": renews})
+                found = await adoption.run()
+                if found is not None:
+                    return Adopted(found, reader.delete_cookie(headers) if adoption.is_known else [])
+    return None
 
 
 class _Adoption:

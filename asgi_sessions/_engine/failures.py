@@ -72,8 +72,7 @@ def reason_of(error: BaseException) -> str:
     for each in _causes(error):
         message = _message_of(each)
         if isinstance(each, SessionError) and message:
-            message = cleaned(str(each), LONGEST_REASON)
-            part = message  # our messages need no class in front
+            part = message = cleaned(str(each), LONGEST_REASON)  # our messages need no class in front
         else:
             part = f"{type(each).__name__}: {message}" if message else type(each).__name__
         part, message = part.removesuffix("."), message.removesuffix(".")

@@ -12,13 +12,13 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from itertools import chain
-from typing import Final, Protocol
+from typing import Final
 
 from asgi_sessions._core.record import Record
 from asgi_sessions._core.token import shard_of
-from asgi_sessions._core.types import Clock
-from asgi_sessions._engine.contract import Listening, Store
+from asgi_sessions._engine.contract import Listening
 from asgi_sessions._engine.loops import PerLoop, running_loop, stop
+from asgi_sessions._engine.manager import Manager
 from asgi_sessions.errors import StoreError
 
 logger = logging.getLogger("asgi_sessions")
@@ -36,24 +36,13 @@ AT_ONCE: Final = 64
 """Concurrent loads."""
 
 
-class Judge(Protocol):
-    """The manager of an app, which knows its rules."""
-
-    @property
-    def store(self) -> Store: ...
-    @property
-    def clock(self) -> Clock: ...
-    async def lives(self, record: Record) -> Record | None:
-        """The current record of a session, under whatever key, or ``None`` if it has ended."""
-
-
 class _Watched:
     """A session with open sockets or streams of one app."""
 
     __slots__ = ("judge", "record", "watchers")
 
-    def __init__(self, judge: Judge, record: Record) -> None:
-        self.judge: Judge = judge
+    def __init__(self, judge: Manager, record: Record) -> None:
+        self.judge = judge
         self.record: Record = record
         self.watchers: set[Watcher] = set()
 
@@ -86,7 +75,7 @@ class Watch:
     def __init__(self) -> None:
         self._states: PerLoop[_LoopState] = PerLoop(_LoopState)
 
-    def add(self, judge: Judge, record: Record, end: Callable[[], None]) -> Watcher | None:
+    def add(self, judge: Manager, record: Record, end: Callable[[], None]) -> Watcher | None:
         """Call ``end()`` when ``judge`` finds that the session has ended. Outside of asyncio it is not watched: ``None``."""
         return None if running_loop() is None else self._states.here().add(judge, record, end)
 
@@ -114,7 +103,7 @@ class _LoopState:
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
 
-    def add(self, judge: Judge, record: Record, end: Callable[[], None]) -> Watcher:
+    def add(self, judge: Manager, record: Record, end: Callable[[], None]) -> Watcher:
         """As :meth:`Watch.add`, in this event loop."""
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._run())
