@@ -25,7 +25,7 @@ import builtins
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, TypedDict
@@ -41,11 +41,12 @@ from asgi_sessions._core.provider import name_in
 from asgi_sessions._core.record import Body, Record
 from asgi_sessions._core.session import OURS, Session
 from asgi_sessions._core.timeouts import Timeouts, duration
-from asgi_sessions._core.token import is_id, owner_of
+from asgi_sessions._core.token import ALPHABET, is_id, owner_of
 from asgi_sessions._core.types import Clock, EventHook, instant
 from asgi_sessions._core.user_agent import Device
 from asgi_sessions._engine.contract import STORE_METHODS, Store, lacking_for_users
-from asgi_sessions._engine.everyone import end_all
+from asgi_sessions._engine.everyone import STEP, end_all, patiently
+from asgi_sessions._engine.guard import NO_KEY
 from asgi_sessions._engine.manager import Manager
 from asgi_sessions._engine.opened import DEFAULT_BYTES
 from asgi_sessions._engine.upkeep import Upkeep
@@ -347,7 +348,11 @@ class Sessions:
         def is_wanted(record: Record, body: Body) -> bool:
             return body.created_at <= began_before and max(body.created_at, record.seen_at) > active_after
 
-        return await end_all(manager, is_wanted)
+        ended = await end_all(manager, is_wanted)
+        if manager.guard.confirms_ends:  # an earlier call may have ended some, and then heard nothing from the replicas
+            for key in _a_key_of_each_server(manager):
+                await patiently(_confirm, manager, key)
+        return ended
 
     async def _end(self, user_id: str, *, id: str | None = None, keep: str | None = None) -> Sequence[str]:
         manager = self._of_users()
@@ -466,6 +471,19 @@ def _id_of(name: str, given: object) -> str | None:
         return given
     # Quart's `session` is a proxy.
     raise SessionError(f"{name}={type(given).__name__}): give a Session, such as current_session(), or the id of one")
+
+
+def _a_key_of_each_server(manager: Manager) -> Iterable[str]:
+    """Keys without a record. The shards of 4,096 keys are in so many slots of a cluster that no node is left out."""
+    server_of, digits = manager.guard.server_of, ALPHABET.decode()
+    if server_of is None:
+        return (NO_KEY,)
+    return {server_of(key): key for key in (f"{a}{b}{NO_KEY[2:]}" for a in digits for b in digits)}.values()
+
+
+async def _confirm(manager: Manager, key: str) -> None:
+    async with manager.asking(STEP):
+        await manager.guard.confirm_ends(key)
 
 
 def _moment(name: str, time: object) -> float:

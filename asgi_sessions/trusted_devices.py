@@ -135,6 +135,7 @@ class TrustedDevices:
         owner, now = owner_of(user_id), self._manager.clock()
         async with self._manager.asking("trusted device"):
             await self._set_time(owner, now, lambda known: now if known is None else max(now, known))
+            await self._manager.guard.confirm_ends(_key_of_user(owner))
 
     async def forget_device(self, scope: Scope) -> tuple[bytes, bytes]:
         """End the trust of the browser of this request, for all users.

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,7 +22,7 @@ import pytest
 import redis.asyncio
 from redis.crc import key_slot
 
-from asgi_sessions import ConfigurationError, RedisStore, SessionMiddleware, Sessions, StoreError, Timeouts
+from asgi_sessions import ConfigurationError, MemoryStore, RedisStore, SessionMiddleware, Sessions, StoreError, Timeouts
 from asgi_sessions._core.record import Record
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.errors import EndUnconfirmed
@@ -30,12 +31,15 @@ from asgi_sessions.stores.redis._client import sentinels_of
 from asgi_sessions.stores.redis._connection import ConnectionLost
 from asgi_sessions.stores.redis._sentinel import Sentinels
 from asgi_sessions.testing import FakeClock, UserStoreContract, a_record, moved
+from asgi_sessions.tokens import SigningKey, Tokens
+from asgi_sessions.trusted_devices import TrustedDevices
 from tests.clusters import AT_ONCE, Apart, Cluster, Nodes, Watched, may_make_namespaces, until
 from tests.conftest import Server, require
 from tests.load import Load, recovered
 from tests.ports import free_port
 from tests.proxy import Proxy
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
+from tests.wrapped import Wrapped
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -652,6 +656,96 @@ async def test_a_log_out_that_finds_nothing_waits_for_the_replicas_too(valkey_ur
     assert answers == [503, 503]
     assert (anonymous, forged) == (200, 200)
     await store.aclose()
+
+
+Ends = Callable[[], Awaitable[object]]
+OF_GOOGLE = ("https://accounts.google.com", "a1", "s1")
+
+
+async def log_in_over(sessions: Sessions) -> Ends:
+    browser = Browser(app_with(sessions))
+    await browser.do(log_in("alice"))
+
+    async def again() -> None:
+        if (await browser.another().do(log_in("bob"))).status == 503:
+            raise EndUnconfirmed
+
+    return again
+
+
+async def of_a_refresh_token(sessions: Sessions) -> Ends:
+    tokens = Tokens(sessions, keys=[SigningKey.generate("EdDSA")], issuer="https://a", audience="https://a")
+    pair = await tokens.log_in("alice")
+    return lambda: tokens.revoke(pair.refresh_token)
+
+
+async def of_a_provider(sessions: Sessions, **claims: Any) -> Ends:
+    await Browser(app_with(sessions)).do(log_in("alice", provider=OF_GOOGLE))
+    return lambda: sessions.revoke_provider(OF_GOOGLE[0], **claims)
+
+
+async def of_a_device(sessions: Sessions) -> Ends:
+    devices = TrustedDevices(sessions)
+    await devices.remember({"type": "http", "headers": []}, "alice")
+    return lambda: devices.forget("alice")
+
+
+async def of_everybody(sessions: Sessions) -> Ends:
+    await Browser(app_with(sessions)).do(put(a=1))
+    return sessions.end_all
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        pytest.param(log_in_over, id="a log-in over the session of another user"),
+        pytest.param(of_a_refresh_token, id="a refresh token"),
+        pytest.param(partial(of_a_provider, sid="s1"), id="a session at the provider"),
+        pytest.param(partial(of_a_provider, subject="a1"), id="a subject of the provider"),
+        pytest.param(of_a_device, id="the trusted devices of a user"),
+        pytest.param(of_everybody, id="all sessions"),
+    ],
+)
+async def test_a_repeated_end_waits_for_the_replicas_like_the_first(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch, begin: Callable[[Sessions], Awaitable[Ends]]
+) -> None:
+    """The primary has no session any more. A replica may have it, and it may take over."""
+    monkeypatch.setattr("asgi_sessions._engine.everyone.PATIENCE", 0.0)
+    store = RedisStore.from_url(valkey_url, prefix=f"twice-{secrets.token_hex(4)}", durable_ends=1)
+    end = await begin(Sessions(store, secret_keys=["an excellent secret of at least 32 bytes"]))
+
+    for _ in range(3):
+        with pytest.raises(EndUnconfirmed):
+            await end()
+    await store.aclose()
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        pytest.param(of_a_refresh_token, id="a refresh token"),
+        pytest.param(partial(of_a_provider, sid="s1"), id="a session at the provider"),
+    ],
+)
+async def test_a_session_that_a_failover_brings_back_in_between_ends(
+    memory: MemoryStore, begin: Callable[[Sessions], Awaitable[Ends]]
+) -> None:
+    """The call found nothing on the old primary, and the new one confirms that."""
+    store: Any = Wrapped(memory)
+    store.confirms_ends = True
+    sessions = Sessions(store, secret_keys=["an excellent secret of at least 32 bytes"])
+    end = await begin(sessions)
+    (key,) = (await memory.index(owner_of("alice"))).values()
+    record = await memory.delete(key)
+    assert record is not None
+
+    async def restore() -> None:
+        store.before.clear()
+        await memory.create(record)
+
+    store.before["delete"] = restore
+    assert await end()
+    assert await sessions.list("alice") == []
 
 
 async def test_once_replicas_have_it_a_repeated_log_out_is_done_and_more_can_follow(watched: Watched) -> None:

@@ -16,6 +16,7 @@ from asgi_sessions.errors import EndUnconfirmed, StoreRefused
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import SigningKey, TokenInvalid, Tokens
+from tests.clusters import Cluster
 from tests.properties.faults import Faulty
 from tests.support import Browser, app_with, log_in, put, read, regenerate
 from tests.threats.hostile import Between
@@ -222,3 +223,22 @@ async def test_a_refusal_is_not_waited_for(memory: MemoryStore, clock: FakeClock
 
     with pytest.raises(StoreRefused):
         await Sessions(Refusing(), clock=clock).end_all()
+
+
+async def test_on_a_cluster_each_primary_confirms_what_earlier_calls_have_ended(
+    cluster: Cluster, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[object] = set()
+    store = RedisStore.from_cluster(cluster.url, prefix="each-primary", durable_ends=1)
+    sessions = Sessions(store, clock=clock)
+    delete = store.delete
+
+    async def noted(key: str, **more: Any) -> Any:
+        asked.add(store.server_of(key) if store.server_of is not None else None)
+        return await delete(key, **more)
+
+    monkeypatch.setattr(store, "delete", noted)
+    assert await sessions.end_all() == 0
+    await store.aclose()
+
+    assert {str(each) for each in asked} == {f"127.0.0.1:{node.port}" for node in cluster.nodes[:3]}

@@ -60,19 +60,16 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
         """Add ``regenerate()``. A stronger verb already makes a new token."""
         return replace(self, asked=Asked.REGENERATE) if self.asked is Asked.NOTHING else self
 
-    def log_in(self, stored: Leaving | None, *, keep_data: bool, displaced: Iterable[Leaving] = ()) -> Intent:
+    def log_in(
+        self, stored: Leaving | None, *, keep_data: bool, missing: str | None = None, displaced: Iterable[Leaving] = ()
+    ) -> Intent:
         """Add ``log_in()``. After ``destroy()``, the session before is still logged out."""
         asked = Asked.DESTROY if self.asked is Asked.DESTROY else Asked.LOG_IN
-        leaving = self._leave(stored, keep_data=keep_data)
-        return replace(self, asked=asked, leaving=leaving, displaced=(*self.displaced, *displaced))
+        leaving, also = self._leave(stored, keep_data=keep_data), (*self.displaced, *displaced)
+        return Intent(asked, leaving, self.others, missing if leaving is None else None, also)
 
     def destroy(
-        self,
-        stored: Leaving | None,
-        *,
-        is_unknown: bool,
-        missing: str | None = None,
-        displaced: Iterable[Leaving] = (),
+        self, stored: Leaving | None, *, is_unknown: bool, missing: str | None = None, displaced: Iterable[Leaving] = ()
     ) -> Intent:
         """Add ``destroy()``. ``is_unknown``: the store failed at the load, so there may be a session to end."""
         leaving, also = self._leave(stored, keep_data=False), (*self.displaced, *displaced)
@@ -110,8 +107,7 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
 
     def without_other(self, user_id: str) -> Intent:
         """Remove a user after the end of their other sessions."""
-        others = tuple(each for each in self.others if each != user_id)
-        found = replace(self, others=others)
+        found = replace(self, others=tuple(each for each in self.others if each != user_id))
         return NO_INTENT if found == NO_INTENT else found
 
     def moved(self, old: Record, new: Record) -> Intent:

@@ -281,11 +281,10 @@ class Planner:
             found += [_end(each, intent) for each in intent.displaced]
         if intent.leaving is not None and counts and not (isinstance(first, Create) and first.end is not None):
             found.append(_end(intent.leaving, intent))
-        if intent.missing is not None and intent.asked is _DESTROY:
+        if intent.missing is not None and counts:
             found.append(Confirm(intent.missing))
         if phase is not _FAILED and intent.others:
-            user_id, id = session._user_id, session._id
-            found += [EndOthers(other, id if other == user_id else None) for other in intent.others]
+            found += [EndOthers(each, session._id if each == session._user_id else None) for each in intent.others]
         return found
 
     def update(self, session: Session, payload: bytes) -> Update:
@@ -298,9 +297,8 @@ class Planner:
         plan.max_age = self.max_age(session)
         rules, intent = self.rules.rules, session._intent
         if rules is not None and (session._user_id in intent.others or session._actor is not None):
-            rules = with_fields(
-                rules, limit=0
-            )  # all others end with this log-in, or it is an actor's, which does not count
+            # All others end with this log-in, or it is an actor's, which does not count.
+            rules = with_fields(rules, limit=0)
         elif rules is not None and rules.limit and intent.displaced:
             also = sum(each.record.owner == record.owner for each in intent.displaced)
             rules = with_fields(rules, limit=rules.limit + also)  # these end with this log-in

@@ -37,17 +37,23 @@ class ProviderLogIn(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def __repr__(self) -> str:
         return f"<ProviderLogIn at {self.issuer}>"
 
-    def is_meant(self, issuer: str, subject: str | None, sid: str | None) -> bool:
-        """Whether a log-out by the provider ends the session of this log-in.
+    @property
+    def links(self) -> list[str]:
+        """The keys of its links, that of the ``sid`` last."""
+        of_sid = [] if self.sid is None else [key_of_sid(self.issuer, self.sid)]
+        return [key_of_subject(self.issuer, self.subject), *of_sid]
 
-        If both have a ``sid``, it must match. Otherwise the subject must match, since a log-in without a ``sid`` may belong to
-        any session of its subject.
+    def is_meant(self, issuer: str, subject: str | None, sid: str | None, *, is_older: bool) -> bool:
+        """Whether a log-out by the provider ends the session of this log-in. ``is_older``: the log-in was before it.
+
+        If both have a ``sid``, only that must match. Otherwise the subject must match, since a log-in without a ``sid`` may
+        belong to any session of its subject.
         """
         if self.issuer != issuer:
             return False
         if sid is not None and self.sid is not None:
             return self.sid == sid
-        return subject is not None and self.subject == subject
+        return is_older and self.subject == subject
 
 
 class Link(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -609,7 +609,8 @@ class Calls:
 
     async def confirm(self, session: Session, plan: Plan, call: Confirm, events: list[Event], again: bool) -> None:
         gone = await self._guard.ask(self._store.delete, call.key)
-        session._intent = session._intent.settled()
+        if session._intent.missing == call.key:
+            session._intent = session._intent.settled()
         if gone is not None:  # a failover has restored it
             events += self._events.ended([gone.id], None, "destroyed")
 

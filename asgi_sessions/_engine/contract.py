@@ -233,7 +233,8 @@ class Traits:
     """The store works only in asyncio's event loops. Under trio the lifespan of the app fails with a clear error."""
 
     confirms_ends: bool = False
-    """``delete()`` waits until replicas have the end, even if it finds no record. So a log-out without a record also calls it."""
+    """``delete()`` waits until replicas have it and all earlier changes in its shard, even if it finds no record. So an end that
+    finds no session also calls it."""
 
     is_of_one_process: bool = False
     """Other processes do not see the records. The middleware warns if there are several worker processes."""

@@ -57,15 +57,15 @@ async def end_all(manager: Manager, wanted: Wanted) -> int:
 async def _scan(manager: Manager, wanted: Wanted) -> int:
     ended, cursor = 0, ""
     while True:
-        keys, cursor = await _patiently(_some, manager, cursor)
+        keys, cursor = await patiently(_some, manager, cursor)
         for begin in range(0, len(keys), AT_ONCE):
             some = keys[begin : begin + AT_ONCE]
-            ended += sum(await together(_patiently(_end_one, manager, key, wanted, []) for key in some))
+            ended += sum(await together(patiently(_end_one, manager, key, wanted, []) for key in some))
         if not cursor:
             return ended
 
 
-async def _patiently(step: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+async def patiently(step: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
     began = monotonic()
     while True:
         try:
@@ -99,11 +99,9 @@ async def _end_one(manager: Manager, key: str, wanted: Wanted, tried: list[tuple
         if body.kind in NO_SESSION or not wanted(record, body):
             return False
         tried.append((record, body))
-        if body.user_id is not None and manager.knows_users:
-            return bool(await manager.users.end(body.user_id, "revoked_all", id=record.id, **acting(body)))
         gone = await manager.resolver.end(record, "revoked_all", events)
         if gone is not None:
-            events += manager.events.ended([record.id], body.user_id, "revoked_all")
+            events += manager.events.ended([record.id], body.user_id, "revoked_all", **acting(body))
         await manager.events.emit(*events)
     return gone is not None
 

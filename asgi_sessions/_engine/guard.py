@@ -75,6 +75,7 @@ class Guard:
         self.keeps_time = trait(store, "keeps_its_own_deadline") is True and self.deadline >= DEADLINE
         at_once = trait(store, "asks_at_once") if self.keeps_time else 0
         self.at_once: int = at_once if isinstance(at_once, int) else 0
+        self.confirms_ends = trait(store, "confirms_ends") is True
         self.breakers = Breakers()
         self.breaker = self.breakers.whole
         self.failures = FailureLog()
@@ -123,6 +124,15 @@ class Guard:
         if self.failures.is_open:
             self.answered("read" if getattr(method, "__name__", "") in _READING else "write")
         return answer
+
+    async def confirm_ends(self, name: str) -> bool:
+        """Wait until the replicas have all ends in the shard of a key or an owner, and return whether this store waits at all.
+
+        For an end that finds no session: an earlier call may have ended it and then heard nothing from the replicas.
+        """
+        if self.confirms_ends:
+            await self.ask(self.store.delete, shard_of(name) + NO_KEY[SHARD_CHARS:])
+        return self.confirms_ends
 
     async def _find_out(self, breaker: Breaker, name: str) -> None:
         """Probe the server of this name for all callers: an answer closes the breaker, no answer opens it.

@@ -9,7 +9,6 @@ from typing import Any
 from asgi_sessions._core.record import Body, Record, unpack, unseal
 from asgi_sessions._core.session import Keeper, Session
 from asgi_sessions._core.types import Event
-from asgi_sessions._engine.contract import trait
 from asgi_sessions._engine.failures import reason_of
 from asgi_sessions._engine.guard import checked
 from asgi_sessions._engine.parts import Parts
@@ -26,7 +25,6 @@ class Loader:
         self._guard, self._planner, self._cache = parts.guard, parts.planner, parts.cache
         self._resolver, self._events = parts.resolver, parts.events
         self._clock = parts.planner.rules.clock
-        self._confirms_ends = trait(parts.store, "confirms_ends") is True
         self._may_renew = parts.planner.rules.timeouts.renew is not None
 
     async def load(self, keys: Sequence[str], *, active: bool = True, renews: bool = True) -> Session:
@@ -71,7 +69,7 @@ class Loader:
         # Read the clock only now: the first answer of the store may have set it to the server's time.
         session = Session._empty(self._keeper, self._clock())
         session._active, session._renews = active, renews and self._may_renew
-        if self._confirms_ends and keys:
+        if guard.confirms_ends and keys:
             session._missing = keys[0]
         # A record that a store returned must be checked. One that was unpacked here need not.
         if is_answered and (

@@ -55,11 +55,8 @@ class Providers:
         if log_in is None or record.owner is None:
             return []
         until = self._until(record, body)
-        await self._change(key_of_subject(log_in.issuer, log_in.subject), until, _adding(record.owner))
-        if log_in.sid is None:
-            return []
-        link = await self._change(key_of_sid(log_in.issuer, log_in.sid), until, _adding(record.owner))
-        return await self._end(record, body) if link.is_ended else []
+        links = [await self._change(key, until, _adding(record.owner)) for key in log_in.links]
+        return await self._end(record, body) if links[-1].is_ended else []
 
     async def end(self, issuer: str, subject: str | None, sid: str | None, before: float) -> int:
         """End the sessions that match a log-out by the provider. Return how many ended.
@@ -75,15 +72,21 @@ class Providers:
             owners += (await self._change(key_of_sid(issuer, sid), until, _mark)).owners
         if subject is not None:
             owners += unpack_link(await self._links.read(key_of_subject(issuer, subject))).owners
+
+        async def meant(owner: str) -> list[tuple[Record, Body]]:
+            found = await self._users.records_of(owner)
+            return [each for each in found if _is_meant(each[1], issuer, subject, sid, before)]
+
         for owner in dict.fromkeys(owners):
-            for record, body in await self._users.records_of(owner):
-                log_in = unpack_log_in(body.provider)
-                if log_in is None or not log_in.is_meant(issuer, subject, sid):
-                    continue
-                if (sid is not None and log_in.sid == sid) or body.created_at <= before + MATCH_LEEWAY:
-                    events = await self._end(record, body)
-                    await self._events.emit(*events)
-                    number += len(events)
+            found = await meant(owner)
+            if not found and await self._guard.confirm_ends(owner):
+                found = await meant(owner)  # a failover has restored them
+            for record, body in found:
+                events = await self._end(record, body)
+                await self._events.emit(*events)
+                number += len(events)
+        if sid is not None:
+            await self._guard.confirm_ends(key_of_sid(issuer, sid))  # the replicas have the mark, too
         return number
 
     async def is_new(self, issuer: str, jti: str) -> bool:
@@ -96,12 +99,8 @@ class Providers:
 
     async def forget(self, owner: str, bodies: Sequence[Body]) -> None:
         """Remove a user from the links of their sessions."""
-        keys: set[str] = set()
-        for log_in in filter(None, (unpack_log_in(body.provider) for body in bodies)):
-            keys.add(key_of_subject(log_in.issuer, log_in.subject))
-            if log_in.sid is not None:
-                keys.add(key_of_sid(log_in.issuer, log_in.sid))
-        for key in keys:
+        log_ins = filter(None, (unpack_log_in(body.provider) for body in bodies))
+        for key in {key for log_in in log_ins for key in log_in.links}:
             await self._change(key, 0.0, lambda link: link.without_owner(owner))
 
     # ── Links ──
@@ -123,6 +122,11 @@ class Providers:
     async def _change(self, key: str, until: float, change: Change) -> Link:
         changed = await self._links.change(key, until, lambda known: pack(change(unpack_link(known))))
         return unpack_link(changed)
+
+
+def _is_meant(body: Body, issuer: str, subject: str | None, sid: str | None, before: float) -> bool:
+    log_in, is_older = unpack_log_in(body.provider), body.created_at <= before + MATCH_LEEWAY
+    return log_in is not None and log_in.is_meant(issuer, subject, sid, is_older=is_older)
 
 
 def _adding(owner: str) -> Change:

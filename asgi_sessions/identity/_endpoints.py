@@ -244,16 +244,24 @@ class SecurityEvents(_Endpoint):
             await self._end_user(user_id, message)
 
     async def _end_user(self, user_id: str, message: Message) -> None:
-        users, until = self._manager.users, message.issued_at + MATCH_LEEWAY
+        until = message.issued_at + MATCH_LEEWAY
         async with self._manager.asking("provider log-out"):
-            index = await self._manager.resolver.index_of(owner_of(user_id))
-            known = {record.id: body for record, body in await users.records(user_id)}
-            for id in {**index, **known}:
-                body = known.get(id)
-                if body is None:  # it does not open on this server, so it may be from before the event
-                    await users.end(user_id, REASON, id=id)
-                elif body.created_at <= until:
-                    await users.end(user_id, REASON, id=id, **acting(body))
+            is_done = await self._end_older(user_id, until)
+            if not is_done and await self._manager.guard.confirm_ends(owner_of(user_id)):
+                await self._end_older(user_id, until)  # a failover has restored them
+
+    async def _end_older(self, user_id: str, until: float) -> bool:
+        """End the sessions of a user from before a time. Returns whether there were any."""
+        users, has_ended = self._manager.users, False
+        index = await self._manager.resolver.index_of(owner_of(user_id))
+        known = {record.id: body for record, body in await users.records(user_id)}
+        for id in {**index, **known}:
+            body = known.get(id)
+            if body is None:  # it does not open on this server, so it may be from before the event
+                has_ended |= bool(await users.end(user_id, REASON, id=id))
+            elif body.created_at <= until:
+                has_ended |= bool(await users.end(user_id, REASON, id=id, **acting(body)))
+        return has_ended
 
     def _refusal(self, refused: Refused) -> Response:
         headers = {**_NO_STORE, "content-language": "en"}  # RFC 8935, section 2.3

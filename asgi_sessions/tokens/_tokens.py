@@ -333,7 +333,7 @@ class Tokens:
         was_current = False  # when this request began
         async with manager.asking("token refresh"):
             for attempt in range(MAX_ATTEMPTS):
-                record, body, grant = await self._found(key, generation, presented)
+                record, body, grant = _genuine(await manager.opened(key), generation, presented)
                 now = manager.clock()
                 if now >= self._ends(body.created_at, record.seen_at):  # the limits are lower than at the log-in
                     is_old = now >= body.created_at + self._absolute
@@ -368,23 +368,6 @@ class Tokens:
                 return self._pair(record, newer, grant)
         raise StoreError("the session was changed by others each time its token was to be refreshed")
 
-    async def _found(self, key: str, generation: int, presented: Hidden[str]) -> tuple[Record, Body, _Grant]:
-        """The session of a refresh token, which may be spent.
-
-        Raises:
-            TokenInvalid: the session has ended or is damaged, or has never had this token.
-        """
-        found = await self._manager.opened(key)
-        if found is None or found[1].kind != "token":
-            raise TokenInvalid("the session of the refresh token has ended")
-        try:
-            grant = _decode_grant(found[1].grant)
-        except msgspec.MsgspecError:
-            raise TokenInvalid("the session of the refresh token is damaged") from None
-        if not hmac.compare_digest(_secret(grant.seed, found[0].id, generation), presented.value):
-            raise TokenInvalid("the refresh token is not of this session")
-        return (*found, grant)
-
     async def _end_reused(self, record: Record, body: Body, scope: Scope | None) -> None:
         manager, user_id = self._manager, body.user_id
         presenter = manager.devices.describe(scope)
@@ -400,10 +383,14 @@ class Tokens:
         An invalid token gives ``False`` and no error (RFC 7009, section 2.2).
         """
         try:
-            given = self._read(token)
+            key, generation, presented = self._read(token)
             del token
-            async with self._manager.asking("token revoke"):
-                record, body, _ = await self._found(*given)
+            manager = self._manager
+            async with manager.asking("token revoke"):
+                found = await manager.opened(key)
+                if found is None and await manager.guard.confirm_ends(key):
+                    found = await manager.opened(key)  # a failover has restored it
+                record, body, _ = _genuine(found, generation, presented)
                 return await self._end(body.user_id, record.id, "logged_out")
         except TokenInvalid:
             return False
@@ -506,6 +493,23 @@ class Tokens:
         for character in bare[SHARD_CHARS + ID_CHARS :][:_GENERATION]:
             number = number * 64 + _DIGITS.index(character)
         return _key(shard, id), number, Hidden(bare[-_SECRET:])
+
+
+def _genuine(found: tuple[Record, Body] | None, generation: int, presented: Hidden[str]) -> tuple[Record, Body, _Grant]:
+    """The session of a refresh token, which may be spent.
+
+    Raises:
+        TokenInvalid: the session has ended or is damaged, or has never had this token.
+    """
+    if found is None or found[1].kind != "token":
+        raise TokenInvalid("the session of the refresh token has ended")
+    try:
+        grant = _decode_grant(found[1].grant)
+    except msgspec.MsgspecError:
+        raise TokenInvalid("the session of the refresh token is damaged") from None
+    if not hmac.compare_digest(_secret(grant.seed, found[0].id, generation), presented.value):
+        raise TokenInvalid("the refresh token is not of this session")
+    return (*found, grant)
 
 
 def _key(shard: str, id: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from joserfc import jwk
 from msgspec.structs import replace
 
-from asgi_sessions import ConfigurationError, Event, MemoryStore, Sessions
+from asgi_sessions import ConfigurationError, Event, MemoryStore, RedisStore, Sessions
 from asgi_sessions._core.token import owner_of
 from asgi_sessions.identity import BackChannelLogout, IdentityProvider, SecurityEvents
 from asgi_sessions.identity._messages import CREDENTIAL_CHANGE, OLDEST_EVENT, SESSION_REVOKED
@@ -211,6 +211,21 @@ async def test_an_event_for_a_user_of_the_app_ends_sessions_that_this_server_can
         assert (await world.push(REVOKED, {"format": "email", "email": "alice@example.org"})).status_code == 202
 
     assert await store.index(owner_of("alice")) == {}
+
+
+async def test_a_repeated_event_for_a_user_waits_for_the_replicas_like_the_first(
+    valkey_url: str, provider: Provider, clock: FakeClock
+) -> None:
+    store = RedisStore.from_url(valkey_url, prefix="event-twice", durable_ends=1)
+    world = World(Sessions(store, clock=clock), provider, clock, find_user=lambda subject: "alice")
+    await world.browsers["work"].do(log_in("alice", provider=(provider.url, "a1", "s1")))
+    email = {"format": "email", "email": "alice@example.org"}
+
+    async with world.http:
+        answers = [(await world.push(REVOKED, email)).status_code for _ in range(3)]
+
+    assert answers == [503, 503, 503]
+    await store.aclose()
 
 
 async def test_subjects_of_another_issuer_are_spoken_of_only_where_the_app_says_so(
