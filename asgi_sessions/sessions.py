@@ -261,7 +261,8 @@ class Sessions:
             if value is not None:
                 name_in("revoke_provider()", name, value)
         manager = self._of_users()
-        until = manager.clock() if before is None else _moment("revoke_provider(before", before)
+        now = await now_of(manager, "provider log-out")
+        until = now if before is None else _moment("revoke_provider(before", before)
         async with manager.asking("provider log-out"):
             return await manager.providers.end(issuer, subject, sid, until)
 
@@ -342,7 +343,7 @@ class Sessions:
                 f"end_all(): {type(self.store).__name__} has no scan(), so its sessions cannot be found"
             )
         manager = self._manager
-        began_before = manager.clock() if before is None else _moment("end_all(before", before)
+        began_before = await now_of(manager, STEP) if before is None else _moment("end_all(before", before)
         active_after = -math.inf if after is None else _moment("end_all(after", after)
 
         def is_wanted(record: Record, body: Body) -> bool:
@@ -416,6 +417,20 @@ def sessions_of(
             f"{called}({names}): the given Sessions has its own options; give it to Sessions({names})"
         )
     return given
+
+
+async def now_of(manager: Manager, step: str) -> float:
+    """Return the time, in seconds since the epoch. The first call of a process asks the store, whose clock may differ from ours.
+
+    Args:
+        step: the name of the step in the report of a store failure.
+    Raises:
+        StoreError: the store failed.
+    """
+    if not manager.guard.knows_time:
+        async with manager.asking(step):
+            pass
+    return manager.clock()
 
 
 def _refuse_no_store(called: str, store: object) -> None:

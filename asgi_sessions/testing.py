@@ -97,6 +97,8 @@ async def _begun(
     if data is not None:
         expect("session_cookie(data)", data, Mapping)
     manager = sessions._manager.for_cookie(cookie.name, None, None if realm is None else lambda scope: realm)
+    if not manager.guard.knows_time:
+        await manager.start()
     session = manager.begin()
     session._origin = None if realm is None else {"type": "http", "method": "GET", "headers": []}
     session.update(data or {})

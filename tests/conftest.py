@@ -288,6 +288,7 @@ def _sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 ON_EVERY_DATABASE = {
+    "test_clocks",
     "test_store_contract",
     "test_promises",
     "test_races",

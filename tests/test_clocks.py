@@ -18,6 +18,7 @@ from asgi_sessions._engine.clock import clock_for
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from asgi_sessions.tokens import SigningKey, TokenInvalid, Tokens
+from tests.properties.faults import Faulty
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
 
 SECRET = "an excellent secret of at least 32 bytes"
@@ -180,6 +181,49 @@ async def test_a_server_whose_clock_differs_goes_by_that_of_the_store(
     assert len([each for each in caplog.records if each.message.startswith("clock.differs:")]) == 1
     await there.do(log_in("bob"))
     assert (await read(Browser(app_with(right), there.token)))["user_id"] == "bob"
+
+
+async def by_a_browser(sessions: Sessions) -> None:
+    await Browser(app_with(sessions)).do(log_in("alice"))
+
+
+async def by_tokens(sessions: Sessions) -> None:
+    tokens = Tokens(sessions, keys=[SigningKey.generate("EdDSA")], issuer="https://a", audience="https://a")
+    await tokens.log_in("alice")
+
+
+@pytest.mark.parametrize("store", SERVERS, indirect=True)
+@pytest.mark.parametrize("enter", [by_a_browser, by_tokens])
+async def test_the_first_log_in_of_a_process_knows_the_time_of_the_store(
+    store: Store, enter: Callable[[Sessions], Any]
+) -> None:
+    """Nothing has asked the store before: the app has no lifespan."""
+    sessions = Sessions(store, clock=fast_by(APART), secret_keys=[SECRET])
+    await store.aclose()
+    store.server_time = None  # type: ignore[attr-defined]  # the fixture has asked it
+
+    await enter(sessions)
+
+    (begun,) = await sessions.list("alice")
+    assert begun.created_at.timestamp() == pytest.approx(time.time(), abs=2)
+
+
+@pytest.mark.parametrize("store", ["valkey"], indirect=True)
+async def test_a_store_that_fails_before_the_first_log_in_is_asked_for_its_time_again(store: Any) -> None:
+    faulty: Any = Faulty(store)
+    app = app_with(sessions := Sessions(faulty, clock=fast_by(APART)))
+    store.server_time = None
+    await store.aclose()
+    faulty.arm(0)
+
+    assert (await Browser(app).do(lambda session: None)).status == 200  # no cookie, so no need of the store
+    faulty.arm()
+    await Browser(app).do(log_in("alice"))
+    await Browser(app).do(lambda session: None)
+
+    (begun,) = await sessions.list("alice")
+    assert begun.created_at.timestamp() == pytest.approx(time.time(), abs=2)
+    assert faulty.calls == ["load", "create", "records"]
 
 
 @pytest.mark.parametrize("store", SERVERS, indirect=True)

@@ -136,6 +136,8 @@ class SessionMiddleware:
             values = []
         keys = self._manager.recognise(values, scope) if values else None
         del values  # error collectors record the local variables of each frame in a traceback
+        if not (keys or self._manager.guard.knows_time):
+            await self._manager.start()  # the app has no lifespan, or the store failed then
         if not keys and not self.sessions.adopt:
             session = self._manager.begin()  # no cookie of ours: an empty session, and no I/O
         else:
@@ -143,9 +145,8 @@ class SessionMiddleware:
                 # A handshake renews no token: some servers drop the headers of `websocket.accept`, and with them the new
                 # token. The next HTTP response renews it.
                 if keys:
-                    session = await self._manager.load(
-                        keys, active=is_activity(scope, self._passive), renews=kind == "http"
-                    )
+                    active = is_activity(scope, self._passive)
+                    session = await self._manager.load(keys, active=active, renews=kind == "http")
                 else:
                     session = await self._adopt(scope, exchange)
             except StoreError as failure:

@@ -17,6 +17,7 @@ from asgi_sessions._core.record import Record
 from asgi_sessions._core.token import KEY_CHARS, SHARD_CHARS, shard_of
 from asgi_sessions._core.types import Clock
 from asgi_sessions._engine.breaker import FAILURES_TO_OPEN, Breaker, Breakers
+from asgi_sessions._engine.clock import StoreClock
 from asgi_sessions._engine.contract import Store, trait
 from asgi_sessions._engine.deadline import Deadlines
 from asgi_sessions._engine.failures import FailureLog, reason_of
@@ -81,6 +82,7 @@ class Guard:
         self.failures = FailureLog()
         self.server_of: Callable[[str], Hashable] | None = trait(store, "server_of")
         self._clock = clock
+        self.knows_time = not isinstance(clock, StoreClock)
 
     @property
     def retry_after(self) -> int:

@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from copy import copy
 from typing import Any, TypeVar
 from weakref import WeakSet, WeakValueDictionary
@@ -221,6 +221,8 @@ class Manager:
             with self.events.held_back() as held:
                 try:
                     with self.guard.in_time():
+                        if not self.guard.knows_time:
+                            await self.ask_once()
                         yield
                 finally:
                     events = held
@@ -243,12 +245,15 @@ class Manager:
                 number,
             )
         try:
-            with self.guard.in_time():
-                await self.guard.ask(self.store.load, NO_KEY)
-        except RecordDamaged:
-            pass  # it answered
+            await self.ask_once()
         except StoreError as failure:
             await self.failed("start-up", failure)
+
+    async def ask_once(self) -> None:
+        """Ask the store for anything, since its first answer sets our clock. No session begins before. Raises StoreError."""
+        with self.guard.in_time(), suppress(RecordDamaged):
+            await self.guard.ask(self.store.load, NO_KEY)
+        self.guard.knows_time = True
 
     async def sweep_for_ever(self, store: SweepingStore) -> None:
         """Sweep expired records periodically, until this is cancelled."""

@@ -107,14 +107,13 @@ class _Lock:
             async with self._manager.asking("once"):
                 try:
                     await ask(store.create, self._record(_BUSY, self._rev, self._seconds))
+                    return None
                 except RecordExists:
                     there = await self._manager.resolver.load(self._key, damages)
                     if damages:
                         await ask(store.delete, self._key)  # otherwise no request could ever take the lock
                         await self._manager.events.emit(*damages)
                         damages.clear()
-                else:
-                    return None
             if there is not None:
                 return there
 

@@ -75,8 +75,11 @@ class Freshness:
 
 async def opened(middleware: SessionMiddleware, scope: Mapping[str, Any]) -> Session:
     """The session for a request with this scope. For test clients, which send no request."""
-    keys = middleware._manager.recognise(middleware.cookie.read(scope["headers"]), scope)
-    return await middleware._manager.load(keys) if keys else middleware._manager.begin()
+    manager = middleware._manager
+    keys = manager.recognise(middleware.cookie.read(scope["headers"]), scope)
+    if not (keys or manager.guard.knows_time):
+        await manager.start()
+    return await manager.load(keys) if keys else manager.begin()
 
 
 async def saved(middleware: SessionMiddleware, session: Session, scope: Mapping[str, Any]) -> str | None:

@@ -35,7 +35,7 @@ from asgi_sessions.identity._messages import (
     subject_in,
 )
 from asgi_sessions.identity._provider import IdentityProvider, KeysUnavailable
-from asgi_sessions.sessions import Sessions, refuse_no_users
+from asgi_sessions.sessions import Sessions, now_of, refuse_no_users
 
 MOST_BYTES: Final = 32_768
 RETRY_AFTER: Final = 10
@@ -84,7 +84,8 @@ class _Endpoint:
         manager = self._manager
         try:
             token = await self._token(request)
-            message = await message_in(token, self._providers, manager.clock(), is_event=self._is_event)
+            now = await now_of(manager, "provider log-out")
+            message = await message_in(token, self._providers, now, is_event=self._is_event)
             return await self._carry_out(message)
         except Refused as refused:
             await self._report(str(refused))

@@ -67,7 +67,15 @@ from asgi_sessions.errors import (
     TokenInvalid,
     TokenReused,
 )
-from asgi_sessions.sessions import UNKNOWN, Sessions, SessionsOptions, refuse_actors, refuse_no_users, sessions_of
+from asgi_sessions.sessions import (
+    UNKNOWN,
+    Sessions,
+    SessionsOptions,
+    now_of,
+    refuse_actors,
+    refuse_no_users,
+    sessions_of,
+)
 from asgi_sessions.tokens import _jwt
 from asgi_sessions.tokens._jwt import Claims
 from asgi_sessions.tokens._keys import KeyRing, SigningKey
@@ -209,7 +217,8 @@ class Tokens:
         refuse_actors("log_in()", scope, "refresh tokens would outlive that; use access_token(session)")
         owner = owner_of_known(user_id)
         came_from = b"" if provider is None else pack(provider_in("log_in()", provider))
-        manager, now, id = self._manager, self._manager.clock(), new_id()
+        manager, id = self._manager, new_id()
+        now = await now_of(manager, "token log-in")
         grant = _Grant(secrets.token_bytes(32), 0, now, 0)
         facts = manager.devices.describe(scope)
         about = pack_facts(replace(facts, ends_at=now + self._absolute))
