@@ -203,7 +203,7 @@ class Sessions:
             StoreError: the store failed.
         """
         this = _id_of("list(current", current)
-        manager = self._of_users()
+        manager = self._of_users(user_id)
         async with manager.asking("list"):
             found = await manager.users.records(user_id)
         found.sort(key=lambda each: (each[0].seen_at, each[1].created_at), reverse=True)
@@ -215,7 +215,7 @@ class Sessions:
         Raises:
             SessionDataError: ``user_id`` is not a valid user id. StoreError: the store failed.
         """
-        manager = self._of_users()
+        manager = self._of_users(user_id)
         async with manager.asking("count"):
             return len(await manager.users.records(user_id))
 
@@ -275,7 +275,7 @@ class Sessions:
         """
         if not isinstance(limit, int):
             raise SessionError(f"history(limit={type(limit).__name__}): give a whole number")
-        manager = self._of_users()
+        manager = self._of_users(user_id)
         async with manager.asking("history"):
             found = await manager.users.history(user_id)
         # Ends that the store notes by itself have no device. The log-in of the same session has it.
@@ -301,7 +301,7 @@ class Sessions:
             name = name_of(name)
         except (ValueError, TypeError) as error:
             raise SessionDataError(f"rename(): {error}") from None
-        manager = self._of_users()
+        manager = self._of_users(user_id)
         async with manager.asking("rename"):
             return await manager.users.rename(user_id, id, name)
 
@@ -318,7 +318,7 @@ class Sessions:
             SessionDataError: ``user_id`` is not a valid user id.
             StoreError: the store failed. Some data may remain. Call again.
         """
-        manager = self._of_users()
+        manager = self._of_users(user_id)
         async with manager.asking("erase"):
             bodies = [] if history_only else [body for _, body in await manager.users.records(user_id)]
             ids = await manager.users.erase(user_id, sessions=not history_only)
@@ -356,14 +356,20 @@ class Sessions:
         return ended
 
     async def _end(self, user_id: str, *, id: str | None = None, keep: str | None = None) -> Sequence[str]:
-        manager = self._of_users()
+        manager = self._of_users(user_id)
         reason: Reason = "revoked_all" if id is None else "revoked"
         async with manager.asking("revoke"):
             return await manager.users.end(user_id, reason, id=id, keep=keep)
 
-    def _of_users(self) -> Manager:
-        """The manager. Raises ConfigurationError if the store cannot list the sessions of a user."""
+    def _of_users(self, *user_ids: str) -> Manager:
+        """The manager.
+
+        Raises:
+            ConfigurationError: the store cannot list the sessions of a user. SessionDataError: a user id is not valid.
+        """
         refuse_no_users(self._called, self.store)
+        for user_id in user_ids:
+            owner_of(user_id)  # before the store is asked
         return self._manager
 
 
