@@ -796,6 +796,20 @@ async def test_all_replicas_are_as_many_as_the_primary_has_had(watched: Watched)
     await store.aclose()
 
 
+async def test_a_replica_that_is_lost_before_the_first_end_counts_too(watched: Watched) -> None:
+    """The process has seen it, when it connected."""
+    store = RedisStore.from_sentinel(watched.addresses, watched.SERVICE, durable_ends="all")
+    alice = Browser(app_with(store))
+    await alice.do(log_in("alice"))
+    primary = watched.primary
+    next(server for server in watched.servers if server is not primary).kill()
+    await asyncio.to_thread(until, lambda: primary.ask("INFO", "replication")["connected_slaves"] == 1)
+
+    with pytest.raises(EndUnconfirmed, match="1 of 2 replicas"):
+        await Sessions(store).revoke_all("alice")
+    await store.aclose()
+
+
 async def test_all_of_no_replicas_is_none_that_has_it(valkey_url: str) -> None:
     store = RedisStore.from_url(valkey_url, prefix="all", durable_ends="all")
 

@@ -303,6 +303,8 @@ class RedisStore:
         self.server_time = (seconds + micros / 1e6, time.monotonic())
 
     def _note_run(self, node: object, peer: Address | None, asked_after: Run | None, answer: Any) -> None:
+        if self._replicas is not None:
+            self._replicas.note(peer, answer)
         why = self._runs.note(node, peer, info_in(answer), asked_after)
         if why is None or self.emit_event is None:
             return

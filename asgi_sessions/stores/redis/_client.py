@@ -325,6 +325,7 @@ class Replicas:
     def __init__(self, wanted: DurableEnds) -> None:
         self.wanted = wanted
         self._most: dict[Any, int] = {}
+        self._asked: set[Any] = set()
 
     async def of(self, connection: Connection) -> int:
         """The number for the server of this connection.
@@ -335,17 +336,19 @@ class Replicas:
         if self.wanted != "all":
             return self.wanted
         answer, peer = connection.ask(("INFO", "replication")), connection.peer
-        if peer in self._most:
+        if peer in self._asked:
             answer.add_done_callback(partial(self._note_answer, peer))  # for the next end
         else:
-            self._note(peer, checked(await answer))
+            self.note(peer, checked(await answer))
+            self._asked.add(peer)
         return self._most[peer]
 
     def _note_answer(self, peer: Any, answer: asyncio.Future[Any]) -> None:
         if not answer.cancelled() and answer.exception() is None:
-            self._note(peer, answer.result())
+            self.note(peer, answer.result())
 
-    def _note(self, peer: Any, reply: object) -> None:
+    def note(self, peer: Any, reply: object) -> None:
+        """Note a reply to INFO, from an end or a new connection."""
         found = re.search(rb"^connected_slaves:(\d+)", reply, re.MULTILINE) if isinstance(reply, bytes) else None
         self._most[peer] = max(self._most.get(peer, 1), int(found[1]) if found is not None else 1)
 
