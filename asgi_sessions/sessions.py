@@ -333,7 +333,8 @@ class Sessions:
 
         Args:
             before: only sessions that began until then. The default is now.
-            after: only sessions that began or were active after this.
+            after: only sessions that began or were active after this, with a tolerance of ``Timeouts.touch``. It misses a session
+                that only passive requests have changed since.
         Raises:
             ConfigurationError: the store has no ``scan()``. SessionError: a time without a zone.
             StoreError: the store failed. Some sessions have ended. Call again for the others.
@@ -347,7 +348,11 @@ class Sessions:
         active_after = -math.inf if after is None else _moment("end_all(after", after)
 
         def is_wanted(record: Record, body: Body) -> bool:
-            return body.created_at <= began_before and max(body.created_at, record.seen_at) > active_after
+            if body.created_at > began_before:
+                return False
+            # Activity moves ``seen_at`` once per touch interval, so the last one may be later by as much.
+            is_quiet = manager.timeouts.touch_due(record.seen_at, body.remembered, active_after)
+            return not is_quiet or body.minted_at > active_after
 
         ended = await end_all(manager, is_wanted)
         if manager.guard.confirms_ends:  # an earlier call may have ended some, and then heard nothing from the replicas

@@ -68,6 +68,34 @@ async def test_who_begins_later_stays(store: Store, clock: FakeClock) -> None:
     assert await sessions.end_all(after=middle) == 1
 
 
+@pytest.mark.parametrize(
+    ("handler", "seconds_before"),
+    [
+        pytest.param(lambda session: None, 30, id="a read"),
+        pytest.param(put(a=1), 30, id="a write"),
+        pytest.param(regenerate, 30, id="a new token"),
+        pytest.param(lambda session: (session.mark_passive(), session.regenerate()), 600, id="a passive new token"),
+    ],
+)
+async def test_a_session_in_use_ends_though_its_activity_is_noted_once_a_minute(
+    memory: MemoryStore, clock: FakeClock, handler: Any, seconds_before: float
+) -> None:
+    """What changed after the time that was lost may be back as it was before. Too many are better than too few."""
+    sessions = Sessions(memory, clock=clock)
+    alice, quiet = (Browser(app_with(sessions)) for _ in range(2))
+    for browser in (quiet, alice):
+        await browser.do(log_in("alice"))
+        clock.advance(seconds_before + 60)
+        await browser.do()  # its activity is noted
+        clock.advance(seconds_before)
+    lost = datetime.fromtimestamp(clock(), UTC)
+    clock.advance(5)
+    await alice.do(handler)
+
+    assert await sessions.end_all(after=lost) == 1
+    assert (await read(quiet))["user_id"] == "alice"
+
+
 async def test_a_session_that_moves_during_the_walk_does_not_escape(store: Store, clock: FakeClock) -> None:
     """It is at another key when the walk comes to the one that it was shown."""
     moving: Any = Faulty(store)
