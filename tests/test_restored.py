@@ -6,13 +6,14 @@ import asyncio
 import logging
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 import redis.asyncio
 
-from asgi_sessions import Event, RedisStore, Sessions, StoreError
+from asgi_sessions import Event, RedisStore, Sessions, SessionWarning, StoreError
 from asgi_sessions.stores.redis._server import Runs, advice, info_in, snapshots_in
 from asgi_sessions.testing import a_record
 from tests.clusters import AT_ONCE, Cluster, Node, Nodes, Watched, until
@@ -114,6 +115,41 @@ class Pair(Nodes):
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.primary.port}"
+
+
+@pytest.fixture
+def uneven(cluster: Cluster) -> Iterator[Cluster]:
+    """One primary of three keeps snapshots and evicts. The others have an append-only file."""
+    ways: list[dict[str, tuple[str, str]]] = [
+        {"appendonly": ("yes", "no")},
+        {"appendonly": ("yes", "no")},
+        {"save": ("3600 1", ""), "maxmemory-policy": ("allkeys-lru", "noeviction")},
+    ]
+    for is_over in (False, True):
+        for node, settings in zip(cluster.nodes, ways, strict=False):
+            for name, values in settings.items():
+                node.ask("CONFIG", "SET", name, values[is_over])
+        if not is_over:
+            yield cluster
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3], ids=["another primary", "that primary", "a replica"])
+async def test_each_primary_of_a_cluster_is_looked_at(
+    uneven: Cluster, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    heard: list[Event] = []
+    store = RedisStore.from_cluster(f"redis://127.0.0.1:{uneven.nodes[seed].port}", durable_ends=1)
+    Sessions(store, on_event=heard.append)
+    caplog.set_level(logging.WARNING, "asgi_sessions")
+
+    with pytest.warns(SessionWarning, match="allkeys-lru") as warned:
+        await asyncio.gather(*(store.create(a_record(owner=f"user {number}")) for number in range(60)))  # at each node
+    await store.aclose()
+
+    said = [line for line in caplog.messages if "it keeps snapshots" in line]
+    assert [line.partition(": ")[0] for line in said] == [f"store.settings host=127.0.0.1:{uneven.nodes[2].port}"]
+    assert [(event.name, dict(event.details)) for event in heard] == [("store.evicts", {"policy": "allkeys-lru"})]
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize("answer", [b"", b"hello", None, 7, [], {"a": 1}, {}])

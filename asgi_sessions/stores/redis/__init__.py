@@ -282,10 +282,10 @@ class RedisStore:
         return store
 
     def _on_open(self, connection: Connection) -> None:
-        """Ask the server for its time and its run. If sentinels named it, drop the connections to other servers."""
+        """Ask the server for its time, run and settings. If sentinels named it, drop the connections to other servers."""
         _when_answered(connection.ask(("TIME",)), self._note_time)
         node = None if self._server_of is None else connection.peer
-        _when_answered(connection.ask(ASK), partial(self._note_run, node, connection.peer, self._runs.last(node)))
+        _when_answered(connection.ask(ASK), partial(self._note_info, connection, node, self._runs.last(node)))
         if self._watches is not None:
             self._watches.here()
             self._lead_to(*connection.names)
@@ -302,15 +302,30 @@ class RedisStore:
             return  # an ACL may forbid TIME: the app's clock is used
         self.server_time = (seconds + micros / 1e6, time.monotonic())
 
-    def _note_run(self, node: object, peer: Address | None, asked_after: Run | None, answer: Any) -> None:
+    def _note_info(self, connection: Connection, node: object, asked_after: Run | None, answer: Any) -> None:
+        peer, info = connection.peer, info_in(answer)
         if self._replicas is not None:
             self._replicas.note(peer, answer)
-        why = self._runs.note(node, peer, info_in(answer), asked_after)
-        if why is None or self.emit_event is None:
-            return
         host = self.address if peer is None else "{}:{}".format(*peer)
-        # A task of its own, so that requests do not wait for the app's hook.
-        emitting = asyncio.ensure_future(self.emit_event("store.restored", host=host, reason=why))
+        why = self._runs.note(node, peer, info, asked_after)
+        if why is not None:
+            self._emit("store.restored", host=host, reason=why)
+        role = (peer, info.get("role"))
+        if role in self._looked_at:
+            return
+        self._looked_at.add(role)
+        if has_no_log(info):
+            asked = connection.ask(ASK_SNAPSHOTS)
+            _when_answered(asked, lambda answer: self._judge(host, info, snapshots_in(answer)))
+        else:
+            self._judge(host, info, None)
+        self._warn_of_eviction(info)
+
+    def _emit(self, name: str, **details: object) -> None:
+        """Report an event in a task of its own, so that requests do not wait for the app's hook."""
+        if self.emit_event is None:
+            return
+        emitting = asyncio.ensure_future(self.emit_event(name, **details))
         self._emitting.add(emitting)
         emitting.add_done_callback(self._emitting.discard)
 
@@ -321,7 +336,9 @@ class RedisStore:
             )
         self._client, self._bulk = client, bulk
         self._prefix = prefix
-        self._is_known = False
+        self._is_known = not isinstance(client, GivenClient)
+        self._looked_at: set[tuple[Address | None, str | None]] = set()
+        self._said: set[str] = set()
         self._runs = Runs()
         self._emitting: set[asyncio.Future[None]] = set()
         self._replicas: Replicas | None = None
@@ -618,30 +635,36 @@ class RedisStore:
         return f"{self._prefix}:{{{key[:SHARD_CHARS]}}}:s:{key[SHARD_CHARS:]}"
 
     async def _look_at_settings(self) -> None:
-        """Warn once if the server may evict sessions when memory runs short, or bring back ended ones."""
+        """Read the time and the settings of the server, by a client of the app. Our own connections do so when they open."""
         self._is_known = True
         try:
-            ask_snapshots = ASK_SNAPSHOTS
-            if isinstance(self._client, GivenClient):
-                ask_snapshots = (" ".join(ASK_SNAPSHOTS[:2]), *ASK_SNAPSHOTS[2:])  # redis-py wants it in one
-                with suppress(Refused):
-                    self._note_time(await self._client.call(("TIME",)))
+            with suppress(Refused):
+                self._note_time(await self._client.call(("TIME",)))
             info, snapshots = info_in(await self._client.call(ASK)), None
             if has_no_log(info):
-                with suppress(Refused):
-                    snapshots = snapshots_in(await self._client.call(ask_snapshots))
+                with suppress(Refused):  # redis-py wants the two words as one
+                    snapshots = snapshots_in(await self._client.call((" ".join(ASK_SNAPSHOTS[:2]), *ASK_SNAPSHOTS[2:])))
         except Refused:
             return  # the ACL forbids INFO
         except (StoreError, asyncio.CancelledError):
             self._is_known = False
             raise  # the next command would wait as long
+        self._judge(self.address, info, snapshots)
+        self._warn_of_eviction(info)
+
+    def _judge(self, host: str, info: Mapping[str, str], snapshots: str | None) -> None:
+        """Warn of settings that may bring back ended sessions, of each once."""
         for text in advice(info, snapshots, 0 if self._replicas is None else self._replicas.wanted):
-            logger.warning("store.settings host=%s: %s", self.address, text)
+            if text not in self._said:
+                self._said.add(text)
+                logger.warning("store.settings host=%s: %s", host, text)
+
+    def _warn_of_eviction(self, info: Mapping[str, str]) -> None:
         policy = info.get("maxmemory_policy")
-        if policy in (None, "noeviction"):
+        if policy is None or policy == "noeviction" or policy in self._said:
             return
-        if self.emit_event is not None:
-            await self.emit_event("store.evicts", policy=policy)
+        self._said.add(policy)
+        self._emit("store.evicts", policy=policy)
         warnings.warn(
             f"Redis has maxmemory-policy {policy}: when memory runs short, it evicts sessions and so logs users out. "
             "Set 'noeviction', since every record has a TTL, and give sessions a server of their own.",
