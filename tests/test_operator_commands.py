@@ -682,6 +682,11 @@ SAID: dict[str, tuple[Any, str, str]] = {
     ),
     "an old PostgreSQL": (sql_doctor.version("PostgreSQL", (13, 4)), "note", "PostgreSQL 13.4"),
     "a new MariaDB": (sql_doctor.version("MariaDB", (11, 4, 2)), "ok", "MariaDB 11.4.2"),
+    "a database that keeps its word": (sql_doctor.persistence({"fsync": "on"})[0], "ok", "on the disk"),
+    "late commits": (sql_doctor.persistence({"synchronous_commit": "off"})[0], "warning", "undoes the latest log-outs"),
+    "late commits of MariaDB": (
+        sql_doctor.persistence({"innodb_flush_log_at_trx_commit": "0"})[0], "warning", "undoes the latest log-outs",
+    ),
     "nothing stored": (judge_records(0, [], 0, 0, are_given=True)[0], "note", "no sessions"),
     "records in the clear": (judge_records(9, [A_RECORD], 0, 0, are_given=True)[0], "problem", "1 are not sealed at all"),
     "records without secrets": (judge_records(9, [], 0, 0, are_given=False)[0], "note", "not sealed"),

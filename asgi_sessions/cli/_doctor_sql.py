@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, Table, inspect, select
-from sqlalchemy.exc import NoSuchTableError
+from sqlalchemy.exc import DBAPIError, NoSuchTableError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from asgi_sessions.cli._findings import Finding, note, ok, problem, warning
 from asgi_sessions.errors import StoreError
 from asgi_sessions.stores.sql import TURN, SQLStore
+from asgi_sessions.stores.sql._server import ASK, advice, settings_in
 from asgi_sessions.stores.sql._tables import SWEEPER
 
 TESTED: Final = {"PostgreSQL": (15,), "MariaDB": (10, 11)}
@@ -38,6 +40,7 @@ async def look(store: SQLStore) -> list[Finding]:
                 advice = f"run the statements of `{command}`, or give your table with --name"
                 return [*found, *(problem("tables", line, advice) for line in lacking)]
             found.append(ok("tables", " and ".join(table.name for table in tables)))
+            found += await _persistence(connection)
             return [*found, sweeper(*await _swept(connection, tables), now=time.time())]
 
     try:
@@ -81,6 +84,24 @@ def missing(connection: Connection, table: Table) -> Sequence[str]:
                 f"the table {table.name} has no index on {', '.join(names)}: the server reads the whole table instead"
             )
     return lines
+
+
+async def _persistence(connection: AsyncConnection) -> Sequence[Finding]:
+    if (statement := ASK.get(connection.dialect.name)) is None:
+        return []  # SQLStore sets what SQLite needs
+    try:
+        return persistence(settings_in(await connection.exec_driver_sql(statement)))
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        return [note("persistence", "this user may not read the settings of the server", "see docs/stores.md")]
+
+
+def persistence(settings: Mapping[str, str]) -> Sequence[Finding]:
+    """Check whether a crash or a failover undoes acknowledged log-outs."""
+    if lines := advice(settings, durable_ends=False):
+        return [warning("persistence", *line.rsplit("; ", 1)) for line in lines]
+    return [ok("persistence", "what was acknowledged is on the disk")]
 
 
 async def _swept(connection: Any, tables: Sequence[Table]) -> tuple[float | None, bool]:

@@ -63,6 +63,7 @@ with needs("sql", "SQLStore"):
         check,
         is_conflict,
     )
+    from asgi_sessions.stores.sql._server import advice
     from asgi_sessions.stores.sql._tables import BATCH, SWEEPER, Statements, session_tables
 
 __all__ = ["SQLStore", "owner_of", "session_tables"]
@@ -173,6 +174,7 @@ class SQLStore:
                 "server instead (docs/stores.md, Standbys of databases)"
             )
         self.confirms_ends: bool = durable_ends
+        self._has_looked = False
         self._make, self._first, self._is_own = make, first, is_own
         self._unused = [first]
         """The engine that checked the URL and options. The first event loop uses it."""
@@ -203,11 +205,23 @@ class SQLStore:
             engine = self._unused.pop()  # pop() is atomic, so one loop gets it
         except IndexError:
             engine = self._make()
-        return ConnectionManager(engine, is_own=self._is_own, no_table=NO_TABLES, note_time=self._note_time)
+        return ConnectionManager(
+            engine,
+            is_own=self._is_own,
+            no_table=NO_TABLES,
+            note_time=self._note_time,
+            note_settings=None if self._has_looked else self._note_settings,
+        )
 
     def _note_time(self, server_time: tuple[float, float]) -> None:
         if self.server_time is None or server_time[1] > self.server_time[1]:
             self.server_time = server_time
+
+    def _note_settings(self, settings: Mapping[str, str]) -> None:
+        if not self._has_looked:
+            self._has_looked = True
+            for text in advice(settings, durable_ends=self.confirms_ends):
+                _logger.warning("store.settings host=%s: %s", self.address, text)
 
     async def create_tables(self) -> None:
         """Create missing tables. In production, use your migrations instead."""

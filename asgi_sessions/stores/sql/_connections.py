@@ -17,7 +17,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from inspect import signature
@@ -45,6 +45,8 @@ from asgi_sessions.errors import (
     StoreRefused,
     StoreUnreachable,
 )
+from asgi_sessions.stores.sql._server import ASK as ASK_SETTINGS
+from asgi_sessions.stores.sql._server import settings_in
 
 T = TypeVar("T")
 
@@ -266,6 +268,7 @@ class ConnectionManager:
         is_own: whether the engine is ours, so that its connections are closed with it.
         no_table: what to do if the table is missing, for the error message.
         note_time: receives the server's time at the opening of each connection that is used, and our monotonic time then.
+        note_settings: receives once the settings of the server. They are empty if the user may not read them.
         longest: seconds that an operation may take, if that is more than LONGEST.
     """
 
@@ -276,6 +279,7 @@ class ConnectionManager:
         is_own: bool,
         no_table: str,
         note_time: Callable[[tuple[float, float]], None] | None = None,
+        note_settings: Callable[[Mapping[str, str]], None] | None = None,
         longest: float | None = None,
     ) -> None:
         self._no_table = no_table
@@ -295,6 +299,7 @@ class ConnectionManager:
         self._note_time = note_time
         if note_time is not None and (ask_time := _ASK_TIME.get(engine.dialect.name)) is not None:
             event.listen(engine.sync_engine, "connect", ask_time)
+        self._note_settings = note_settings if engine.dialect.name in ASK_SETTINGS else None
         self._distrusted_at = -math.inf
         """Connections opened before this time lead to a server that is not a primary now."""
         shared = _SHARED.setdefault(engine.pool, PerLoop(partial(_Turns, _pool_limit(engine.pool)))).here()
@@ -389,6 +394,8 @@ class ConnectionManager:
                     # This is the driver's error. A statement lets SQLAlchemy notice what it means for the whole pool.
                     await connection.exec_driver_sql("SELECT 1")
                     raise
+            if self._note_settings is not None:
+                await self._look_at_settings(connection, self._note_settings)
             yield connection
         except SessionError:
             raise
@@ -402,6 +409,16 @@ class ConnectionManager:
             raise
         finally:
             await self._give_back(connection)
+
+    async def _look_at_settings(self, connection: AsyncConnection, note: Callable[[Mapping[str, str]], None]) -> None:
+        settings: Mapping[str, str] = {}
+        try:
+            settings = settings_in(await connection.exec_driver_sql(ASK_SETTINGS[self._engine.dialect.name]))
+        except DBAPIError as error:
+            if _is_broken(error):
+                raise  # the next operation looks again
+        self._note_settings = None
+        note(settings)
 
     async def _trusted(self) -> AsyncConnection:
         """A connection opened since the last failover."""
