@@ -30,7 +30,7 @@ from asgi_sessions.dbsc._binding import (
 from asgi_sessions.dbsc._keeper import Keeper
 from asgi_sessions.dbsc._options import DeviceBound
 from asgi_sessions.dbsc._proof import ALGORITHMS, Proof, ProofInvalid, unquoted
-from asgi_sessions.dbsc._verdict import Verdict, skipped_reason, verdict_on
+from asgi_sessions.dbsc._verdict import Verdict, origin_of, skipped_reason, verdict_on
 from asgi_sessions.errors import ConfigurationError, StoreError
 
 QUOTA_SECONDS: Final = 60
@@ -106,10 +106,10 @@ class Binder:
         verdict = verdict_on(scope, binding, record.id, session._now, self._options, is_expired=is_expired)
         if verdict is Verdict.GRACE:
             return session
-        path, reason = str(scope.get("path", "")), ""
+        path, reason = str(scope.get("path", "")), skipped_reason(scope, record.id) or ""
         details: dict[str, Any] = {"verdict": verdict.value, "path": path, "enforced": self._options.enforce}
-        if verdict is Verdict.SKIPPED:
-            details["reason"] = reason = skipped_reason(scope, record.id) or ""
+        if verdict in (Verdict.SKIPPED, Verdict.ELSEWHERE):
+            details |= {"reason": reason} if verdict is Verdict.SKIPPED else {"origin": origin_of(scope)}
         events = self._manager.events
         await events.emit(events.event("session.unproven", session_id=record.id, user_id=stored.user_id, **details))
         if not self._options.enforce:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from asgi_sessions._core.origin import path_below_root, values_of
+from asgi_sessions._core.origin import parsed, path_below_root, values_of
 from asgi_sessions.dbsc._binding import Binding
 from asgi_sessions.dbsc._options import DeviceBound
 
@@ -72,6 +72,15 @@ def skipped_reason(scope: Mapping[str, Any], id: str) -> str | None:
                 word = re.match(rb"[ \t]*([a-z_]{1,40})[ \t]*(?:;|\Z)", member)
                 return "" if word is None else word[1].decode("ascii")
     return None
+
+
+def origin_of(scope: Mapping[str, Any]) -> str | None:
+    """The origin whose page caused a request, by its ``Origin`` header, or ``None`` if that names none."""
+    found = [parsed(value) for value in values_of(scope, b"origin")[0]]
+    if len(found) != 1 or found[0] is None:
+        return None
+    scheme, host, port = found[0]
+    return f"{scheme}://{host}{port and f':{port}'}"
 
 
 def is_exempt(scope: Mapping[str, Any], options: DeviceBound) -> bool:

@@ -488,6 +488,28 @@ async def test_why_a_browser_did_not_prove_its_key(site: Site, alice: Person, he
         assert answer.headers["retry-after"] == ("60" if reason == "quota_exceeded" else "1")
 
 
+@pytest.mark.parametrize(
+    ("headers", "origin"),
+    [
+        ({"origin": "https://App.example.org:443"}, "https://app.example.org"),
+        ({"origin": "https://app.example.org:8443"}, "https://app.example.org:8443"),
+        ({"origin": "null"}, None),
+        ({"origin": "an origin"}, None),
+        ({}, None),
+    ],
+)
+async def test_the_origin_that_called_is_named(
+    site: Site, alice: Person, headers: dict[str, str], origin: str | None
+) -> None:
+    """Operators put its host into ``refresh_initiators``."""
+    site.clock.advance(GRACE + 1)
+
+    await Thief(site, alice, bound=False).do(method="POST", headers={**site_of("same-site"), **headers})
+
+    (event,) = [event for event in site.events if event.name == "session.unproven"]
+    assert (event.details["verdict"], event.details["origin"]) == ("elsewhere", origin)
+
+
 def test_two_middlewares_that_would_answer_the_same_path_are_refused() -> None:
     sessions = Sessions(MemoryStore(), secret_keys=KEYS, device_bound=DeviceBound())
     other = Sessions(MemoryStore(), secret_keys=KEYS, device_bound=DeviceBound(path="/other"))
