@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from asgi_sessions import ConfigurationError, CookieConfig, DeviceBound, MemoryStore, SessionMiddleware, Sessions
 from asgi_sessions.cross_origin import CrossOriginProtection
@@ -375,6 +375,21 @@ async def test_the_endpoints_are_where_the_options_and_the_root_path_say() -> No
     assert await status("/keys/refresh", "/app") == 401  # some mounts leave it out
     assert await status("/dbsc/refresh", "") == 403
     assert await status("/app/keys/refresh", "") == 403
+
+
+async def test_the_endpoints_of_a_mounted_app_are_let_through_inside_of_it_or_by_skip() -> None:
+    """From outside, a mounted app is not found. (Starlette writes into the scope.)"""
+    scope = {**http(host=HOST, sec_fetch_site="same-site"), "path": "/shop/dbsc/refresh"}
+
+    def mounted(inner: Any) -> Any:
+        return Starlette(routes=[Mount("/shop", app=inner)])
+
+    shop = mounted(SessionMiddleware(app, bound_sessions()))
+
+    assert await status_of(CrossOriginProtection(shop), {**scope}) == 403
+    skipping = CrossOriginProtection(shop, skip=lambda scope: scope["path"].startswith("/shop/dbsc/"))
+    assert await status_of(skipping, {**scope}) == 401
+    assert await status_of(mounted(alone(bound_sessions())), {**scope}) == 401
 
 
 async def test_without_bound_sessions_nothing_is_let_through() -> None:
