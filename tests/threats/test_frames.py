@@ -348,7 +348,7 @@ async def test_an_endpoint_crashes(tokens: Tokens, seen: Seen, monkeypatch: Any,
     async def crash(*args: Any, **kwargs: Any) -> None:
         raise MET
 
-    monkeypatch.setattr(tokens, "_found", crash)
+    monkeypatch.setattr(tokens._manager, "opened", crash)
     transport = httpx.ASGITransport(TokenEndpoints(tokens))
     async with httpx.AsyncClient(transport=transport, base_url=URL) as client:
         body = {"refresh_token": pair.refresh_token, "token": pair.refresh_token} if way == "body" else {}
