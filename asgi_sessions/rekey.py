@@ -112,7 +112,8 @@ async def rekey(
     while True:
         # A batch may be empty, as most are in a server with much other data. So a batch counts as one record more.
         await pace.wait_for(1)
-        keys, cursor = await store.scan(progress.cursor, BATCH)
+        # In a task of its own: a driver may swallow a cancellation, and this task must not go on then (``loops.py``).
+        [(keys, cursor)] = await together([store.scan(progress.cursor, BATCH)])
         outcomes: list[Outcome] = []
         for start in range(0, len(keys), at_once):
             some = keys[start : start + at_once]

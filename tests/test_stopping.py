@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from secrets import token_urlsafe
 from typing import Any
 
+import anyio
 import pytest
 from redis.asyncio import Redis
 
-from asgi_sessions import Event, MemoryStore, RedisStore, Session, SessionMiddleware, SQLStore
+from asgi_sessions import Event, MemoryStore, RedisStore, Session, SessionMiddleware, Sessions, SQLStore
 from asgi_sessions._engine.deadline import Deadlines, Limit
 from asgi_sessions._engine.loops import heed_cancellation, stop
+from asgi_sessions.rekey import rekey
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import session_cookie
 from tests.clusters import Cluster
@@ -462,6 +465,88 @@ async def test_a_task_that_is_cancelled_while_its_deadline_is_repeated_is_cancel
     await asyncio.wait({task})
 
     assert task.cancelled()
+
+
+async def swallow_one(then: Exception | None = None) -> None:
+    """What a driver does in an unlucky turn: its reply is there, and the cancellation is lost."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+    if then is not None:
+        raise then
+
+
+@pytest.mark.parametrize("then", [None, OSError("gone")], ids=["an answer", "an error"])
+async def test_a_cancellation_that_the_driver_swallows_is_heeded_at_the_end_of_the_limit(
+    then: Exception | None,
+) -> None:
+    async def work() -> None:
+        with Deadlines(10).limit():
+            await swallow_one(then)
+
+    task = asyncio.ensure_future(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+
+    assert task.cancelled()
+
+
+async def test_a_time_limit_of_the_app_that_the_driver_swallows_is_still_a_time_out() -> None:
+    async def work() -> None:
+        async with asyncio.timeout(0.01):
+            with Deadlines(10).limit():
+                await swallow_one()
+
+    with pytest.raises(TimeoutError):
+        await work()
+    with anyio.move_on_after(0.01) as scope:
+        with Deadlines(10).limit():
+            await swallow_one()
+        await anyio.sleep(10)
+
+    assert scope.cancelled_caught
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+
+
+async def load(sessions: Sessions, cookie: tuple[str, str]) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"cookie", "=".join(cookie).encode())]}
+    await SessionMiddleware(app, sessions)(scope, None, None)  # type: ignore[arg-type]  # it sends nothing
+
+
+CALLS: dict[str, Callable[[Sessions, tuple[str, str]], Awaitable[Any]]] = {
+    "a request": load,
+    "list()": lambda sessions, cookie: sessions.list("alice"),
+    "history()": lambda sessions, cookie: sessions.history("alice"),
+    "revoke_all()": lambda sessions, cookie: sessions.revoke_all("alice"),
+    "rekey()": lambda sessions, cookie: rekey(sessions),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+async def test_a_task_that_is_cancelled_at_any_turn_of_a_client_of_the_apps_does_not_go_on(
+    valkey_url: str, call: Callable[[Sessions, tuple[str, str]], Awaitable[Any]]
+) -> None:
+    """Some turns of redis-py swallow that on Python 3.11. The task would go on, and ``asyncio.run`` would wait for it."""
+    store = RedisStore(client := Redis.from_url(valkey_url, socket_timeout=30), prefix="swallowed:")
+    sessions = Sessions(store, secret_keys=[token_urlsafe(32)])
+    cookie = await session_cookie(sessions, "alice", data={"a": 1})
+
+    async def work() -> None:
+        await call(sessions, cookie)
+        await asyncio.sleep(60)
+
+    for turns in range(40):
+        task = asyncio.ensure_future(work())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        assert (await asyncio.wait({task}, timeout=SOON))[0], f"it went on, {turns} turns later"
+
+    await client.aclose()
 
 
 async def test_an_answer_that_comes_after_a_swallowed_deadline_counts() -> None:

@@ -7,12 +7,14 @@ few with spent time, and one timer for the next one serves all: 1 µs.
 An event loop that is blocked, because the machine is busy or a handler blocks, receives no reply, however fast the store was.
 That time does not count. Otherwise all requests at that moment would get a 503, and the breaker would open without need.
 
-A limit that has ended cancels its task until the task leaves the block: a driver may swallow one cancellation (``loops.py``).
+A driver may swallow a cancellation (``loops.py``). So a limit that has ended cancels its task until the task leaves the block. A
+swallowed cancellation by another caller is raised at the end of the block.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from contextlib import AbstractContextManager
@@ -166,12 +168,14 @@ class Limit:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._strikes:
+        if self._strikes:
+            self._next.cancel()
+            for _ in range(self._strikes):
+                self._task.uncancel()
+        else:
             del self._sweeper.running[self]
-            return
-        self._next.cancel()
-        for _ in range(self._strikes):
-            cancellations = self._task.uncancel()
-        if cancellations <= self._before and kind is not None and issubclass(kind, asyncio.CancelledError):
-            # Otherwise another caller has cancelled the task too, and that cancellation stays.
-            raise TimeoutError from error
+        if self._task.cancelling() <= self._before:
+            if self._strikes and kind is not None and issubclass(kind, asyncio.CancelledError):
+                raise TimeoutError from error
+        elif (kind is None or issubclass(kind, Exception)) and anyio.current_effective_deadline() > -math.inf:
+            raise asyncio.CancelledError from error  # by another caller, and swallowed. anyio repeats its own.
