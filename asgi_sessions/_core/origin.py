@@ -92,7 +92,6 @@ _FROM_PROXIES: Final = frozenset(
     {b"via", b"x-real-ip", b"x-scheme", b"x-url-scheme", b"front-end-https", b"x-arr-ssl", b"cf-visitor"}
 )
 
-
 _PREFETCH = re.compile(rb"[ \t]*prefetch[ \t]*(?:;|\Z)")
 
 
@@ -109,6 +108,7 @@ def is_activity(scope: Any, passive: Callable[[Any], bool] | None = None) -> boo
     for name, value in scope.get("headers", ()):
         if name == b"sec-purpose":
             return _PREFETCH.match(value) is None
+    value = b""  # of a cookie, perhaps: if `passive` fails, error collectors record local variables
     return passive is None or not passive(scope)
 
 

@@ -66,7 +66,7 @@ async def adopt(
         for value in reader.values(headers):
             cookie = reader.recognise(value, manager.clock())
             if cookie is not None:
-                adoption = _Adoption(manager, reader, cookie, scope, {"active": active, "renews": renews})
+                adoption = _Adoption(manager, reader, cookie, scope, active=active, renews=renews)
                 found = await adoption.run()
                 if found is not None:
                     return Adopted(found, reader.delete_cookie(headers) if adoption.is_known else [])
@@ -76,9 +76,7 @@ async def adopt(
 class _Adoption:
     """The adoption of one cookie by one request. Each step can be repeated, by this request or another one."""
 
-    def __init__(
-        self, manager: Manager, reader: Reader, cookie: OldCookie, scope: Scope, asked: dict[str, bool]
-    ) -> None:
+    def __init__(self, manager: Manager, reader: Reader, cookie: OldCookie, scope: Scope, **asked: bool) -> None:
         self._manager = manager
         self._reader = reader
         self._cookie = cookie

@@ -7,7 +7,7 @@ import inspect
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from copy import copy
 from typing import Any, TypeVar
@@ -132,13 +132,16 @@ class Manager:
         """Return an empty session, for a request without a token. No I/O."""
         return Session._empty(self, self.clock())
 
-    def recognise(self, values: Iterable[bytes], scope: Any = None) -> list[str]:
+    def recognise(self, values: list[bytes], scope: Any = None) -> list[str]:
         """Return the keys of the cookie values with the right form and signature. No I/O."""
         keys: list[str] = []
-        realm = self.planner.realm(scope) if self._has_realms else b""
+        try:
+            realm = self.planner.realm(scope) if self._has_realms else b""
+        except BaseException:
+            values.clear()  # the app's function failed, and error collectors record local variables, the caller's too
+            raise
         for value in values:
-            key = self._mint.key_in(value, realm)
-            if key is not None:
+            if (key := self._mint.key_in(value, realm)) is not None:
                 keys.append(key)
                 if len(keys) == MAX_CANDIDATES:
                     break
@@ -287,5 +290,4 @@ def _takes_notes(store: object) -> bool:
         methods = [inspect.signature(getattr(store, name)) for name in ("create", "rename", "delete")]
     except (TypeError, ValueError):
         return False
-    kinds = (inspect.Parameter.VAR_KEYWORD,)
-    return all("note" in m.parameters or any(p.kind in kinds for p in m.parameters.values()) for m in methods)
+    return all("note" in m.parameters or any(p.kind is p.VAR_KEYWORD for p in m.parameters.values()) for m in methods)

@@ -204,6 +204,24 @@ async def test_the_store_fails(memory: Store, seen: Seen, step: str, handler: An
     await raised(seen, lambda: browser.do(saving if when == "by save()" else handler))
 
 
+def fails_for(scope: Any) -> Any:
+    raise MET
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"realm": fails_for}, {"realm": lambda scope: 3}, {"passive": fails_for}, {"skip": fails_for}],
+    ids=["realm=", "realm= returns another type", "passive=", "skip="],
+)
+async def test_an_option_that_the_app_wrote_fails(memory: Store, seen: Seen, option: Any) -> None:
+    browser = Browser(app_with(memory, secret_keys=[SECRET]))
+    await browser.do(log_in("alice"))
+    app = SessionMiddleware(nothing, memory, secret_keys=[SECRET], **option)
+    headers = [(b"cookie", f"{app.cookie.name}={browser.token}".encode())]
+
+    await raised(seen, lambda: app({"type": "http", "method": "GET", "path": "/", "headers": headers}, None, None))  # type: ignore[arg-type]  # it sends nothing
+
+
 async def test_a_hook_fails(memory: Store, seen: Seen) -> None:
     def hook(event: Any) -> None:
         raise MET
