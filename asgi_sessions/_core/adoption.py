@@ -35,7 +35,7 @@ class OldSession:
 class OldCookie:
     """A cookie of another library with a valid format and signature."""
 
-    identity: bytes
+    identity: bytes = field(repr=False)
     """Equal for all requests of one session: the id of a stored session, or the whole value of a signed cookie."""
     until: float
     """The last time at which the cookie may have a session, in seconds since the epoch. Adoption is remembered until then."""

@@ -63,8 +63,8 @@ async def adopt(
     """
     headers = scope.get("headers", ())
     for reader in readers:
-        for value in reader.values(headers):
-            cookie = reader.recognise(value, manager.clock())
+        for value in map(Hidden, reader.values(headers)):  # error collectors record local variables
+            cookie = reader.recognise(value.value, manager.clock())
             if cookie is not None:
                 adoption = _Adoption(manager, reader, cookie, scope, active=active, renews=renews)
                 found = await adoption.run()
@@ -134,7 +134,7 @@ class _Adoption:
         if marker is None:
             return None
         for token in self._tokens(shard_of(marker.key)):
-            if key_of(token, self._realm) == marker.key:
+            if key_of(token.value, self._realm) == marker.key:
                 session = await self._loaded(token)
                 if session._record is None or session._id == marker.id:
                     return session
@@ -168,17 +168,17 @@ class _Adoption:
         self._report(record.id, user_id, dropped)
         return await self._loaded(token)
 
-    async def _loaded(self, token: str) -> Session:
+    async def _loaded(self, token: Hidden[str]) -> Session:
         """Load the session of this token with its cookie, or an empty session if it has ended."""
-        key = key_of(token, self._realm)
+        key = key_of(token.value, self._realm)
         session = await self._manager.load([key], **self._asked)
         # Shortly after a renewal, this finds the successor. Then the browser must not receive the old token.
         if session._record is not None and session._record.key == key:
-            session._cookie = (Hidden(token), self._manager.planner.max_age(session))
+            session._cookie = (token, self._manager.planner.max_age(session))
         return session
 
     def _record(
-        self, token: str, old: OldSession, user_id: str | None, owner: str | None, data: dict[str, Any]
+        self, token: Hidden[str], old: OldSession, user_id: str | None, owner: str | None, data: dict[str, Any]
     ) -> Record:
         """Return the record of the adopted session. Its timeouts start now."""
         records = self._manager.records
@@ -195,7 +195,7 @@ class _Adoption:
         payload = self._manager.planner.codec.encode(data)
         body = Body("session", user_id, now, authenticated_at, now, old.remembered, payload, about)
         expires_at = timeouts.expires_at(now, now, old.remembered)
-        return records.sealed(Record(key_of(token, self._realm), 1, now, expires_at, new_id(), owner, b""), body)
+        return records.sealed(Record(key_of(token.value, self._realm), 1, now, expires_at, new_id(), owner, b""), body)
 
     async def _store(self, record: Record, until: float) -> bool:
         """Store the record and the marker. ``False``: another request has stored another session.
@@ -233,8 +233,8 @@ class _Adoption:
         details = {"source": self._reader.name, "dropped": names, "keys_dropped": len(dropped)}
         self._events.append(self._manager.events.event("session.adopted", session_id=id, user_id=user_id, **details))
 
-    def _tokens(self, shard: str | None) -> list[str]:
+    def _tokens(self, shard: str | None) -> list[Hidden[str]]:
         """Return the tokens for this cookie: one for each secret, the newest first."""
         sign = self._manager.signed
         shards = [shard_of(seed[-SHARD_CHARS:]) if shard is None else shard for seed in self._seeds]
-        return [sign(each, seed, self._realm) for each, seed in zip(shards, self._seeds, strict=True)]
+        return [Hidden(sign(each, seed, self._realm)) for each, seed in zip(shards, self._seeds, strict=True)]

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from asgi_sessions._core.extras import needs
+from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.timeouts import duration
 from asgi_sessions._engine.deadline import Deadlines
 from asgi_sessions._engine.failures import reason_of
@@ -23,6 +24,7 @@ AT_ONCE: Final = 20
 """Concurrent queries with a client of the app. Its pool may refuse more, and the app needs it too."""
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 class _Server:
@@ -36,23 +38,24 @@ class _Server:
             raise ConfigurationError(f"{called}(deadline={deadline!r}): give a time of more than 0")
         self._limits = Deadlines(self._seconds)
 
-    async def _in_time(self, asked: Awaitable[T]) -> T:
-        """The reply.
+    async def _in_time(self, ask: Callable[[Any], Awaitable[T]], key: Hidden[Any]) -> T:
+        """The reply to a query for a key. The key logs in, so the errors have no frames that hold it.
 
         Raises:
             StoreUnreachable: there was no reply in time, or the server failed.
         """
         try:
             with self._limits.limit():  # a blocked event loop does not count against the server
-                return await asked
-        except StoreError as error:
-            error.host = self._host
-            raise
+                return await ask(key.value)
         except TimeoutError:
-            failure = StoreUnreachable(f"{self._called}: the old store did not answer within {self._seconds:.2f} s")
+            failure: StoreError = StoreUnreachable(
+                f"{self._called}: the old store did not answer within {self._seconds:.2f} s"
+            )
+        except StoreError as error:
+            failure = _without_frames(error)
         except Exception as error:
             failure = StoreUnreachable(f"{self._called}: the old store failed: {reason_of(error)}")
-            failure.__cause__ = error
+            failure.__cause__ = _without_frames(error)
         failure.host = self._host
         raise failure
 
@@ -82,7 +85,7 @@ class RedisServer(_Server):
         most = getattr(getattr(redis, "connection_pool", None), "max_connections", AT_ONCE)
         self._turns = PerLoop(lambda: asyncio.Semaphore(max(1, min(most, AT_ONCE))))
 
-    async def ask(self, *command: Any) -> Any:
+    async def ask(self, name: str, key: Hidden[bytes], *more: str) -> Any:
         """The reply to one command.
 
         Raises:
@@ -90,14 +93,14 @@ class RedisServer(_Server):
         """
         from asgi_sessions.stores.redis._client import Refused
 
-        async def reply() -> Any:
+        async def reply(key: bytes) -> Any:
             try:
                 async with self._turns.here():
-                    return await self._client.call(command)
+                    return await self._client.call((name, key, *more))
             except Refused as refused:
                 raise refused.as_store_error() from refused
 
-        return await self._in_time(reply())
+        return await self._in_time(reply, key)
 
     async def aclose(self) -> None:
         """Close our own connection of this event loop."""
@@ -157,28 +160,41 @@ class SQLServer(_Server):
 
         self._find, self._delete = find, remove
 
-    async def row(self, key: str) -> tuple[str, object] | None:
+    async def row(self, key: Hidden[str]) -> tuple[str, object] | None:
         """``session_data`` and ``expire_date``.
 
         Raises:
             StoreError: the database failed, refused the query, or took too long.
         """
-        found = await self._in_time(self._find(key))
+        found = await self._in_time(self._find, key)
         return None if found is None else (str(found[0]), found[1])
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: Hidden[str]) -> None:
         """Delete a session.
 
         Raises:
             StoreError: the database failed, refused the query, or took too long.
         """
         if self._delete is not None:
-            await self._in_time(self._delete(key))
+            await self._in_time(self._delete, key)
 
     async def aclose(self) -> None:
         """Wait for the queries that are still running. The engine is the app's."""
         if (connections := self._managers.taken()) is not None:
             await connections.aclose()
+
+
+def _without_frames(error: E) -> E:
+    """Drop the frames of an error and of all its causes: those of drivers hold the command with its key."""
+    left: list[BaseException | None] = [error]
+    met = set[int]()
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in met:
+            met.add(id(each))
+            each.__traceback__ = None
+            left += [each.__cause__, each.__context__]
+    return error
 
 
 def found_by(parse: Callable[[Any], T], value: object) -> T | None:

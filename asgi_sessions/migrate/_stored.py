@@ -14,7 +14,7 @@ import msgspec
 
 from asgi_sessions._core.adoption import OldCookie, OldSession
 from asgi_sessions._core.extras import needs
-from asgi_sessions._core.hidden import forgets_arguments
+from asgi_sessions._core.hidden import Hidden, forgets_arguments
 from asgi_sessions.errors import ConfigurationError
 from asgi_sessions.migrate._base import (
     MAX_DATA,
@@ -75,8 +75,8 @@ class _RedisReader(_StoredReader):
             raise ConfigurationError(f"{self._called}(prefix=…): give the prefix of the old keys as text") from None
         self._server = RedisServer(self._called, redis, deadline)
 
-    def _key(self, cookie: OldCookie) -> bytes:
-        return self._prefix + cookie.identity
+    def _key(self, cookie: OldCookie) -> Hidden[bytes]:
+        return Hidden(self._prefix + cookie.identity)
 
     async def _value(self, cookie: OldCookie) -> Any:
         return await self._server.ask("GET", self._key(cookie))
@@ -318,7 +318,7 @@ class FromDjango(_StoredReader):
 
     async def read(self, cookie: OldCookie, now: float) -> OldSession | None:
         """See :class:`Reader`."""
-        row = await self._server.row(cookie.identity.decode("ascii"))
+        row = await self._server.row(Hidden(cookie.identity.decode("ascii")))
         if row is None:
             return None
         try:
@@ -337,7 +337,7 @@ class FromDjango(_StoredReader):
     async def forget(self, cookie: OldCookie) -> None:
         """See :class:`Reader`."""
         if not self._keep_old:
-            await self._server.delete(cookie.identity.decode("ascii"))
+            await self._server.delete(Hidden(cookie.identity.decode("ascii")))
 
     async def aclose(self) -> None:
         """See :class:`Reader`."""

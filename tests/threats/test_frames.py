@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -15,10 +16,14 @@ from typing import Any
 
 import httpx
 import pytest
+from itsdangerous import TimestampSigner
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import create_async_engine
 
 import asgi_sessions
 from asgi_sessions import CookieConfig, MemoryStore, RedisStore, Session, SessionMiddleware, Sessions, StoreError
 from asgi_sessions._core.token import TokenMint
+from asgi_sessions.migrate import FromDjango, FromLitestar, FromStarlette, FromStarsessions, Reader
 from asgi_sessions.rekey import rekey
 from asgi_sessions.stores import Store
 from asgi_sessions.stores.sql import SQLStore
@@ -95,14 +100,14 @@ def texts_in(value: Any, name: object, met: set[int]) -> Iterator[str]:
 def seen(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Seen]:
     """All tokens that are minted are secrets; what is logged with a traceback is looked at, too."""
     seen = Seen()
-    mint = TokenMint.mint
+    signed = TokenMint.signed
 
-    def noting(self: TokenMint, shard: str | None = None, realm: bytes = b"") -> str:
-        token = mint(self, shard, realm)
+    def noting(self: TokenMint, shard: str, secret: str, realm: bytes = b"") -> str:
+        token = signed(self, shard, secret, realm)
         seen.secrets[f"token {len(seen.secrets)}"] = token
         return token
 
-    monkeypatch.setattr(TokenMint, "mint", noting)
+    monkeypatch.setattr(TokenMint, "signed", noting)
     caplog.set_level(logging.DEBUG)
     yield seen
     seen.errors += [
@@ -219,7 +224,7 @@ async def test_an_option_that_the_app_wrote_fails(memory: Store, seen: Seen, opt
     app = SessionMiddleware(nothing, memory, secret_keys=[SECRET], **option)
     headers = [(b"cookie", f"{app.cookie.name}={browser.token}".encode())]
 
-    await raised(seen, lambda: app({"type": "http", "method": "GET", "path": "/", "headers": headers}, None, None))  # type: ignore[arg-type]  # it sends nothing
+    await raised(seen, lambda: app({"type": "http", "method": "GET", "path": "/", "headers": headers}, None, None))
 
 
 async def test_a_hook_fails(memory: Store, seen: Seen) -> None:
@@ -252,6 +257,77 @@ class Answering:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.handler(scope["session"])
         await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+
+
+# ── Adoption of old sessions ──
+
+OLD = "f0" * 32
+
+
+def closed_redis() -> Redis:
+    return Redis.from_url("redis://127.0.0.1:1")
+
+
+async def find_nothing(key: str) -> None:
+    raise OSError("the old database is away")
+
+
+OLD_STORES: dict[str, Callable[[], Reader]] = {
+    "our own connection": lambda: FromStarsessions("redis://127.0.0.1:1"),
+    "a client of the app's": lambda: FromLitestar(closed_redis(), cookie="session"),
+    "a function of the app's": lambda: FromDjango(find_nothing, secret_key=SECRET, cookie="session"),
+    "an engine of the app's": lambda: FromDjango(
+        create_async_engine("postgresql+asyncpg://127.0.0.1:1/x"), secret_key=SECRET, cookie="session"
+    ),
+}
+
+
+async def unheard(message: Any) -> None: ...
+
+
+async def visit(app: SessionMiddleware, value: str) -> None:
+    headers = [(b"cookie", f"session={value}".encode())]
+    await app({"type": "http", "method": "GET", "path": "/", "headers": headers}, None, unheard)
+
+
+@pytest.mark.parametrize("make", OLD_STORES.values(), ids=OLD_STORES.keys())
+async def test_the_store_of_old_sessions_fails(memory: Store, seen: Seen, make: Callable[[], Reader]) -> None:
+    seen.secrets["the old id"] = OLD
+    app = SessionMiddleware(nothing, memory, secret_keys=[SECRET], adopt=[make()], on_store_failure="raise")
+
+    error = await raised(seen, lambda: visit(app, OLD))
+
+    assert isinstance(error, StoreError)
+    assert error.__cause__ is not None
+
+
+@pytest.mark.parametrize(("visits", "fails_at"), [*((0, call) for call in range(1, 6)), (1, 1), (1, 2)])
+async def test_the_store_fails_while_an_old_session_is_adopted(
+    memory: Store, seen: Seen, visits: int, fails_at: int
+) -> None:
+    async def fails(method: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(between.calls) >= fails_at:
+            raise OSError("on purpose")
+        return await method(*args, **kwargs)
+
+    cookie = TimestampSigner(SECRET).sign(b64encode(b'{"user": "alice"}')).decode()
+    seen.secrets["the old cookie"] = cookie
+    between = Between(memory)
+    reader = FromStarlette(secret_key=SECRET, user=lambda data: data["user"])
+    app = SessionMiddleware(nothing, between, secret_keys=[SECRET], adopt=[reader], on_store_failure="raise")
+    for _ in range(visits):
+        await visit(app, cookie)
+    between.calls.clear()
+    between.instead = dict.fromkeys(("load", "create"), fails)
+
+    await raised(seen, lambda: visit(app, cookie))
+
+
+async def test_a_realm_fails_while_an_old_session_is_adopted(memory: Store, seen: Seen) -> None:
+    seen.secrets["the old id"] = OLD
+    reader = FromStarsessions("redis://127.0.0.1:1")
+
+    await raised(seen, lambda: visit(SessionMiddleware(nothing, memory, adopt=[reader], realm=fails_for), OLD))
 
 
 # ── Tokens ──
