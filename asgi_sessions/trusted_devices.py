@@ -29,6 +29,7 @@ import msgspec
 
 from asgi_sessions._core.arguments import expect
 from asgi_sessions._core.cookie import CookieConfig
+from asgi_sessions._core.hidden import Hidden
 from asgi_sessions._core.timeouts import duration
 from asgi_sessions._core.token import KEY_CHARS, TokenMint, base64url, key_of, owner_of
 from asgi_sessions._core.types import Scope
@@ -113,7 +114,7 @@ class TrustedDevices:
         """
         refuse_actors("remember()", scope, "their browser would be trusted as that of the user")
         owner, keys, now = owner_of(user_id), self._keys(scope), await now_of(self._manager, "trusted device")
-        token, links = self._mint.mint(), self._manager.links
+        token, links = Hidden(self._mint.mint()), self._manager.links  # error collectors record local variables
         async with self._manager.asking("trusted device"):
             trusted: _Trusted = {}
             for key in keys:
@@ -121,10 +122,10 @@ class TrustedDevices:
             trusted = {each: since for each, since in trusted.items() if now < since + self._keep} | {owner: now}
             latest = sorted(trusted.items(), key=lambda each: each[1])[-MOST_USERS:]
             await self._set_time(owner, now, lambda known: nextafter(now, 0.0) if known is None else known)
-            await links.change(key_of(token), now + self._keep, _put(dict(latest)))
+            await links.change(key_of(token.value), now + self._keep, _put(dict(latest)))
             for key in keys:
                 await links.delete(key)
-        return self._cookie.set(token, int(self._keep))
+        return self._cookie.set(token.value, int(self._keep))
 
     async def forget(self, user_id: str) -> None:
         """End the trust of all browsers for this user. Call it after a change of the password or the second factor.

@@ -83,9 +83,9 @@ class _Endpoint:
     async def _respond(self, request: Request) -> Response:
         manager = self._manager
         try:
-            token = await self._token(request)
             now = await now_of(manager, "provider log-out")
-            message = await message_in(token, self._providers, now, is_event=self._is_event)
+            # The token is no local variable: error collectors record those, and the app's `find_user` may fail.
+            message = await message_in(await self._token(request), self._providers, now, is_event=self._is_event)
             return await self._carry_out(message)
         except Refused as refused:
             await self._report(str(refused))

@@ -11,6 +11,7 @@ import logging
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
+from time import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -23,6 +24,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 import asgi_sessions
 from asgi_sessions import CookieConfig, MemoryStore, RedisStore, Session, SessionMiddleware, Sessions, StoreError
 from asgi_sessions._core.token import TokenMint
+from asgi_sessions.identity import IdentityProvider, SecurityEvents
+from asgi_sessions.identity._messages import SESSION_REVOKED
 from asgi_sessions.migrate import FromDjango, FromLitestar, FromStarlette, FromStarsessions, Reader
 from asgi_sessions.rekey import rekey
 from asgi_sessions.stores import Store
@@ -31,8 +34,11 @@ from asgi_sessions.testing import FakeClock, session_cookie
 from asgi_sessions.testing import log_in as authenticate
 from asgi_sessions.tokens import BearerMiddleware, SigningKey, TokenEndpoints, Tokens
 from asgi_sessions.tokens.client import TokenAuth
+from asgi_sessions.trusted_devices import TrustedDevices
+from tests.identity.provider import Provider, signed
+from tests.serving import serving
 from tests.support import Browser, app_with, destroy, log_in, put, regenerate
-from tests.threats.hostile import Between
+from tests.threats.hostile import Between, raising
 from tests.websockets import Socket
 
 SECRET = "hunter2-hunter2-hunter2-hunter2-hunter2"
@@ -328,6 +334,34 @@ async def test_a_realm_fails_while_an_old_session_is_adopted(memory: Store, seen
     reader = FromStarsessions("redis://127.0.0.1:1")
 
     await raised(seen, lambda: visit(SessionMiddleware(nothing, memory, adopt=[reader], realm=fails_for), OLD))
+
+
+# ── Trusted devices, identity providers ──
+
+
+@pytest.mark.parametrize("step", ["load", "create", "update", "delete"])
+async def test_the_store_fails_while_a_browser_becomes_trusted(memory: Store, seen: Seen, step: str) -> None:
+    devices = TrustedDevices(Sessions(between := Between(memory), secret_keys=[SECRET]))
+    scope: Any = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    _, cookie = await devices.remember(scope, "alice")
+    scope["headers"] = [(b"cookie", cookie.partition(b";")[0])]
+    between.instead[step] = raising(OSError("on purpose"))
+
+    await raised(seen, lambda: devices.remember(scope, "alice"))
+
+
+async def test_the_apps_function_fails_on_a_security_event(memory: Store, seen: Seen) -> None:
+    provider = Provider()
+    claims = provider.event(time(), {SESSION_REVOKED: {}}, {"format": "email", "email": "alice@example.org"})
+    seen.secrets["the token"] = token = signed(claims, typ="secevent+jwt")
+    sessions = Sessions(memory, secret_keys=[SECRET])
+    endpoint = SecurityEvents(sessions, IdentityProvider(provider.url, "shop"), find_user=fails_for)
+    transport, headers = httpx.ASGITransport(endpoint), {"content-type": "application/secevent+jwt"}
+
+    async with serving(provider.app, provider.port), httpx.AsyncClient(transport=transport, base_url=URL) as client:
+        error = await raised(seen, lambda: client.post("/", content=token, headers=headers))
+
+    assert error is MET
 
 
 # ── Tokens ──
