@@ -143,7 +143,10 @@ class TokenAuth(_Auth):
                 with _Turn(self._turn):
                     if self._is_due(refused):
                         sent = self._pair
-                        response = yield _refresh(sent, self._url, like=request)
+                        refresh = _refresh(sent, self._url, like=request)
+                        response = yield refresh
+                        if response.request is not refresh:  # httpx follows a 301, 302 or 303 with a GET
+                            raise _redirected()
                         pair = await _pair_in(response, sent)
                         if self._pair is sent:  # otherwise another event loop was faster, and its tokens are newer
                             self._pair = pair
@@ -275,7 +278,7 @@ class _Body(_AsyncByteStream):
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         if self._is_spent:
-            raise RefreshFailed("the token endpoint redirects, and a refresh token is not sent on: give its final URL")
+            raise _redirected()
         self._is_spent = True
         return self._parts()
 
@@ -329,6 +332,10 @@ async def _pair_in(response: httpx.Response, sent: _Pair) -> _Pair:
     finally:
         del body, chunk
     raise _nonsense()
+
+
+def _redirected() -> RefreshFailed:
+    return RefreshFailed("the token endpoint redirects, and a refresh token is not sent on: give its final URL")
 
 
 def _nonsense() -> RefreshFailed:

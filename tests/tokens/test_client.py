@@ -576,31 +576,38 @@ async def asgi_redirect(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body"})
     else:
         scope["stolen"].append((await receive())["body"])
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body"})
+        await send({"type": "http.response.start", "status": scope["answer"].status_code, "headers": []})
+        await send({"type": "http.response.body", "body": scope["answer"].content})
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # see above
 @pytest.mark.parametrize("transport", ["reads before it sends", "sends as a stream"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("to", ["https://evil.example/x", "https://api.example/token/refresh/"])
-async def test_a_redirected_refresh_does_not_take_the_refresh_token_along(transport: str, status: int, to: str) -> None:
+@pytest.mark.parametrize("there", [200, 401, 503], ids=["tokens", "a refusal", "no answer"])
+async def test_a_redirected_refresh_takes_no_token_along_and_the_answer_there_does_not_count(
+    transport: str, status: int, to: str, there: int
+) -> None:
     stolen: list[bytes] = []
+    answer = httpx.Response(there, json={"access_token": "EVIL", "refresh_token": "EVIL", "expires_in": 900})
 
     async def mocked(request: httpx.Request) -> httpx.Response:
         if str(request.url) == TOKEN_URL:
             return httpx.Response(status, headers={"location": to})
         stolen.append(request.content)
-        return httpx.Response(200)
+        return fresh(answer)  # type: ignore[no-any-return]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await asgi_redirect({**scope, "redirect_to": to.encode(), "status": status, "stolen": stolen}, receive, send)
+        more = {"redirect_to": to.encode(), "status": status, "stolen": stolen, "answer": answer}
+        await asgi_redirect({**scope, **more}, receive, send)
 
     way: Any = httpx.MockTransport(mocked) if transport == "reads before it sends" else httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=way, auth=some_auth(), follow_redirects=True) as client:
-        with pytest.raises(RefreshFailed):
+    auth = some_auth()
+    async with httpx.AsyncClient(transport=way, auth=auth, follow_redirects=True) as client:
+        with pytest.raises(RefreshFailed, match="redirects"):
             await client.get(API)
 
+    assert auth._pair.refresh == "R1"
     assert b"R1" not in b"".join(stolen)
 
 
