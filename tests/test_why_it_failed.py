@@ -19,12 +19,12 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from asgi_sessions import RedisStore, SQLStore
 from asgi_sessions.errors import StoreError, StoreRefused, StoreUnreachable
 from asgi_sessions.stores import Store
-from asgi_sessions.testing import a_record
+from asgi_sessions.testing import FakeClock, a_record
 from tests.conftest import Server
 from tests.databases import DatabaseServer
 from tests.ports import free_port, give_back
 from tests.proxy import Proxy
-from tests.support import Browser, app_with, log_in, put
+from tests.support import Browser, app_with, destroy, log_in, put
 
 PASSWORD = "hunter2-Zk3q0T4"
 
@@ -157,6 +157,32 @@ async def test_redis_says_why(
     await store.aclose()
     if client is not None:
         await client.aclose()
+
+
+async def test_a_full_server_that_still_ends_sessions_has_not_recovered(
+    own_server: Server, lines: Lines, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It refuses what needs memory: log-ins, changes and touches. A log-out needs none."""
+    own_server.start()
+    store, clock = RedisStore.from_url(own_server.url), FakeClock()
+    app = app_with(store, clock=clock)
+    alice, bob = Browser(app), Browser(app)
+    for browser in (alice, bob):
+        await browser.do(log_in("alice"))
+    await asyncio.to_thread(say, own_server, "CONFIG", "SET", "maxmemory", "1")
+
+    assert (await bob.do(put(a=1))).status == 503
+    clock.advance(120)
+    assert (await bob.do()).status == 200
+    assert (await alice.do(destroy)).status == 200
+
+    assert [line.split()[1] for line in lines() if "OOM" in line] == ["step=commit", "step=touch"]
+    assert "store.recovered" not in caplog.text
+
+    await asyncio.to_thread(say, own_server, "CONFIG", "SET", "maxmemory", "0")
+    await bob.do(put(a=1))
+    assert caplog.text.count("store.recovered: it answers again (write)") == 1
+    await store.aclose()
 
 
 @pytest.mark.parametrize(

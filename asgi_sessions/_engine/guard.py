@@ -55,9 +55,12 @@ _ANSWERS: Final = (RecordExists, RecordGone, RecordChanged, RecordDamaged, Sessi
 _NO_VERDICT: Final = (StoreRefused, EndUnconfirmed, SessionDataError)
 """Errors that do not predict the next call."""
 
-_READING = frozenset({"load", "index", "records", "history"})
-"""The read-only methods of a store. A store that refuses writes may answer them."""
+_SHOWS = dict.fromkeys(("load", "index", "records", "history", "scan"), "read") | dict.fromkeys(
+    ("delete", "end", "erase"), "end"
+)
+"""What the answer of a method shows, if it is not that the store takes writes. A full store still reads and ends."""
 
+_NUMBER = (float, int)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -124,7 +127,7 @@ class Guard:
             raise
         breaker.succeeded()
         if self.failures.is_open:
-            self.answered("read" if getattr(method, "__name__", "") in _READING else "write")
+            self.answered(_SHOWS.get(getattr(method, "__name__", ""), "write"))
         return answer
 
     async def confirm_ends(self, name: str) -> bool:
@@ -197,9 +200,6 @@ class Guard:
         """Note that the store answered again, for reading or for writing."""
         if (outage := self.failures.answered(way, self._clock())) is not None:
             logger.warning("store.recovered: it answers again (%s) after=%.1fs failures=%d", way, *outage)
-
-
-_NUMBER = (float, int)
 
 
 def checked(record: object, key: str | None = None) -> Record:
