@@ -397,15 +397,32 @@ async def test_a_connection_that_ends_while_autocommit_is_taken_back_keeps_no_pl
     await engine.dispose()
 
 
-async def test_an_app_can_be_stopped_while_its_database_stands_still(scene: Scene) -> None:
-    await asyncio.gather(*(scene.alice.another().do() for _ in range(5)))
-    await freeze(scene)
-    asking = [asyncio.ensure_future(scene.alice.another().do(put(n=n))) for n in range(3)]
+@pytest.mark.parametrize("stops", [freeze, proxy(hanging=True)], ids=["stands still", "is not reached"])
+@pytest.mark.parametrize("is_own", [True, False], ids=["our connections", "an engine of the app's"])
+@pytest.mark.parametrize("first", [False, True], ids=["at once", "after a request was given up"])
+async def test_an_app_can_be_stopped_while_its_database_stands_still(
+    scene: Scene, stops: Trouble, is_own: bool, first: bool
+) -> None:
+    """Two seconds are for what runs; the rest is for a busy machine."""
+    engine = create_async_engine(scene.proxy.url(scene.server.url))
+    store = scene.store if is_own else SQLStore(engine, table=scene.table)
+    browsers = [scene.alice.another() for _ in range(5)]
+    for browser in browsers:
+        browser.app = app_with(store)
+    await asyncio.gather(*(browser.do() for browser in browsers))
+    await stops(scene)
+    if first:
+        assert (await browsers[0].do(put(n=0))).status == 503
+    asking = [asyncio.ensure_future(browser.do(put(n=1))) for browser in browsers[1:4]]
     await asyncio.sleep(0)
 
-    async with asyncio.timeout(15):
-        await scene.store.aclose()
+    async with asyncio.timeout(4):
+        await store.aclose()
     await asyncio.gather(*asking)
+
+    assert is_own or not engine.pool.checkedout()  # type: ignore[attr-defined]  # of this pool
+    await scene.mend()
+    await engine.dispose()
 
 
 STRAY = {

@@ -62,8 +62,8 @@ TIME_TO_GIVE_BACK: Final = 2.0
 TIME_TO_CLEAN_UP: Final = 5.0
 """Seconds after which a cancelled operation that has not ended is cancelled again. Returning its connection takes less."""
 
-TIME_TO_CLOSE: Final = 5.0
-"""Seconds to close all connections properly, at the same time. Drivers wait two for a dead server."""
+TIME_TO_CLOSE: Final = 2.0
+"""Seconds to finish the running operations and to close all connections properly. Then they are cut off."""
 
 MAX_ATTEMPTS: Final = 50
 """Tries of an operation that fails by conflicts. LONGEST usually ends it earlier."""
@@ -305,7 +305,12 @@ class ConnectionManager:
         shared = _SHARED.setdefault(engine.pool, PerLoop(partial(_Turns, _pool_limit(engine.pool)))).here()
         self._semaphore, self._turns = shared.connections, shared.writes
         self._patience = Deadlines(self._longest)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], Limit] = {}
+        self._in_use: set[Any] = set()
+        """The driver's connections."""
+        self._is_cut_off = self._opens_none = False
+        if is_own:
+            event.listen(engine.sync_engine, "do_connect", self._check_opening)
         self._at_loop_end: AsyncGenerator[None, None] | None = None
 
     async def run(self, work: Callable[[ConnectionManager], Awaitable[T]], *, writes: str | None = None) -> T:
@@ -324,7 +329,7 @@ class ConnectionManager:
         await self._wait_for_turn(lock)
         limit = limit_alone(self._longest, again=TIME_TO_CLEAN_UP)
         task = asyncio.ensure_future(self._carry_out(work, limit))
-        self._tasks.add(task)
+        self._tasks[task] = limit
         task.add_done_callback(partial(self._done, lock))
         try:
             return await asyncio.shield(task)
@@ -351,10 +356,12 @@ class ConnectionManager:
         self._semaphore.release()
         if lock is not None:
             lock.release()
-        self._tasks.discard(task)
+        del self._tasks[task]
         retrieve(task)
 
     async def _carry_out(self, work: Callable[[ConnectionManager], Awaitable[T]], limit: Limit) -> T:
+        if self._is_cut_off:  # the task waited for its turn
+            raise StoreUnreachable("the store was closed")
         breaks = 0
         over = time.monotonic() + self._longest
         try:
@@ -368,7 +375,7 @@ class ConnectionManager:
                         broken = _is_broken(error)
                         breaks += broken
                         again = breaks == 1 if broken else is_conflict(error)
-                        if not again or attempt == MAX_ATTEMPTS:
+                        if not again or attempt == MAX_ATTEMPTS or self._is_cut_off:
                             # The cause is the driver's error: SQLAlchemy's quotes the statement and its values.
                             cause = error.orig if isinstance(error, DBAPIError) else error
                             raise _store_error(error, self._no_table) from cause
@@ -384,6 +391,10 @@ class ConnectionManager:
     async def statement(self) -> AsyncIterator[AsyncConnection]:
         """A connection for single statements. Each takes effect at once."""
         connection = await self._trusted()
+        driver = _driver_of(connection)
+        self._in_use.add(driver)
+        if self._is_cut_off:
+            self._terminate(driver)
         try:
             if not self._is_own:
                 # Not as an option of the engine: SQLAlchemy would set it within connect(), and a task that is cancelled there has
@@ -408,7 +419,10 @@ class ConnectionManager:
                 await connection.invalidate()  # a late reply would be taken for the next one
             raise
         finally:
-            await self._give_back(connection)
+            try:
+                await self._give_back(connection)
+            finally:
+                self._in_use.discard(driver)
 
     async def _look_at_settings(self, connection: AsyncConnection, note: Callable[[Mapping[str, str]], None]) -> None:
         settings: Mapping[str, str] = {}
@@ -459,15 +473,11 @@ class ConnectionManager:
         pooled = ours.connection if ours is not None and not ours.invalidated else None
         driver = pooled.dbapi_connection if pooled is not None else None
 
-        def cut_off() -> None:
-            if driver is not None and self._engine.dialect.has_terminate and not self._is_sqlite:
-                self._engine.dialect.do_terminate(driver)
-
         def detach_if_failed(closing: asyncio.Future[None]) -> None:
             if not closing.cancelled() and closing.exception() is not None and pooled is not None:
                 # The operation is finished. But SQLAlchemy loses a place of the pool if it fails to reset AUTOCOMMIT.
                 pooled.detach()
-                cut_off()
+                self._terminate(driver)
 
         closing = asyncio.ensure_future(connection.close())
         closing.add_done_callback(detach_if_failed)
@@ -475,10 +485,15 @@ class ConnectionManager:
             await asyncio.wait({closing}, timeout=TIME_TO_GIVE_BACK)
         finally:
             if not closing.done():
-                cut_off()
+                self._terminate(driver)
                 await asyncio.wait({closing}, timeout=TIME_TO_GIVE_BACK)
         if not closing.done():
             raise TimeoutError
+
+    def _terminate(self, driver: Any) -> None:
+        """Cut off a connection. An operation on it fails at once."""
+        if driver is not None and self._engine.dialect.has_terminate and not self._is_sqlite:
+            self._engine.dialect.do_terminate(driver)
 
     @asynccontextmanager
     async def transaction(self, *, durably: bool = False) -> AsyncIterator[AsyncConnection]:
@@ -510,21 +525,44 @@ class ConnectionManager:
             await self._at_loop_end.aclose()
 
     async def _close(self) -> None:
+        limit = limit_alone(TIME_TO_CLOSE, again=TIME_TO_CLEAN_UP)
+        closing = asyncio.ensure_future(self._close_in_order(limit))
+        timer = asyncio.get_running_loop().call_later(TIME_TO_CLOSE, self._cut_off, limit)
+        try:
+            await done(closing)
+        finally:
+            timer.cancel()
+        closing.result()
+
+    async def _close_in_order(self, limit: Limit) -> None:
         while self._tasks:
             await asyncio.wait(self._tasks)
             # A task begins now if it waited for the semaphore, and its connection would never be closed.
             await asyncio.sleep(0)
-        if not self._is_own:
-            return
-        closing = asyncio.ensure_future(self._close_connections())
-        await done(closing)
-        closing.result()
+        if self._is_own:
+            await self._close_connections(limit)
 
-    async def _close_connections(self) -> None:
+    def _check_opening(self, *_: object) -> None:
+        """Refuse to open a connection for a place of the pool that is empty, while all are closed."""
+        if self._opens_none:
+            raise StoreUnreachable("the store was closed")
+
+    def _cut_off(self, closing: Limit) -> None:
+        """End what still runs, since the database does not answer. SQLite is waited for: its threads go on in any case."""
+        if self._is_sqlite:
+            return
+        self._is_cut_off = True
+        for driver in tuple(self._in_use):
+            self._terminate(driver)
+        for limit in (*self._tasks.values(), closing):
+            limit.hasten(self._longest)  # it may be opening a connection
+
+    async def _close_connections(self, limit: Limit) -> None:
+        self._opens_none = True
         # dispose() closes one after the other and waits for a silent server.
         idle = getattr(self._engine.pool, "checkedin", int)()
         try:
-            with nullcontext() if self._is_sqlite else limit_alone(TIME_TO_CLOSE, again=TIME_TO_CLEAN_UP):
+            with nullcontext() if self._is_sqlite else limit:
                 await asyncio.gather(*(self._close_one() for _ in range(idle)), return_exceptions=True)
                 await self._engine.dispose()
         except TimeoutError:
@@ -533,6 +571,11 @@ class ConnectionManager:
     async def _close_one(self) -> None:
         async with self.statement() as connection:
             await connection.invalidate()
+
+
+def _driver_of(connection: AsyncConnection) -> Any:
+    ours = connection.sync_connection
+    return None if ours is None else ours.connection.dbapi_connection
 
 
 def _note_when(_connection: object, record: Any) -> None:
