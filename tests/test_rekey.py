@@ -353,16 +353,31 @@ async def test_a_rate_without_end_is_as_fast_as_it_goes(memory: MemoryStore, clo
     assert (await rekey(memory, [NEW, OLD], rate=float("inf"))).sealed == 50
 
 
-@pytest.mark.parametrize("cursor", ["nonsense", "run:nonsense", "qqPxM7-_"])
-async def test_a_cursor_that_means_nothing_to_redis_begins_at_the_beginning(
-    valkey_url: str, clock: FakeClock, cursor: str
+@pytest.mark.parametrize("kind", ["valkey", *SQL])
+@pytest.mark.parametrize("cursor", ["nonsense", "run:nonsense", "qqPxM7-_", "zzz", "zzzzzzzz:1234567890123456"])
+async def test_a_cursor_that_means_nothing_to_the_store_begins_at_the_beginning(
+    request: pytest.FixtureRequest, kind: str, clock: FakeClock, cursor: str
 ) -> None:
     """As that of another store does, or one that was not copied whole."""
-    store = RedisStore.from_url(valkey_url, prefix=f"test-{secrets.token_hex(6)}")
-    await filled(store, clock, 50)
+    async with a_store(request, kind) as store:
+        await filled(store, clock, 50)
 
-    assert (await rekey(store, [NEW, OLD], rate=1e6, cursor=cursor)).sealed == 50
-    await store.aclose()
+        assert (await rekey(store, [NEW, OLD], rate=1e6, cursor=cursor)).sealed == 50
+
+
+async def test_the_rest_of_a_run_under_a_wrong_name_is_no_success(
+    place: tuple[Any, list[str]], clock: FakeClock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was interrupted goes on with the cursor that it gave, and without its ``--name``."""
+    store, there = place
+    monkeypatch.setenv(VARIABLE, BOTH)
+    rest = ["rekey", *there, f"--from={'z' * 25}"]
+
+    assert await asyncio.to_thread(main, rest) == 1
+    assert "there are no records under this name" in capsys.readouterr().err
+
+    await filled(store, clock, 25)
+    assert await asyncio.to_thread(main, rest) == 0  # nothing is left to do, or the cursor was not one of this store
 
 
 async def test_a_server_that_is_restarted_during_the_walk_is_noticed(keeping_server: Server, clock: FakeClock) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from typing import Any
 
 from asgi_sessions import ConfigurationError, StoreError
 from asgi_sessions.cli._output import Bar, print_json
 from asgi_sessions.cli._settings import SECRET_KEYS, name_in, quietly, secrets_in_environment, url_in
 from asgi_sessions.cli._stores import store_of
-from asgi_sessions.rekey import Progress, rekey
+from asgi_sessions.rekey import BATCH, Progress, rekey
 
 
 def run(options: argparse.Namespace) -> int:
@@ -21,11 +22,14 @@ def run(options: argparse.Namespace) -> int:
     if not secrets:
         raise ConfigurationError(f"put the secrets into {SECRET_KEYS}, newest first, with spaces between them")
     url, bar = url_in(options), Bar(said, Progress(cursor=cursor))
+    is_empty = False
 
     async def work() -> None:
+        nonlocal is_empty
         store = store_of(url, name_in(options))
         try:
-            await rekey(store, secrets, rate=options.rate, cursor=cursor, report=bar.show)
+            done = await rekey(store, secrets, rate=options.rate, cursor=cursor, report=bar.show)
+            is_empty = not (done.looked_at or (cursor and await has_records(store)))
         finally:
             await store.aclose()
 
@@ -45,12 +49,20 @@ def run(options: argparse.Namespace) -> int:
     if bar.last.damaged:
         why = f"{bar.last.damaged:,} records open with none of these secrets and were left alone: put all secrets of the app "
         why += f"into {SECRET_KEYS}, and give its prefix or table with --name"
-    elif not bar.last.looked_at and not cursor:
+    elif is_empty:
         why = "there are no records under this name: give the app's prefix or table with --name, and its URL"
     else:
         return 0
     print(f"asgi-sessions: {why}", file=sys.stderr)
     return 1
+
+
+async def has_records(store: Any) -> bool:
+    """Whether the store has any record. The rest of an interrupted run may have none, and a wrong name has none at all."""
+    keys, cursor = await store.scan("", BATCH)
+    while cursor and not keys:
+        keys, cursor = await store.scan(cursor, BATCH)
+    return bool(keys)
 
 
 def said(progress: Progress) -> str:

@@ -35,7 +35,7 @@ from asgi_sessions._core.history import (
     pack_note,
 )
 from asgi_sessions._core.record import ALIAS_REV, Record
-from asgi_sessions._core.token import ID_CHARS, owner_of
+from asgi_sessions._core.token import ID_CHARS, KEY_CHARS, owner_of
 from asgi_sessions._engine.contract import Listening
 from asgi_sessions._engine.loops import PerLoop
 from asgi_sessions.errors import (
@@ -481,11 +481,12 @@ class SQLStore:
         return removed
 
     async def scan(self, cursor: str, some: int) -> tuple[Sequence[str], str]:
-        """See :class:`asgi_sessions.rekey.ScannableStore`."""
+        """See :class:`asgi_sessions.rekey.ScannableStore`. The cursor is a key."""
+        after = cursor if len(cursor) == KEY_CHARS and not set(cursor) - set(_IN_ORDER) else ""
 
         async def work(connections: ConnectionManager) -> list[str]:
             async with connections.statement() as connection:
-                rows = await connection.execute(self._say.keys_after, {"key_": cursor, "some": some})
+                rows = await connection.execute(self._say.keys_after, {"key_": after, "some": some})
                 return [row.key for row in rows]
 
         keys = await self._connections().run(work)
