@@ -42,6 +42,7 @@ SAFE = {
     "TLS": "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)",
     "a redirection": "MOVED 3999 127.0.0.1:6381",
     "an attribute": "'NoneType' object has no attribute 'send'",
+    "an option of a driver": "connect() got an unexpected keyword argument 'sslmode'",
     "the rules of PostgreSQL": 'no pg_hba.conf entry for host "127.0.0.1", user "app", database "test", no encryption',
 }
 

@@ -363,6 +363,23 @@ def test_a_url_that_is_not_one_is_refused_at_once(url: str) -> None:
         RedisStore.from_url(url)
 
 
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("redis://localhost/shop", "number of the database"),
+        ("rediss://localhost/0/1", "number of the database"),
+        ("redis://localhost/-1", "number of the database"),
+        ("unix://", "no path"),
+        ("unix://socket", "no path"),
+        ("unix://user@?db=1", "no path"),
+    ],
+)
+@pytest.mark.parametrize("build", [RedisStore.from_url, RedisStore.from_cluster], ids=["a server", "a cluster"])
+def test_a_path_that_redis_py_would_ignore_is_refused(build: Any, url: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        build(url)
+
+
 def test_a_password_in_a_bad_url_is_not_repeated() -> None:
     with pytest.raises(ConfigurationError) as caught:
         RedisStore.from_url("redis://:hunter2@localhost:notaport")

@@ -836,6 +836,14 @@ async def test_stores_that_come_and_go_leave_nothing_on_an_engine_of_the_apps() 
         (lambda: SQLStore.from_url("sqlite+aiosqlite:///x.db", no_such_option=1), "option"),
         (lambda: SQLStore.from_url("sqlite+aiosqlite:///x.db", table="a; DROP"), "table"),
         (lambda: SQLStore.from_url("postgresql+psycopg://x/y"), "pip install"),
+        (
+            lambda: SQLStore.from_url("postgresql+asyncpg://x/y?sslmode=require"),
+            "no option sslmode; for TLS use ssl=req",
+        ),
+        (lambda: SQLStore.from_url("postgresql+asyncpg://x/y", connect_args={"sslmode": "require"}), "sslmode"),
+        (lambda: SQLStore.from_url("postgresql+asyncpg://x/y?channel_binding=require"), "no option channel_binding$"),
+        (lambda: SQLStore.from_url("mysql+asyncmy://x/y?ssl-mode=REQUIRED"), "no option ssl-mode; for TLS use ssl_ca="),
+        (lambda: SQLStore.from_url("mysql+asyncmy://u:p@ss?hunter2=x@h/y"), "no option …"),
         (lambda: SQLStore.from_url(7), "give a str"),  # type: ignore[arg-type]
         (lambda: SQLStore("sqlite:///x"), "AsyncEngine"),  # type: ignore[arg-type]
     ],
@@ -843,6 +851,20 @@ async def test_stores_that_come_and_go_leave_nothing_on_an_engine_of_the_apps() 
 def test_what_does_not_fit_fails_when_the_store_is_built(make: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+asyncpg://x/y?ssl=require&prepared_statement_cache_size=5&timeout=4",
+        "postgresql+asyncpg:///y?host=a:1&host=b:2",
+        "mysql+asyncmy://x/y?charset=utf8mb4&read_timeout=4&unix_socket=/run/s",
+        "mysql+aiomysql://x/y?charset=utf8mb4",
+        "sqlite+aiosqlite:///x.db?timeout=4",
+    ],
+)
+def test_the_options_of_a_driver_are_accepted_in_the_url(url: str) -> None:
+    assert SQLStore.from_url(url) is not None
 
 
 def test_without_sqlalchemy_it_says_what_to_install() -> None:

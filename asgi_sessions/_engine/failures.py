@@ -50,7 +50,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.$-]{1,64}")
 _ADDRESS = re.compile(r"[A-Za-z0-9.-]{1,253}:\d{1,5}")
 _NAMED_BEFORE = re.compile(
     r"(?:^|\W)(?:relation|table|database|schema|column|role|user|host|server on|server at|to server|command|plugin|module|"
-    r"has no attribute|option|parameter|extension|used memory >) $",
+    r"has no attribute|option|parameter|argument|extension|used memory >) $",
     re.IGNORECASE,
 )
 _NAMED_AFTER = (" object", " command")

@@ -180,7 +180,7 @@ class RedisStore:
         """Return a store with its own connections.
 
         Args:
-            url: ``redis://[[user]:password@]host[:port][/db]``, ``rediss://…`` (TLS) or ``unix://path``.
+            url: ``redis://[[user]:password@]host[:port][/db]``, ``rediss://…`` (TLS) or ``unix:///path``.
             prefix: of every key. Letters, digits and ``_.:/-``. One prefix per app.
             durable_ends: how many replicas must acknowledge the end of a session (``WAIT``), so that a failover does not bring it
                 back. If they do not within 0.35 seconds, the call raises a StoreError.

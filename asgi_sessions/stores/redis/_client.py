@@ -16,6 +16,7 @@ from functools import partial
 from threading import get_ident
 from time import monotonic
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import hiredis
 from redis.asyncio import ConnectionPool, RedisCluster
@@ -411,6 +412,7 @@ def pool_from_url(url: str, options: dict[str, Any], method: str = "from_url") -
             f"RedisStore.{method}({type(url).__name__}): give a str such as 'redis://localhost:6379'"
         )
     try:
+        _check_path(url, method)
         pool: ConnectionPool = ConnectionPool.from_url(url, **{**_OPTIONS, **options, "retry": Retry(NoBackoff(), 0)})
         new_connection(pool)
     except (ValueError, TypeError, RedisError) as error:
@@ -418,11 +420,23 @@ def pool_from_url(url: str, options: dict[str, Any], method: str = "from_url") -
         scheme = re.match(r"[A-Za-z][A-Za-z0-9+.\-]{0,30}://", url)
         raise ConfigurationError(
             f"RedisStore.{method}(): the URL{f' ({scheme[0]}…)' if scheme else ''} or an option is not understood "
-            f"({type(error).__name__}); use redis://host:6379/0, rediss://… for TLS, or unix://path. For sentinels or a cluster "
+            f"({type(error).__name__}); use redis://host:6379/0, rediss://… for TLS, or unix:///path. For sentinels or a cluster "
             "use from_sentinel() or from_cluster(), and for a database SQLStore.from_url()"
         ) from None
     _check_protocol(pool, method)
     return pool
+
+
+def _check_path(url: str, method: str) -> None:
+    """Refuse a path that redis-py ignores: it would use database 0, or a socket without a name."""
+    parts = urlsplit(url)
+    path = parts.path.strip("/")
+    if parts.scheme == "unix" and not path:
+        raise ConfigurationError(f"RedisStore.{method}('unix://…'): there is no path; use unix:///path/of/the/socket")
+    if parts.scheme in ("redis", "rediss") and path and not (path.isascii() and path.isdecimal()):
+        raise ConfigurationError(
+            f"RedisStore.{method}('{parts.scheme}://…'): the path is the number of the database, such as redis://host:6379/0"
+        )
 
 
 def pool_from_sentinels(

@@ -16,10 +16,12 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
+from importlib import import_module
 from inspect import signature
 from traceback import clear_frames
 from typing import Any, Final, TypeVar
@@ -123,6 +125,17 @@ _EXAMPLE = (
 _DRIVERS = {"postgresql": "asyncpg", "mysql": "asyncmy", "mariadb": "asyncmy", "sqlite": "aiosqlite"}
 
 
+_OPTION = re.compile("[a-z][a-z_-]{1,40}")
+_OF_SQLALCHEMY: Final = frozenset(
+    {"async_creator_fn", "async_fallback", "prepared_statement_cache_size", "prepared_statement_name_func"}
+)
+"""Options that SQLAlchemy takes out before it calls the driver."""
+_TLS: Final = {
+    "postgresql": "; for TLS use ssl=require",
+    **dict.fromkeys(_MYSQL, "; for TLS use ssl_ca=… or connect_args={'ssl': an SSLContext}"),
+}
+
+
 def build(url: str, options: dict[str, Any]) -> AsyncEngine:
     """Return an engine for our own use, without opening a connection.
 
@@ -162,6 +175,7 @@ def build(url: str, options: dict[str, Any]) -> AsyncEngine:
             f"SQLStore.from_url(): the URL or an option is not understood ({type(error).__name__}); use {_EXAMPLE}"
         ) from None
     check(engine)
+    _check_options(engine, parsed, given.get("connect_args"))
     if dialect == "sqlite":
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     elif dialect in _MYSQL:
@@ -195,6 +209,28 @@ def _parsed(url: str) -> tuple[URL, str]:
             f"{call}: {why}; use '{dialect}+{_DRIVERS[dialect]}://…' (pip install {_DRIVERS[dialect]})"
         )
     return parsed, dialect
+
+
+def _check_options(engine: AsyncEngine, url: URL, connect_args: object) -> None:
+    """Check the names of the options for the driver. SQLAlchemy hands them on, so each connection would fail.
+
+    Raises:
+        ConfigurationError: the driver has no such option.
+    """
+    try:
+        known = signature(import_module(engine.dialect.driver).connect).parameters
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return  # not every driver shows its options
+    if any(each.kind is each.VAR_KEYWORD for each in known.values()):
+        return
+    _, options = engine.dialect.create_connect_args(url)
+    given = {*url.query.keys() & options.keys(), *(connect_args if isinstance(connect_args, dict) else ())}
+    unknown = sorted(str(name) for name in given - known.keys() - _OF_SQLALCHEMY)
+    if not unknown:
+        return
+    name = unknown[0] if _OPTION.fullmatch(unknown[0]) else "…"  # a part of a password with special characters
+    advice = _TLS.get(engine.dialect.name, "") if "ssl" in name else ""
+    raise ConfigurationError(f"SQLStore.from_url(): the driver {engine.dialect.driver} has no option {name}{advice}")
 
 
 def check(engine: AsyncEngine, called: str = "SQLStore", or_else: str = "") -> None:
