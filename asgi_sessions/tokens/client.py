@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -74,16 +75,16 @@ class TokenAuth(_Auth):
 
     Works with httpx and with httpx2.
 
-    The access token goes only to the servers in ``origins``, also after a redirect. The refresh token goes only to ``url``: a
-    redirect of the refresh is an error. Several clients and event loops can share one TokenAuth. A synchronous ``httpx.Client``
-    gets a ConfigurationError.
+    The access token goes only to the servers in ``origins``, also after a redirect, except for httpx's own exception: from
+    ``http://`` to ``https://`` of the same host. The refresh token goes only to ``url``: a redirect of the refresh is an error.
+    Several clients and event loops can share one TokenAuth. A synchronous ``httpx.Client`` gets a ConfigurationError.
 
     Args:
         url: the URL of ``/token/refresh``.
         refresh_token: the last refresh token.
         access_token: the last access token, if you have one.
         keep: ``keep(access_token, refresh_token)``, a function or coroutine function. It stores both before they are used. If
-            it raises, they are not used, and the next request calls it again.
+            it raises, they are not used, and the next request calls it again. It must use another client for its requests.
         origins: ``scheme://host[:port]`` of each server that gets the access token. Default: the origin of ``url``.
 
     Raises:
@@ -137,10 +138,14 @@ class TokenAuth(_Auth):
             while self._pair is not self._kept or self._is_due(refused):
                 running = self._turn.get(None)
                 if running is not None:
+                    if running in _KEEPING.get():
+                        raise ConfigurationError(
+                            "TokenAuth(keep=…) sends a request by the client that waits for keep(): use another client there"
+                        )
                     if await running.has_succeeded():
                         break
                     continue  # the refreshing request was cancelled: a waiting request takes over
-                with _Turn(self._turn):
+                with _Turn(self._turn) as turn:
                     if self._is_due(refused):
                         sent = self._pair
                         refresh = _refresh(sent, self._url, like=request)
@@ -150,7 +155,7 @@ class TokenAuth(_Auth):
                         pair = await _pair_in(response, sent)
                         if self._pair is sent:  # otherwise another event loop was faster, and its tokens are newer
                             self._pair = pair
-                    await self._keep_pair()
+                    await self._keep_pair(turn)
                 break
             used = self._pair
             request.headers["authorization"] = f"Bearer {used.access}"
@@ -175,15 +180,19 @@ class TokenAuth(_Auth):
             and _origin(response.request.url) in self._origins
         )
 
-    async def _keep_pair(self) -> None:
+    async def _keep_pair(self, turn: _Turn) -> None:
         pair = self._pair
         if self._keep is not None and pair is not self._kept:
+            outer = _KEEPING.get()
+            _KEEPING.set((*outer, turn))
             try:
                 waiting = self._keep(pair.access, pair.refresh)
                 if waiting is not None:
                     await waiting
             except Exception as error:
                 raise RefreshFailed(f"keep() failed, so the new tokens are not used: {type(error).__name__}") from error
+            finally:
+                _KEEPING.set(outer)
         self._kept = pair
 
 
@@ -241,6 +250,10 @@ class _Turn:
         if self._failure is not None:
             raise type(self._failure)(*self._failure.args) from self._failure.__cause__
         return self._succeeded
+
+
+_KEEPING: Final[ContextVar[tuple[_Turn, ...]]] = ContextVar("asgi_sessions refreshes of this keep()", default=())
+"""The refreshes that wait for the keep() which this code is a part of."""
 
 
 class _Told(AsyncGenerator[httpx.Request, httpx.Response]):

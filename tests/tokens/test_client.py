@@ -481,6 +481,39 @@ async def test_tokens_that_could_not_be_kept_are_not_used_until_they_are() -> No
     assert (calls, len(server.sent)) == (["R2", "R2"], 1)
 
 
+@pytest.mark.parametrize("in_a_task", [False, True], ids=["itself", "in a task"])
+async def test_keep_cannot_use_the_client_that_waits_for_it(in_a_task: bool) -> None:
+    async def ask() -> None:
+        with pytest.raises(ConfigurationError, match="another client"):
+            await client.get(API)
+
+    async def keep(access: str, refresh: str) -> None:
+        async with anyio.create_task_group() as tasks:
+            if in_a_task:
+                tasks.start_soon(ask)
+            else:
+                await ask()
+
+    server = Server()
+    async with server.client(some_auth(keep=keep)) as client:
+        with anyio.fail_after(5):
+            assert (await client.get(API)).text == "Bearer A1"
+
+
+async def test_what_keep_leaves_running_can_use_the_client_later(anyio_backend_name: str) -> None:
+    async def keep(access: str, refresh: str) -> None:
+        tasks.start_soon(later)
+
+    async def later() -> None:
+        await kept.wait()
+        assert (await client.get(API)).text == "Bearer A1"
+
+    kept = anyio.Event()
+    async with Server().client(some_auth(keep=keep)) as client, anyio.create_task_group() as tasks:
+        assert (await client.get(API)).text == "Bearer A1"
+        kept.set()
+
+
 async def test_the_refresh_has_the_time_outs_of_the_request() -> None:
     found: list[Any] = []
 
