@@ -34,6 +34,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from asgi_sessions._core.adoption import Reader
 from asgi_sessions._core.arguments import expect, several
 from asgi_sessions._core.cipher import Secrets
+from asgi_sessions._core.elsewhere import explains_options
 from asgi_sessions._core.facts import Devices, Facts, Location, name_of, unpack_facts
 from asgi_sessions._core.hidden import forgets_arguments
 from asgi_sessions._core.history import Entry, Happening, Reason
@@ -152,6 +153,7 @@ class Sessions:
     """The name for error messages: what the app called."""
 
     @forgets_arguments
+    @explains_options
     def __init__(
         self,
         store: Store,

@@ -18,7 +18,15 @@ from starlette.applications import Starlette
 from starlette.middleware.sessions import Session as StarlettesSession
 from starlette.middleware.sessions import SessionMiddleware as StarlettesMiddleware
 
-from asgi_sessions import ConfigurationError, MemoryStore, Session, SessionError, SessionMiddleware, SessionWarning
+from asgi_sessions import (
+    ConfigurationError,
+    MemoryStore,
+    Session,
+    SessionError,
+    SessionMiddleware,
+    Sessions,
+    SessionWarning,
+)
 from asgi_sessions._core.session import ATTRIBUTES
 from asgi_sessions.frameworks.litestar import SessionPlugin
 from asgi_sessions.frameworks.quart import init_app
@@ -419,6 +427,7 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "SessionMiddleware": partial(SessionMiddleware, Starlette()),
     "SessionPlugin": SessionPlugin,
     "init_app": partial(init_app, quart.Quart("shop")),
+    "Sessions": Sessions,
 }
 each_builder = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 
