@@ -50,7 +50,7 @@ class HttpExchange(Exchange):
         if session._written:
             return  # a saved change does not make the page depend on the cookie
         self._told_caches = True  # warn once
-        if session._record is not None and self._scope.get("method") in ("GET", "HEAD"):
+        if (session._record is not None or session._degraded) and self._scope.get("method") in ("GET", "HEAD"):
             warn_of_late_read(self._start, b"Cookie")
 
     def _watch_stream(self) -> None:

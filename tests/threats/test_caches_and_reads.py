@@ -18,7 +18,7 @@ from asgi_sessions import Session, SessionError, SessionMiddleware, SessionWarni
 from asgi_sessions.stores import Store
 from asgi_sessions.testing import FakeClock
 from tests.support import Browser, app_with, destroy, log_in, put, read, regenerate
-from tests.threats.hostile import Between, Events, WriteAccess, cookie_header, exchange, http_scope
+from tests.threats.hostile import Between, Events, WriteAccess, cookie_header, exchange, http_scope, raising
 
 Handler = Callable[[Session], Any]
 Header = tuple[bytes, bytes]
@@ -544,14 +544,18 @@ LATE: dict[str, tuple[Any, bool]] = {
 }
 
 
+@pytest.mark.parametrize("is_away", [False, True], ids=["the store is there", "the store is away"])
 @pytest.mark.parametrize(("app", "warns"), LATE.values(), ids=LATE.keys())
 async def test_a_late_read_of_a_stored_session_is_warned_of(
-    memory: Store, plain: dict[str, Any], app: Any, warns: bool
+    memory: Store, plain: dict[str, Any], app: Any, warns: bool, is_away: bool
 ) -> None:
     """The headers have left: nothing can keep a shared cache from giving the page to somebody else any more."""
     alice = Browser(app_with(memory, **plain))
     await alice.do(log_in("alice"))
-    late = SessionMiddleware(app, memory, **plain)
+    store = Between(memory)
+    if is_away:
+        store.instead["load"] = raising(StoreError("on purpose"))
+    late = SessionMiddleware(app, store, on_store_failure="anonymous", **plain)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
