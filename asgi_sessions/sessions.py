@@ -263,7 +263,7 @@ class Sessions:
             if value is not None:
                 name_in("revoke_provider()", name, value)
         manager = self._of_users()
-        now = await now_of(manager, "provider log-out")
+        now = await _now_of(manager, "provider log-out")
         until = now if before is None else _moment("revoke_provider(before", before)
         async with manager.asking("provider log-out"):
             return await manager.providers.end(issuer, subject, sid, until)
@@ -346,7 +346,7 @@ class Sessions:
                 f"end_all(): {type(self.store).__name__} has no scan(), so its sessions cannot be found"
             )
         manager = self._manager
-        began_before = await now_of(manager, STEP) if before is None else _moment("end_all(before", before)
+        began_before = await _now_of(manager, STEP) if before is None else _moment("end_all(before", before)
         active_after = -math.inf if after is None else _moment("end_all(after", after)
 
         def is_wanted(record: Record, body: Body) -> bool:
@@ -432,7 +432,7 @@ def sessions_of(
     return given
 
 
-async def now_of(manager: Manager, step: str) -> float:
+async def _now_of(manager: Manager, step: str) -> float:
     """Return the time, in seconds since the epoch. The first call of a process asks the store, whose clock may differ from ours.
 
     Args:

@@ -35,7 +35,7 @@ from asgi_sessions._core.token import KEY_CHARS, TokenMint, base64url, key_of, o
 from asgi_sessions._core.types import Scope
 from asgi_sessions._engine.manager import MAX_CANDIDATES
 from asgi_sessions.errors import ConfigurationError
-from asgi_sessions.sessions import Sessions, now_of, refuse_actors
+from asgi_sessions.sessions import Sessions, _now_of, refuse_actors
 
 DEVICE_COOKIE: Final = CookieConfig("__Host-Http-device")
 """The cookie that identifies a trusted browser."""
@@ -113,7 +113,7 @@ class TrustedDevices:
             SessionError: a user who acts as another one sends the request.
         """
         refuse_actors("remember()", scope, "their browser would be trusted as that of the user")
-        owner, keys, now = owner_of(user_id), self._keys(scope), await now_of(self._manager, "trusted device")
+        owner, keys, now = owner_of(user_id), self._keys(scope), await _now_of(self._manager, "trusted device")
         token, links = Hidden(self._mint.mint()), self._manager.links  # error collectors record local variables
         async with self._manager.asking("trusted device"):
             trusted: _Trusted = {}
@@ -133,7 +133,7 @@ class TrustedDevices:
         Raises:
             SessionDataError: ``user_id`` is no user's id. StoreError: the store failed; call it again.
         """
-        owner, now = owner_of(user_id), await now_of(self._manager, "trusted device")
+        owner, now = owner_of(user_id), await _now_of(self._manager, "trusted device")
         async with self._manager.asking("trusted device"):
             await self._set_time(owner, now, lambda known: now if known is None else max(now, known))
             await self._manager.guard.confirm_ends(_key_of_user(owner))

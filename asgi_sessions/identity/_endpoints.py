@@ -35,7 +35,7 @@ from asgi_sessions.identity._messages import (
     subject_in,
 )
 from asgi_sessions.identity._provider import IdentityProvider, KeysUnavailable
-from asgi_sessions.sessions import Sessions, now_of, refuse_no_users
+from asgi_sessions.sessions import Sessions, _now_of, refuse_no_users
 
 MOST_BYTES: Final = 32_768
 RETRY_AFTER: Final = 10
@@ -83,7 +83,7 @@ class _Endpoint:
     async def _respond(self, request: Request) -> Response:
         manager = self._manager
         try:
-            now = await now_of(manager, "provider log-out")
+            now = await _now_of(manager, "provider log-out")
             # The token is no local variable: error collectors record those, and the app's `find_user` may fail.
             message = await message_in(await self._token(request), self._providers, now, is_event=self._is_event)
             return await self._carry_out(message)

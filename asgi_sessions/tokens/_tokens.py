@@ -71,7 +71,7 @@ from asgi_sessions.sessions import (
     UNKNOWN,
     Sessions,
     SessionsOptions,
-    now_of,
+    _now_of,
     refuse_actors,
     refuse_no_users,
     sessions_of,
@@ -218,7 +218,7 @@ class Tokens:
         owner = owner_of_known(user_id)
         came_from = b"" if provider is None else pack(provider_in("log_in()", provider))
         manager, id = self._manager, new_id()
-        now = await now_of(manager, "token log-in")
+        now = await _now_of(manager, "token log-in")
         grant = _Grant(secrets.token_bytes(32), 0, now, 0)
         facts = manager.devices.describe(scope)
         about = pack_facts(replace(facts, ends_at=now + self._absolute))
