@@ -60,13 +60,11 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
         """Add ``regenerate()``. A stronger verb already makes a new token."""
         return replace(self, asked=Asked.REGENERATE) if self.asked is Asked.NOTHING else self
 
-    def log_in(
-        self, stored: Leaving | None, *, keep_data: bool, missing: str | None = None, displaced: Iterable[Leaving] = ()
-    ) -> Intent:
+    def log_in(self, stored: Leaving | None, *, keep_data: bool, displaced: Iterable[Leaving] = ()) -> Intent:
         """Add ``log_in()``. After ``destroy()``, the session before is still logged out."""
         asked = Asked.DESTROY if self.asked is Asked.DESTROY else Asked.LOG_IN
-        leaving, also = self._leave(stored, keep_data=keep_data), (*self.displaced, *displaced)
-        return Intent(asked, leaving, self.others, missing if leaving is None else None, also)
+        leaving = self._leave(stored, keep_data=keep_data)
+        return replace(self, asked=asked, leaving=leaving, displaced=(*self.displaced, *displaced))
 
     def destroy(
         self, stored: Leaving | None, *, is_unknown: bool, missing: str | None = None, displaced: Iterable[Leaving] = ()

@@ -281,7 +281,7 @@ class Planner:
             found += [_end(each, intent) for each in intent.displaced]
         if intent.leaving is not None and counts and not (isinstance(first, Create) and first.end is not None):
             found.append(_end(intent.leaving, intent))
-        if intent.missing is not None and counts:
+        if intent.missing is not None and intent.asked is _DESTROY:
             found.append(Confirm(intent.missing))
         if phase is not _FAILED and intent.others:
             found += [EndOthers(each, session._id if each == session._user_id else None) for each in intent.others]

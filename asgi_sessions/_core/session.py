@@ -472,7 +472,7 @@ class Session(TrackedDict):
             dict.clear(self)
         stay = self._beside(user_id) if kept and self._parked else ()
         stored, displaced = self._as_stored(), self._displaced(stay) if self._parked or self._unproven else ()
-        self._intent = self._intent.log_in(stored, keep_data=kept, missing=self._missing, displaced=displaced)
+        self._intent = self._intent.log_in(stored, keep_data=kept, displaced=displaced)
         self._begin(now := self._keeper.clock(), stay)
         self._user_id, self._authenticated_at, self._provider, self._remembered = user_id, now, source, bool(remember)
         if methods or level or before.methods:

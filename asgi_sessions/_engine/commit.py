@@ -609,8 +609,7 @@ class Calls:
 
     async def confirm(self, session: Session, plan: Plan, call: Confirm, events: list[Event], again: bool) -> None:
         gone = await self._guard.ask(self._store.delete, call.key)
-        if session._intent.missing == call.key:
-            session._intent = session._intent.settled()
+        session._intent = session._intent.settled()
         if gone is not None:  # a failover has restored it
             events += self._events.ended([gone.id], None, "destroyed")
 

@@ -131,10 +131,7 @@ class Guard:
         return answer
 
     async def confirm_ends(self, name: str) -> bool:
-        """Wait until the replicas have all ends in the shard of a key or an owner, and return whether this store waits at all.
-
-        For an end that finds no session: an earlier call may have ended it and then heard nothing from the replicas.
-        """
+        """Wait until the replicas have all ends in a shard: an earlier call may have heard nothing. ``False``: there are none."""
         if self.confirms_ends:
             await self.ask(self.store.delete, shard_of(name) + NO_KEY[SHARD_CHARS:])
         return self.confirms_ends
