@@ -117,7 +117,7 @@ class Exchange:
         cookie, binder = self._middleware.cookie, self._middleware._binder
         if due is None:
             due = self._middleware._manager.owed_cookie(self.session)
-        if isinstance(due, bool):
+        if due is True or due is False:
             return [cookie.delete()] if due else []
         if cookie.secure and cookie.name not in dropped and is_plain_http(self._scope):
             _warn_of_plain_http(cookie.name)

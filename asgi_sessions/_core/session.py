@@ -203,7 +203,8 @@ class Session(TrackedDict):
             self._touch_due = self._keeper.timeouts.touch_due(record.seen_at, body.remembered, self._now)
         if self._renewal_due:
             self._renewal_due = not self._started and self._keeper.timeouts.renewal_due(body.minted_at, self._now)
-        self._note_saved()
+        if self._maybe_changed:
+            self._note_saved()
 
     def _begin(self, now: float, parked: tuple[str, ...] = ()) -> None:
         """Become a new session without a stored record, with these other sessions in its browser."""
