@@ -10,7 +10,7 @@ DIST_VERSIONS ?= 3.11 3.12 3.13 3.14
 DEBIAN ?= /usr/bin/python3
 BIN := .venv/bin
 
-.PHONY: demo check test coverage browser axe test-lowest test-versions versions test-apps chaos failover docs test-docs dist lint bench bench-in-process debian clean
+.PHONY: demo check test coverage browser axe test-lowest test-versions versions test-apps properties chaos failover docs test-docs dist lint bench bench-in-process debian clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python -m asgi_sessions demo $(DEMO_ARGS)
@@ -70,6 +70,10 @@ versions:
 # Admin panels, UI frameworks and other packages on our sessions. In CI a missing package is a failure.
 test-apps: .venv-apps/ready
 	APPS=$(if $(CI),required) .venv-apps/bin/python -m pytest -n 0 tests/apps $(PYTEST_ARGS)
+
+# Every pair and triple of verbs on every store. `make test` plays all of them in memory, and a share elsewhere.
+properties: .venv/ready
+	EVERY_TRIPLE=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/properties/test_separate_requests.py $(PYTEST_ARGS)
 
 # Trouble on purpose, for a minute on each store, with another seed each time. `make test` has a few seconds of it.
 chaos: .venv/ready

@@ -183,7 +183,10 @@ def make(tree: Path, *words: str) -> str:
     return run("make", "PYTHON=false", "--old-file=browser", "--old-file=axe", *words, cwd=tree)
 
 
-BY_HAND = {"demo", "check", "bench", "bench-in-process", "debian", "chaos", "failover", "dist", "clean", "coverage"}
+BY_HAND = {
+    *("demo", "check", "bench", "bench-in-process", "debian"),
+    *("properties", "chaos", "failover", "dist", "clean", "coverage"),
+}
 """Targets that CI does not use. They are tried here."""
 
 
@@ -253,6 +256,13 @@ def test_make_failover_plays_every_row(tree: Path) -> None:
     said = make(tree, "failover", "FAILOVER_ROUNDS=2", "PYTEST_ARGS=--collect-only -q")
 
     assert said.count("test_what_was_acknowledged_holds[") == len(ROWS)
+
+
+def test_make_properties_plays_every_triple(tree: Path) -> None:
+    said = make(tree, "properties", "PYTEST_ARGS=-n 0 -k memory-nobody-destroy")
+
+    assert "EVERY_TRIPLE=1" in said
+    assert "1 passed" in said
 
 
 def test_make_coverage_has_a_bound(tree: Path) -> None:
