@@ -43,10 +43,7 @@ def advice(settings: Mapping[str, str], *, durable_ends: bool) -> list[str]:
             "durable_ends=True, but there is no synchronous standby, so log-outs wait for none and a failover may undo them; "
             "set synchronous_standby_names"
         )
-    if settings.get("innodb_flush_log_at_trx_commit", "1") not in (
-        "1",
-        "3",
-    ):  # 3 is MariaDB's, and writes even more often
+    if settings.get("innodb_flush_log_at_trx_commit", "1") not in ("1", "3"):  # MariaDB's 3 writes even more often
         warnings.append(
             "it does not write its log to the disk with each commit, so a crash undoes the latest log-outs; "
             "set innodb_flush_log_at_trx_commit = 1"
