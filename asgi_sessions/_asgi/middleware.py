@@ -90,8 +90,8 @@ class SessionMiddleware:
         check_inside(app, cookie.name)
         if not cookie.secure:
             _warn_of_insecure(cookie.name)
-        self.app = app
-        self.cookie = cookie
+        self.app, self.cookie = app, cookie
+        self._adopts = bool(self.sessions.adopt)
         self.on_store_failure = on_store_failure
         self.no_store_when_logged_in = no_store_when_logged_in
         self._skip = skip
@@ -138,7 +138,7 @@ class SessionMiddleware:
         del values  # error collectors record the local variables of each frame in a traceback
         if not (keys or self._manager.guard.knows_time):
             await self._manager.start()  # the app has no lifespan, or the store failed then
-        if not keys and not self.sessions.adopt:
+        if not keys and not self._adopts:
             session = self._manager.begin()  # no cookie of ours: an empty session, and no I/O
         else:
             try:
