@@ -292,12 +292,11 @@ class Committer:
                 plan.done, plan.is_unsure = plan.done + 1, False
                 if plan.token is not None:
                     session._cookie = plan.cookie or session._cookie
-        except (RecordChanged, RecordGone, RecordDamaged) as conflict:
+        except RecordDamaged as damage:
+            events.append(self._events.event("session.damaged", session_id=session._id or None, reason=str(damage)))
+            raise
+        except (RecordChanged, RecordGone) as conflict:
             session._plan = None
-            if isinstance(conflict, RecordDamaged):
-                if session._record is None:
-                    raise
-                events.append(self._events.event("session.damaged", session_id=session._id, reason=str(conflict)))
             current = checked(conflict.current) if isinstance(conflict, RecordChanged) else None
             if await self.rebase(session, current, events):
                 return False
