@@ -17,8 +17,7 @@ logger = logging.getLogger("asgi_sessions")
 
 SEND_GRACE: Final = 5.0
 """Seconds for a message in flight when the session ends. Without a limit it would never finish if the client stopped reading,
-because the server waits until its buffer drains.
-"""
+because the server waits until its buffer drains."""
 
 
 class SessionEnded(ConnectionResetError):

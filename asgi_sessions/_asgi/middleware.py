@@ -90,7 +90,8 @@ class SessionMiddleware:
         check_inside(app, cookie.name)
         if not cookie.secure:
             _warn_of_insecure(cookie.name)
-        self.app, self.cookie = app, cookie
+        self.app = app
+        self.cookie = cookie
         self._adopts = bool(self.sessions.adopt)
         self.on_store_failure = on_store_failure
         self.no_store_when_logged_in = no_store_when_logged_in
