@@ -98,7 +98,7 @@ async def _begun(
         expect("session_cookie(data)", data, Mapping)
     manager = sessions._manager.for_cookie(cookie.name, None, None if realm is None else lambda scope: realm)
     if not manager.guard.knows_time:
-        await manager.start()
+        await manager.start(reports=False)
     session = manager.begin()
     session._origin = None if realm is None else {"type": "http", "method": "GET", "headers": []}
     session.update(data or {})

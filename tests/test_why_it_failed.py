@@ -217,7 +217,7 @@ async def test_redis_without_such_a_host_says_so(lines: Lines, monkeypatch: pyte
     assert any(phrase in said[0] for phrase in ("Name or service not known", "Temporary failure in name resolution")), (
         said
     )
-    assert said[0].startswith("store.failed step=start-up host=no-such-host.invalid:6379 ")
+    assert said[0].startswith("store.failed step=commit host=no-such-host.invalid:6379 ")
     await store.aclose()
 
 

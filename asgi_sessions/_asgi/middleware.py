@@ -138,7 +138,7 @@ class SessionMiddleware:
         keys = self._manager.recognise(values, scope) if values else None
         del values  # error collectors record the local variables of each frame in a traceback
         if not (keys or self._manager.guard.knows_time):
-            await self._manager.start()  # the app has no lifespan, or the store failed then
+            await self._manager.start(reports=False)  # the app has no lifespan, or the store failed then
         if not keys and not self._adopts:
             session = self._manager.begin()  # no cookie of ours: an empty session, and no I/O
         else:

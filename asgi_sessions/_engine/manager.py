@@ -235,7 +235,7 @@ class Manager:
         finally:
             await self.events.emit(*events)
 
-    async def start(self) -> None:
+    async def start(self, *, reports: bool = True) -> None:
         """Ask the store once, so that the log shows a wrong address or missing tables before the first visitor comes.
 
         Never raises. Takes no longer than the deadline of a load.
@@ -250,7 +250,8 @@ class Manager:
         try:
             await self.ask_once()
         except StoreError as failure:
-            await self.failed("start-up", failure)
+            if reports:  # otherwise a step of the request does
+                await self.failed("start-up", failure)
 
     async def ask_once(self) -> None:
         """Ask the store for anything, since its first answer sets our clock. No session begins before. Raises StoreError."""

@@ -78,7 +78,7 @@ async def opened(middleware: SessionMiddleware, scope: Mapping[str, Any]) -> Ses
     manager = middleware._manager
     keys = manager.recognise(middleware.cookie.read(scope["headers"]), scope)
     if not (keys or manager.guard.knows_time):
-        await manager.start()
+        await manager.start(reports=False)
     return await manager.load(keys) if keys else manager.begin()
 
 

@@ -68,7 +68,7 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
         app_config.dependencies.setdefault("session", di.Provide(_find, sync_to_thread=False))
         # The middleware of routes gets no lifespan events. We start first and stop last: the app's hooks may use the store.
         app_config.on_startup.insert(0, self._begin)
-        app_config.on_startup.append(self._middleware._manager.start)  # after the app's hooks, which may create tables
+        app_config.on_startup.append(self._ask)  # after the app's hooks, which may create tables
         app_config.on_shutdown.append(self._end)
         app_config.request_class = _with_verbs(app_config.request_class or Request)
         app_config.websocket_class = _with_verbs(app_config.websocket_class or WebSocket)
@@ -100,6 +100,9 @@ class SessionPlugin(InitPlugin, ReceiveRoutePlugin):
     def _begin(self, app: Litestar) -> None:
         self._middleware._upkeep.require_event_loop()
         self._middleware._upkeep.begin(app)
+
+    async def _ask(self, app: Litestar) -> None:
+        await self._middleware._manager.start()
 
     async def _end(self, app: Litestar) -> None:
         await self._middleware._upkeep.end(app)
