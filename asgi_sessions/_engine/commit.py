@@ -303,9 +303,7 @@ class Committer:
             self.mark_ended(session, events)
             return True
         except SessionLimitReached:
-            if (
-                not session._over
-            ):  # otherwise the log-in of an actor was refused, and Calls.save_actor has done the rest
+            if not session._over:  # otherwise an actor's log-in was refused, and Calls.save_actor has done the rest
                 await self._refused(session, events)
             raise
         except (RecordExists, SessionDataError):
